@@ -1,0 +1,33 @@
+"""XNOR-Networks in JAX: pure functions to train them, one bit per weight to ship them."""
+
+from xnor_jax import masks, models, nn, optim, rules, weights
+from xnor_jax.masks import inner_kernels, mask_by_path
+from xnor_jax.weights import (
+    binarize,
+    clamp,
+    mean_center,
+    project,
+    scale,
+    sign,
+    sign_ste,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "binarize",
+    "clamp",
+    "inner_kernels",
+    "mask_by_path",
+    "masks",
+    "mean_center",
+    "models",
+    "nn",
+    "optim",
+    "project",
+    "rules",
+    "scale",
+    "sign",
+    "sign_ste",
+    "weights",
+]

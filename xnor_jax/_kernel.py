@@ -1,0 +1,91 @@
+"""One kernel: what it must be, its signs and its scale."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+
+def scale(kernel: ArrayLike) -> jax.Array:
+    """The least-squares scale of each filter: `α = mean |w|`.
+
+    Args:
+      kernel: A kernel `[..., C_in, C_out]`.
+
+    Returns:
+      α, shape `[C_out]`, in the kernel's dtype, ≥ 0.
+
+    Raises:
+      ValueError: If the kernel has rank below 2.
+      TypeError: If it is not of floating point numbers.
+
+    References:
+      Rastegari et al., XNOR-Net, 2016, eq. 6.
+    """
+    w = jnp.asarray(kernel)
+    check_kernel(w)
+    mean = jnp.mean(jnp.abs(w), axis=tuple(range(w.ndim - 1)), dtype=wide_dtype(w))
+    return mean.astype(w.dtype)
+
+
+def sign(x: ArrayLike) -> jax.Array:
+    """The sign in {−1, +1}, with `sign(±0) = +1`: one bit has no zero.
+
+    Args:
+      x: An array of any shape, floating or integer.
+
+    Returns:
+      The signs, in the dtype and shape of `x`. Its gradient is 0: see `sign_ste`.
+
+    Examples:
+      >>> import jax.numpy as jnp, xnor_jax as xnor
+      >>> xnor.sign(jnp.array([-2.0, -0.0, 0.0, 3.0]))
+      Array([-1.,  1.,  1.,  1.], dtype=float32)
+    """
+    x = jnp.asarray(x)
+    return jnp.where(x >= 0, 1, -1).astype(x.dtype)
+
+
+def check_kernel(kernel: Any, *, centred: bool = False) -> None:
+    """Refuse what is not a kernel `[..., C_in, C_out]` of floating point numbers.
+
+    Args:
+      kernel: The leaf to look at.
+      centred: Whether it will be mean-centred, which one input channel cannot be.
+
+    Raises:
+      TypeError: If it is no array, or not of a real floating dtype.
+      ValueError: If its rank is below 2, or `centred` and it has one input channel.
+    """
+    dtype = getattr(kernel, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"expected a floating point kernel, got {describe(kernel)}")
+    if kernel.ndim < 2:
+        raise ValueError(
+            "expected a kernel of shape [..., C_in, C_out], got shape "
+            f"{tuple(kernel.shape)}; leave it out with a mask"
+        )
+    if 0 in kernel.shape:
+        raise ValueError(f"expected a kernel with weights, got {tuple(kernel.shape)}")
+    if centred and kernel.shape[-2] < 2:
+        raise ValueError(
+            "expected at least 2 input channels, got a kernel of shape "
+            f"{tuple(kernel.shape)}; mean-centring over 1 channel leaves only zeros: "
+            "leave it out with a mask"
+        )
+
+
+def filter_size(kernel: jax.Array) -> int:
+    """`n`: how many weights feed one output channel."""
+    return kernel.size // kernel.shape[-1]
+
+
+def wide_dtype(x: jax.Array) -> Any:
+    """The dtype to sum in: bfloat16 stalls after 256 terms, float16 overflows."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def describe(leaf: Any) -> str:
+    """A leaf's dtype, or its type where it is no array: for errors."""
+    return str(getattr(leaf, "dtype", type(leaf).__name__))

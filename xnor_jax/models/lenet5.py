@@ -1,0 +1,76 @@
+"""LeNet-5 as in the public XNOR-Net code for MNIST."""
+
+from math import prod
+from typing import Any
+
+import jax
+from flax import nnx
+
+from xnor_jax.convolution import conv_general_dilated, max_pool
+from xnor_jax.nn import XnorBlock
+
+
+class LeNet5(nnx.Module):
+    """Two convolutions and two dense layers; the middle two are binary.
+
+    | layer | out, for 28×28×1 |
+    |---|---|
+    | conv 5×5, valid, real; BatchNorm without affine; ReLU | 24×24×20 |
+    | max-pool 2/2 | 12×12×20 |
+    | binary block, conv 5×5, valid | 8×8×50 |
+    | max-pool 2/2 | 4×4×50 |
+    | binary block, dense (BatchNorm over the 50 channels) | 500 |
+    | dense, real | 10 |
+
+    Args:
+      image_shape: Height, width, channels of an image, at least 16×16.
+      classes: How many logits.
+      binary: False for the float twin.
+      rngs: Keys for the parameters.
+      **block: Passed on to both `XnorBlock`s, such as `rule` or `input_scale`.
+
+    Raises:
+      ValueError: If an image is too small for the two convolutions and pools.
+
+    References:
+      LeCun et al., 1998; jiecaoyu/XNOR-Net-PyTorch, `MNIST/models/LeNet_5.py`.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int] = (28, 28, 1),
+        classes: int = 10,
+        binary: bool = True,
+        rngs: nnx.Rngs,
+        **block: Any,
+    ):
+        *spatial, channels = image_shape
+        if min(spatial) < 16:
+            raise ValueError(
+                f"LeNet5: expected images of at least 16×16, got {tuple(image_shape)}"
+            )
+        pooled = [((size - 4) // 2 - 4) // 2 for size in spatial]
+        self.conv1 = nnx.Conv(
+            channels,
+            20,
+            (5, 5),
+            padding="VALID",
+            conv_general_dilated=conv_general_dilated,
+            rngs=rngs,
+        )
+        self.norm1 = nnx.BatchNorm(
+            20, momentum=0.9, epsilon=1e-4, use_bias=False, use_scale=False, rngs=rngs
+        )
+        block = {"binary": binary, "rngs": rngs, **block}
+        self.block2 = XnorBlock(20, 50, (5, 5), padding="VALID", **block)
+        self.block3 = XnorBlock(prod(pooled) * 50, 500, norm_features=50, **block)
+        self.dense4 = nnx.Linear(500, classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map images `[N, H, W, C]` to logits `[N, classes]`."""
+        x = nnx.relu(self.norm1(self.conv1(x)))
+        x = max_pool(x, (2, 2), (2, 2))
+        x = max_pool(self.block2(x), (2, 2), (2, 2))
+        x = self.block3(x)
+        return self.dense4(x)

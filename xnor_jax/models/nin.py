@@ -1,0 +1,89 @@
+"""Network in Network as in the public XNOR-Net code for CIFAR-10."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from xnor_jax.convolution import conv_general_dilated, max_pool
+from xnor_jax.nn import XnorBlock
+
+
+class NIN(nnx.Module):
+    """Nine convolutions; all but the first and the last are binary.
+
+    | layer | out, for 32×32×3 |
+    |---|---|
+    | conv 5×5, pad 2, real; BatchNorm without affine; ReLU | 32×32×192 |
+    | binary blocks 1×1: 160, 96 | 32×32×96 |
+    | max-pool 3/2, pad 1 | 16×16×96 |
+    | binary blocks 5×5 pad 2 (dropout): 192; 1×1: 192, 192 | 16×16×192 |
+    | average-pool 3/2, pad 1, padding counted | 8×8×192 |
+    | binary blocks 3×3 pad 1 (dropout): 192; 1×1: 192 | 8×8×192 |
+    | BatchNorm without affine; conv 1×1, real; ReLU | 8×8×10 |
+    | average over all positions | 10 |
+
+    Args:
+      image_shape: Height, width, channels of an image.
+      classes: How many logits.
+      dropout: Probability of dropping a sign in the 5×5 and 3×3 blocks.
+      binary: False for the float twin.
+      rngs: Keys for the parameters and the dropout.
+      **block: Passed on to every `XnorBlock`, such as `rule` or `input_scale`.
+
+    References:
+      Lin et al., Network In Network, 2014; jiecaoyu/XNOR-Net-PyTorch,
+      `CIFAR_10/models/nin.py`.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int] = (32, 32, 3),
+        classes: int = 10,
+        dropout: float = 0.5,
+        binary: bool = True,
+        rngs: nnx.Rngs,
+        **block: Any,
+    ):
+        real: dict[str, Any] = {
+            "kernel_init": nnx.initializers.normal(0.05),
+            "conv_general_dilated": conv_general_dilated,
+            "rngs": rngs,
+        }
+        plain: dict[str, Any] = {
+            "momentum": 0.9,
+            "epsilon": 1e-4,
+            "use_bias": False,
+            "use_scale": False,
+            "rngs": rngs,
+        }
+        block = {
+            "binary": binary,
+            "kernel_init": nnx.initializers.normal(0.05),
+            "rngs": rngs,
+            **block,
+        }
+        self.conv1 = nnx.Conv(image_shape[-1], 192, (5, 5), padding=2, **real)
+        self.norm1 = nnx.BatchNorm(192, **plain)
+        self.block2 = XnorBlock(192, 160, (1, 1), **block)
+        self.block3 = XnorBlock(160, 96, (1, 1), **block)
+        self.block4 = XnorBlock(96, 192, (5, 5), padding=2, dropout=dropout, **block)
+        self.block5 = XnorBlock(192, 192, (1, 1), **block)
+        self.block6 = XnorBlock(192, 192, (1, 1), **block)
+        self.block7 = XnorBlock(192, 192, (3, 3), padding=1, dropout=dropout, **block)
+        self.block8 = XnorBlock(192, 192, (1, 1), **block)
+        self.norm9 = nnx.BatchNorm(192, **plain)
+        self.conv9 = nnx.Conv(192, classes, (1, 1), **real)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map images `[N, H, W, C]` to logits `[N, classes]`."""
+        pad1 = ((1, 1), (1, 1))
+        x = nnx.relu(self.norm1(self.conv1(x)))
+        x = self.block3(self.block2(x))
+        x = max_pool(x, (3, 3), (2, 2), pad1)
+        x = self.block6(self.block5(self.block4(x)))
+        x = nnx.avg_pool(x, (3, 3), (2, 2), pad1)
+        x = self.block8(self.block7(x))
+        x = nnx.relu(self.conv9(self.norm9(x)))
+        return x.mean((1, 2))

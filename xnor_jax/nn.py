@@ -1,0 +1,356 @@
+"""Flax NNX layers: what goes in and what is multiplied are signs.
+
+A layer holds latent kernels and computes `α · (sign(x) ⊛ sign(w))`: an integer sum, then
+one multiplication per output channel. The integer sum is the same in float32, bfloat16
+and on bits. With `binary=False` each layer is its float twin: `x ⊛ w`, nothing signed.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype, Initializer
+from jax.typing import ArrayLike
+
+from xnor_jax import convolution
+from xnor_jax._kernel import wide_dtype
+from xnor_jax.convolution import Padding
+from xnor_jax.rules import Rule
+from xnor_jax.weights import binarize, scale, sign, sign_ste
+
+
+class _Binary(nnx.Module):
+    """What a binary convolution and a binary dense layer share."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        use_bias: bool,
+        dropout: float,
+        input_scale: bool,
+        rule: str | Rule,
+        multiplier: float,
+        binary: bool,
+        dtype: Dtype | None,
+        param_dtype: Dtype,
+        kernel_init: Initializer,
+        bias_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+        self.bias = (
+            nnx.Param(bias_init(rngs.params(), shape[-1:], param_dtype))
+            if use_bias
+            else None
+        )
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.input_scale = input_scale
+        self.rule = rule
+        self.multiplier = multiplier
+        self.binary = binary
+        self.dtype = dtype
+
+    def _apply(
+        self,
+        x: jax.Array,
+        product: Callable[..., jax.Array],
+        average: Callable[[jax.Array], jax.Array],
+    ) -> jax.Array:
+        kernel = self.kernel[...]
+        dtype = self.dtype or jnp.result_type(x, kernel)
+        x = x.astype(dtype)
+        kernel = kernel.astype(dtype)
+        if self.binary:
+            signs = sign_ste(x)
+            signs = self.dropout(signs) if self.dropout else signs
+            kernel = binarize(kernel, rule=self.rule, multiplier=self.multiplier)
+            y = scaled_product(product, signs, kernel)
+            if self.input_scale:
+                y = y * average(jnp.mean(jnp.abs(x), axis=-1, keepdims=True))
+        else:
+            y = product(self.dropout(x) if self.dropout else x, kernel)
+        return y if self.bias is None else y + self.bias[...].astype(dtype)
+
+
+class BinaryConv(_Binary):
+    """A convolution of signs: `K · α · (sign(x) ⊛ sign(w)) + bias`, rank 1 to 3.
+
+    The padding is zeros in ±1 space: a tap outside the image adds 0 to the sum.
+    `K` is 1, or with `input_scale` the paper's `A ∗ k`, where `A = mean |x|` over the
+    channels and `k` is a box filter `1/(kh·kw)` with the convolution's own geometry.
+
+    Args:
+      in_features: Channels in, `C`.
+      out_features: Channels out, `C_out`.
+      kernel_size: The window, one number per spatial axis; one number for rank 1.
+      strides: One number, or one per spatial axis.
+      padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after).
+      kernel_dilation: One number, or one per spatial axis.
+      feature_group_count: Groups of channels; the kernel is `[*window, C/groups, C_out]`.
+      use_bias: Whether to add a real bias.
+      dropout: Probability in [0, 1) of dropping a sign, in training.
+      input_scale: Whether to multiply by `K`.
+      rule: The kernel's gradient rule, a name or a function: see `xnor_jax.rules`.
+      multiplier: A factor on the rule's gradient.
+      binary: False for the float twin.
+      dtype: Of the computation; None for that of input and kernel together.
+      param_dtype: Of the latent kernel and the bias.
+      kernel_init: Initializer of the latent kernel.
+      bias_init: Initializer of the bias.
+      rngs: Keys `params` and, with dropout, `dropout`.
+
+    Raises:
+      ValueError: If channels do not divide into the groups, or a geometry does not fit.
+
+    References:
+      Rastegari et al., XNOR-Net, 2016, §3.2.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | Sequence[int],
+        strides: int | Sequence[int] = 1,
+        *,
+        padding: Padding = "SAME",
+        kernel_dilation: int | Sequence[int] = 1,
+        feature_group_count: int = 1,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        input_scale: bool = False,
+        rule: str | Rule = "corrected",
+        multiplier: float = 1.0,
+        binary: bool = True,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        kernel_init: Initializer = nnx.initializers.lecun_normal(),
+        bias_init: Initializer = nnx.initializers.zeros_init(),
+        rngs: nnx.Rngs,
+    ):
+        window = (
+            (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+        )
+        if not 1 <= len(window) <= 3:
+            raise ValueError(
+                f"kernel_size: expected 1 to 3 spatial axes, got {kernel_size}"
+            )
+        if in_features % feature_group_count or out_features % feature_group_count:
+            raise ValueError(
+                f"feature_group_count: {feature_group_count} divides not both "
+                f"in_features {in_features} and out_features {out_features}"
+            )
+        self.in_features = in_features
+        self.out_features = out_features
+        self.kernel_size = window
+        self.strides = _per_axis("strides", strides, len(window))
+        self.padding = padding if isinstance(padding, str | int) else tuple(padding)
+        self.kernel_dilation = _per_axis(
+            "kernel_dilation", kernel_dilation, len(window)
+        )
+        self.feature_group_count = feature_group_count
+        super().__init__(
+            (*window, in_features // feature_group_count, out_features),
+            use_bias=use_bias,
+            dropout=dropout,
+            input_scale=input_scale,
+            rule=rule,
+            multiplier=multiplier,
+            binary=binary,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: ArrayLike) -> jax.Array:
+        """Map images `[N, *spatial, C]` to `[N, *out, C_out]`."""
+        x = jnp.asarray(x)
+        rank = len(self.kernel_size)
+        if x.ndim != rank + 2 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"BinaryConv: expected [N, {rank} spatial axes, {self.in_features}], "
+                f"got shape {x.shape}"
+            )
+        geometry: dict[str, Any] = {
+            "strides": self.strides,
+            "dilation": self.kernel_dilation,
+            "padding": convolution.explicit_padding(
+                self.padding,
+                x.shape[1:-1],
+                self.kernel_size,
+                self.strides,
+                self.kernel_dilation,
+            ),
+        }
+        box = jnp.full((*self.kernel_size, 1, 1), 1 / prod(self.kernel_size), x.dtype)
+        return self._apply(
+            x,
+            partial(convolution.conv, **geometry, groups=self.feature_group_count),
+            lambda a: convolution.conv(a, box.astype(a.dtype), **geometry),
+        )
+
+
+class BinaryLinear(_Binary):
+    """A dense layer of signs: `K · α · (sign(x) · sign(w)) + bias`.
+
+    `K` is 1, or with `input_scale` the paper's `mean |x|` over the features.
+
+    Args:
+      in_features: Features in, `C_in`.
+      out_features: Features out, `C_out`.
+      use_bias: Whether to add a real bias.
+      dropout: Probability in [0, 1) of dropping a sign, in training.
+      input_scale: Whether to multiply by `K`.
+      rule: The kernel's gradient rule, a name or a function: see `xnor_jax.rules`.
+      multiplier: A factor on the rule's gradient.
+      binary: False for the float twin.
+      dtype: Of the computation; None for that of input and kernel together.
+      param_dtype: Of the latent kernel and the bias.
+      kernel_init: Initializer of the latent kernel.
+      bias_init: Initializer of the bias.
+      rngs: Keys `params` and, with dropout, `dropout`.
+
+    References:
+      Rastegari et al., XNOR-Net, 2016, §3.2.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        input_scale: bool = False,
+        rule: str | Rule = "corrected",
+        multiplier: float = 1.0,
+        binary: bool = True,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        kernel_init: Initializer = nnx.initializers.lecun_normal(),
+        bias_init: Initializer = nnx.initializers.zeros_init(),
+        rngs: nnx.Rngs,
+    ):
+        self.in_features = in_features
+        self.out_features = out_features
+        super().__init__(
+            (in_features, out_features),
+            use_bias=use_bias,
+            dropout=dropout,
+            input_scale=input_scale,
+            rule=rule,
+            multiplier=multiplier,
+            binary=binary,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: ArrayLike) -> jax.Array:
+        """Map `[..., C_in]` to `[..., C_out]`."""
+        x = jnp.asarray(x)
+        if x.ndim < 1 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"BinaryLinear: expected [..., {self.in_features}], got shape {x.shape}"
+            )
+        return self._apply(x, convolution.dot, lambda a: a)
+
+
+class XnorBlock(nnx.Module):
+    """The paper's block: BatchNorm → sign → (dropout) → convolution or dense → ReLU.
+
+    Args:
+      in_features: Channels (dense: features) into the product.
+      out_features: Channels or features out of it.
+      kernel_size: The convolution's window; None for a dense layer.
+      norm_features: Channels that BatchNorm sees; None for `in_features`. A dense block
+        behind a convolution normalizes the channels, then flattens `[N, H, W, C]`.
+      epsilon: BatchNorm's ε.
+      momentum: BatchNorm's momentum in Flax's sense.
+      relu: Whether a ReLU follows.
+      rngs: Keys for the parameters and the dropout.
+      **layer: Passed on to `BinaryConv` or `BinaryLinear`.
+
+    References:
+      Rastegari et al., XNOR-Net, 2016, §3.2 and Table 3: 44.2 % against 30.3 % for the
+      usual order.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | Sequence[int] | None = None,
+        *,
+        norm_features: int | None = None,
+        epsilon: float = 1e-4,
+        momentum: float = 0.9,
+        relu: bool = True,
+        rngs: nnx.Rngs,
+        **layer: Any,
+    ):
+        self.norm = nnx.BatchNorm(
+            norm_features or in_features, momentum=momentum, epsilon=epsilon, rngs=rngs
+        )
+        if kernel_size is None:
+            self.layer = BinaryLinear(in_features, out_features, rngs=rngs, **layer)
+        else:
+            self.layer = BinaryConv(
+                in_features, out_features, kernel_size, rngs=rngs, **layer
+            )
+        self.relu = relu
+
+    def __call__(self, x: ArrayLike) -> jax.Array:
+        """Map `[N, *spatial, C]` to `[N, *out, C_out]`, dense to `[N, C_out]`."""
+        x = self.norm(jnp.asarray(x))
+        if isinstance(self.layer, BinaryLinear):
+            x = x.reshape(x.shape[0], -1)
+        x = self.layer(x)
+        return nnx.relu(x) if self.relu else x
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def scaled_product(
+    product: Callable[..., jax.Array], signs: jax.Array, binary_kernel: jax.Array
+) -> jax.Array:
+    """`product(signs, w̃)` for `w̃ = α·sign(w)`, as `α · product(signs, sign(w))`.
+
+    The sums are of integers, hence exact; the gradient is that of `product(signs, w̃)`.
+
+    Args:
+      product: `(x, kernel, *, accumulator) -> y`, linear in both.
+      signs: Activations in {−1, 0, +1}, or a multiple of them under dropout.
+      binary_kernel: `α · sign(w)`, `[..., C_in, C_out]`.
+
+    Returns:
+      The product, `[..., C_out]`, in the dtype of `signs`.
+    """
+    sums = product(signs, sign(binary_kernel), accumulator=wide_dtype(signs))
+    return (scale(binary_kernel) * sums).astype(signs.dtype)
+
+
+def _scaled_product_fwd(product, signs, binary_kernel):
+    return scaled_product(product, signs, binary_kernel), (signs, binary_kernel)
+
+
+def _scaled_product_bwd(product, residuals, g):
+    return jax.vjp(product, *residuals)[1](g)
+
+
+scaled_product.defvjp(_scaled_product_fwd, _scaled_product_bwd)
+
+
+def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    values = (value,) * rank if isinstance(value, int) else tuple(value)
+    if len(values) != rank or min(values) < 1:
+        raise ValueError(f"{name}: expected {rank} numbers of at least 1, got {value}")
+    return values

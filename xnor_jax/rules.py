@@ -1,0 +1,171 @@
+r"""From the gradient at the binarized kernel to the gradient at the latent kernel.
+
+Notation of the module, for one filter (everything that feeds one output channel):
+`w` the latent kernel, `s = sign(w)`, `α = mean |w|`, `g` the loss's gradient at
+`α·s`, `n` the filter's number of weights, `1[·]` an indicator. A kernel has the shape
+`[..., C_in, C_out]`, so `n = kernel.size / C_out`; with groups, `C_in` counts one group.
+
+A rule is a function `(kernel, grad) -> grad`. Write your own and give it wherever a
+rule's name is accepted:
+
+>>> import jax.numpy as jnp, xnor_jax as xnor
+>>> def tanh_rule(kernel, grad):
+...     return grad * (1 - jnp.tanh(kernel) ** 2)
+>>> xnor.binarize(jnp.array([[0.5], [-1.5]]), rule=tanh_rule)
+Array([[ 1.],
+       [-1.]], dtype=float32)
+
+Under Adam the factor `(1 − 1/C_in)·n` of `corrected` and `paper` changes no direction:
+it matters through Adam's ε and through an L2 decay that is added to the gradient.
+"""
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from xnor_jax._kernel import check_kernel, filter_size, scale, sign, wide_dtype
+
+Rule = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def corrected(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
+    r"""The rule of the public PyTorch code: `exact(w, g) · (1 − 1/C_in) · n`.
+
+    `(α·1[|w| ≤ 1]·g + s·mean(s·g)) · (1 − 1/C_in) · n`. The factor `1 − 1/C_in` is the
+    diagonal of the centring's Jacobian `I − 11ᵀ/C_in`.
+
+    Args:
+      kernel: The latent kernel, `[..., C_in, C_out]`, floating, `C_in ≥ 2`.
+      grad: The loss's gradient at `binarize(kernel)`, of the same shape.
+
+    Returns:
+      The gradient for the latent kernel, in the dtype of `grad`.
+
+    Raises:
+      ValueError: If `C_in` is 1: the factor, and with it the gradient, would be 0.
+
+    References:
+      Rastegari et al., XNOR-Net, 2016, §3.1; jiecaoyu/XNOR-Net-PyTorch, `util.py`.
+    """
+    w, g = _wide(kernel, grad, centred=True)
+    return (_chain_rule(w, g) * _centring(w)).astype(jnp.result_type(grad))
+
+
+def paper(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
+    r"""The rule of the paper's §3.1: `g · (α·1[|w| < 1] + 1/n) · (1 − 1/C_in) · n`.
+
+    Args:
+      kernel: The latent kernel, `[..., C_in, C_out]`, floating, `C_in ≥ 2`.
+      grad: The loss's gradient at `binarize(kernel)`, of the same shape.
+
+    Returns:
+      The gradient for the latent kernel, in the dtype of `grad`.
+
+    Raises:
+      ValueError: If `C_in` is 1: the factor, and with it the gradient, would be 0.
+
+    References:
+      Rastegari et al., XNOR-Net, 2016, §3.1; allenai/XNOR-Net.
+    """
+    w, g = _wide(kernel, grad, centred=True)
+    inside = jnp.abs(w) < 1
+    update = g * (scale(w) * inside + 1 / filter_size(w)) * _centring(w)
+    return update.astype(jnp.result_type(grad))
+
+
+def exact(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
+    r"""The chain rule through α, straight-through for sign: `α·1[|w| ≤ 1]·g + s·mean(s·g)`.
+
+    Args:
+      kernel: The latent kernel, `[..., C_in, C_out]`, floating.
+      grad: The loss's gradient at `binarize(kernel)`, of the same shape.
+
+    Returns:
+      The gradient for the latent kernel, in the dtype of `grad`.
+    """
+    w, g = _wide(kernel, grad)
+    return _chain_rule(w, g).astype(jnp.result_type(grad))
+
+
+def ste(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
+    r"""Plain straight-through: `g · 1[|w| ≤ 1]`.
+
+    Args:
+      kernel: The latent kernel, `[..., C_in, C_out]`, floating.
+      grad: The loss's gradient at `binarize(kernel)`, of the same shape.
+
+    Returns:
+      The gradient for the latent kernel, in the dtype of `grad`.
+
+    References:
+      Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons,
+      2013; Hubara et al., Binarized Neural Networks, 2016.
+    """
+    w, g = _wide(kernel, grad)
+    return (g * (jnp.abs(w) <= 1)).astype(jnp.result_type(grad))
+
+
+RULES = MappingProxyType(
+    {"corrected": corrected, "paper": paper, "exact": exact, "ste": ste}
+)
+
+
+def get(rule: str | Rule) -> Rule:
+    """Return the rule of that name; a function comes back as it is.
+
+    Raises:
+      ValueError: If no rule has that name.
+      TypeError: If it is neither a name nor callable.
+    """
+    if callable(rule):
+        return rule
+    if not isinstance(rule, str):
+        raise TypeError(
+            f"rule: expected a name or a (kernel, grad) -> grad function, got {rule!r}"
+        )
+    if rule not in RULES:
+        raise ValueError(
+            f"rule: unknown name {rule!r}; expected one of {', '.join(RULES)}, or a "
+            "(kernel, grad) -> grad function"
+        )
+    return RULES[rule]
+
+
+def check(rule: Rule, kernel: jax.Array) -> None:
+    """Trace `rule` on the kernel's shape, so that its errors come with the forward pass.
+
+    Raises:
+      ValueError: If the rule refuses the kernel, or returns another shape.
+    """
+    spec = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
+    out = jax.eval_shape(rule, spec, spec)
+    if getattr(out, "shape", None) != kernel.shape:
+        raise ValueError(
+            f"the rule must return a gradient of the kernel's shape {kernel.shape}, "
+            f"got {getattr(out, 'shape', out)}"
+        )
+
+
+def _wide(
+    kernel: ArrayLike, grad: ArrayLike, *, centred: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    w, g = jnp.asarray(kernel), jnp.asarray(grad)
+    check_kernel(w, centred=centred)
+    if w.shape != g.shape:
+        raise ValueError(
+            f"expected kernel and grad of one shape, got {w.shape} and {g.shape}"
+        )
+    dtype = jnp.promote_types(wide_dtype(w), wide_dtype(g))
+    return w.astype(dtype), g.astype(dtype)
+
+
+def _chain_rule(w: jax.Array, g: jax.Array) -> jax.Array:
+    s, inside = sign(w), jnp.abs(w) <= 1
+    return scale(w) * inside * g + s * jnp.mean(s * g, axis=tuple(range(w.ndim - 1)))
+
+
+def _centring(w: jax.Array) -> float:
+    return (1 - 1 / w.shape[-2]) * filter_size(w)

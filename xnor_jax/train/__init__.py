@@ -1,0 +1,1 @@
+"""Training: recipes, the step, the loop, checkpoints and the report."""

@@ -1,0 +1,212 @@
+"""A whole run: epochs, evaluation, checkpoints, what a person sees."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from xnor_jax.data import SOURCES, Dataset
+from xnor_jax.train import report, step
+from xnor_jax.train.checkpoint import Checkpoints, History
+from xnor_jax.train.folder import RunError, RunInfo, open_folder, write_metrics
+from xnor_jax.train.progress import Display
+from xnor_jax.train.step import Metrics, Trainer, TrainState
+
+
+class Result(NamedTuple):
+    """How a run ended."""
+
+    folder: Path
+    history: History  # one record an epoch
+    seconds: float  # of this process
+
+
+def train(
+    info: RunInfo,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> Result:
+    """Train a recipe to its end.
+
+    Everything that decides the numbers comes from the recipe: a run that is cut off at
+    any moment and resumed ends with those of a run left alone.
+
+    Args:
+      info: The run: `RunInfo.of(name, recipe, dataset)`.
+      dataset: Its data.
+      folder: Where recipe, metrics, checkpoints, events and the report go.
+      resume: Whether to go on with what the folder holds.
+      console: Where to print; None for standard output.
+
+    Returns:
+      The history of all epochs.
+
+    Raises:
+      RunError: If the folder is not the run's or cannot be written, the set is smaller
+        than a batch, or the loss is not finite.
+    """
+    begin = time.perf_counter()
+    recipe = info.recipe
+    console = console or Console()
+    if info.steps_per_epoch < 1:
+        raise RunError(
+            f"batch_size {recipe.batch_size} is larger than the {info.train_images} "
+            f"training images; expected at most {info.train_images}"
+        )
+    open_folder(folder, info, resume=resume)
+    trainer, state = create(info)
+    checkpoints = Checkpoints(folder)
+    history: History = []
+    done = checkpoints.newest() or 0
+    if done:
+        state, history = checkpoints.restore(done, state)
+        write_metrics(folder, history)
+        console.print(f"{folder}: going on after epoch {done} of {recipe.epochs}")
+
+    images, labels = map(jnp.asarray, dataset.train)
+    test_images, test_labels = map(jnp.asarray, dataset.test)
+    key = jax.random.key(recipe.seed)
+    evaluate = step.make_evaluate(trainer)
+    calibrate = step.make_calibrate(trainer)
+    trained_images = info.steps_per_epoch * recipe.batch_size
+    display = Display(
+        console,
+        epochs=recipe.epochs,
+        done=done,
+        images_per_epoch=trained_images,
+        batch_size=recipe.batch_size,
+    )
+    # With or without a terminal it is one program: another might round otherwise, and a
+    # run resumed elsewhere would not end with the same numbers.
+    train_epoch = step.make_train_epoch(trainer, display.on_step)
+    events = report.EventWriter(folder, done)
+    try:
+        with display:
+            for epoch in range(done + 1, recipe.epochs + 1):
+                display.begin_epoch(epoch)
+                epoch_begin = time.perf_counter()
+                epoch_key, calibration_key = jax.random.split(
+                    jax.random.fold_in(key, epoch)
+                )
+                state, metrics, flips = _wait(
+                    train_epoch(state, images, labels, epoch_key)
+                )
+                seconds = time.perf_counter() - epoch_begin
+                if not math.isfinite(float(metrics.loss)):
+                    raise RunError(
+                        f"the loss of epoch {epoch} is {float(metrics.loss)}; lower "
+                        f"learning_rate ({recipe.learning_rate:g}) or multiplier "
+                        f"({recipe.multiplier:g}), in another folder"
+                    )
+                if recipe.calibration_batches:
+                    rest = calibrate(
+                        state.params, state.rest, images, calibration_key
+                    )
+                    state = state._replace(rest=rest)
+                test = _wait(
+                    evaluate(state.params, state.rest, test_images, test_labels)
+                )
+                record = _record(
+                    trainer, state, epoch, metrics, test, flips, trained_images / seconds
+                )
+                history.append(record)
+                checkpoints.save(epoch, state, history)
+                write_metrics(folder, history)
+                events.write(record, report.latent_weights(state, trainer.inner))
+                display.end_epoch(record)
+    except OSError as error:
+        raise RunError(
+            f"cannot write in {folder}: {error.strerror or error}; make room, then go on "
+            "with --resume"
+        ) from error
+    finally:
+        events.close()
+        checkpoints.close()
+    kind = "binary" if recipe.binary else "float twin"
+    report.draw(
+        folder / "report.png",
+        f"{info.name} ({kind}), seed {recipe.seed}",
+        history,
+        report.latent_weights(state, trainer.inner),
+    )
+    return Result(folder, history, time.perf_counter() - begin)
+
+
+def create(info: RunInfo) -> tuple[Trainer, TrainState]:
+    """Build a run's network and optimizer, and their state before the first step."""
+    return step.create(
+        info.recipe,
+        SOURCES[info.recipe.dataset],
+        image_shape=info.image_shape,
+        classes=len(info.class_names),
+        steps_per_epoch=info.steps_per_epoch,
+    )
+
+
+def restore(
+    folder: Path, info: RunInfo, *, best: bool = False
+) -> tuple[Trainer, TrainState, History]:
+    """Read the newest checkpoint of a run, or its best.
+
+    Raises:
+      RunError: If there is none, or it is damaged.
+    """
+    trainer, state = create(info)
+    checkpoints = Checkpoints(folder)
+    try:
+        epoch = checkpoints.best() if best else checkpoints.newest()
+        if epoch is None:
+            raise RunError(f"{folder} holds no checkpoint yet; train for an epoch first")
+        return trainer, *checkpoints.restore(epoch, state)
+    finally:
+        checkpoints.close()
+
+
+def _wait(values: Any) -> Any:
+    """Wait in Python, where a Ctrl-C is heard; a blocked wait would hear it at the end."""
+    while not all(leaf.is_ready() for leaf in jax.tree.leaves(values)):
+        time.sleep(0.005)
+    return jax.block_until_ready(values)
+
+
+def _record(
+    trainer: Trainer,
+    state: TrainState,
+    epoch: int,
+    train: Metrics,
+    test: Metrics,
+    flips: Any,
+    images_per_second: float,
+) -> dict[str, Any]:
+    ratios = dict(
+        zip(
+            report.kernel_paths(trainer.inner),
+            map(float, jax.tree.leaves(flips)),
+            strict=True,
+        )
+    )
+    sizes = {
+        path: values.size
+        for path, values in report.latent_weights(state, trainer.inner).items()
+    }
+    turned = sum(ratios[path] * sizes[path] for path in ratios)
+    steps = int(state.step)
+    return {
+        "epoch": epoch,
+        "step": steps,
+        "train_loss": float(train.loss),
+        "train_accuracy": float(train.accuracy),
+        "test_loss": float(test.loss),
+        "test_accuracy": float(test.accuracy),
+        "learning_rate": float(trainer.schedule(jnp.asarray(steps - 1))),
+        "flip_ratio": turned / sum(sizes.values()),
+        "images_per_second": images_per_second,
+        "flip_ratios": ratios,
+    }

@@ -1,0 +1,97 @@
+"""What a terminal shows while a run goes on; plain lines where there is none."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+class Display:
+    """A bar for the epoch that runs and one line for each that has ended.
+
+    Args:
+      console: Where to print; without a terminal only the lines are printed.
+      epochs: The run's last epoch.
+      done: Epochs that are done already.
+      images_per_epoch: For the rate.
+      batch_size: Images a step.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        epochs: int,
+        done: int,
+        images_per_epoch: int,
+        batch_size: int,
+    ):
+        self._console = console
+        self._epochs = epochs
+        self._epoch = done
+        self._first = done
+        self._images = images_per_epoch
+        self._batch = batch_size
+        self._begin = self._epoch_begin = time.perf_counter()
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(
+            "epoch", total=images_per_epoch, epoch=f"{done + 1}/{epochs}", status=""
+        )
+
+    def __enter__(self) -> "Display":
+        """Show the bar."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """An epoch begins."""
+        self._epoch, self._epoch_begin = epoch, time.perf_counter()
+        label = f"{epoch}/{self._epochs}"
+        self._progress.update(self._task, completed=0, epoch=label, status="")
+
+    def on_step(self, step: Any, loss: Any, accuracy: Any) -> None:
+        """Some steps of the epoch are done; called from within the compiled program."""
+        images = int(step) * self._batch
+        now = time.perf_counter()
+        rate = images / max(now - self._epoch_begin, 1e-9)
+        before = (self._epoch - 1 - self._first) * self._images
+        average = (before + images) / max(now - self._begin, 1e-9)
+        ahead = (self._epochs - self._epoch + 1) * self._images - images
+        self._progress.update(
+            self._task,
+            completed=images,
+            status=f"loss {float(loss):.4f}  accuracy {float(accuracy):7.2%}  "
+            f"{rate:,.0f} images/s  {_clock(ahead / average)} left",
+        )
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        """An epoch has ended: its line."""
+        self._console.print(
+            f"epoch {record['epoch']:>3}/{self._epochs}  "
+            f"train loss {record['train_loss']:.4f}  "
+            f"accuracy {record['train_accuracy']:7.2%}  |  "
+            f"test loss {record['test_loss']:.4f}  "
+            f"accuracy {record['test_accuracy']:7.2%}  |  "
+            f"flips {record['flip_ratio']:.1e}  "
+            f"{record['images_per_second']:,.0f} images/s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

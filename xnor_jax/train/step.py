@@ -1,0 +1,288 @@
+"""The training step and the evaluation, as pure functions of their state."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from xnor_jax import masks, models, optim, weights
+from xnor_jax.data import Source
+from xnor_jax.train.recipe import Recipe
+
+MODELS = {"lenet5": models.LeNet5, "nin": models.NIN}
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes; what a checkpoint holds."""
+
+    params: Any  # nnx.State of nnx.Param: the latent tree
+    rest: Any  # nnx.State of everything else: BatchNorm statistics, dropout's keys
+    opt_state: Any  # the optimizer's
+    step: jax.Array  # int32 [], steps taken
+
+
+class Metrics(NamedTuple):
+    """Means over an epoch's steps or a split's images."""
+
+    loss: jax.Array  # float32 []
+    accuracy: jax.Array  # float32 [], a fraction of 1
+
+
+class Trainer(NamedTuple):
+    """A recipe's network, optimizer and schedule: what a step does not change."""
+
+    recipe: Recipe
+    source: Source
+    graphdef: Any
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    inner: Any  # bool tree: the kernels that are binary, or would be in the float twin
+
+
+def create(
+    recipe: Recipe,
+    source: Source,
+    *,
+    image_shape: tuple[int, ...],
+    classes: int,
+    steps_per_epoch: int,
+) -> tuple[Trainer, TrainState]:
+    """Build a recipe's network and optimizer, and their state before the first step.
+
+    Args:
+      recipe: What to train.
+      source: How pixels are normalised.
+      image_shape: Height, width, channels.
+      classes: How many classes.
+      steps_per_epoch: For the schedule.
+
+    Returns:
+      The trainer and the initial state, its kernels centred and clamped.
+    """
+    model = MODELS[recipe.model](
+        image_shape=image_shape,  # type: ignore[arg-type]
+        classes=classes,
+        binary=recipe.binary,
+        rule=recipe.rule,
+        multiplier=recipe.multiplier,
+        input_scale=recipe.input_scale,
+        rngs=nnx.Rngs(recipe.seed),
+    )
+    inner = masks.inner_kernels(model)
+    schedule = make_schedule(recipe, steps_per_epoch)
+    optimizer = make_optimizer(recipe, schedule, inner, masks.norm_scales(model))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    if recipe.binary:
+        params = weights.project(params, inner)
+    state = TrainState(params, rest, optimizer.init(params), jnp.zeros((), jnp.int32))
+    return Trainer(recipe, source, graphdef, optimizer, schedule, inner), state
+
+
+def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate as a function of the step."""
+    if recipe.schedule == "cosine":
+        steps = recipe.epochs * steps_per_epoch
+        return optax.cosine_decay_schedule(recipe.learning_rate, steps)
+    boundaries = {e * steps_per_epoch: recipe.decay_factor for e in recipe.decay_epochs}
+    return optax.piecewise_constant_schedule(recipe.learning_rate, boundaries)
+
+
+def make_optimizer(
+    recipe: Recipe, schedule: optax.Schedule, inner: Any, norm_scales: Any
+) -> optax.GradientTransformation:
+    """Adam on the latent tree, its kernels kept centred and clamped.
+
+    The layers carry the gradient rule themselves, so the chain has none.
+    """
+    decay = optax.add_decayed_weights(recipe.weight_decay)
+    links = [optax.scale_by_adam(), optax.scale_by_learning_rate(schedule)]
+    links.insert(0 if recipe.decay == "coupled" else 1, decay)
+    if recipe.binary:
+        links.append(
+            optim.project(
+                inner, scale_mask=norm_scales, scale_minimum=recipe.scale_minimum
+            )
+        )
+    links.append(optim.count_sign_flips(inner))
+    return optax.chain(*links)
+
+
+def train_step(
+    trainer: Trainer, state: TrainState, images: jax.Array, labels: jax.Array
+) -> tuple[TrainState, Metrics, Any]:
+    """One step on one batch.
+
+    Args:
+      trainer: What stays.
+      state: What changes.
+      images: Normalised, float `[batch, H, W, C]`.
+      labels: int `[batch]`.
+
+    Returns:
+      The new state, the batch's metrics, and the tree of flip ratios of the kernels.
+    """
+
+    def loss_fn(params):
+        model = nnx.merge(trainer.graphdef, params, state.rest, copy=True)
+        model.train()
+        logits = model(images)
+        rest = nnx.split(model, nnx.Param, ...)[2]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), (rest, jnp.mean(logits.argmax(-1) == labels))
+
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (rest, accuracy)), grads = gradient(state.params)
+    updates, opt_state = trainer.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    flips = optax.tree.get(opt_state, "flip_ratio")
+    new = TrainState(params, rest, opt_state, state.step + 1)
+    return new, Metrics(loss, accuracy), flips
+
+
+def make_train_epoch(
+    trainer: Trainer,
+    on_step: Callable[[jax.Array, jax.Array, jax.Array], None] | None = None,
+    every: int = 10,
+) -> Callable[..., tuple[TrainState, Metrics, Any]]:
+    """An epoch as one compiled program: shuffle, then a scan over the steps.
+
+    Args:
+      trainer: What stays.
+      on_step: Called on the host with (step of the epoch, mean loss, mean accuracy so
+        far) from within the program, for a progress bar.
+      every: After how many steps it is called.
+
+    Returns:
+      `epoch(state, images, labels, key) -> state, metrics, flip ratios`, jitted, the
+      state donated. The images are uint8 `[N, H, W, C]`; the key decides the order and
+      the augmentation; the metrics are means over the epoch's steps.
+    """
+    recipe = trainer.recipe
+
+    @partial(jax.jit, donate_argnums=0)
+    def epoch(state, images, labels, key):
+        steps = len(labels) // recipe.batch_size
+        order_key, augment_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, len(labels))
+        batches = order[: steps * recipe.batch_size].reshape(steps, recipe.batch_size)
+
+        def body(carry, batch):
+            state, total = carry
+            at, index = batch
+            picked = augment(recipe, images[index], jax.random.fold_in(augment_key, at))
+            x = normalize(trainer.source, picked)
+            state, metrics, flips = train_step(trainer, state, x, labels[index])
+            total = jax.tree.map(jnp.add, total, (metrics, flips))
+            if on_step is not None:
+                jax.lax.cond(
+                    (at + 1) % every == 0,
+                    lambda m: jax.debug.callback(on_step, at + 1, *m),
+                    lambda m: None,
+                    jax.tree.map(lambda m: m / (at + 1), total[0]),
+                )
+            return (state, total), None
+
+        flips = optax.tree.get(state.opt_state, "flip_ratio")
+        zeros = jax.tree.map(jnp.zeros_like, (Metrics(*2 * (jnp.zeros(()),)), flips))
+        (state, total), _ = jax.lax.scan(
+            body, (state, zeros), (jnp.arange(steps), batches)
+        )
+        return state, *jax.tree.map(lambda x: x / steps, total)
+
+    return epoch
+
+
+def make_evaluate(
+    trainer: Trainer, batch_size: int = 500
+) -> Callable[[Any, Any, jax.Array, jax.Array], Metrics]:
+    """The mean loss and the accuracy over a whole split.
+
+    Returns:
+      `evaluate(params, rest, images, labels) -> metrics`, jitted. It reads the latent
+      tree and changes nothing.
+    """
+
+    @jax.jit
+    def evaluate(params, rest, images, labels):
+        def batch(index):
+            model = nnx.merge(trainer.graphdef, params, rest, copy=True)
+            model.eval()
+            # Past the end, the last image is read again and counts for nothing.
+            real = index < len(labels)
+            index = jnp.minimum(index, len(labels) - 1)
+            logits = model(normalize(trainer.source, images[index]))
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits, labels[index]
+            )
+            right = logits.argmax(-1) == labels[index]
+            return jnp.sum(losses * real), jnp.sum(right & real)
+
+        size = min(batch_size, len(labels))
+        count = -(-len(labels) // size)
+        index = jnp.arange(count * size).reshape(count, size)
+        losses, right = jax.lax.map(batch, index)
+        return Metrics(losses.sum() / len(labels), right.sum() / len(labels))
+
+    return evaluate
+
+
+def make_calibrate(
+    trainer: Trainer,
+) -> Callable[[Any, Any, jax.Array, jax.Array], Any]:
+    """Re-estimate BatchNorm's statistics: their means over some training batches.
+
+    Binary kernels turn signs up to the last step, and an average that still remembers
+    the old signs describes no network that ever was.
+
+    Returns:
+      `calibrate(params, rest, images, key) -> rest`, jitted.
+    """
+    recipe = trainer.recipe
+
+    @jax.jit
+    def calibrate(params, rest, images, key):
+        count = min(recipe.calibration_batches, len(images) // recipe.batch_size)
+        order = jax.random.permutation(key, len(images))[: count * recipe.batch_size]
+
+        def batch(index):
+            model = nnx.merge(trainer.graphdef, params, rest, copy=True)
+            model.eval()
+            model.set_attributes(
+                nnx.BatchNorm, use_running_average=False, momentum=0.0
+            )
+            model(normalize(trainer.source, images[index]))
+            return nnx.state(model, nnx.BatchStat)
+
+        statistics = jax.lax.map(batch, order.reshape(count, recipe.batch_size))
+        mean = jax.tree.map(lambda x: x.mean(0), statistics)
+        return nnx.merge_state(rest, mean)
+
+    return calibrate
+
+
+def normalize(source: Source, images: jax.Array) -> jax.Array:
+    """uint8 pixels to float32 with the set's mean 0 and standard deviation 1."""
+    mean, std = jnp.asarray(source.mean), jnp.asarray(source.std)
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def augment(recipe: Recipe, images: jax.Array, key: jax.Array) -> jax.Array:
+    """Shift and mirror each image as the recipe says; zeros come in from outside."""
+    shift_key, flip_key = jax.random.split(key)
+    if recipe.shift:
+        by = recipe.shift
+        padded = jnp.pad(images, ((0, 0), (by, by), (by, by), (0, 0)))
+        corners = jax.random.randint(shift_key, (len(images), 2), 0, 2 * by + 1)
+
+        def cut(image, corner):
+            return jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
+
+        images = jax.vmap(cut)(padded, corners)
+    if recipe.flip:
+        mirror = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+        images = jnp.where(mirror, images[:, :, ::-1], images)
+    return images

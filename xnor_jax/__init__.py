@@ -1,4 +1,4 @@
-"""XNOR-Networks in JAX: pure functions to train them, one bit per weight to ship them."""
+"""XNOR-Networks in JAX: pure functions that train networks of one bit per weight."""
 
 from xnor_jax import masks, models, nn, optim, rules, weights
 from xnor_jax.masks import inner_kernels, mask_by_path

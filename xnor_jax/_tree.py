@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax.core import Tracer
 
 from xnor_jax._kernel import describe
 
@@ -26,17 +28,16 @@ def resolve_mask(who: str, mask: Mask, params: Any) -> Any:
     """
     if mask is None:
         return jax.tree.map(lambda _: True, params)
-    if callable(mask) and not jax.tree_util.all_leaves([mask]):
-        pass  # a pytree that happens to be callable, such as an Equinox module of bools
-    elif callable(mask):
+    # A leaf: a pytree may be callable too, such as an Equinox module of bools.
+    if callable(mask) and jax.tree_util.all_leaves([mask]):
         mask = mask(params)
     for path, leaf in jax.tree.leaves_with_path(mask):
-        if not isinstance(leaf, bool) and getattr(leaf, "dtype", None) != bool:
+        if getattr(leaf, "dtype", type(leaf)) not in (bool, np.dtype(bool)):
             raise TypeError(
                 f"{who}: expected a mask of bools, got {describe(leaf)}"
                 f"{_at(path)} of the mask"
             )
-        if isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, Tracer):
             raise TypeError(
                 f"{who}: the mask must be static, got a traced value{_at(path)} of the "
                 "mask; close over it instead of passing it through jit"
@@ -66,9 +67,7 @@ def map_kernels(
             return others[0] if others else kernel
         return named(who, path, fn, kernel, *others)
 
-    return jax.tree.map_with_path(
-        visit, resolve_mask(who, mask, params), params, *rest
-    )
+    return jax.tree.map_with_path(visit, resolve_mask(who, mask, params), params, *rest)
 
 
 def named(who: str, path: Any, fn: Callable[..., Any], *args: Any) -> Any:
@@ -76,7 +75,8 @@ def named(who: str, path: Any, fn: Callable[..., Any], *args: Any) -> Any:
     try:
         return fn(*args)
     except (ValueError, TypeError) as error:
-        if type(error) not in (ValueError, TypeError):
+        # A subclass, such as JAX's tracer errors, may not take a plain message.
+        if type(error) is not ValueError and type(error) is not TypeError:
             raise
         what, semicolon, mend = str(error).partition("; ")
         message = f"{who}: {what}{_at(path)}{semicolon}{mend}"

@@ -178,7 +178,7 @@ def _dispatch(args: list[str]) -> None:
 def _parse_recipe(
     command: str, args: list[str], options: Any
 ) -> tuple[str, Recipe, Any]:
-    """Parse twice: the first time to learn the recipe, whose fields are the defaults."""
+    """Parse twice: first to learn the recipe, then with its fields as defaults."""
 
     def parse(defaults: Recipe) -> tuple[str, Recipe, Any]:
         def plain(

@@ -1,7 +1,7 @@
 """Float products and pools, each in the formulation that the platform runs fast.
 
-This is the one place that decides; `experiments/benchmarks/formulations.py` measures the
-choices. Every formulation gives the same numbers to rounding, and gradients with them.
+This is the one place that decides; `experiments/benchmarks/formulations.py` measures
+the choices. All formulations agree to rounding, in values and in gradients.
 """
 
 from collections.abc import Sequence
@@ -45,8 +45,8 @@ def explicit_padding(
     if isinstance(padding, str):
         if padding not in ("SAME", "VALID"):
             raise ValueError(
-                f"padding: expected 'SAME', 'VALID', a number or one (before, after) per "
-                f"axis, got {padding!r}"
+                f"padding: expected 'SAME', 'VALID', a number or one (before, after) "
+                f"per axis, got {padding!r}"
             )
         pads = lax.padtype_to_pads(spatial, reach, strides, padding)
         return tuple((int(before), int(after)) for before, after in pads)
@@ -54,7 +54,8 @@ def explicit_padding(
         return ((int(padding), int(padding)),) * len(window)
     if len(padding) != len(window):
         raise ValueError(
-            f"padding: expected {len(window)} entries, one per spatial axis, got {padding}"
+            f"padding: expected {len(window)} entries, one per spatial axis, got "
+            f"{padding}"
         )
     pairs = [(p, p) if isinstance(p, int | np.integer) else p for p in padding]
     return tuple((int(before), int(after)) for before, after in pairs)

@@ -1,4 +1,4 @@
-"""Image sets as arrays: Hugging Face layouts, and the digits that scikit-learn bundles."""
+"""Image sets as arrays: Hugging Face layouts, and scikit-learn's bundled digits."""
 
 import dataclasses
 from pathlib import Path
@@ -80,7 +80,7 @@ def _digits(source: Source) -> Dataset:
     # 8×8 in 0…16 becomes 28×28 in 0…255: each pixel 3×3, and a frame of 2.
     images = np.repeat(np.repeat(digits.images, 3, axis=1), 3, axis=2)
     images = np.pad(images * (255 / 16), ((0, 0), (2, 2), (2, 2))).round()
-    parts = train_test_split(
+    parts: list[Any] = train_test_split(
         images.astype(np.uint8)[..., None],
         digits.target.astype(np.int32),
         test_size=0.2,
@@ -101,7 +101,8 @@ def _hugging_face(source: Source, data_dir: str | Path | None) -> Dataset:
 
     if data_dir is not None and not Path(data_dir).is_dir():
         raise DataError(
-            f"no folder {data_dir}; expected one in the layout of the hub's {source.hub}"
+            f"no folder {data_dir}; expected one in the layout of the hub's "
+            f"{source.hub}"
         )
     where = str(data_dir) if data_dir is not None else str(source.hub)
     datasets.disable_progress_bars()

@@ -39,7 +39,7 @@ def inner_kernels(model: nnx.Module) -> Any:
 
 
 def norm_scales(model: nnx.Module) -> Any:
-    """The affine scales of every `nnx.BatchNorm`, for `optim.project(scale_mask=…)`.
+    """The affine scales of BatchNorm, for `optim.project(scale_mask=…)`.
 
     Args:
       model: An NNX module.
@@ -87,7 +87,7 @@ def mask_by_path(params: Any, predicate: Callable[[str, Any], bool]) -> Any:
 
 
 def path_string(path: tuple[Any, ...]) -> str:
-    """A leaf's path as `"conv2/kernel"`; the `.value` of an NNX variable is left out."""
+    """A leaf's path as `"conv2/kernel"`; without the `.value` of NNX variables."""
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,8 +1,8 @@
 """Flax NNX layers: what goes in and what is multiplied are signs.
 
-A layer holds latent kernels and computes `α · (sign(x) ⊛ sign(w))`: an integer sum, then
-one multiplication per output channel. The integer sum is the same in float32, bfloat16
-and on bits. With `binary=False` each layer is its float twin: `x ⊛ w`, nothing signed.
+A layer holds latent kernels and computes `α · (sign(x) ⊛ sign(w))`: an integer sum,
+then one multiplication per output channel. The integer sum is the same in float32, in
+bfloat16 and on bits. With `binary=False` a layer is its float twin: `x ⊛ w`, unsigned.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,7 +69,7 @@ class _Binary(nnx.Module):
             signs = sign_ste(x)
             signs = self.dropout(signs) if self.dropout else signs
             kernel = binarize(kernel, rule=self.rule, multiplier=self.multiplier)
-            y = scaled_product(product, signs, kernel)
+            y = jnp.asarray(scaled_product(product, signs, kernel))
             if self.input_scale:
                 y = y * average(jnp.mean(jnp.abs(x), axis=-1, keepdims=True))
         else:
@@ -91,7 +91,7 @@ class BinaryConv(_Binary):
       strides: One number, or one per spatial axis.
       padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after).
       kernel_dilation: One number, or one per spatial axis.
-      feature_group_count: Groups of channels; the kernel is `[*window, C/groups, C_out]`.
+      feature_group_count: Groups of channels; kernels are `[*window, C/groups, C_out]`.
       use_bias: Whether to add a real bias.
       dropout: Probability in [0, 1) of dropping a sign, in training.
       input_scale: Whether to multiply by `K`.
@@ -133,9 +133,7 @@ class BinaryConv(_Binary):
         bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
     ):
-        window = (
-            (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
-        )
+        window = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
         if not 1 <= len(window) <= 3:
             raise ValueError(
                 f"kernel_size: expected 1 to 3 spatial axes, got {kernel_size}"
@@ -149,7 +147,9 @@ class BinaryConv(_Binary):
         self.out_features = out_features
         self.kernel_size = window
         self.strides = _per_axis("strides", strides, len(window))
-        self.padding = padding if isinstance(padding, str | int) else tuple(padding)
+        self.padding: Padding = (
+            padding if isinstance(padding, str | int) else tuple(padding)
+        )
         self.kernel_dilation = _per_axis(
             "kernel_dilation", kernel_dilation, len(window)
         )

@@ -10,7 +10,6 @@
 >>> params = optax.apply_updates(params, updates)  # centred and clamped
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -44,8 +43,8 @@ def apply_rule(
       A transformation; its `update` needs `params`, the latent tree.
 
     Raises:
-      ValueError: For an unknown rule; in `update`, without `params` or for a kernel that
-        the rule refuses.
+      ValueError: For an unknown rule; in `update`, without `params` or for a kernel
+        that the rule refuses.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.1; jiecaoyu/XNOR-Net-PyTorch, `util.py`.
@@ -136,7 +135,9 @@ def binop(
 class SignFlipsState(NamedTuple):
     """State of `count_sign_flips`."""
 
-    flip_ratio: Any  # tree of params; float32 [] per masked kernel, MaskedNode elsewhere
+    flip_ratio: (
+        Any  # tree of params; float32 [] per masked kernel, MaskedNode elsewhere
+    )
 
 
 def count_sign_flips(mask: Mask = None) -> optax.GradientTransformation:

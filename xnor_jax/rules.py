@@ -3,7 +3,7 @@ r"""From the gradient at the binarized kernel to the gradient at the latent kern
 Notation of the module, for one filter (everything that feeds one output channel):
 `w` the latent kernel, `s = sign(w)`, `α = mean |w|`, `g` the loss's gradient at
 `α·s`, `n` the filter's number of weights, `1[·]` an indicator. A kernel has the shape
-`[..., C_in, C_out]`, so `n = kernel.size / C_out`; with groups, `C_in` counts one group.
+`[..., C_in, C_out]`, so `n = kernel.size / C_out`; with groups, `C_in` is one group's.
 
 A rule is a function `(kernel, grad) -> grad`. Write your own and give it wherever a
 rule's name is accepted:
@@ -77,7 +77,9 @@ def paper(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
 
 
 def exact(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
-    r"""The chain rule through α, straight-through for sign: `α·1[|w| ≤ 1]·g + s·mean(s·g)`.
+    r"""The chain rule through α: `α·1[|w| ≤ 1]·g + s·mean(s·g)`.
+
+    Straight-through for sign.
 
     Args:
       kernel: The latent kernel, `[..., C_in, C_out]`, floating.
@@ -135,7 +137,7 @@ def get(rule: str | Rule) -> Rule:
 
 
 def check(rule: Rule, kernel: jax.Array) -> None:
-    """Trace `rule` on the kernel's shape, so that its errors come with the forward pass.
+    """Trace `rule` on the kernel's shape: its errors come with the forward pass.
 
     Raises:
       ValueError: If the rule refuses the kernel, or returns another shape.

@@ -8,8 +8,8 @@ that the mask leaves out come back untouched.
 
 Why is the scale α a mean? For signs `B ∈ {−1, +1}ⁿ` and a scale `α ≥ 0`,
 `‖w − αB‖² = ‖w‖² − 2α·⟨w, B⟩ + α²n`. Whatever α is, the middle term is best when
-`⟨w, B⟩` is largest, so `B = sign(w)` and `⟨w, B⟩ = ‖w‖₁`; the parabola in α that is left
-has its minimum at `α = ‖w‖₁/n`, the mean of the magnitudes.
+`⟨w, B⟩` is largest, so `B = sign(w)` and `⟨w, B⟩ = ‖w‖₁`; the parabola in α that is
+left has its minimum at `α = ‖w‖₁/n`, the mean of the magnitudes.
 """
 
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from xnor_jax import rules
@@ -62,7 +63,7 @@ def clamp(params: Any, mask: Mask = None, bound: float = 1.0) -> Any:
       ValueError: If a kernel has rank below 2, or the bound is not above 0.
       TypeError: If a kernel is not of floating point numbers.
     """
-    if not isinstance(bound, jax.core.Tracer) and not bound > 0:
+    if not isinstance(bound, Tracer) and not bound > 0:
         raise ValueError(f"clamp: expected a bound above 0, got {bound}")
     return map_kernels("clamp", partial(_clamp, bound=bound), mask, params)
 
@@ -179,7 +180,9 @@ _binarize.defvjp(_binarize_fwd, _binarize_bwd)
 
 def _mean_center(w: jax.Array) -> jax.Array:
     check_kernel(w, centred=True)
-    return (w - jnp.mean(w, axis=-2, keepdims=True, dtype=wide_dtype(w))).astype(w.dtype)
+    return (w - jnp.mean(w, axis=-2, keepdims=True, dtype=wide_dtype(w))).astype(
+        w.dtype
+    )
 
 
 def _clamp(w: jax.Array, bound: float = 1.0) -> jax.Array:

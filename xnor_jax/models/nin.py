@@ -83,7 +83,7 @@ class NIN(nnx.Module):
         x = self.block3(self.block2(x))
         x = max_pool(x, (3, 3), (2, 2), pad1)
         x = self.block6(self.block5(self.block4(x)))
-        x = nnx.avg_pool(x, (3, 3), (2, 2), pad1)
+        x = nnx.avg_pool(x, (3, 3), (2, 2), pad1)  # type: ignore[arg-type]
         x = self.block8(self.block7(x))
         x = nnx.relu(self.conv9(self.norm9(x)))
         return x.mean((1, 2))

@@ -1,9 +1,11 @@
 """Checkpoints through Orbax: atomic, the newest and the best kept."""
 
+import operator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
@@ -22,16 +24,15 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
+        best_fn = operator.itemgetter("test_accuracy")
         policy = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(n=1),
-                policies.BestN(get_metric_fn=lambda m: m["test_accuracy"], n=1),
-            ]
+            [policies.LatestN(n=1), policies.BestN(get_metric_fn=best_fn, n=1)]
         )
         self._folder = (folder / "checkpoints").absolute()
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
+                best_fn=best_fn,
                 preservation_policy=policy,
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=True,
@@ -83,7 +84,7 @@ class Checkpoints:
             saved = self._manager.restore(
                 epoch,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(_to_arrays(like)),
+                    state=ocp.args.StandardRestore(),
                     history=ocp.args.JsonRestore(),
                 ),
             )
@@ -92,8 +93,8 @@ class Checkpoints:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise RunError(
                 f"cannot read the checkpoint of epoch {epoch} in {self._folder}: "
-                f"{reason[0][:200]}; delete its folder to go on from the one before, or "
-                "train anew"
+                f"{reason[0][:200]}; delete its folder to go on from the one "
+                "before, or train anew"
             ) from error
 
     def close(self) -> None:
@@ -102,7 +103,7 @@ class Checkpoints:
 
 
 def _is_key(leaf: jax.Array) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _to_arrays(state: TrainState) -> dict[str, np.ndarray]:
@@ -117,10 +118,14 @@ def _to_arrays(state: TrainState) -> dict[str, np.ndarray]:
 
 def _from_arrays(arrays: dict[str, Any], like: TrainState) -> TrainState:
     def leaf(path, old):
-        new = arrays[jax.tree_util.keystr(path, simple=True, separator=".")]
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        new = arrays[name]
+        shape = np.shape(jax.random.key_data(old) if _is_key(old) else old)
+        if np.shape(new) != shape:
+            raise ValueError(f"{name} has shape {np.shape(new)}, not {shape}")
         if _is_key(old):
             return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
         # A copy: JAX may otherwise alias the reader's buffer, and a step donates it.
-        return jax.numpy.array(new, old.dtype)
+        return jnp.array(new, old.dtype)
 
     return jax.tree.map_with_path(leaf, like)

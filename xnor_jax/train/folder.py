@@ -66,8 +66,8 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
         found = read_info(folder)
         if not resume:
             raise RunError(
-                f"{folder} holds a run of {found.name} already; go on with --resume, or "
-                "give another folder with --output"
+                f"{folder} holds a run of {found.name} already; go on with --resume, "
+                "or give another folder with --output"
             )
         difference = _difference(found, info)
         if difference:
@@ -132,7 +132,7 @@ def read_info(folder: Path) -> RunInfo:
 
 
 def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
-    """Write `metrics.jsonl`, one object an epoch, whole: it always fits the checkpoint."""
+    """Write `metrics.jsonl`, one object an epoch, whole, as the checkpoint has it."""
     lines = [json.dumps({key: epoch[key] for key in METRICS}) for epoch in history]
     write_atomically(folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
 

@@ -106,15 +106,19 @@ def train(
                         f"({recipe.multiplier:g}), in another folder"
                     )
                 if recipe.calibration_batches:
-                    rest = calibrate(
-                        state.params, state.rest, images, calibration_key
-                    )
+                    rest = calibrate(state.params, state.rest, images, calibration_key)
                     state = state._replace(rest=rest)
                 test = _wait(
                     evaluate(state.params, state.rest, test_images, test_labels)
                 )
                 record = _record(
-                    trainer, state, epoch, metrics, test, flips, trained_images / seconds
+                    trainer,
+                    state,
+                    epoch,
+                    metrics,
+                    test,
+                    flips,
+                    trained_images / seconds,
                 )
                 history.append(record)
                 checkpoints.save(epoch, state, history)
@@ -123,8 +127,8 @@ def train(
                 display.end_epoch(record)
     except OSError as error:
         raise RunError(
-            f"cannot write in {folder}: {error.strerror or error}; make room, then go on "
-            "with --resume"
+            f"cannot write in {folder}: {error.strerror or error}; make room, then go "
+            "on with --resume"
         ) from error
     finally:
         events.close()
@@ -163,14 +167,16 @@ def restore(
     try:
         epoch = checkpoints.best() if best else checkpoints.newest()
         if epoch is None:
-            raise RunError(f"{folder} holds no checkpoint yet; train for an epoch first")
+            raise RunError(
+                f"{folder} holds no checkpoint yet; train for an epoch first"
+            )
         return trainer, *checkpoints.restore(epoch, state)
     finally:
         checkpoints.close()
 
 
 def _wait(values: Any) -> Any:
-    """Wait in Python, where a Ctrl-C is heard; a blocked wait would hear it at the end."""
+    """Wait in Python, which hears a Ctrl-C; a blocked wait hears it at the end."""
     while not all(leaf.is_ready() for leaf in jax.tree.leaves(values)):
         time.sleep(0.005)
     return jax.block_until_ready(values)
@@ -205,7 +211,7 @@ def _record(
         "train_accuracy": float(train.accuracy),
         "test_loss": float(test.loss),
         "test_accuracy": float(test.accuracy),
-        "learning_rate": float(trainer.schedule(jnp.asarray(steps - 1))),
+        "learning_rate": float(jnp.asarray(trainer.schedule(steps - 1))),
         "flip_ratio": turned / sum(sizes.values()),
         "images_per_second": images_per_second,
         "flip_ratios": ratios,

@@ -82,7 +82,7 @@ PRESETS = MappingProxyType(
         "fashion-lenet5": Recipe(
             dataset="fashion",
             model="lenet5",
-            epochs=30,
+            epochs=20,
             learning_rate=0.005,
             calibration_batches=20,
             shift=1,
@@ -143,9 +143,7 @@ def validate(recipe: Recipe) -> Recipe:
         ("calibration_batches", 0),
         ("shift", 0),
     ):
-        require(
-            getattr(recipe, field) >= lowest, field, f"a whole number ≥ {lowest}"
-        )
+        require(getattr(recipe, field) >= lowest, field, f"a whole number ≥ {lowest}")
     require(recipe.seed < 2**32, "seed", "a whole number below 2³²")
     for field in ("learning_rate", "multiplier", "decay_factor"):
         require(finite(field) and getattr(recipe, field) > 0, field, "a number above 0")
@@ -177,7 +175,10 @@ def from_json(fields: dict[str, Any]) -> Recipe:
       RecipeError: If a field is missing or unknown.
     """
     try:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+        }
         return validate(Recipe(**values))
     except (TypeError, AttributeError) as error:
         raise RecipeError(f"not a recipe: {error}") from error

@@ -178,12 +178,10 @@ def make_train_epoch(
             state, metrics, flips = train_step(trainer, state, x, labels[index])
             total = jax.tree.map(jnp.add, total, (metrics, flips))
             if on_step is not None:
-                jax.lax.cond(
-                    (at + 1) % every == 0,
-                    lambda m: jax.debug.callback(on_step, at + 1, *m),
-                    lambda m: None,
-                    jax.tree.map(lambda m: m / (at + 1), total[0]),
-                )
+                report = partial(jax.debug.callback, on_step)
+                so_far = jax.tree.map(lambda m: m / (at + 1), total[0])
+                now = (at + 1) % every == 0
+                jax.lax.cond(now, report, lambda *_: None, at + 1, *so_far)
             return (state, total), None
 
         flips = optax.tree.get(state.opt_state, "flip_ratio")
@@ -251,9 +249,7 @@ def make_calibrate(
         def batch(index):
             model = nnx.merge(trainer.graphdef, params, rest, copy=True)
             model.eval()
-            model.set_attributes(
-                nnx.BatchNorm, use_running_average=False, momentum=0.0
-            )
+            model.set_attributes(nnx.BatchNorm, use_running_average=False, momentum=0.0)
             model(normalize(trainer.source, images[index]))
             return nnx.state(model, nnx.BatchStat)
 

@@ -46,7 +46,9 @@ def table(name: str, recipe: Recipe) -> Table:
         if on and recipe.binary
     }
     kernels = ["/".join(map(str, paths[0])) for paths in masks.definition_order(model)]
-    result = Table(title=f"{name}: {recipe.model}, {recipe.dataset}", title_style="bold")
+    result = Table(
+        title=f"{name}: {recipe.model}, {recipe.dataset}", title_style="bold"
+    )
     for column in ("kernel", "shape", "weights", "n", "bits"):
         justify = "left" if column in ("kernel", "shape") else "right"
         result.add_column(column, justify=justify, no_wrap=True)

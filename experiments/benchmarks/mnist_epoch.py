@@ -1,0 +1,176 @@
+"""Seconds an epoch of XNOR LeNet-5 on MNIST: this library beside PyTorch.
+
+Both train the same recipe on the same images, on the same cores, in turn in one
+process.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import measure
+
+RECIPE = "mnist-lenet5-reference"
+EPOCH_IMAGES = 60_000
+
+
+def main() -> None:
+    args = parse()
+    cores = measure.pin(args.threads)
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        sys.exit("mnist_epoch needs PyTorch: pip install 'xnor-jax[experiments]'")
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    torch.set_num_threads(args.threads)
+
+    cpu = measure.describe_cpu()
+    images, labels = load(args)
+    sides = {
+        "xnor_jax": library_side(images, labels, args.batch),
+        "PyTorch": torch_side(images, labels, args.batch),
+    }
+    seconds = measure.in_turn(sides, args.rounds)
+
+    print(
+        f"{RECIPE}, batch {args.batch}, {args.rounds} rounds of {args.steps} steps a "
+        f"side, threads: {args.threads} (cores: {', '.join(map(str, cores))})"
+    )
+    print(f"images: {'MNIST' if args.data_dir else 'random'}")
+    print(f"cpu: {cpu}")
+    print(f"versions: {versions()}\n")
+    epoch_steps = EPOCH_IMAGES // args.batch
+    print(f"| side | ms a step: median | min | max | s an epoch, {epoch_steps} steps |")
+    print("|---|---|---|---|---|")
+    for name, values in seconds.items():
+        step = measure.Spread.of([value / args.steps for value in values])
+        times = " | ".join(f"{1000 * value:.2f}" for value in step)
+        print(f"| {name} | {times} | {step.median * epoch_steps:.2f} |")
+    pairs = zip(seconds["xnor_jax"], seconds["PyTorch"], strict=True)
+    ratio = measure.Spread.of([ours / theirs for ours, theirs in pairs])
+    print(
+        f"\nratio xnor_jax / PyTorch: {ratio.median:.3f}, median of the rounds "
+        f"({ratio.least:.3f} to {ratio.most:.3f})"
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        help="MNIST in the layout of the Hugging Face hub; random images without it",
+    )
+    for name, default, text in (
+        ("steps", 100, "steps a side in each round"),
+        ("rounds", 5, "rounds"),
+        ("threads", 2, "cores of the process, and threads of either side"),
+        ("batch", 128, "images a step"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=measure.positive,
+            default=default,
+            help=f"{text} (default {default})",
+        )
+    args = parser.parse_args()
+    if args.batch == 1:
+        parser.error("argument --batch: BatchNorm needs at least 2 images")
+    if args.batch * args.steps > EPOCH_IMAGES:
+        parser.error(
+            f"argument --steps: expected at most {EPOCH_IMAGES // args.batch}, an "
+            f"epoch of batch {args.batch}, got {args.steps}"
+        )
+    return args
+
+
+def load(args: argparse.Namespace):
+    """As many uint8 images `[N, 28, 28, 1]` as a round's steps need, and labels."""
+    import numpy as np
+
+    count = args.steps * args.batch
+    if args.data_dir is None:
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (count, 28, 28, 1), np.uint8)
+        return images, rng.integers(0, 10, count, np.int32)
+    from xnor_jax import data
+
+    try:
+        train = data.load("mnist", args.data_dir).train
+    except data.DataError as error:
+        sys.exit(str(error))
+    if len(train.labels) < count:
+        sys.exit(
+            f"--data-dir: expected at least {count} training images, found "
+            f"{len(train.labels)}"
+        )
+    return train.images[:count], train.labels[:count]
+
+
+def library_side(images, labels, batch_size: int) -> Callable[[], None]:
+    """A function that trains for as many steps as there are batches of images."""
+    import jax
+    import jax.numpy as jnp
+
+    from xnor_jax.data import SOURCES
+    from xnor_jax.train import recipe as recipes
+    from xnor_jax.train import step
+
+    recipe = dataclasses.replace(recipes.get(RECIPE), batch_size=batch_size)
+    trainer, state = step.create(
+        recipe,
+        SOURCES["mnist"],
+        image_shape=images.shape[1:],
+        classes=10,
+        steps_per_epoch=EPOCH_IMAGES // batch_size,
+    )
+    epoch = step.make_train_epoch(trainer)
+    x, y = jnp.asarray(images), jnp.asarray(labels)
+    key = jax.random.key(0)
+
+    def run() -> None:
+        nonlocal state, key
+        key, order = jax.random.split(key)
+        state, metrics, _ = epoch(state, x, y, order)
+        jax.block_until_ready((state, metrics))
+
+    return run
+
+
+def torch_side(images, labels, batch_size: int) -> Callable[[], None]:
+    """The same in PyTorch."""
+    import torch
+    import torch_reference
+
+    torch.manual_seed(0)
+    training = torch_reference.Training(torch_reference.LeNet5())
+    x = torch.tensor(images.transpose(0, 3, 1, 2))
+    y = torch.tensor(labels, dtype=torch.int64)
+
+    def run() -> None:
+        training.epoch(x, y, batch_size)
+
+    return run
+
+
+def versions() -> str:
+    from importlib.metadata import version
+    from platform import python_version
+
+    import xnor_jax
+
+    packages = ("jax", "jaxlib", "flax", "optax", "torch")
+    others = [f"{name} {version(name)}" for name in packages]
+    return ", ".join(
+        [f"xnor_jax {xnor_jax.__version__}", *others, f"python {python_version()}"]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The public PyTorch code's training step for MNIST, written out from its formulas.
+
+A step: centre and clamp the inner kernels, save them, put `α·sign(w)` in their place,
+forward, backward, bring the saved kernels back, turn the gradients at `α·sign(w)` into
+gradients for `w`, Adam. Kernels have PyTorch's layout, `[C_out, C_in, kh, kw]`.
+"""
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MEAN, STD = 0.1307, 0.3081
+SCALE_MINIMUM = 0.01
+
+
+class Sign(torch.autograd.Function):
+    """`sign(x)`; backwards `g · 1[|x| < 1]`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return g.masked_fill(x.abs() >= 1, 0)
+
+
+class XnorBlock(nn.Module):
+    """BatchNorm → sign → convolution or dense → ReLU."""
+
+    def __init__(self, norm_features: int, product: nn.Conv2d | nn.Linear):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(norm_features, eps=1e-4, momentum=0.1)
+        self.product = product
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = Sign.apply(self.norm(x))
+        if isinstance(self.product, nn.Linear):
+            x = x.flatten(1)
+        return F.relu(self.product(x), inplace=True)
+
+
+class LeNet5(nn.Module):
+    """Images `[N, 1, 28, 28]` to logits `[N, 10]`; the middle two layers are binary.
+
+    Args:
+      pool: The 2×2 max-pool; None for PyTorch's, which gives the gradient to the first
+        of several equal maxima.
+    """
+
+    def __init__(self, pool: Callable[[Tensor], Tensor] | None = None):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 20, 5)
+        self.norm1 = nn.BatchNorm2d(20, eps=1e-4, momentum=0.1, affine=False)
+        self.block2 = XnorBlock(20, nn.Conv2d(20, 50, 5))
+        self.block3 = XnorBlock(50, nn.Linear(4 * 4 * 50, 500))
+        self.dense4 = nn.Linear(500, 10)
+        self.pool = pool or nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(F.relu(self.norm1(self.conv1(x)), inplace=True))
+        x = self.pool(self.block2(x))
+        return self.dense4(self.block3(x))
+
+    def inner_kernels(self) -> list[nn.Parameter]:
+        """The kernels of every layer but the first and the last."""
+        return [self.block2.product.weight, self.block3.product.weight]
+
+    def norm_scales(self) -> list[nn.Parameter]:
+        return [self.block2.norm.weight, self.block3.norm.weight]
+
+
+class LatentKernels:
+    """Kernels that are latent between two steps and `α·sign(w)` within one."""
+
+    def __init__(self, kernels: list[nn.Parameter]):
+        self.kernels = kernels
+        self.saved = [torch.empty_like(kernel) for kernel in kernels]
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Centre over the input channels, then clamp."""
+        for w in self.kernels:
+            w.sub_(w.mean(dim=1, keepdim=True)).clamp_(-1, 1)
+
+    @torch.no_grad()
+    def binarize(self) -> None:
+        """Save, then put `α·sign(w)` in place."""
+        for w, saved in zip(self.kernels, self.saved, strict=True):
+            saved.copy_(w)
+            w.sign_().mul_(_scale(saved))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for w, saved in zip(self.kernels, self.saved, strict=True):
+            w.copy_(saved)
+
+    @torch.no_grad()
+    def correct_gradients(self) -> None:
+        """`(α·1[|w| ≤ 1]·g + s·mean(s·g)) · (1 − 1/C_in) · n`, on latent kernels."""
+        for w in self.kernels:
+            assert w.grad is not None
+            s, g = w.sign(), w.grad
+            through_scale = s * (s * g).mean(dim=_taps(w), keepdim=True)
+            through_sign = _scale(w) * g.masked_fill(w.abs() > 1, 0)
+            centring = (1 - 1 / w.shape[1]) * prod(w.shape[1:])
+            w.grad = (through_sign + through_scale).mul_(centring)
+
+
+class Training:
+    """The network, its kernels and Adam with L2 decay added to the gradient."""
+
+    def __init__(
+        self, net: LeNet5, learning_rate: float = 0.01, weight_decay: float = 1e-5
+    ):
+        self.net = net
+        self.latent = LatentKernels(net.inner_kernels())
+        self.optimizer = torch.optim.Adam(
+            net.parameters(), lr=learning_rate, weight_decay=weight_decay
+        )
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """What precedes a forward pass: bounded scales, centred, clamped kernels."""
+        for scale in self.net.norm_scales():
+            scale.clamp_(min=SCALE_MINIMUM)
+        self.latent.project()
+
+    def step(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step on normalised images; returns the loss and the accuracy."""
+        self.net.train()
+        self.prepare()
+        self.latent.binarize()
+        self.optimizer.zero_grad()
+        logits = self.net(x)
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        self.latent.restore()
+        self.latent.correct_gradients()
+        self.optimizer.step()
+        accuracy = (logits.detach().argmax(1) == labels).float().mean()
+        return loss.detach(), accuracy
+
+    def epoch(
+        self, images: Tensor, labels: Tensor, batch_size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Every image once, shuffled; returns the mean loss and accuracy.
+
+        Args:
+          images: uint8 `[N, 1, 28, 28]`.
+          labels: int64 `[N]`.
+          batch_size: Images a step; what is left of the epoch is dropped.
+        """
+        steps = len(labels) // batch_size
+        order = torch.randperm(len(labels))[: steps * batch_size]
+        losses, accuracies = torch.zeros(()), torch.zeros(())
+        for index in order.split(batch_size):
+            loss, accuracy = self.step(normalize(images[index]), labels[index])
+            losses += loss
+            accuracies += accuracy
+        return losses / steps, accuracies / steps
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 pixels to float32 with MNIST's mean 0 and standard deviation 1."""
+    return images.float().div_(255).sub_(MEAN).div_(STD)
+
+
+def _taps(w: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, w.ndim))
+
+
+def _scale(w: Tensor) -> Tensor:
+    return w.abs().mean(dim=_taps(w), keepdim=True)

@@ -1,0 +1,38 @@
+"""Two devices, repeatable examples, and a counter of compilations."""
+
+import os
+import sys
+from pathlib import Path
+
+# Helper modules lie beside the tests; pytest's import mode "importlib" adds no path.
+sys.path.insert(0, str(Path(__file__).parent))
+
+# Before JAX starts: sharding tests need more than one device where there is no GPU.
+_DEVICES = "--xla_force_host_platform_device_count"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=2".strip()
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+hypothesis.settings.register_profile(
+    "xnor", deadline=None, derandomize=True, max_examples=20
+)
+hypothesis.settings.load_profile("xnor")
+
+_compiled: list[str] = []
+
+
+def _on_event(event: str, duration_secs: float, **_: str | int) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_on_event)
+
+
+@pytest.fixture
+def compilations():
+    """A function that returns how many programs XLA has compiled so far."""
+    return lambda: len(_compiled)

@@ -1,0 +1,240 @@
+"""The command line: in process where only words count, as a real process otherwise."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from xnor_jax import cli
+from xnor_jax.train.folder import METRICS
+
+TRAIN = ("train", "digits-lenet5", "--epochs", "4")
+SAME = [key for key in METRICS if key != "images_per_second"]
+
+
+def start(*args, cwd, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "xnor_jax.cli", *map(str, args)],
+        cwd=cwd,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "COLUMNS": "200", "XLA_FLAGS": ""},
+        **options,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+
+
+def wait_for_epoch(folder, epoch, process):
+    while process.poll() is None:
+        path = folder / "metrics.jsonl"
+        if path.exists() and len(path.read_text().splitlines()) >= epoch:
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.communicate())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run that nothing disturbs: its folder, and what it printed."""
+    cwd = tmp_path_factory.mktemp("alone")
+    status, out, err = finish(start(*TRAIN, cwd=cwd))
+    assert status == 0, err
+    return cwd / "runs" / "digits-lenet5", out
+
+
+def said(capsys, *args):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(map(str, args)))
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+def test_a_run_prints_plain_lines_and_leaves_its_folder(alone):
+    folder, out = alone
+    lines = out.splitlines()
+    assert sum(line.startswith("epoch ") for line in lines) == 4
+    assert lines[-1].startswith("test accuracy ") and "\x1b" not in out
+    records = metrics(folder)
+    assert [r["epoch"] for r in records] == [1, 2, 3, 4]
+    assert all(tuple(r) == METRICS for r in records)
+    assert f"{records[-1]['test_accuracy']:.2%}" in lines[-1]
+    assert records[-1]["test_accuracy"] > 0.93
+    assert records[-1]["step"] == 4 * 22
+    assert all(0 < r["flip_ratio"] < 0.5 for r in records[:-1])
+    assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert list((folder / "tensorboard").glob("events*"))
+    assert json.loads((folder / "recipe.json").read_text())["epochs"] == 4
+
+
+def test_evaluate_gives_the_last_epochs_accuracy(alone, capsys):
+    folder, _ = alone
+    code, out, _ = said(capsys, "evaluate", folder)
+    assert code == 0
+    assert f"test accuracy {metrics(folder)[-1]['test_accuracy']:.2%}" in out
+    code, out, _ = said(capsys, "evaluate", folder, "--best")
+    assert f"{max(r['test_accuracy'] for r in metrics(folder)):.2%}" in out
+
+
+def test_a_killed_run_resumes_to_exactly_the_same_numbers(alone, tmp_path):
+    folder = tmp_path / "runs" / "digits-lenet5"
+    process = start(*TRAIN, cwd=tmp_path)
+    wait_for_epoch(folder, 2, process)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    # What a kill may leave behind between the checkpoint and its metrics.
+    (folder / "metrics.jsonl.tmp").write_text("{")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:1]) + '{"epoch": 2, "st')
+    status, out, err = finish(start(*TRAIN, "--resume", cwd=tmp_path))
+    assert status == 0, err
+    assert "going on after epoch" in out
+    resumed, left_alone = metrics(folder), metrics(alone[0])
+    assert [[r[k] for k in SAME] for r in resumed] == [
+        [r[k] for k in SAME] for r in left_alone
+    ]
+
+
+def test_ctrl_c_is_heard_at_once_and_leaves_a_run_to_resume(tmp_path):
+    folder = tmp_path / "run"
+    process = start(*TRAIN, "--epochs", 500, "--output", folder, cwd=tmp_path)
+    wait_for_epoch(folder, 1, process)
+    process.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    status, _, err = finish(process)
+    assert time.monotonic() - begin < 20
+    assert status == 1
+    assert err.strip() == "xnor-jax: interrupted; go on with --resume"
+    assert metrics(folder)
+
+
+def test_a_full_disk_is_one_line_and_loses_no_epoch(tmp_path):
+    folder = tmp_path / "run"
+
+    def small_files():  # every write past 1 MB fails, as on a full disk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    process = start(*TRAIN, "--output", folder, cwd=tmp_path, preexec_fn=small_files)
+    status, _, err = finish(process)
+    assert status == 1
+    lines = [line for line in err.splitlines() if line.startswith("xnor-jax: ")]
+    assert len(lines) == 1 and "Traceback" not in err
+    assert "cannot save epoch 1" in lines[0] and "--resume" in lines[0]
+    assert not (folder / "metrics.jsonl").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+    code, _, err = said(
+        capsys,
+        *("train", "--epochs", 2, "--no-binary", "--learning-rate", 1e30),
+        *("--output", tmp_path / "run"),
+    )
+    assert code == 1
+    assert len(err.splitlines()) == 1 and "lower learning_rate" in err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "words"),
+    [
+        (
+            ("train", "mnist"),
+            2,
+            "unknown recipe 'mnist'; expected one of digits-lenet5",
+        ),
+        (("train", "--learning-rate", "-1"), 2, "learning_rate: expected a number"),
+        (("train", "--epochs", "many"), 2, "--epochs"),
+        (("train", "--momentum", "1"), 2, "--momentum"),
+        (("train", "--rule", "best"), 2, "corrected"),
+        (("train", "mnist-lenet5", "--data-dir", "nowhere"), 2, "no folder nowhere"),
+        (("train", "--resume", "--output", "nowhere"), 1, "no run in nowhere"),
+        (("train", "--output", "/dev/null/run"), 1, "--output"),
+        (("train", "--batch-size", "5000"), 1, "expected at most 1437"),
+        (("evaluate", "nowhere"), 1, "no run in nowhere"),
+        (("evaluate",), 2, "evaluate --help"),
+        (("summary", "nope"), 2, "unknown recipe"),
+        (("tarin",), 2, "expected one of train, evaluate, summary"),
+        ((), 2, "no command"),
+    ],
+)
+def test_a_wrong_word_is_one_line(args, status, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = said(capsys, *args)
+    assert code == status
+    assert words in err
+    assert err.startswith("xnor-jax: ") and len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_recipes_folder_is_refused_and_left_alone(alone, capsys):
+    folder, _ = alone
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    code, _, err = said(capsys, *TRAIN, "--output", folder)
+    assert code == 1 and "--resume" in err
+    code, _, err = said(capsys, *TRAIN, "--seed", 3, "--resume", "--output", folder)
+    assert code == 1 and "its seed is 0, not 3" in err
+    after = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert after == before
+
+
+def test_summary_prints_which_kernels_are_binary(capsys):
+    code, out, _ = said(capsys, "summary", "cifar10-nin")
+    assert code == 0
+    rows = [line for line in out.splitlines() if "/kernel" in line]
+    bits = [row.split("│")[5].strip() for row in rows]
+    assert bits == ["32", *["1"] * 7, "32"]
+    # In the order of definition, which is not the alphabet's.
+    assert "conv1/kernel" in rows[0] and "conv9/kernel" in rows[-1]
+    code, out, _ = said(capsys, "summary", "mnist-lenet5", "--no-binary")
+    assert "0 of 4 kernels binary" in out
+
+
+def test_help_and_version(capsys):
+    assert said(capsys, "--version")[:2] == (0, "xnor-jax 0.1.0\n")
+    code, out, _ = said(capsys, "--help")
+    assert code == 0 and "mnist-lenet5" in out
+    code, out, _ = said(capsys, "train", "mnist-lenet5", "--help")
+    assert code == 0 and "--learning-rate" in out and "0.005" in out
+
+
+def test_terminal_shows_a_bar(tmp_path):
+    pytest.importorskip("pty")
+    import pty
+
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xnor_jax.cli", "train", "--epochs", "1"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=follower,
+        stderr=follower,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "XLA_FLAGS": ""},
+    )
+    os.close(follower)
+    shown = b""
+    try:
+        while chunk := os.read(leader, 65536):
+            shown += chunk
+    except OSError:
+        pass  # the other end has closed
+    assert process.wait(timeout=60) == 0
+    text = shown.decode()
+    for word in ("epoch 1/1", "loss", "accuracy", "images/s", "left"):
+        assert word in text
+    assert Path(tmp_path / "runs" / "digits-lenet5" / "report.png").exists()

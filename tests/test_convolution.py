@@ -1,0 +1,423 @@
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
+
+import chex
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_loop as loop
+from flax import nnx
+from jax import lax
+
+from xnor_jax import convolution
+
+
+class Geometry(NamedTuple):
+    """A convolution's shapes; `channels` counts all groups."""
+
+    spatial: tuple[int, ...]
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+    pads: loop.Pads
+    groups: int = 1
+    channels: int = 3
+    features: int = 5
+    batch: int = 2
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        image = (self.batch, *self.spatial, self.channels)
+        return image, (*self.window, self.channels // self.groups, self.features)
+
+    def conv(self, x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
+        return convolution.conv(
+            x,
+            kernel,
+            strides=self.strides,
+            padding=self.pads,
+            dilation=self.dilation,
+            groups=self.groups,
+            **options,
+        )
+
+    @property
+    def loop_arguments(self):
+        return self.strides, self.pads, self.dilation, self.groups
+
+
+def lax_conv(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    letters = "DHW"[-len(geometry.window) :]
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        geometry.strides,
+        geometry.pads,
+        rhs_dilation=geometry.dilation,
+        feature_group_count=geometry.groups,
+        dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+    )
+
+
+def draw_arrays(geometry: Geometry, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=shape) for shape in geometry.shapes]
+
+
+def value_and_gradients(conv, x, kernel, g):
+    """In one compiled program: `y`, and the pullback of `g` to both arguments."""
+
+    @jax.jit
+    def run(x, kernel, g):
+        y, pullback = jax.vjp(conv, x, kernel)
+        return y, *pullback(g.astype(y.dtype))
+
+    return run(x, kernel, g)
+
+
+def on_xla(conv, *shapes: tuple[int, ...]) -> bool:
+    """Whether the program for this platform contains XLA's convolution."""
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    # Compiled, because that is where the branches of other platforms are gone.
+    return "convolution(" in jax.jit(conv).lower(*args).compile().as_text()
+
+
+# Odd sizes, a stride and a dilation that differ by axis, padding that differs by side.
+GEOMETRIES = {
+    "rank 1": Geometry((9,), (4,), (2,), (2,), ((3, 1),)),
+    "rank 2": Geometry((7, 9), (3, 2), (2, 1), (1, 3), ((0, 2), (1, 0))),
+    "rank 3": Geometry((4, 3, 5), (2, 3, 2), (1, 2, 3), (2, 1, 1), ((1, 0),) * 3),
+    "groups": Geometry(
+        (5, 4), (3, 2), (2, 1), (1, 2), ((1, 1), (0, 1)), 3, channels=6, features=9
+    ),
+    "1×1": Geometry((5, 6), (1, 1), (2, 3), (1, 1), ((0, 0),) * 2),
+    "1×1 padded": Geometry((4, 3), (1, 1), (1, 2), (1, 1), ((1, 0), (0, 2))),
+    "largest patch": Geometry((6, 5), (4, 4), (1, 1), (1, 1), ((1, 0),) * 2, 1, 32),
+    "XLA": Geometry((6, 5), (4, 4), (1, 1), (1, 1), ((1, 0),) * 2, 1, 33),
+    "image of the window's size": Geometry(
+        (3, 4), (3, 4), (1, 2), (1, 1), ((0, 0),) * 2
+    ),
+}
+geometries = pytest.mark.parametrize(
+    "geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys()
+)
+
+
+@geometries
+def test_conv_and_its_gradients_follow_the_loop_and_lax(geometry: Geometry):
+    x, kernel = draw_arrays(geometry)
+    y = loop.conv(x, kernel, *geometry.loop_arguments)
+    g = np.random.default_rng(1).normal(size=y.shape)
+    oracle = (y, *loop.conv_gradients(x, kernel, g, *geometry.loop_arguments))
+    args = [jnp.asarray(value, jnp.float32) for value in (x, kernel, g)]
+
+    ours = value_and_gradients(geometry.conv, *args)
+    by_lax = value_and_gradients(partial(lax_conv, geometry), *args)
+
+    chex.assert_trees_all_close(ours, oracle, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(ours, by_lax, rtol=1e-4, atol=1e-4)
+    chex.assert_type(ours, jnp.float32)
+
+
+@st.composite
+def any_geometry(draw) -> Geometry:
+    rank = draw(st.integers(1, 3))
+
+    def per_axis(values):
+        return draw(st.tuples(*[values] * rank))
+
+    small = st.integers(1, 3)
+    groups = draw(small)
+    window, dilation = per_axis(small), per_axis(st.integers(1, 2))
+    reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    pads = per_axis(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    spatial = tuple(n + draw(st.integers(0, 3)) for n in reach)
+    return Geometry(
+        spatial=spatial,
+        window=window,
+        strides=per_axis(small),
+        dilation=dilation,
+        pads=pads,
+        groups=groups,
+        channels=groups * draw(small),
+        features=groups * draw(small),
+        batch=draw(small),
+    )
+
+
+@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.given(any_geometry(), st.integers(0, 99))
+def test_conv_follows_the_loop_whatever_the_geometry(geometry: Geometry, seed: int):
+    x, kernel = draw_arrays(geometry, seed)
+    y = geometry.conv(jnp.float32(x), jnp.float32(kernel))
+    expected = loop.conv(x, kernel, *geometry.loop_arguments)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_conv_takes_the_formulation_that_is_fast_on_a_cpu():
+    if jax.default_backend() != "cpu":
+        pytest.skip("the decision is about CPUs")
+    assert prod(GEOMETRIES["largest patch"].shapes[1][:-1]) == 512
+    taken = {
+        name: on_xla(GEOMETRIES[name].conv, *GEOMETRIES[name].shapes)
+        for name in ("rank 2", "1×1", "largest patch", "XLA", "groups")
+    }
+    assert taken == {
+        "rank 2": False,
+        "1×1": False,
+        "largest patch": False,
+        "XLA": True,
+        "groups": True,
+    }
+
+
+SIGN_GEOMETRIES = {
+    "patches": Geometry((6, 6), (4, 4), (1, 1), (1, 1), ((1, 0),) * 2, 1, 31, 3),
+    "XLA": Geometry((6, 6), (4, 4), (1, 1), (1, 1), ((1, 0),) * 2, 1, 35, 3),
+    "1×1": Geometry((3, 3), (1, 1), (1, 1), (1, 1), ((0, 0),) * 2, 1, 601, 3),
+    "groups": Geometry((6, 6), (4, 4), (1, 1), (1, 1), ((1, 0),) * 2, 2, 70, 4),
+}
+
+
+@pytest.mark.parametrize("name", SIGN_GEOMETRIES)
+def test_sums_of_half_precision_signs_are_exact_integers(name: str):
+    geometry = SIGN_GEOMETRIES[name]
+    rng = np.random.default_rng(0)
+    # Mostly +1, so that sums pass 256, where bfloat16 stops counting.
+    x, kernel = (rng.choice([-1, 1], p=[0.1, 0.9], size=s) for s in geometry.shapes)
+    expected = loop.conv(x, kernel, *geometry.loop_arguments)
+    assert expected.max() > 256 and (expected % 2).any()
+    y = geometry.conv(
+        jnp.asarray(x, jnp.bfloat16),
+        jnp.asarray(kernel, jnp.bfloat16),
+        accumulator=jnp.float32,
+    )
+    chex.assert_type(y, jnp.float32)
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("name", SIGN_GEOMETRIES)
+@pytest.mark.parametrize("accumulator", [None, jnp.float32])
+def test_half_precision_gradients_keep_dtype_and_value(name: str, accumulator):
+    geometry = SIGN_GEOMETRIES[name]
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in draw_arrays(geometry))
+    shape = jax.eval_shape(geometry.conv, x, kernel).shape
+    g = jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.bfloat16)
+    conv = partial(geometry.conv, accumulator=accumulator)
+
+    y, *gradients = value_and_gradients(conv, x, kernel, g)
+
+    chex.assert_type(y, accumulator or jnp.bfloat16)
+    chex.assert_type(gradients, jnp.bfloat16)
+    exact = [np.asarray(a, np.float64) for a in (x, kernel, g)]
+    expected = loop.conv_gradients(*exact, *geometry.loop_arguments)
+    for ours, oracle in zip(gradients, expected, strict=True):
+        error = np.abs(np.asarray(ours, np.float64) - oracle)
+        assert error.max() < 2e-2 * np.abs(oracle).max()
+
+
+def test_conv_maps_over_batches_and_kernels():
+    geometry = GEOMETRIES["rank 2"]
+    x, kernel = (jnp.float32(a) for a in draw_arrays(geometry))
+    kernels = jnp.stack([kernel, -2 * kernel[::-1], kernel[..., ::-1]])
+    together = jax.vmap(geometry.conv, in_axes=(None, 0))(x, kernels)
+    apart = jnp.stack([geometry.conv(x, k) for k in kernels])
+    np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [2, 58])  # Patches, and XLA's convolution.
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_an_image_smaller_than_the_window_has_no_outputs(channels, strides):
+    unit = (1, 1)
+    geometry = Geometry((2, 2), (3, 3), strides, unit, ((0, 0),) * 2, 1, channels)
+    x, kernel = (jnp.float32(a) for a in draw_arrays(geometry))
+    assert geometry.conv(x, kernel).shape == lax_conv(geometry, x, kernel).shape
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 7)])
+def test_dot_is_the_product(shape):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=shape), rng.normal(size=(7, 5))
+    y = convolution.dot(jnp.float32(x), jnp.float32(kernel))
+    np.testing.assert_allclose(y, x @ kernel, rtol=1e-5, atol=1e-5)
+
+
+def test_dot_accumulates_as_told():
+    ones = jnp.ones((1, 601), jnp.bfloat16)
+    y = convolution.dot(ones, ones.T, accumulator=jnp.float32)
+    chex.assert_type(y, jnp.float32)
+    assert y == 601
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(any_geometry())
+def test_same_and_valid_padding_are_laxs(geometry: Geometry):
+    _, window, strides, dilation = axes = geometry[:4]
+    same = convolution.explicit_padding("SAME", *axes)
+    reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    assert same == tuple(lax.padtype_to_pads(geometry.spatial, reach, strides, "SAME"))
+    assert same == loop.same_pads(*axes)
+    assert convolution.explicit_padding("VALID", *axes) == ((0, 0),) * len(window)
+
+
+@pytest.mark.parametrize(
+    ("padding", "expected"),
+    [
+        (2, ((2, 2), (2, 2))),
+        (np.int64(2), ((2, 2), (2, 2))),
+        ((1, 2), ((1, 1), (2, 2))),
+        ([(0, 1), 2], ((0, 1), (2, 2))),
+        ([[0, 1], [2, 3]], ((0, 1), (2, 3))),
+    ],
+)
+def test_explicit_padding_reads_numbers_and_pairs(padding, expected):
+    unit = (1, 1)
+    pads = convolution.explicit_padding(padding, (5, 5), (3, 3), unit, unit)
+    assert pads == expected
+    assert {type(p) for pair in pads for p in pair} == {int}
+
+
+@pytest.mark.parametrize(
+    ("padding", "message"),
+    [
+        ("same", "padding: expected 'SAME', 'VALID'.* got 'same'"),
+        ("FULL", "padding: expected 'SAME', 'VALID'.* got 'FULL'"),
+        ((1,), r"padding: expected 2 entries.* got \(1,\)"),
+        (((0, 1),) * 3, "padding: expected 2 entries"),
+        (((1, 1, 1), (1, 1, 1)), "padding: expected"),
+    ],
+)
+def test_bad_padding_is_refused_by_name(padding: Any, message: str):
+    unit = (1, 1)
+    with pytest.raises(ValueError, match=message):
+        convolution.explicit_padding(padding, (5, 5), (3, 3), unit, unit)
+
+
+POOLS = {
+    "rank 1": ((2, 9, 3), (3,), (2,), ((1, 1),)),
+    "2/2": ((2, 7, 6, 3), (2, 2), (2, 2), None),
+    "3/2 pad 1": ((2, 8, 7, 3), (3, 3), (2, 2), ((1, 1), (1, 1))),
+    "overlapping, uneven": ((2, 8, 7, 3), (4, 2), (1, 3), ((2, 0), (0, 1))),
+    "rank 3": ((1, 4, 5, 6, 2), (2, 3, 1), (2, 1, 2), ((0, 1), (1, 0), (0, 0))),
+}
+
+
+@partial(jax.jit, static_argnums=0)
+def pool_and_gradient(pool, x, g):
+    y, pullback = jax.vjp(pool, x)
+    return y, pullback(g)[0]
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_max_pool_and_its_gradient_are_those_of_reduce_window(name: str):
+    shape, window, strides, pads = POOLS[name]
+    rng = np.random.default_rng(0)
+    x = jnp.float32(rng.normal(size=shape)) - 3  # Below 0: zeros outside would show.
+    assert len(np.unique(x)) == x.size, "equal maxima share the gradient otherwise"
+
+    def by_lax(x):
+        padding = ((0, 0), *(pads or ((0, 0),) * len(window)), (0, 0))
+        return lax.reduce_window(
+            x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), padding
+        )
+
+    def ours(x):
+        return convolution.max_pool(x, window, strides, pads)
+
+    g = jnp.float32(rng.normal(size=jax.eval_shape(ours, x).shape))
+    y, d_x = pool_and_gradient(ours, x, g)
+    expected, expected_d_x = pool_and_gradient(by_lax, x, g)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_allclose(d_x, expected_d_x, rtol=1e-6, atol=1e-6)
+    if len(window) == 2 and window[0] == window[1]:
+        plain = loop.max_pool(
+            np.asarray(x), window[0], strides[0], pads or ((0, 0),) * 2
+        )
+        np.testing.assert_array_equal(y, plain)
+
+
+def test_equal_maxima_share_the_whole_gradient():
+    x = jnp.float32(np.random.default_rng(0).integers(0, 2, size=(2, 6, 6, 3)))
+
+    def total(x):
+        return convolution.max_pool(x, (3, 3), (3, 3)).sum()
+
+    shares = jax.jit(jax.grad(total))(x)
+    by_window = np.asarray(shares).reshape(2, 2, 3, 2, 3, 3).sum((2, 4))
+    np.testing.assert_allclose(by_window, np.ones_like(by_window), rtol=1e-6)
+    assert (np.asarray(shares)[np.asarray(x) == 0] == 0).all()
+
+
+def numpy_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    del key  # Its own draw spares a compilation a shape.
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+
+
+ADAPTED: dict[str, dict[str, Any]] = {
+    "same": {"kernel_size": (3, 2), "padding": "SAME", "strides": 2},
+    "valid": {"kernel_size": (3, 3), "padding": "VALID", "kernel_dilation": (1, 2)},
+    "number": {"kernel_size": (5, 5), "padding": 2},
+    "pairs": {"kernel_size": (3, 3), "padding": ((0, 2), (1, 0)), "strides": (2, 1)},
+    "groups": {"kernel_size": (3, 3), "feature_group_count": 2},
+    "1×1": {"kernel_size": (1, 1), "strides": (1, 2)},
+    "circular": {"kernel_size": (3, 3), "padding": "CIRCULAR"},
+    "causal": {"kernel_size": 3, "padding": "CAUSAL"},
+    "wide": {"kernel_size": (5, 5), "in_features": 22, "padding": 1},
+    "accumulator": {
+        "kernel_size": (3, 3),
+        "dtype": jnp.bfloat16,
+        "preferred_element_type": jnp.float32,
+    },
+}
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapter_in_an_nnx_conv_changes_nothing(name: str):
+    options = {"in_features": 4, "out_features": 6, **ADAPTED[name]}
+    rank = 1 if options["kernel_size"] == 3 else 2
+    options["kernel_init"] = numpy_normal
+    plain = nnx.Conv(**options, rngs=nnx.Rngs(0))
+    adapted = nnx.Conv(
+        **options,
+        conv_general_dilated=convolution.conv_general_dilated,
+        rngs=nnx.Rngs(0),
+    )
+    shape = (3, 7, 8)[: rank + 1]
+    rng = np.random.default_rng(0)
+    x = jnp.float32(rng.normal(size=(*shape, options["in_features"])))
+    y, expected = adapted(x), plain(x)
+    chex.assert_trees_all_equal_shapes_and_dtypes(y, expected)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_dilation": 2}, r"conv: expected no input dilation, got \(2, 2\)"),
+        ({"precision": lax.Precision.HIGHEST}, "conv: precision is not supported"),
+    ],
+)
+def test_adapter_refuses_what_conv_cannot_do(options, message):
+    layer = nnx.Conv(
+        2,
+        3,
+        (3, 3),
+        conv_general_dilated=convolution.conv_general_dilated,
+        kernel_init=numpy_normal,
+        **options,
+        rngs=nnx.Rngs(0),
+    )
+    with pytest.raises(ValueError, match=message):
+        layer(jnp.ones((1, 5, 5, 2)))
+
+
+def test_adapter_refuses_channels_first():
+    x, kernel = jnp.ones((1, 5, 5, 5)), jnp.ones((3, 3, 5, 4))
+    with pytest.raises(ValueError, match="dimension_numbers"):
+        convolution.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=("NCHW", "HWIO", "NCHW")
+        )

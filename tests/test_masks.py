@@ -1,0 +1,265 @@
+import copy
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import trees
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xnor_jax as xnor
+
+
+def chosen(mask):
+    """The paths that a mask selects, as `a/b/kernel`."""
+    return {
+        xnor.masks.path_string(path)
+        for path, selected in jax.tree.leaves_with_path(mask)
+        if selected
+    }
+
+
+def linear():
+    return nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+
+class Named(nnx.Module):
+    def __init__(self, *names):
+        for name in names:
+            setattr(self, name, linear())
+
+
+def kernels(*names):
+    return {f"{name}/kernel" for name in names}
+
+
+def test_order_is_that_of_definition_with_ten_and_more():
+    names = [f"conv{i}" for i in range(1, 12)]
+    assert chosen(xnor.inner_kernels(Named(*names))) == kernels(*names[1:-1])
+
+
+@settings(max_examples=10)
+@given(st.permutations(["conv1", "conv2", "conv10", "Dense", "a", "head", "z"]))
+def test_order_is_that_of_definition_in_any_permutation(names):
+    assert chosen(xnor.inner_kernels(Named(*names))) == kernels(*names[1:-1])
+
+
+class Containers(nnx.Module):
+    def __init__(self):
+        self.stem = linear()
+        for i in range(1, 12):
+            setattr(self, f"conv{i}", linear())
+        self.z = nnx.Dict(y=linear(), x=linear())
+        self.body = nnx.List([nnx.Sequential(linear(), linear()), Named("q", "b")])
+        self.a = nnx.Dict(tail=linear(), head=linear())
+
+
+REBUILDS = {
+    "merge": lambda model: nnx.merge(*nnx.split(model)),
+    "clone": nnx.clone,
+    "deepcopy": copy.deepcopy,
+    "eval_shape": lambda model: nnx.eval_shape(Containers),
+    "jit": lambda model: nnx.jit(Containers)(),
+}
+
+
+@pytest.mark.parametrize("rebuild", REBUILDS)
+def test_a_rebuilt_model_has_the_mask_of_the_original(rebuild):
+    # Flax sorts the attributes of what it rebuilds.
+    model = Containers()
+    expected = chosen(xnor.inner_kernels(model))
+    assert len(expected) == 20 - 2
+    rebuilt = REBUILDS[rebuild](model)
+    assert chosen(xnor.inner_kernels(rebuilt)) == expected
+
+
+@pytest.mark.parametrize("rebuild", [lambda model: model, nnx.clone])
+def test_a_plain_dict_keeps_its_order_or_is_refused(rebuild):
+    # JAX sorts a dict's keys: the order of definition is gone after a rebuild, and the
+    # wrong kernels must not be taken in silence.
+    class Net(nnx.Module):
+        def __init__(self):
+            self.layers = nnx.data({name: linear() for name in ("b", "z", "a", "c")})
+
+    try:
+        mask = xnor.inner_kernels(rebuild(Net()))
+    except ValueError:
+        return
+    assert chosen(mask) == kernels("layers/z", "layers/a")
+
+
+@pytest.mark.parametrize("container", ["List", "Sequential"])
+def test_items_come_in_their_order_with_ten_and_more(container):
+    class Net(nnx.Module):
+        def __init__(self):
+            self.zeroth = linear()
+            items = [linear() for _ in range(12)]
+            if container == "List":
+                self.body = nnx.List(items)
+            else:
+                self.body = nnx.Sequential(*items, nnx.relu)
+
+    under = "body" if container == "List" else "body/layers"
+    expected = kernels(*(f"{under}/{i}" for i in range(11)))
+    assert chosen(xnor.inner_kernels(Net())) == expected
+
+
+def test_a_bare_sequential_is_a_model():
+    model = nnx.Sequential(*(linear() for _ in range(12)))
+    expected = kernels(*(f"layers/{i}" for i in range(1, 11)))
+    assert chosen(xnor.inner_kernels(model)) == expected
+
+
+def test_dicts_and_nested_containers_keep_the_order_of_definition():
+    convs = [f"conv{i}" for i in range(1, 12)]
+    body = ["body/0/layers/0", "body/0/layers/1", "body/1/q", "body/1/b"]
+    inner = kernels(*convs, "z/y", "z/x", *body, "a/tail")
+    assert chosen(xnor.inner_kernels(Containers())) == inner
+
+
+def test_a_shared_module_counts_where_it_is_reached_first():
+    class Net(nnx.Module):
+        def __init__(self):
+            shared = linear()
+            self.b = linear()
+            self.z = shared  # the tree's own order reaches it through `a`
+            self.c = linear()
+            self.d = linear()
+            self.a = shared
+
+    model = Net()
+    mask = xnor.inner_kernels(model)
+    # Second of four by definition, so inner, whichever path its state goes by.
+    assert chosen(mask) == kernels("a", "c")
+    assert jax.tree.structure(mask) == jax.tree.structure(nnx.state(model, nnx.Param))
+
+
+def test_a_module_that_holds_itself_does_not_loop():
+    class Loop(Named):
+        def __init__(self):
+            super().__init__("a", "b", "c")
+            self.me = self
+
+    assert chosen(xnor.inner_kernels(Loop())) == kernels("b")
+
+
+def test_only_convolution_and_dense_kernels_count():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.table = nnx.Embed(3, 4, rngs=rngs)
+            self.norm = nnx.BatchNorm(4, rngs=rngs)
+            self.first = nnx.Conv(2, 4, (3,), rngs=rngs)
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+            self.middle = nnx.ConvTranspose(4, 4, (3, 3), rngs=rngs)
+            self.last = nnx.Linear(4, 2, rngs=rngs)
+            self.kernel = nnx.Param(jnp.ones(3))  # rank 1: no kernel
+            self.weight = nnx.Param(jnp.ones((3, 3)))
+            self.size = 3
+
+    model = nnx.eval_shape(lambda: Net(nnx.Rngs(0)))
+    mask = xnor.inner_kernels(model)
+    assert chosen(mask) == kernels("middle")
+    assert jax.tree.structure(mask) == jax.tree.structure(nnx.state(model, nnx.Param))
+
+
+def test_binarize_takes_the_mask():
+    params = nnx.state(model := Named("a", "b", "c"), nnx.Param)
+    out = xnor.binarize(params, xnor.inner_kernels(model))
+    assert np.unique(np.abs(out["b"]["kernel"][..., 0])).size == 1
+    assert jax.tree.leaves(out["a"])[1] is jax.tree.leaves(params["a"])[1]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_fewer_than_three_kernels_have_none_inside(count):
+    model = Named(*"abc"[:count])
+    with pytest.raises(ValueError, match=f"at least 3 .*kernels, got {count}"):
+        xnor.inner_kernels(model)
+
+
+def test_the_mask_is_of_plain_bools():
+    leaves = jax.tree.leaves(xnor.inner_kernels(Named("a", "b", "c")))
+    assert all(type(leaf) is bool for leaf in leaves)
+
+
+PATHS = {
+    "dict": {"first/kernel", "first/bias", "binary/0/kernel", "binary/0/bias"}
+    | {"last/kernel"},
+    "nnx": {"first/kernel", "first/bias", "binary/0/kernel", "binary/0/bias"}
+    | {"last/kernel", "last/bias", "norm/scale", "norm/bias"},
+    "linen": {
+        f"{x}/{y}" for x in ("first", "binary", "last") for y in ("kernel", "bias")
+    },
+    "equinox": {
+        f"{x}/{y}"
+        for x in ("first", "binary", "last")
+        for y in ("kernel", "bias", "count", "activation")
+    },
+}
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_mask_by_path_sees_each_leaf_once_with_its_path(kind):
+    params, expected = trees.make(kind)
+    seen = {}
+
+    def predicate(path, leaf):
+        seen[path] = leaf
+        return path.startswith("binary") and path.endswith("kernel")
+
+    mask = xnor.mask_by_path(params, predicate)
+    assert jax.tree.structure(mask) == jax.tree.structure(expected)
+    assert jax.tree.leaves(mask) == jax.tree.leaves(expected)
+    assert set(seen) == PATHS[kind]
+    leaves = jax.tree.leaves(params)
+    assert all(a is b for a, b in zip(seen.values(), leaves, strict=True))
+
+
+def test_mask_by_path_of_a_bare_array_has_the_empty_path():
+    assert xnor.mask_by_path(jnp.ones((3, 2)), lambda path, leaf: path == "") is True
+
+
+def test_mask_by_path_can_choose_by_value_and_makes_plain_bools():
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    predicate: Any = lambda _, leaf: np.bool_(leaf.ndim > 1)  # noqa: E731
+    mask = xnor.mask_by_path(params, predicate)
+    assert mask == {"a": True, "b": False}
+    assert type(mask["a"]) is bool
+
+
+def test_mask_by_path_that_selects_nothing_is_refused_with_the_paths():
+    params, _ = trees.make("dict")
+    with pytest.raises(ValueError, match="selects no leaf") as caught:
+        xnor.mask_by_path(params, lambda path, leaf: "kernle" in path)
+    assert all(path in str(caught.value) for path in PATHS["dict"])
+    with pytest.raises(ValueError, match="selects no leaf"):
+        xnor.mask_by_path({}, lambda path, leaf: True)
+
+
+def test_norm_scales_are_those_of_batch_norms():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(2, rngs=rngs)
+            self.bare = nnx.BatchNorm(2, use_scale=False, rngs=rngs)
+            self.layer = nnx.LayerNorm(2, rngs=rngs)
+            self.blocks = nnx.List([nnx.BatchNorm(2, rngs=rngs), linear()])
+            self.scale = nnx.Param(jnp.ones(2))
+
+    model = Net(nnx.Rngs(0))
+    mask = xnor.masks.norm_scales(model)
+    assert chosen(mask) == {"norm/scale", "blocks/0/scale"}
+    assert jax.tree.structure(mask) == jax.tree.structure(nnx.state(model, nnx.Param))
+    chex.assert_trees_all_equal(mask, xnor.masks.norm_scales(nnx.clone(model)))
+
+
+def test_norm_scales_of_a_shared_batch_norm():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            norm = nnx.BatchNorm(2, rngs=rngs)
+            self.z = norm
+            self.a = norm
+
+    assert chosen(xnor.masks.norm_scales(Net(nnx.Rngs(0)))) == {"a/scale"}

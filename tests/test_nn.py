@@ -1,0 +1,709 @@
+from functools import partial
+from typing import Any
+
+import chex
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_loop as loop
+from flax import nnx
+
+import xnor_jax as xnor
+
+
+def cosine_rule(kernel: Any, grad: Any):
+    """A rule of the user's; it works on NumPy and JAX arrays alike."""
+    return grad * (1 + 3 * kernel**2)
+
+
+RULES = {**loop.RULES, "of the user": cosine_rule}
+
+# Odd sizes; strides, dilation and padding that differ by axis and side.
+CONVS: dict[str, dict[str, Any]] = {
+    "rank 1": {"kernel_size": 3, "strides": 2, "kernel_dilation": 2, "padding": 1},
+    "rank 2": {
+        "kernel_size": (3, 2),
+        "strides": (2, 1),
+        "kernel_dilation": (1, 3),
+        "padding": ((0, 2), (2, 1)),
+    },
+    "rank 3": {"kernel_size": (2, 3, 2), "padding": (1, 0, 2)},
+    "same": {"kernel_size": (3, 4), "strides": 2, "padding": "SAME"},
+    "valid": {"kernel_size": [3, 2], "padding": "VALID"},
+    "groups": {
+        "kernel_size": (3, 3),
+        "in_features": 6,
+        "feature_group_count": 2,
+        "padding": 1,
+    },
+    "1×1": {"kernel_size": (1, 1), "strides": (1, 2)},
+    "XLA": {"kernel_size": (5, 5), "in_features": 21, "padding": 2},
+}
+
+
+class Case:
+    """A `BinaryConv` with awkward weights, an input, and the loop's view of both."""
+
+    def __init__(self, name: str, **options: Any):
+        rng = np.random.default_rng(len(name))
+        options = {"in_features": 5, "out_features": 4, **CONVS[name], **options}
+        options["kernel_init"] = numpy_normal
+        layer = xnor.nn.BinaryConv(**options, rngs=nnx.Rngs(0))
+        window = layer.kernel_size
+        spatial = (5, 6, 4)[: len(window)]
+        self.layer = layer
+        self.kernel = awkward(rng, layer.kernel.shape)
+        self.x = awkward(rng, (3, *spatial, layer.in_features))
+        layer.kernel[...] = jnp.float32(self.kernel)
+        self.bias = np.zeros(layer.out_features)
+        if layer.bias is not None:
+            self.bias = rng.normal(size=layer.out_features)
+            layer.bias[...] = jnp.float32(self.bias)
+
+        strides, dilation, padding = (
+            layer.strides,
+            layer.kernel_dilation,
+            options.get("padding", "SAME"),
+        )
+        if padding == "SAME":
+            pads = loop.same_pads(spatial, window, strides, dilation)
+        elif padding == "VALID":
+            pads = ((0, 0),) * len(window)
+        else:
+            sides = (padding,) * len(window) if isinstance(padding, int) else padding
+            pads = tuple((p, p) if isinstance(p, int) else p for p in sides)
+        self.geometry = strides, pads, dilation
+        self.groups = layer.feature_group_count
+        self.sums = loop.conv(
+            loop.sign(self.x), loop.sign(self.kernel), *self.geometry, self.groups
+        )
+        self.g = rng.normal(size=self.sums.shape)
+
+    def gradients(self, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For the signs and the binarized kernel."""
+        signs, binarized = loop.sign(self.x), loop.binarize(self.kernel)
+        return loop.conv_gradients(signs, binarized, g, *self.geometry, self.groups)
+
+
+def awkward(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Normal numbers as float32 holds them, a third beyond ±1, some on 0 and ±1."""
+    values = rng.normal(size=shape).astype(np.float32).astype(np.float64)
+    edges = np.resize(
+        [1.0, -1.0, 0.0, 1 - 2**-24, -1 - 2**-23], max(1, values.size // 9)
+    )
+    values.flat[rng.choice(values.size, edges.size, replace=False)] = edges
+    return values
+
+
+def numpy_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    del key  # NumPy's draw spares a compilation a shape.
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+
+
+call = nnx.jit(lambda module, x: module(x))  # A tenth of the time of op by op.
+
+
+def forward_and_gradients(layer: nnx.Module, x: np.ndarray, g: np.ndarray, dtype=None):
+    """`y`, then the pullback of `g` to the parameters and to `x`, in one program."""
+    graph, params, rest = nnx.split(layer, nnx.Param, ...)
+    dtype = dtype or jnp.float32
+    x, g = jnp.asarray(x, dtype), jnp.asarray(g, dtype)
+    after, *results = _forward_and_gradients(graph, params, rest, x, g)
+    nnx.update(layer, after)
+    return results
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward_and_gradients(graph, params, rest, x, g):
+    def forward(params, x):
+        model = nnx.merge(graph, params, rest, copy=True)
+        return model(x), nnx.state(model, nnx.Not(nnx.Param))
+
+    y, pullback, after = jax.vjp(forward, params, x, has_aux=True)
+    return after, y, *pullback(g.astype(y.dtype))
+
+
+def assert_close(actual, expected, tolerance=3e-5):
+    expected = np.asarray(expected)
+    size = np.abs(expected).max(initial=1e-30)
+    actual = np.asarray(actual, np.float64)
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * size)
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_binary_conv_is_a_scaled_integer_sum_and_its_gradients_the_formulas(name):
+    case = Case(name)
+    y, d_params, d_x = forward_and_gradients(case.layer, case.x, case.g)
+    alpha = loop.scale(case.kernel)
+
+    assert_close(y, alpha * case.sums + case.bias)
+    sums = (np.asarray(y, np.float64) - case.bias) / alpha
+    np.testing.assert_allclose(sums, case.sums, atol=1e-3)
+
+    d_signs, d_binarized = case.gradients(case.g)
+    assert_close(d_x, d_signs * (np.abs(case.x) < 1))
+    assert_close(d_params["kernel"][...], loop.corrected(case.kernel, d_binarized))
+    assert_close(d_params["bias"][...], case.g.sum(tuple(range(case.g.ndim - 1))))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["rank 2", "groups"])
+def test_kernel_gradient_is_the_rules_at_the_binarized_kernel(name: str, rule: str):
+    given = cosine_rule if rule == "of the user" else rule
+    case = Case(name, rule=given, multiplier=3.0)
+    _, d_params, _ = forward_and_gradients(case.layer, case.x, case.g)
+    _, d_binarized = case.gradients(case.g)
+    expected = 3 * RULES[rule](case.kernel, d_binarized)
+    assert_close(d_params["kernel"][...], expected)
+
+
+@pytest.mark.parametrize("name", ["rank 1", "rank 2", "same", "groups", "1×1"])
+def test_input_scale_multiplies_by_the_papers_k(name: str):
+    case = Case(name, input_scale=True)
+    y, d_params, d_x = forward_and_gradients(case.layer, case.x, case.g)
+    window = case.layer.kernel_size
+    box = np.full((*window, 1, 1), 1 / np.prod(window))
+    mean = np.abs(case.x).mean(-1, keepdims=True)
+    k = loop.conv(mean, box, *case.geometry)
+    product = loop.scale(case.kernel) * case.sums
+
+    assert_close(y, k * product + case.bias)
+    # The product rule: through the signs with K fixed, and through K. At 0 any slope
+    # in [−1, 1] is |x|'s.
+    d_signs, d_binarized = case.gradients(case.g * k)
+    d_k = (case.g * product).sum(-1, keepdims=True)
+    d_mean, _ = loop.conv_gradients(mean, box, d_k, *case.geometry)
+    channels = case.x.shape[-1]
+    expected = d_signs * (np.abs(case.x) < 1) + d_mean * np.sign(case.x) / channels
+    assert_close(np.asarray(d_x)[case.x != 0], expected[case.x != 0])
+    assert_close(d_params["kernel"][...], loop.corrected(case.kernel, d_binarized))
+
+
+def test_gradient_of_k_is_its_slope():
+    # With every |x| above 1 the signs pass no gradient: what is left is that of K,
+    # which finite differences do see.
+    case = Case("rank 2", input_scale=True)
+    x = case.x + np.sign(case.x + 0.5) * 2
+    assert np.abs(x).min() > 1.4
+    forward = jax.jit(lambda x: (case.layer(x) * jnp.float32(case.g)).sum())
+    _, _, d_x = forward_and_gradients(case.layer, x, case.g)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        direction = rng.normal(size=x.shape) / 20
+        ahead, behind = (forward(jnp.float32(x + d * direction)) for d in (1, -1))
+        np.testing.assert_allclose(
+            (ahead - behind) / 2, np.vdot(d_x, direction), rtol=2e-3, atol=2e-3
+        )
+
+
+def linear(c: int, c_out: int, **options: Any) -> xnor.nn.BinaryLinear:
+    options = {"kernel_init": numpy_normal, **options}
+    return xnor.nn.BinaryLinear(c, c_out, **options, rngs=nnx.Rngs(0))
+
+
+def conv(c: int, c_out: int, window: Any = (3, 3), **options: Any):
+    options = {"kernel_init": numpy_normal, **options}
+    return xnor.nn.BinaryConv(c, c_out, window, **options, rngs=nnx.Rngs(0))
+
+
+@hypothesis.settings(max_examples=6, deadline=None)
+@hypothesis.given(
+    st.integers(2, 70),
+    st.integers(1, 9),
+    st.sampled_from([(), (3,), (2, 3)]),
+    st.data(),
+)
+def test_binary_linear_is_a_scaled_integer_sum_with_its_formulas(c, c_out, batch, data):
+    rule = data.draw(st.sampled_from(list(loop.RULES)))
+    rng = np.random.default_rng(c * c_out)
+    layer = linear(c, c_out, rule=rule)
+    w, x = awkward(rng, (c, c_out)), awkward(rng, (*batch, c))
+    bias = rng.normal(size=c_out)
+    layer.kernel[...], layer.bias[...] = jnp.float32(w), jnp.float32(bias)
+    sums = loop.sign(x) @ loop.sign(w)
+    g = rng.normal(size=sums.shape)
+
+    y, d_params, d_x = forward_and_gradients(layer, x, g)
+
+    assert_close(y, loop.scale(w) * sums + bias)
+    assert_close(d_x, g @ loop.binarize(w).T * (np.abs(x) < 1))
+    d_binarized = loop.sign(x).reshape(-1, c).T @ g.reshape(-1, c_out)
+    assert_close(d_params["kernel"][...], loop.RULES[rule](w, d_binarized))
+    assert_close(d_params["bias"][...], g.reshape(-1, c_out).sum(0))
+
+
+def test_input_scale_of_a_dense_layer_is_the_mean_magnitude():
+    rng = np.random.default_rng(0)
+    layer = linear(7, 5, input_scale=True)
+    w, x, g = awkward(rng, (7, 5)), awkward(rng, (3, 7)), rng.normal(size=(3, 5))
+    layer.kernel[...] = jnp.float32(w)
+    y, _, d_x = forward_and_gradients(layer, x, g)
+    k = np.abs(x).mean(-1, keepdims=True)
+    product = loop.sign(x) @ loop.binarize(w)
+    assert_close(y, k * product)
+    through_signs = (g * k) @ loop.binarize(w).T * (np.abs(x) < 1)
+    expected = through_signs + (g * product).sum(-1, keepdims=True) * np.sign(x) / 7
+    assert_close(np.asarray(d_x)[x != 0], expected[x != 0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ["patches", "XLA", "groups", "dense"])
+def test_sums_are_exact_in_half_precision(name: str, dtype):
+    rng = np.random.default_rng(0)
+    groups = 2 if name == "groups" else 1
+    channels = {"patches": 31, "XLA": 37, "groups": 70, "dense": 601}[name]
+    if name == "dense":
+        layer = linear(channels, 4, dtype=dtype)
+        x = rng.choice([-1.0, 1.0], p=[0.1, 0.9], size=(3, channels))
+    else:
+        layer = conv(
+            channels, 4, (4, 4), padding=1, feature_group_count=groups, dtype=dtype
+        )
+        x = rng.choice([-1.0, 1.0], p=[0.1, 0.9], size=(2, 5, 5, channels))
+    # A scale a channel that is a power of two rounds nothing; mostly positive signs
+    # give sums beyond 256, where bfloat16 stops counting.
+    alpha = 2.0 ** -np.arange(1, 5)
+    w = alpha * rng.choice([-1.0, 1.0], p=[0.1, 0.9], size=layer.kernel.shape)
+    layer.kernel[...] = jnp.float32(w)
+    if name == "dense":
+        sums = x @ loop.sign(w)
+    else:
+        pads = ((1, 1), (1, 1))
+        sums = loop.conv(x, loop.sign(w), (1, 1), pads, (1, 1), groups)
+    assert sums.max() > 256
+
+    y = call(layer, jnp.float32(x))
+
+    chex.assert_type(y, dtype)
+    once_rounded = jnp.asarray(alpha * sums, dtype)
+    np.testing.assert_array_equal(y, once_rounded)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "param_dtype", "x_dtype", "expected"),
+    [
+        (None, jnp.float32, jnp.float32, jnp.float32),
+        (None, jnp.bfloat16, jnp.bfloat16, jnp.bfloat16),
+        (None, jnp.float32, jnp.bfloat16, jnp.float32),
+        (jnp.bfloat16, jnp.float32, jnp.float32, jnp.bfloat16),
+        (jnp.float16, jnp.float32, jnp.float16, jnp.float16),
+        (jnp.float32, jnp.bfloat16, jnp.bfloat16, jnp.float32),
+    ],
+)
+def test_dtypes_of_output_and_gradients(dtype, param_dtype, x_dtype, expected):
+    settings: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+    x = np.random.default_rng(0).normal(size=(1, 3, 3, 3))
+    for layer in (
+        conv(3, 2, (2, 2), input_scale=True, **settings),
+        conv(3, 2, (2, 2), binary=False, **settings),
+    ):
+        results = forward_and_gradients(layer, x, np.ones((1, 3, 3, 2)), x_dtype)
+        y, d_params, d_x = results
+        chex.assert_type(y, expected)
+        chex.assert_type(d_x, x_dtype)
+        for leaf in jax.tree.leaves(d_params):
+            chex.assert_type(leaf, param_dtype)
+
+
+def test_half_precision_turns_no_sign_of_the_kernel():
+    # float16 has no number between 0 and 6e-8: a kernel cast before its sign is taken
+    # would lose the signs of small weights.
+    layer = linear(3, 1, dtype=jnp.float16)
+    layer.kernel[...] = jnp.float32([[-1e-9], [-1.0], [-0.5]])
+    np.testing.assert_array_equal(call(layer, jnp.ones((1, 3))), [[-1.5]])
+
+
+def test_half_precision_does_not_overflow_a_large_multiplier():
+    # The published AlexNet recipe's 1e9 meets float32 latent kernels.
+    gradients = []
+    for dtype in (jnp.float16, jnp.float32):
+        layer = linear(9, 2, multiplier=1e9, dtype=dtype)
+        x = np.random.default_rng(0).normal(size=(4, 9))
+        _, d_params, _ = forward_and_gradients(layer, x, np.ones((4, 2)))
+        gradients.append(d_params["kernel"][...])
+    assert_close(*gradients, tolerance=1e-2)
+
+
+def test_half_precision_input_does_not_round_the_box_filter():
+    layer = conv(2, 3, input_scale=True, dtype=jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 5, 2)), jnp.bfloat16)
+    assert_close(call(layer, x), call(layer, x.astype(jnp.float32)), tolerance=1e-6)
+
+
+def test_input_scale_takes_integers():
+    layer = conv(2, 3, input_scale=True)
+    x = np.random.default_rng(0).integers(-3, 4, size=(1, 5, 5, 2))
+    y = call(layer, jnp.asarray(x, jnp.int32))
+    assert_close(y, call(layer, jnp.float32(x)), tolerance=1e-6)
+
+
+def hadamard(size: int) -> np.ndarray:
+    """A matrix of signs that is its own inverse, but for a factor `size`."""
+    return (
+        np.array([[1.0]])
+        if size == 1
+        else np.kron([[1, 1], [1, -1]], hadamard(size // 2))
+    )
+
+
+def dropped_signs(layer: nnx.Module, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a layer of Hadamard kernel multiplies, and the gradient that reaches `x`."""
+    size = x.shape[-1]
+    g = np.broadcast_to(hadamard(size).sum(0), x.shape)
+    y, _, d_x = forward_and_gradients(layer, x, g)
+    return np.asarray(y) @ hadamard(size) / size, np.asarray(d_x) / size
+
+
+def test_dropout_keeps_or_drops_signs_and_rests_in_evaluation():
+    rate, size = 0.25, 16
+    layer = conv(size, size, (1, 1), dropout=rate)
+    layer.kernel[...] = jnp.float32(hadamard(size).reshape(layer.kernel.shape))
+    x = awkward(np.random.default_rng(0), (4, 5, 5, size))
+    signs, survivor = loop.sign(x), 1 / (1 - rate)
+
+    layer.train()
+    first, d_x = dropped_signs(layer, x)
+    second, _ = dropped_signs(layer, x)
+    for dropped in (first, second):
+        kept = np.abs(dropped) > 0.5
+        np.testing.assert_allclose(dropped, signs * survivor * kept, atol=1e-5)
+        assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / x.size)
+    assert (np.abs(first - second) > 0.5).any()
+    kept = np.abs(first) > 0.5
+    np.testing.assert_allclose(d_x, kept * survivor * (np.abs(x) < 1), atol=1e-5)
+
+    layer.eval()
+    at_rest, d_x = dropped_signs(layer, x)
+    np.testing.assert_allclose(at_rest, signs, atol=1e-5)
+    np.testing.assert_allclose(d_x, np.abs(x) < 1, atol=1e-5)
+
+
+def test_half_dropout_leaves_exact_sums():
+    layer = linear(64, 64, dropout=0.5, dtype=jnp.bfloat16)
+    layer.kernel[...] = jnp.float32(hadamard(64))
+    y = np.asarray(call(layer, jnp.ones((9, 64))), np.float64)
+    assert set(np.unique(y @ hadamard(64) / 64)) == {0.0, 2.0}
+
+
+@pytest.mark.parametrize("name", ["rank 2", "groups", "1×1"])
+def test_float_twin_is_the_plain_layer(name: str):
+    case = Case(name, binary=False)
+    y, d_params, d_x = forward_and_gradients(case.layer, case.x, case.g)
+    arguments = (*case.geometry, case.groups)
+    assert_close(y, loop.conv(case.x, case.kernel, *arguments) + case.bias)
+    expected = loop.conv_gradients(case.x, case.kernel, case.g, *arguments)
+    assert_close(d_x, expected[0])
+    assert_close(d_params["kernel"][...], expected[1])
+
+
+def test_float_twin_of_a_dense_layer_is_linear_and_drops_inputs():
+    rng = np.random.default_rng(0)
+    layer = linear(16, 16, binary=False, dropout=0.5)
+    layer.kernel[...] = jnp.float32(hadamard(16))
+    x = rng.normal(size=(30, 16))
+    dropped, _ = dropped_signs(layer, x)
+    # Of the input, not of its sign: a dropped input leaves rounding alone.
+    kept = np.abs(dropped) > 1e-5
+    np.testing.assert_allclose(dropped, 2 * x * kept, atol=1e-5)
+    assert 0.3 < kept.mean() < 0.7
+    layer.eval()
+    assert_close(call(layer, jnp.float32(x)), x @ hadamard(16))
+
+
+def test_no_bias_is_no_parameter():
+    for layer in (
+        conv(3, 2, use_bias=False),
+        linear(3, 2, use_bias=False),
+    ):
+        assert list(nnx.state(layer, nnx.Param)) == ["kernel"]
+    case = Case("rank 2", use_bias=False)
+    y = call(case.layer, jnp.float32(case.x))
+    assert_close(y, loop.scale(case.kernel) * case.sums)
+
+
+def test_parameters_have_flaxs_shapes_and_initializers():
+    layer = xnor.nn.BinaryConv(
+        6,
+        9,
+        (3, 2),
+        feature_group_count=3,
+        kernel_init=nnx.initializers.constant(0.25),
+        bias_init=nnx.initializers.constant(-2.0),
+        param_dtype=jnp.bfloat16,
+        rngs=nnx.Rngs(0),
+    )
+    assert layer.kernel.shape == (3, 2, 2, 9)
+    assert (layer.kernel[...] == 0.25).all() and (layer.bias[...] == -2).all()
+    chex.assert_type([layer.kernel[...], layer.bias[...]], jnp.bfloat16)
+    plain = xnor.nn.BinaryLinear(4, 3, rngs=nnx.Rngs(7))
+    other = xnor.nn.BinaryLinear(4, 3, rngs=nnx.Rngs(8))
+    assert len(np.unique(plain.kernel[...])) == 12
+    assert (plain.kernel[...] != other.kernel[...]).all()
+
+
+def xnor_block(*sizes: Any, **options: Any) -> xnor.nn.XnorBlock:
+    options = {"kernel_init": numpy_normal, **options}
+    return xnor.nn.XnorBlock(*sizes, **options, rngs=nnx.Rngs(0))
+
+
+def block_oracle(block: xnor.nn.XnorBlock, x: np.ndarray, product, statistics=None):
+    """BatchNorm → sign → product → bias → ReLU, from the block's own parameters."""
+    axes = tuple(range(x.ndim - 1))
+    mean, variance = statistics or (x.mean(axes), x.var(axes))
+    scale, bias = (np.float64(p[...]) for p in (block.norm.scale, block.norm.bias))
+    normal = loop.batch_norm(x, mean, variance, 1e-4, scale, bias)
+    # Else the loop and float32 may differ in a sign.
+    assert np.abs(normal).min() > 1e-5
+    y = product(loop.sign(normal)) + np.float64(block.layer.bias[...])
+    return np.maximum(y, 0)
+
+
+def randomize(module: nnx.Module, seed: int) -> None:
+    """Give each parameter and statistic random values; variances above 0."""
+    rng = np.random.default_rng(seed)
+    state = nnx.state(module, (nnx.Param, nnx.BatchStat))
+
+    def draw(path, leaf):
+        value = rng.normal(size=leaf.shape)
+        positive = any("var" in str(key) for key in path)
+        return jnp.asarray(np.exp(value) if positive else value, leaf.dtype)
+
+    nnx.update(module, jax.tree.map_with_path(draw, state))
+
+
+def test_block_normalizes_signs_multiplies_and_rectifies_in_this_order():
+    block = xnor_block(3, 4, (2, 3), padding="VALID")
+    randomize(block, 0)
+    means, variances = (np.float64(s[...]) for s in (block.norm.mean, block.norm.var))
+    x = np.random.default_rng(1).normal(1.0, 2.0, size=(4, 5, 6, 3))
+    w = np.float64(block.layer.kernel[...])
+
+    def product(signs):
+        return loop.conv(signs, loop.binarize(w), (1, 1), ((0, 0),) * 2, (1, 1))
+
+    block.train()
+    assert_close(call(block, jnp.float32(x)), block_oracle(block, x, product))
+    axes = (0, 1, 2)
+    assert_close(block.norm.mean[...], 0.9 * means + 0.1 * x.mean(axes))
+    assert_close(block.norm.var[...], 0.9 * variances + 0.1 * x.var(axes))
+
+    block.eval()
+    running = [np.float64(s[...]) for s in (block.norm.mean, block.norm.var)]
+    y = call(block, jnp.float32(x))
+    assert_close(y, block_oracle(block, x, product, running))
+    assert (np.asarray(y) == 0).any(), "nothing was rectified"
+    assert_close(block.norm.mean[...], running[0], 0)
+
+    block.relu = False
+    unrectified = np.asarray(call(block, jnp.float32(x)))
+    assert unrectified.min() < 0
+    np.testing.assert_array_equal(np.maximum(unrectified, 0), y)
+
+
+def test_dense_block_normalizes_channels_then_flattens():
+    block = xnor_block(2 * 3 * 5, 4, norm_features=5)
+    randomize(block, 2)
+    x = np.random.default_rng(3).normal(size=(7, 2, 3, 5))
+    w = np.float64(block.layer.kernel[...])
+    expected = block_oracle(
+        block, x, lambda signs: signs.reshape(7, -1) @ loop.binarize(w)
+    )
+    assert_close(call(block, jnp.float32(x)), expected)
+    assert block.norm.scale.shape == (5,)
+
+
+def test_block_passes_its_settings_on():
+    block = xnor_block(
+        4,
+        6,
+        (3, 3),
+        epsilon=0.5,
+        momentum=0.75,
+        relu=False,
+        strides=(2, 1),
+        padding=1,
+        feature_group_count=2,
+        dropout=0.25,
+        input_scale=True,
+        rule="paper",
+        binary=False,
+        dtype=jnp.bfloat16,
+    )
+    layer = block.layer
+    assert (block.norm.epsilon, block.norm.momentum) == (0.5, 0.75)
+    assert (layer.strides, layer.padding, layer.feature_group_count) == ((2, 1), 1, 2)
+    assert (layer.dropout.rate, layer.input_scale) == (0.25, True)
+    assert (layer.rule, layer.binary, layer.dtype) == ("paper", False, jnp.bfloat16)
+
+
+BLOCKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "conv": ({"kernel_size": (3, 3)}, (6, 5, 5, 4)),
+    "dense, with dropout": ({"dropout": 0.5}, (6, 4)),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_second_jitted_step_compiles_nothing(name: str):
+    options, shape = BLOCKS[name]
+    block = xnor_block(4, 3, **options)
+    graph, params, rest = nnx.split(block, nnx.Param, ...)
+    traced = []
+
+    @jax.jit
+    def step(params, rest, x):
+        traced.append(x)
+
+        def loss(params):
+            model = nnx.merge(graph, params, rest, copy=True)
+            return model(x).sum(), nnx.state(model, nnx.Not(nnx.Param))
+
+        grads, rest = jax.grad(loss, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - 0.01 * g, params, grads), rest
+
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        x = jnp.float32(rng.normal(size=shape))
+        params, rest = step(params, rest, x)
+    assert len(traced) == step._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", ["rank 2", "groups"])
+def test_vmap_is_a_loop_over_inputs(name: str):
+    case = Case(name, input_scale=True)
+    many = jnp.float32(np.stack([case.x, case.x[::-1] / 2, -case.x]))
+
+    def run(x):
+        y, pullback = jax.vjp(case.layer, x)
+        return y, pullback(jnp.float32(case.g))[0]
+
+    together = jax.jit(jax.vmap(run))(many)
+    apart = [jax.jit(run)(x) for x in many]
+    apart = jax.tree.map(lambda *leaves: jnp.stack(leaves), *apart)
+    chex.assert_trees_all_close(together, apart, rtol=1e-5, atol=1e-4)
+
+
+def test_vmap_over_kernels_is_a_loop():
+    layer = linear(5, 3)
+    graph, params = nnx.split(layer)
+    rng = np.random.default_rng(0)
+    x = jnp.float32(rng.normal(size=(4, 5)))
+    many = jax.tree.map(lambda p: jnp.float32(rng.normal(size=(6, *p.shape))), params)
+    run = jax.jit(lambda params: nnx.merge(graph, params)(x))
+    together = jax.jit(jax.vmap(run))(many)
+    apart = [run(jax.tree.map(lambda p: p[i], many)) for i in range(6)]  # noqa: B023
+    assert_close(together, np.float64(apart))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_no_call_changes_the_latent_kernel(mode: str):
+    block = xnor_block(4, 3, (3, 3))
+    randomize(block, 0)
+    block.layer.kernel[...] *= 3  # Neither centred nor clamped.
+    before = jax.tree.map(np.asarray, nnx.state(block, nnx.Param))
+    statistics = jax.tree.map(np.asarray, nnx.state(block, nnx.BatchStat))
+    getattr(block, mode)()
+    x = jnp.float32(np.random.default_rng(0).normal(size=(2, 5, 5, 4)))
+    first, second = call(block, x), call(block, x)
+    forward_and_gradients(block, np.asarray(x), np.ones(first.shape))
+    chex.assert_trees_all_equal(nnx.state(block, nnx.Param), before)
+    if mode == "eval":
+        np.testing.assert_array_equal(first, second)
+        chex.assert_trees_all_equal(nnx.state(block, nnx.BatchStat), statistics)
+
+
+def test_layers_survive_split_and_jit_whatever_form_their_settings_had():
+    layer = conv(3, 2, [3, 3], strides=[2, 1], padding=[[1, 1], [0, 2]])
+    x = jnp.float32(np.random.default_rng(0).normal(size=(1, 5, 5, 3)))
+    same = conv(3, 2, (3, 3), strides=(2, 1), padding=((1, 1), (0, 2)))
+    np.testing.assert_array_equal(call(layer, x), call(same, x))
+
+
+CONSTRUCTOR_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
+    "groups, in": (
+        {"in_features": 5, "feature_group_count": 2},
+        "feature_group_count: 2",
+    ),
+    "groups, out": (
+        {"out_features": 5, "feature_group_count": 2},
+        "feature_group_count",
+    ),
+    "no group": ({"feature_group_count": 0}, "feature_group_count"),
+    "negative groups": ({"feature_group_count": -2}, "feature_group_count"),
+    "rank 4": ({"kernel_size": (1, 2, 3, 4)}, "kernel_size: expected 1 to 3"),
+    "rank 0": ({"kernel_size": ()}, "kernel_size: expected 1 to 3"),
+    "empty window": ({"kernel_size": (0, 3)}, "kernel_size"),
+    "strides, count": ({"strides": (1, 1, 1)}, "strides: expected 2 numbers"),
+    "strides, value": ({"strides": 0}, "strides: .* at least 1"),
+    "dilation": ({"kernel_dilation": (1,)}, "kernel_dilation: expected 2 numbers"),
+    "dropout": ({"dropout": 1.5}, "dropout"),
+}
+
+
+@pytest.mark.parametrize("name", CONSTRUCTOR_ERRORS)
+def test_bad_settings_are_refused_by_name(name: str):
+    options, message = CONSTRUCTOR_ERRORS[name]
+    options = {"in_features": 4, "out_features": 6, "kernel_size": (3, 3), **options}
+    with pytest.raises(ValueError, match=message):
+        xnor.nn.BinaryConv(**options, kernel_init=numpy_normal, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (
+            (1, 5, 5, 3),
+            r"BinaryConv: expected \[N, 2 spatial axes, 4\].*\(1, 5, 5, 3\)",
+        ),
+        ((5, 5, 4), "BinaryConv: expected"),
+        ((1, 5, 5, 5, 4), "BinaryConv: expected"),
+        ((1, 2, 2, 4), r"BinaryConv: .*\(1, 2, 2, 4\)"),  # Smaller than the window.
+    ],
+)
+def test_conv_refuses_inputs_that_do_not_fit(shape, message):
+    layer = conv(4, 6, strides=2, padding="VALID")
+    with pytest.raises(ValueError, match=message):
+        layer(jnp.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (4, 3), ()])
+def test_dense_layer_refuses_inputs_that_do_not_fit(shape):
+    layer = linear(4, 6)
+    with pytest.raises(ValueError, match=r"BinaryLinear: expected \[..., 4\]"):
+        layer(jnp.ones(shape))
+
+
+def test_bad_padding_and_rules_are_refused_by_name():
+    layer = conv(4, 6, padding="same")
+    with pytest.raises(ValueError, match="padding: expected 'SAME'.* got 'same'"):
+        layer(jnp.ones((1, 5, 5, 4)))
+    layer = linear(4, 6, rule="best")
+    with pytest.raises(ValueError, match="unknown name 'best'"):
+        layer(jnp.ones((1, 4)))
+
+
+def test_depthwise_convolution_needs_a_rule_without_centring():
+    # One channel a group: the factor 1 − 1/C_in of the default rule is 0.
+    x = jnp.ones((1, 5, 5, 4))
+    with pytest.raises(ValueError, match="at least 2 input channels"):
+        conv(4, 8, feature_group_count=4)(x)
+    y = call(conv(4, 8, feature_group_count=4, rule="exact"), x)
+    assert y.shape == (1, 5, 5, 8)
+
+
+def test_scaled_product_has_the_products_own_gradient():
+    rng = np.random.default_rng(0)
+    signs = jnp.float32(rng.choice([-2.0, 0.0, 2.0], size=(5, 7)))
+    kernel = xnor.binarize(jnp.float32(rng.normal(size=(7, 3))))
+
+    def product(x, kernel, *, accumulator=None):
+        return jnp.matmul(x, kernel, preferred_element_type=accumulator)
+
+    scaled = partial(xnor.nn.scaled_product, product)
+    y, pullback = jax.vjp(jax.jit(scaled), signs, kernel)
+    expected, expected_pullback = jax.vjp(jax.jit(product), signs, kernel)
+    g = jnp.float32(rng.normal(size=y.shape))
+    chex.assert_trees_all_close(y, expected, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(pullback(g), expected_pullback(g), rtol=1e-5, atol=1e-5)

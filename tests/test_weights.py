@@ -1,0 +1,450 @@
+import itertools
+from functools import partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+import trees
+from absl.testing import parameterized
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from oracles import assert_close, random_array, random_kernel
+
+import xnor_jax as xnor
+
+VIEWS = {
+    "mean_center": (xnor.mean_center, oracles.mean_center),
+    "clamp": (xnor.clamp, oracles.clamp),
+    "project": (xnor.project, oracles.project),
+    "binarize": (xnor.binarize, oracles.binarize),
+}
+EACH = {
+    **VIEWS,
+    "scale": (xnor.scale, oracles.scale),
+    "sign": (xnor.sign, oracles.sign),
+}
+
+jit_and_eager: Any = chex.variants(with_jit=True, without_jit=True)
+each_view = pytest.mark.parametrize("view", VIEWS)
+each_dtype = pytest.mark.parametrize("dtype", oracles.DTYPES)
+each_tree = pytest.mark.parametrize("kind", trees.TREES)
+each_half = pytest.mark.parametrize("dtype", oracles.HALF)
+
+
+def every_function(kernel):
+    return {name: function(kernel) for name, (function, _) in EACH.items()}
+
+
+def assert_agrees_with_oracles(outputs, kernel):
+    for name, out in outputs.items():
+        assert out.dtype == kernel.dtype, name
+        # Centring cancels: the error is that of the weights, not of the small result.
+        size = np.abs(oracles.f64(kernel)).max()
+        assert_close(out, EACH[name][1](kernel), size=size, name=name)
+
+
+class OracleTest(chex.TestCase):
+    @jit_and_eager
+    @parameterized.product(dtype=oracles.DTYPES)
+    def test_every_function_agrees_with_numpy(self, dtype):
+        run = self.variant(every_function)
+        for seed, magnitude in enumerate([0.05, 0.7, 2.0]):
+            kernel = random_kernel(seed, (3, 2, 5, 4), dtype, magnitude)
+            assert_agrees_with_oracles(run(kernel), kernel)
+
+
+def test_every_function_agrees_with_numpy_at_every_rank():
+    kernels = [random_kernel(0, shape) for shape in oracles.SHAPES]
+    outputs = jax.jit(lambda kernels: [every_function(w) for w in kernels])(kernels)
+    for kernel, out in zip(kernels, outputs, strict=True):
+        assert_agrees_with_oracles(out, kernel)
+
+
+@settings(max_examples=5)
+@given(
+    leading=st.lists(st.integers(1, 4), max_size=3),
+    inputs=st.integers(2, 9),
+    features=st.integers(1, 7),
+    seed=st.integers(0, 2**20),
+)
+def test_every_function_agrees_with_numpy_on_any_shape(leading, inputs, features, seed):
+    kernel = random_kernel(seed, (*leading, inputs, features))
+    assert_agrees_with_oracles(jax.jit(every_function)(kernel), kernel)
+
+
+@each_view
+def test_filters_are_independent_so_groups_can_be_cut_apart(view):
+    # A grouped kernel is [..., C_in / groups, C_out], its groups side by side in C_out.
+    function = jax.jit(VIEWS[view][0])
+    kernel = random_kernel(0, (3, 2, 3, 10))
+    apart = np.concatenate([function(group) for group in np.split(kernel, 5, -1)], -1)
+    np.testing.assert_allclose(function(kernel), apart, rtol=1e-6, atol=1e-7)
+
+
+def test_binary_kernel_takes_one_scale_and_its_negative_in_each_filter():
+    binary = np.asarray(xnor.binarize(random_kernel(3, (3, 3, 5, 4))))
+    for feature in range(4):
+        values = np.unique(binary[..., feature])
+        assert values.tolist() == [-values[1], values[1]]
+
+
+@each_half
+def test_long_sums_neither_stall_nor_overflow_in_half_precision(dtype):
+    # In bfloat16 a running sum of ones stops at 256; in float16 it passes 65504.
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.uniform(100, 200, size=(1500, 2)).astype(jnp.dtype(dtype)))
+    assert_agrees_with_oracles(jax.jit(every_function)(kernel), kernel)
+
+
+@each_half
+def test_half_precision_works_under_strict_promotion(dtype):
+    kernel = random_kernel(0, (3, 5, 2), dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        assert_agrees_with_oracles(every_function(kernel), kernel)
+        latent = jax.grad(lambda w: xnor.binarize(w, multiplier=2.0).sum())(kernel)
+    assert latent.dtype == kernel.dtype
+
+
+def test_double_precision_stays_double():
+    with jax.enable_x64(True):
+        kernel = random_kernel(0, (3, 5, 2), "float64")
+        assert_agrees_with_oracles(every_function(kernel), kernel)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", EACH)
+def test_numpy_kernels_are_welcome(name):
+    function, oracle = EACH[name]
+    kernel = np.random.default_rng(0).normal(size=(3, 5, 2))  # float64, x64 off
+    out = function(kernel)
+    assert isinstance(out, jax.Array)
+    np.testing.assert_allclose(out, oracle(kernel), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bound", [0.25, 1, 3.0])
+@each_dtype
+def test_clamp_keeps_what_is_inside_and_stops_at_the_bound(bound, dtype):
+    kernel = random_kernel(0, (7, 5), dtype, magnitude=2 * bound)
+    out = xnor.clamp(kernel, bound=bound)
+    assert out.dtype == kernel.dtype
+    assert np.array_equal(oracles.f64(out), oracles.clamp(kernel, bound))
+
+
+@pytest.mark.parametrize("bound", [0, -1.0, float("nan")])
+def test_clamp_refuses_a_bound_that_is_not_above_zero(bound):
+    with pytest.raises(ValueError, match="clamp: expected a bound above 0"):
+        xnor.clamp(random_kernel(0, (3, 2)), bound=bound)
+
+
+def test_project_centres_before_it_clamps():
+    # The other order differs here: clamping first moves the mean.
+    kernel = jnp.array([[3.0], [0.0], [0.0]])
+    np.testing.assert_array_equal(xnor.project(kernel), [[1.0], [-1.0], [-1.0]])
+    assert not np.array_equal(xnor.project(xnor.project(kernel)), xnor.project(kernel))
+
+
+@pytest.mark.parametrize("dtype", [*oracles.DTYPES, "int8", "int32"])
+def test_sign_has_two_values_and_both_zeros_are_positive(dtype):
+    x = jnp.array([-3.0, -1.0, -0.0, 0.0, 1.0, 2.0]).astype(dtype)
+    out = xnor.sign(x)
+    assert out.dtype == x.dtype
+    assert out.tolist() == [-1, -1, 1, 1, 1, 1]
+
+
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_subnormal=False), min_size=5)
+)
+def test_sign_of_any_normal_number(values):
+    x = np.asarray(values[:5], np.float32)
+    np.testing.assert_array_equal(xnor.sign(x), oracles.sign(x))
+
+
+class SignSteTest(chex.TestCase):
+    @jit_and_eager
+    @parameterized.product(dtype=oracles.DTYPES)
+    def test_gradient_passes_strictly_inside_one(self, dtype):
+        eps = float(jnp.finfo(dtype).eps)
+        inside = [0.0, -0.0, 0.3, -0.9, 1 - eps, eps - 1]
+        beyond = [1.0, -1.0, 1 + eps, -1 - eps, 5.0, -5.0, np.inf, -np.inf]
+        x = jnp.asarray(inside + beyond).astype(dtype)
+        cotangent = random_array(0, x.shape, dtype)
+        run = self.variant(
+            lambda x, g: (out := jax.vjp(xnor.sign_ste, x))[1](g) + out[:1]
+        )
+        gradient, forward = run(x, cotangent)
+        assert gradient.dtype == forward.dtype == x.dtype
+        np.testing.assert_array_equal(forward, oracles.sign(x))
+        np.testing.assert_array_equal(gradient[: len(inside)], cotangent[: len(inside)])
+        assert not np.any(gradient[len(inside) :])
+
+
+def test_sign_alone_has_no_gradient():
+    gradient = jax.grad(lambda x: xnor.sign(x).sum())(jnp.array([-0.5, 0.0, 0.5]))
+    assert not np.any(gradient)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2, 2, 2), (3, 3, 1, 2), (10, 2)])
+def test_no_other_signs_and_no_other_scale_come_closer(shape):
+    n = int(np.prod(shape[:-1]))
+    every_sign = np.array(list(itertools.product([-1.0, 1.0], repeat=n)))
+    for seed in range(3):
+        kernel = random_kernel(seed, shape)
+        w = oracles.f64(kernel).reshape(n, -1)
+        # With the rule "ste" one input channel is welcome.
+        ours = oracles.f64(xnor.binarize(kernel, rule="ste")).reshape(n, -1)
+        for feature in range(shape[-1]):
+            f = w[:, feature]
+            error = ((f - ours[:, feature]) ** 2).sum()
+            best = every_sign @ f / n  # each pattern's own best scale
+            grid = np.tile(np.linspace(-1.5, 1.5, 61)[:, None], len(every_sign))
+            scales = np.concatenate([best[None], grid])
+            others = f - scales[..., None] * every_sign
+            assert error <= (others**2).sum(-1).min() + 1e-6
+
+
+@each_tree
+@each_view
+def test_masked_kernels_change_and_all_else_is_the_same_object(kind, view):
+    function, oracle = VIEWS[view]
+    params, mask = trees.make(kind, magnitude=2.0)
+    out = function(params, mask)
+    assert jax.tree.structure(out) == jax.tree.structure(params)
+    leaves = map(jax.tree.leaves, (mask, params, out))
+    for binary, before, after in zip(*leaves, strict=True):
+        if binary:
+            assert_close(after, oracle(before), size=8.0)
+        else:
+            assert after is before
+
+
+@each_tree
+def test_gradient_of_a_tree_follows_the_rule_on_binary_leaves_only(kind):
+    params, mask = trees.make(kind)
+    values, structure = jax.tree.flatten(params)
+    floats = [i for i, value in enumerate(values) if trees.is_float(value)]
+    cotangents = {i: random_array(i, values[i].shape) for i in floats}
+
+    def loss(trained):
+        tree = structure.unflatten([trained.get(i, x) for i, x in enumerate(values)])
+        out = jax.tree.leaves(xnor.binarize(tree, mask))
+        return sum((cotangents[i] * out[i]).sum() for i in floats)
+
+    gradients = jax.jit(jax.grad(loss))({i: values[i] for i in floats})
+    for i, binary in enumerate(jax.tree.leaves(mask)):
+        if binary:
+            args = "corrected", values[i], cotangents[i]
+            size = oracles.rule_size(*args)
+            assert_close(gradients[i], oracles.rule(*args), size=size)
+        elif i in gradients:
+            np.testing.assert_array_equal(gradients[i], cotangents[i])
+
+
+def test_a_mask_is_a_tree_a_prefix_or_a_callable():
+    params, mask = trees.make("dict")
+    prefix = {
+        "first": False,
+        "binary": [{"kernel": True, "bias": False}],
+        "last": False,
+    }
+    numpy_bools = jax.tree.map(np.bool_, mask)
+    jax_bools = jax.tree.map(jnp.asarray, mask)
+    expected = xnor.binarize(params, mask)
+    for same in (prefix, lambda params: mask, lambda _: prefix, numpy_bools, jax_bools):
+        chex.assert_trees_all_equal(xnor.binarize(params, same), expected)
+
+
+def test_no_mask_is_every_leaf_and_false_is_none():
+    params = {"a": random_kernel(0, (3, 2)), "b": random_kernel(1, (2, 5))}
+    chex.assert_trees_all_equal(
+        xnor.binarize(params), jax.tree.map(xnor.binarize, params)
+    )
+    chex.assert_trees_all_equal(xnor.binarize(params, True), xnor.binarize(params))
+    out = xnor.binarize(params, False)
+    assert out["a"] is params["a"] and out["b"] is params["b"]
+
+
+def test_a_module_of_bools_that_can_be_called_is_a_mask_and_not_a_function():
+    params, mask = trees.make("equinox")
+    assert callable(mask)
+    expected = oracles.binarize(params.binary.kernel)
+    assert_close(xnor.binarize(params, mask).binary.kernel, expected)
+
+
+def test_unmasked_leaves_may_be_anything():
+    anything = {"int": jnp.arange(3), "f": jnp.tanh, "text": "relu", "number": 2}
+    params = {"kernel": random_kernel(0, (3, 2)), **anything}
+    mask = {"kernel": True, **dict.fromkeys(anything, False)}
+    for function, _ in VIEWS.values():
+        out = function(params, mask)
+        assert all(out[name] is leaf for name, leaf in anything.items())
+
+
+def test_binarize_leaves_the_latent_tree_as_it_was():
+    params, mask = trees.make("dict")
+    copy = jax.tree.map(np.array, params)
+    xnor.binarize(params, mask)
+    chex.assert_trees_all_equal(params, copy)
+
+
+@each_view
+def test_vmap_over_stacked_kernels_is_one_at_a_time(view):
+    function, _ = VIEWS[view]
+    stacked = random_kernel(0, (3, 2, 5, 4))
+    out = jax.jit(jax.vmap(function))(stacked)
+    expected = jnp.stack([function(kernel) for kernel in stacked])
+    np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_vmapped_gradient_and_multiplier_are_one_at_a_time():
+    stacked, g = random_kernel(0, (3, 5, 4)), random_array(1, (3, 5, 4))
+    multipliers = jnp.array([0.5, 1.0, -3.0])
+
+    def latent(kernel, g, multiplier):
+        return jax.vjp(lambda w: xnor.binarize(w, multiplier=multiplier), kernel)[1](g)
+
+    (out,) = jax.jit(jax.vmap(latent))(stacked, g, multipliers)
+    for i in range(3):
+        args = "corrected", stacked[i], g[i]
+        expected = float(multipliers[i]) * oracles.rule(*args)
+        assert_close(out[i], expected, size=3 * oracles.rule_size(*args))
+
+
+def test_scan_over_layers_is_the_unrolled_loop_forward_and_back():
+    layers, x = random_kernel(0, (3, 5, 5)), random_array(1, (2, 5))
+    layer = lambda x, kernel: x @ xnor.binarize(kernel)  # noqa: E731
+
+    def scanned(layers):
+        out, _ = jax.lax.scan(lambda x, w: (layer(x, w), None), x, layers)
+        return (out**2).sum()
+
+    def unrolled(layers):
+        out = x
+        for kernel in layers:
+            out = layer(out, kernel)
+        return (out**2).sum()
+
+    value, gradient = jax.jit(jax.value_and_grad(scanned))(layers)
+    expected_value, expected = jax.jit(jax.value_and_grad(unrolled))(layers)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-4)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-3 * value)
+
+
+@pytest.mark.parametrize("axis", ["input channels", "output channels"])
+def test_sharded_kernels_give_the_same_numbers_and_stay_sharded(axis):
+    devices = jax.devices()
+    mesh = Mesh(np.array(devices), ("device",))
+    spec = P(None, None, "device") if axis == "output channels" else P(None, "device")
+    sharding = NamedSharding(mesh, spec)
+    kernel = random_kernel(0, (3, 3 * len(devices), 5 * len(devices)))
+    g = random_array(1, kernel.shape)
+
+    def run(kernel, g):
+        binary, pullback = jax.vjp(xnor.binarize, kernel)
+        return xnor.project(kernel), binary, *pullback(g)
+
+    outputs = jax.jit(run)(*jax.device_put((kernel, g), sharding))
+    for out, expected in zip(outputs, jax.jit(run)(kernel, g), strict=True):
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-4)
+        assert out.sharding.is_equivalent_to(sharding, out.ndim)
+
+
+def test_a_second_call_compiles_nothing(compilations):
+    def run(seed):
+        kernel = random_kernel(seed, (3, 5, 4))
+        outputs = every_function(kernel)
+        return outputs, jax.grad(lambda w: xnor.binarize(w).sum())(kernel)
+
+    run(0)
+    before = compilations()
+    run(1)
+    assert compilations() == before
+
+
+def test_jit_traces_once_whatever_the_multiplier():
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def latent(kernel, multiplier):
+        return jax.grad(lambda w: xnor.binarize(w, multiplier=multiplier).sum())(kernel)
+
+    once = latent(random_kernel(0, (5, 3)), 1.0)
+    np.testing.assert_allclose(latent(random_kernel(0, (5, 3)), 2.0), 2 * once)
+
+
+@each_view
+@pytest.mark.parametrize(
+    ("leaf", "error", "what"),
+    [
+        (jnp.ones((3, 2), jnp.int32), TypeError, "floating point kernel, got int32"),
+        (jnp.ones((3, 2), bool), TypeError, "floating point kernel, got bool"),
+        (jnp.ones((3, 2), complex), TypeError, "floating point kernel, got complex64"),
+        (jnp.tanh, TypeError, "floating point kernel"),
+        (1.5, TypeError, "floating point kernel, got float"),
+        (jnp.ones(3), ValueError, r"C_in, C_out\], got shape \(3,\)"),
+        (jnp.ones((0, 3)), ValueError, r"weights, got \(0, 3\)"),
+    ],
+)
+def test_a_wrong_leaf_is_refused_by_name_and_path(view, leaf, error, what):
+    params = {"layers": [{"kernel": random_kernel(0, (3, 2))}, {"kernel": leaf}]}
+    function, _ = VIEWS[view]
+    with pytest.raises(error, match=f"^{view}: .*{what}") as caught:
+        function(params)
+    assert "at ['layers'][1]['kernel']" in str(caught.value)
+
+
+@pytest.mark.parametrize("view", ["mean_center", "project", "binarize"])
+def test_one_input_channel_is_refused_by_name_and_path(view):
+    params = {"depthwise": {"kernel": jnp.ones((3, 3, 1, 4))}}
+    function, _ = VIEWS[view]
+    with pytest.raises(ValueError, match="at least 2 input channels") as caught:
+        function(params)
+    assert str(caught.value).startswith(f"{view}: ")
+    assert "['depthwise']['kernel']" in str(caught.value)
+
+
+def test_clamp_and_scale_take_one_input_channel():
+    kernel = random_kernel(0, (3, 1, 4), magnitude=2.0)
+    assert_close(xnor.clamp(kernel), oracles.clamp(kernel))
+    assert_close(xnor.scale(kernel), oracles.scale(kernel))
+
+
+@pytest.mark.parametrize(
+    ("mask", "path"),
+    [
+        ({"conv": {"kernel": True, "bais": False}}, "['conv']['bais']"),
+        ({"conv": {"kernel": True}}, "['conv']['bias']"),
+        ({"conv": {"kernel": {"deeper": True}, "bias": False}}, "['kernel']['deeper']"),
+        ({"conv": {"kernel": True, "bias": None}}, "['conv']['bias']"),
+    ],
+)
+@each_view
+def test_a_mask_that_fits_no_leaf_is_refused_by_path(view, mask, path):
+    params = {"conv": {"kernel": random_kernel(0, (3, 2)), "bias": jnp.ones(2)}}
+    with pytest.raises(ValueError, match=f"^{view}: the mask") as caught:
+        VIEWS[view][0](params, mask)
+    assert path in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "leaf", [1, "kernel", 0.5, jnp.array(1), np.array([True, True])]
+)
+def test_a_mask_of_anything_but_bools_is_refused_by_path(leaf):
+    params = {"conv": {"kernel": random_kernel(0, (3, 2))}}
+    with pytest.raises(TypeError, match="^clamp: .*mask") as caught:
+        xnor.clamp(params, {"conv": {"kernel": leaf}})
+    assert "['conv']['kernel']" in str(caught.value)
+
+
+def test_a_traced_mask_is_refused_by_path():
+    params = {"conv": {"kernel": random_kernel(0, (3, 2))}}
+    run = jax.jit(partial(xnor.binarize, params))
+    with pytest.raises(TypeError, match="binarize: the mask must be static") as caught:
+        run({"conv": {"kernel": True}})
+    assert "['conv']['kernel']" in str(caught.value)

@@ -1,0 +1,105 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from xnor_jax import data
+from xnor_jax.train import folder as folders
+from xnor_jax.train import recipe as recipes
+from xnor_jax.train.folder import RunError, RunInfo
+
+RECIPE = recipes.get("digits-lenet5")
+
+
+def info(**fields):
+    split = data.Split(np.zeros((100, 28, 28, 1), np.uint8), np.zeros(100, np.int32))
+    dataset = data.Dataset(split, split, ("a", "b"), data.SOURCES["digits"])
+    recipe = dataclasses.replace(RECIPE, **fields)
+    return RunInfo.of("digits-lenet5", recipe, dataset)
+
+
+def record(epoch):
+    return {**dict.fromkeys(folders.METRICS, 0.5), "epoch": epoch, "flip_ratios": {}}
+
+
+def test_recipe_json_is_read_back(tmp_path):
+    run = tmp_path / "deep" / "run"
+    folders.open_folder(run, info(), resume=False)
+    assert folders.read_info(run) == info()
+    fields = json.loads((run / "recipe.json").read_text())
+    assert fields["name"] == "digits-lenet5" and fields["epochs"] == RECIPE.epochs
+    assert not list(run.glob("*.tmp"))
+
+
+def test_a_run_is_not_overwritten_but_resumed(tmp_path):
+    folders.open_folder(tmp_path / "run", info(), resume=False)
+    with pytest.raises(RunError, match="go on with --resume"):
+        folders.open_folder(tmp_path / "run", info(), resume=False)
+    folders.open_folder(tmp_path / "run", info(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"learning_rate": 0.5}, "its learning_rate is 0.01, not 0.5"),
+        ({"seed": 1}, "its seed is 0, not 1"),
+        ({"epochs": 99}, "its epochs is 40, not 99"),
+    ],
+)
+def test_another_run_is_refused_and_left_alone(tmp_path, fields, said):
+    folders.open_folder(tmp_path / "run", info(), resume=False)
+    before = (tmp_path / "run" / "recipe.json").read_bytes()
+    with pytest.raises(RunError, match=said):
+        folders.open_folder(tmp_path / "run", info(**fields), resume=True)
+    assert (tmp_path / "run" / "recipe.json").read_bytes() == before
+
+
+def test_other_data_is_refused(tmp_path):
+    folders.open_folder(tmp_path / "run", info(), resume=False)
+    other = dataclasses.replace(info(), train_images=99)
+    with pytest.raises(RunError, match="train_images"):
+        folders.open_folder(tmp_path / "run", other, resume=True)
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunError, match="other files and no run"):
+        folders.open_folder(tmp_path, info(), resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(RunError, match="no run in"):
+        folders.open_folder(tmp_path / "run", info(), resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write in .*--output"):
+        folders.open_folder(tmp_path / "file" / "run", info(), resume=False)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"name": "x", "data": {}}'])
+def test_damaged_recipe_json_is_one_line(tmp_path, text):
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(RunError, match="cannot read") as error:
+        folders.read_info(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_metrics_are_exactly_the_named_keys(tmp_path):
+    folders.write_metrics(tmp_path, [record(1), record(2)])
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    assert all(tuple(json.loads(line)) == folders.METRICS for line in lines)
+
+
+def test_free_and_newest_folder(tmp_path):
+    base = tmp_path / "run"
+    for expected in ("run", "run-2", "run-3"):
+        free = folders.free_folder(base)
+        assert free.name == expected
+        free.mkdir()
+        assert folders.newest_folder(base) == free

@@ -1,0 +1,98 @@
+import dataclasses
+import json
+
+import pytest
+
+from xnor_jax.train import recipe as recipes
+from xnor_jax.train.recipe import Recipe, RecipeError
+
+BASE = recipes.get("digits-lenet5")
+
+
+def test_presets_are_valid_and_survive_json():
+    for preset in recipes.PRESETS.values():
+        assert recipes.validate(preset) is preset
+        text = json.dumps(recipes.to_json(preset))
+        assert recipes.from_json(json.loads(text)) == preset
+
+
+def test_reference_recipes_are_the_published_ones():
+    mnist = recipes.get("mnist-lenet5-reference")
+    assert (mnist.epochs, mnist.batch_size, mnist.learning_rate) == (60, 128, 0.01)
+    assert (mnist.schedule, mnist.decay_epochs) == ("steps", (15, 30, 45))
+    assert (mnist.weight_decay, mnist.decay, mnist.rule) == (
+        1e-5,
+        "coupled",
+        "corrected",
+    )
+    assert (mnist.shift, mnist.flip, mnist.calibration_batches) == (0, False, 0)
+    nin = recipes.get("cifar10-nin-reference")
+    assert (nin.epochs, nin.decay_epochs) == (320, (120, 200, 240, 280))
+
+
+def test_recipe_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        BASE.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("learning_rate", -0.1),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("multiplier", float("inf")),
+        ("weight_decay", -1e-5),
+        ("decay_factor", 0.0),
+        ("calibration_batches", -1),
+        ("shift", -1),
+        ("rule", "best"),
+    ],
+)
+def test_impossible_field_is_named_with_its_value(field, value):
+    with pytest.raises(RecipeError, match=f"^{field}: expected .*, got"):
+        recipes.validate(dataclasses.replace(BASE, **{field: value}))
+
+
+@pytest.mark.parametrize("epochs", [(0,), (3, 3), (5, 2)])
+def test_decay_epochs_rise(epochs):
+    steps = dataclasses.replace(BASE, schedule="steps", decay_epochs=epochs)
+    with pytest.raises(RecipeError, match="decay_epochs"):
+        recipes.validate(steps)
+
+
+def test_decay_epochs_go_with_steps_only():
+    with pytest.raises(RecipeError, match="cosine"):
+        recipes.validate(dataclasses.replace(BASE, decay_epochs=(3,)))
+
+
+def test_unknown_recipe_lists_the_known():
+    with pytest.raises(
+        RecipeError, match="expected one of digits-lenet5, mnist-lenet5"
+    ):
+        recipes.get("mnist")
+
+
+def test_damaged_recipe():
+    fields = recipes.to_json(BASE)
+    with pytest.raises(RecipeError):
+        recipes.from_json({**fields, "momentum": 1})
+    with pytest.raises(RecipeError):
+        recipes.from_json({"epochs": 1})
+    with pytest.raises(RecipeError):
+        recipes.from_json([])  # type: ignore[arg-type]
+
+
+def test_every_field_has_its_help():
+    # tyro shows a field's docstring; one without is a mystery on the command line.
+    import inspect
+
+    source = inspect.getsource(Recipe)
+    for field in dataclasses.fields(Recipe):
+        declared = source.index(f"\n    {field.name}:")
+        after = source[declared:].split("\n")[2]
+        assert after.strip().startswith('"""'), field.name

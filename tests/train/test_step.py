@@ -1,0 +1,230 @@
+import dataclasses
+from functools import cache
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from xnor_jax import data, weights
+from xnor_jax.train import recipe as recipes
+from xnor_jax.train import step
+
+SOURCE = data.SOURCES["digits"]
+RECIPE = dataclasses.replace(recipes.get("digits-lenet5"), epochs=3, batch_size=8)
+
+
+def make(**fields):
+    recipe = dataclasses.replace(RECIPE, **fields)
+    return step.create(
+        recipe, SOURCE, image_shape=(16, 16, 1), classes=10, steps_per_epoch=4
+    )
+
+
+@cache
+def images_and_labels(count=37):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 16, 16, 1)).astype(np.uint8)
+    return jnp.asarray(images), jnp.asarray(rng.integers(0, 10, count), jnp.int32)
+
+
+def kernels(trainer, state):
+    chosen = jax.tree.map(lambda m, p: p if m else None, trainer.inner, state.params)
+    return jax.tree.leaves(chosen)
+
+
+def test_epoch_is_its_steps_one_by_one():
+    trainer, state = make()
+    images, labels = images_and_labels()
+    key = jax.random.key(3)
+    order_key, augment_key = jax.random.split(key)
+    order = jax.random.permutation(order_key, len(labels))[:32].reshape(4, 8)
+    one_step = jax.jit(lambda s, x, y: step.train_step(trainer, s, x, y))
+    by_hand, losses = state, []
+    for at, index in enumerate(order):
+        picked = step.augment(
+            trainer.recipe, images[index], jax.random.fold_in(augment_key, at)
+        )
+        x = step.normalize(SOURCE, picked)
+        by_hand, metrics, _ = one_step(by_hand, x, labels[index])
+        losses.append(metrics.loss)
+    scanned, metrics, _ = step.make_train_epoch(trainer)(state, images, labels, key)
+    np.testing.assert_allclose(metrics.loss, np.mean(losses), rtol=1e-5)
+    assert int(scanned.step) == 4
+    # The bias in front of BatchNorm has no gradient but rounding, of which Adam makes
+    # steps of the learning rate.
+    for params in (scanned.params, by_hand.params):
+        params["conv1"]["bias"][...] = jnp.zeros(20)
+    chex.assert_trees_all_close(scanned.params, by_hand.params, atol=2e-3)
+
+
+def test_step_compiles_once_and_keeps_kernels_centred_and_clamped():
+    trainer, state = make()
+    images, labels = images_and_labels()
+    x = step.normalize(SOURCE, images[:8])
+    chex.clear_trace_counter()
+    one_step = jax.jit(
+        chex.assert_max_traces(
+            lambda s: step.train_step(trainer, s, x, labels[:8]), n=1
+        )
+    )
+    for _ in range(3):
+        state, _, flips = one_step(state)
+        for kernel in kernels(trainer, state):
+            assert float(jnp.abs(kernel).max()) <= 1
+            np.testing.assert_allclose(kernel.mean(-2), 0, atol=1e-6)
+    assert all(0 <= float(ratio) < 0.5 for ratio in jax.tree.leaves(flips))
+
+
+def test_epoch_compiles_once_donates_and_reports_progress():
+    trainer, state = make()
+    images, labels = images_and_labels()
+    calls = []
+    epoch = step.make_train_epoch(trainer, lambda *args: calls.append(args), every=2)
+    before = jax.tree.leaves(state.params)[0]
+    for number in range(2):
+        state, metrics, _ = epoch(state, images, labels, jax.random.key(number))
+    jax.effects_barrier()
+    assert before.is_deleted()
+    assert epoch._cache_size() == 1
+    assert [int(at) for at, _, _ in calls] == [2, 4, 2, 4]
+    np.testing.assert_allclose(calls[-1][1], metrics.loss, rtol=1e-6)
+
+
+def test_initial_kernels_are_projected_and_the_twin_starts_free():
+    trainer, state = make()
+    for kernel in kernels(trainer, state):
+        np.testing.assert_allclose(kernel.mean(-2), 0, atol=1e-6)
+    twin_trainer, twin = make(binary=False)
+    assert any(
+        float(jnp.abs(k.mean(-2)).max()) > 1e-3 for k in kernels(twin_trainer, twin)
+    )
+
+
+def test_float_twin_trains_unsigned():
+    trainer, state = make(binary=False)
+    images, labels = images_and_labels()
+    x = step.normalize(SOURCE, images[:8])
+    model = nnx.merge(trainer.graphdef, state.params, state.rest)
+    model.eval()
+    doubled = nnx.merge(
+        trainer.graphdef,
+        jax.tree.map(lambda m, p: 2 * p if m else p, trainer.inner, state.params),
+        state.rest,
+    )
+    doubled.eval()
+    assert not np.allclose(model(x), doubled(x))
+    one_step = jax.jit(lambda s: step.train_step(trainer, s, x, labels[:8]))
+    first = one_step(state)[1]
+    for _ in range(5):
+        state, last, _ = one_step(state)
+    assert last.loss < first.loss
+
+
+@pytest.mark.parametrize("count", [37, 8, 5])
+def test_evaluation_is_exact_for_any_remainder_and_changes_nothing(count):
+    trainer, state = make()
+    images, labels = (part[:count] for part in images_and_labels())
+    before = jax.tree.map(jnp.copy, state.params)
+    metrics = step.make_evaluate(trainer, batch_size=8)(
+        state.params, state.rest, images, labels
+    )
+    model = nnx.merge(trainer.graphdef, state.params, state.rest)
+    model.eval()
+    logits = np.asarray(model(step.normalize(SOURCE, images)), np.float64)
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    loss = -log_p[np.arange(count), labels].mean()
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)
+    right = (logits.argmax(-1) == np.asarray(labels)).mean()
+    np.testing.assert_allclose(metrics.accuracy, right, rtol=1e-6)
+    chex.assert_trees_all_equal(state.params, before)
+
+
+def test_calibration_is_the_mean_of_the_batches_statistics():
+    trainer, state = make(calibration_batches=3)
+    images, _ = images_and_labels()
+    key = jax.random.key(5)
+    rest = step.make_calibrate(trainer)(state.params, state.rest, images, key)
+    order = jax.random.permutation(key, len(images))[:24].reshape(3, 8)
+    conv = nnx.merge(trainer.graphdef, state.params, state.rest).conv1
+    outputs = [np.asarray(conv(step.normalize(SOURCE, images[i]))) for i in order]
+    stat = rest["norm1"]
+    np.testing.assert_allclose(
+        stat["mean"][...], np.mean([y.mean((0, 1, 2)) for y in outputs], 0), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        stat["var"][...], np.mean([y.var((0, 1, 2)) for y in outputs], 0), rtol=1e-4
+    )
+    chex.assert_trees_all_equal_structs(rest, state.rest)
+
+
+def test_schedules():
+    cosine = step.make_schedule(dataclasses.replace(RECIPE, learning_rate=0.1), 10)
+    assert float(cosine(0)) == pytest.approx(0.1)
+    assert float(cosine(15)) == pytest.approx(0.05)
+    assert float(cosine(30)) == pytest.approx(0, abs=1e-9)
+    recipe = dataclasses.replace(
+        RECIPE, schedule="steps", decay_epochs=(1, 2), learning_rate=0.1
+    )
+    steps = step.make_schedule(recipe, 10)
+    rates = [float(steps(s)) for s in (0, 9, 10, 19, 20)]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-6)
+
+
+def test_coupled_decay_goes_through_adam_and_decoupled_does_not():
+    _, state = make()
+    zero = jax.tree.map(jnp.zeros_like, state.params)
+    trees = {}
+    for decay in ("coupled", "decoupled"):
+        trainer, state = make(decay=decay, weight_decay=0.1, binary=False)
+        updates, _ = trainer.optimizer.update(zero, state.opt_state, state.params)
+        trees[decay] = updates["dense4"]["kernel"][...]
+    weight = state.params["dense4"]["kernel"][...]
+    # Adam makes any first gradient a step of the learning rate.
+    np.testing.assert_allclose(trees["coupled"], -0.01 * np.sign(weight), rtol=0.01)
+    np.testing.assert_allclose(trees["decoupled"], -0.01 * 0.1 * weight, rtol=1e-5)
+
+
+def test_augmentation_moves_whole_images_and_keeps_what_stays_inside():
+    recipe = dataclasses.replace(RECIPE, shift=2, flip=False)
+    images = images_and_labels()[0]
+    moved = np.asarray(step.augment(recipe, images, jax.random.key(0)))
+    padded = np.pad(np.asarray(images), ((0, 0), (2, 2), (2, 2), (0, 0)))
+    seen = set()
+    for image, around in zip(moved, padded, strict=True):
+        fits = [
+            (i, j)
+            for i in range(5)
+            for j in range(5)
+            if (around[i : i + 16, j : j + 16] == image).all()
+        ]
+        assert len(fits) == 1
+        seen.update(fits)
+    assert len(seen) > 10
+    mirrored = dataclasses.replace(RECIPE, shift=0, flip=True)
+    flipped = np.asarray(step.augment(mirrored, images, jax.random.key(1)))
+    same = (flipped == np.asarray(images)).all((1, 2, 3))
+    turned = (flipped == np.asarray(images)[:, :, ::-1]).all((1, 2, 3))
+    assert (same ^ turned).all() and 0 < same.sum() < len(images)
+
+
+def test_rule_and_projection_reach_the_step():
+    images, labels = images_and_labels()
+    x = step.normalize(SOURCE, images[:8])
+    grads = {}
+    for rule in ("corrected", "ste"):
+        trainer, state = make(rule=rule)
+
+        def loss(params, trainer=trainer, state=state):
+            model = nnx.merge(trainer.graphdef, params, state.rest, copy=True)
+            return (model(x) ** 2).sum()
+
+        grads[rule] = jax.grad(loss)(state.params)["block3"]["layer"]["kernel"][...]
+    assert not np.allclose(grads["corrected"], grads["ste"])
+    trainer, state = make()
+    chex.assert_trees_all_close(
+        weights.clamp(state.params, trainer.inner), state.params, atol=0
+    )

@@ -33,6 +33,12 @@ class RunOptions:
     """Go on with the run in the folder."""
 
 
+_RecipeName = Annotated[
+    tyro.conf.Positional[str],
+    tyro.conf.arg(metavar="[RECIPE]", help=f"One of {', '.join(recipes.PRESETS)}."),
+]
+
+
 class _UsageError(Exception):
     """A wrong argument."""
 
@@ -180,32 +186,29 @@ def _parse_recipe(
 ) -> tuple[str, Recipe, Any]:
     """Parse twice: first to learn the recipe, then with its fields as defaults."""
 
-    def parse(defaults: Recipe) -> tuple[str, Recipe, Any]:
+    def parse(args: list[str], defaults: Recipe) -> tuple[str, Recipe, Any]:
         def plain(
-            recipe: tyro.conf.Positional[str] = "digits-lenet5",
+            recipe: _RecipeName = "digits-lenet5",
             /,
             *,
-            fields: Annotated[
-                tyro.conf.OmitArgPrefixes[Recipe], tyro.conf.arg(name="recipe")
-            ] = defaults,
+            fields: tyro.conf.OmitArgPrefixes[Recipe] = defaults,
         ) -> tuple[str, Recipe, None]:
             return recipe, fields, None
 
         def with_options(
-            recipe: tyro.conf.Positional[str] = "digits-lenet5",
+            recipe: _RecipeName = "digits-lenet5",
             /,
             *,
             run: tyro.conf.OmitArgPrefixes[RunOptions] = options,
-            fields: Annotated[
-                tyro.conf.OmitArgPrefixes[Recipe], tyro.conf.arg(name="recipe")
-            ] = defaults,
+            fields: tyro.conf.OmitArgPrefixes[Recipe] = defaults,
         ) -> tuple[str, Recipe, RunOptions]:
             return recipe, fields, run
 
         return _parse(command, plain if options is None else with_options, args)
 
-    name = parse(recipes.get("digits-lenet5"))[0]
-    name, recipe, options = parse(recipes.get(name))
+    without_help = [word for word in args if word not in ("-h", "--help")]
+    name = parse(without_help, recipes.get("digits-lenet5"))[0]
+    name, recipe, options = parse(args, recipes.get(name))
     return name, recipes.validate(recipe), options
 
 

@@ -1,6 +1,10 @@
 """Checkpoints through Orbax: atomic, the newest and the best kept."""
 
+import contextlib
+import logging
 import operator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +58,16 @@ class Checkpoints:
           RunError: If it cannot be written; what was saved before is still there.
         """
         try:
-            self._manager.save(
-                epoch,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_to_arrays(state)),
-                    history=ocp.args.JsonSave({"epochs": history}),
-                ),
-                metrics={"test_accuracy": history[-1]["test_accuracy"]},
-            )
-            self._manager.wait_until_finished()
+            with _quiet():
+                self._manager.save(
+                    epoch,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(_to_arrays(state)),
+                        history=ocp.args.JsonSave({"epochs": history}),
+                    ),
+                    metrics={"test_accuracy": history[-1]["test_accuracy"]},
+                )
+                self._manager.wait_until_finished()
         except Exception as error:  # Orbax and TensorStore raise their own, of any kind
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise RunError(
@@ -81,13 +86,14 @@ class Checkpoints:
           RunError: If the checkpoint is damaged, or of another network.
         """
         try:
-            saved = self._manager.restore(
-                epoch,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(),
-                    history=ocp.args.JsonRestore(),
-                ),
-            )
+            with _quiet():
+                saved = self._manager.restore(
+                    epoch,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(),
+                        history=ocp.args.JsonRestore(),
+                    ),
+                )
             return _from_arrays(saved["state"], like), saved["history"]["epochs"]
         except Exception as error:  # Orbax and TensorStore raise their own, of any kind
             reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -100,6 +106,24 @@ class Checkpoints:
     def close(self) -> None:
         """Let go of the folder."""
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the tracebacks of other threads off the terminal.
+
+    Orbax and TensorStore print one from each of their threads, besides raising the
+    error where it can be told in a line.
+    """
+    hook, logger = sys.excepthook, logging.getLogger("absl")
+    level = logger.level
+    sys.excepthook = lambda *_: None
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        sys.excepthook = hook
+        logger.setLevel(level)
 
 
 def _is_key(leaf: jax.Array) -> bool:

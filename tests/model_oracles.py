@@ -69,7 +69,11 @@ def evaluate(
         state = jax.tree.map_with_path(
             lambda path, _: jnp.asarray(values[masks.path_string(path)]), state
         )
-        forward = jax.jit(lambda state, x: nnx.merge(graph, state, rest)(x))
+        # One call: compiling costs more than it does.
+        quick = {"xla_backend_optimization_level": 0}
+        forward = jax.jit(
+            lambda state, x: nnx.merge(graph, state, rest)(x), compiler_options=quick
+        )
         return np.asarray(forward(state, jnp.asarray(x)))
 
 

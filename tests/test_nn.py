@@ -14,12 +14,12 @@ from flax import nnx
 import xnor_jax as xnor
 
 
-def cosine_rule(kernel: Any, grad: Any):
+def quadratic_rule(kernel: Any, grad: Any):
     """A rule of the user's; it works on NumPy and JAX arrays alike."""
     return grad * (1 + 3 * kernel**2)
 
 
-RULES = {**loop.RULES, "of the user": cosine_rule}
+RULES = {**loop.RULES, "of the user": quadratic_rule}
 
 # Odd sizes; strides, dilation and padding that differ by axis and side.
 CONVS: dict[str, dict[str, Any]] = {
@@ -150,17 +150,16 @@ def test_binary_conv_is_a_scaled_integer_sum_and_its_gradients_the_formulas(name
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", ["rank 2", "groups"])
-def test_kernel_gradient_is_the_rules_at_the_binarized_kernel(name: str, rule: str):
-    given = cosine_rule if rule == "of the user" else rule
-    case = Case(name, rule=given, multiplier=3.0)
+def test_kernel_gradient_is_the_rules_at_the_binarized_kernel(rule: str):
+    given = quadratic_rule if rule == "of the user" else rule
+    case = Case("groups", rule=given, multiplier=3.0)
     _, d_params, _ = forward_and_gradients(case.layer, case.x, case.g)
     _, d_binarized = case.gradients(case.g)
     expected = 3 * RULES[rule](case.kernel, d_binarized)
     assert_close(d_params["kernel"][...], expected)
 
 
-@pytest.mark.parametrize("name", ["rank 1", "rank 2", "same", "groups", "1×1"])
+@pytest.mark.parametrize("name", ["rank 1", "rank 2", "same", "groups"])
 def test_input_scale_multiplies_by_the_papers_k(name: str):
     case = Case(name, input_scale=True)
     y, d_params, d_x = forward_and_gradients(case.layer, case.x, case.g)
@@ -199,14 +198,19 @@ def test_gradient_of_k_is_its_slope():
         )
 
 
+def rngs() -> nnx.Rngs:
+    # The default generator takes a second to compile, each shape anew.
+    return nnx.Rngs(jax.random.key(0, impl="rbg"))
+
+
 def linear(c: int, c_out: int, **options: Any) -> xnor.nn.BinaryLinear:
     options = {"kernel_init": numpy_normal, **options}
-    return xnor.nn.BinaryLinear(c, c_out, **options, rngs=nnx.Rngs(0))
+    return xnor.nn.BinaryLinear(c, c_out, **options, rngs=rngs())
 
 
 def conv(c: int, c_out: int, window: Any = (3, 3), **options: Any):
     options = {"kernel_init": numpy_normal, **options}
-    return xnor.nn.BinaryConv(c, c_out, window, **options, rngs=nnx.Rngs(0))
+    return xnor.nn.BinaryConv(c, c_out, window, **options, rngs=rngs())
 
 
 @hypothesis.settings(max_examples=6, deadline=None)
@@ -254,18 +258,16 @@ def test_input_scale_of_a_dense_layer_is_the_mean_magnitude():
 def test_sums_are_exact_in_half_precision(name: str, dtype):
     rng = np.random.default_rng(0)
     groups = 2 if name == "groups" else 1
-    channels = {"patches": 31, "XLA": 37, "groups": 70, "dense": 601}[name]
+    channels = {"patches": 55, "XLA": 67, "groups": 134, "dense": 601}[name]
     if name == "dense":
         layer = linear(channels, 4, dtype=dtype)
         x = rng.choice([-1.0, 1.0], p=[0.1, 0.9], size=(3, channels))
     else:
-        layer = conv(
-            channels, 4, (4, 4), padding=1, feature_group_count=groups, dtype=dtype
-        )
+        layer = conv(channels, 4, padding=1, feature_group_count=groups, dtype=dtype)
         x = rng.choice([-1.0, 1.0], p=[0.1, 0.9], size=(2, 5, 5, channels))
-    # A scale a channel that is a power of two rounds nothing; mostly positive signs
-    # give sums beyond 256, where bfloat16 stops counting.
-    alpha = 2.0 ** -np.arange(1, 5)
+    # Scales of two bits, which any dtype holds; mostly positive signs give sums beyond
+    # 256, where bfloat16 stops counting.
+    alpha = 0.75 * 2.0 ** -np.arange(4)
     w = alpha * rng.choice([-1.0, 1.0], p=[0.1, 0.9], size=layer.kernel.shape)
     layer.kernel[...] = jnp.float32(w)
     if name == "dense":
@@ -273,12 +275,16 @@ def test_sums_are_exact_in_half_precision(name: str, dtype):
     else:
         pads = ((1, 1), (1, 1))
         sums = loop.conv(x, loop.sign(w), (1, 1), pads, (1, 1), groups)
-    assert sums.max() > 256
+    assert ((sums > 256) & (sums % 2 == 1)).any()
 
     y = call(layer, jnp.float32(x))
 
     chex.assert_type(y, dtype)
-    once_rounded = jnp.asarray(alpha * sums, dtype)
+    # The library's own float32 scale: an ulp off, it decides the ties of the rounding.
+    kernel = xnor.binarize(layer.kernel[...])
+    scale = np.asarray(xnor.scale(kernel))
+    np.testing.assert_allclose(scale, alpha, rtol=1e-6)
+    once_rounded = jnp.asarray(scale * np.float32(sums), dtype)
     np.testing.assert_array_equal(y, once_rounded)
 
 
@@ -295,17 +301,19 @@ def test_sums_are_exact_in_half_precision(name: str, dtype):
 )
 def test_dtypes_of_output_and_gradients(dtype, param_dtype, x_dtype, expected):
     settings: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-    x = np.random.default_rng(0).normal(size=(1, 3, 3, 3))
+    x = jax.ShapeDtypeStruct((1, 3, 3, 3), x_dtype)
+    g = jax.ShapeDtypeStruct((1, 3, 3, 2), jnp.float32)
     for layer in (
         conv(3, 2, (2, 2), input_scale=True, **settings),
         conv(3, 2, (2, 2), binary=False, **settings),
     ):
-        results = forward_and_gradients(layer, x, np.ones((1, 3, 3, 2)), x_dtype)
-        y, d_params, d_x = results
-        chex.assert_type(y, expected)
-        chex.assert_type(d_x, x_dtype)
-        for leaf in jax.tree.leaves(d_params):
-            chex.assert_type(leaf, param_dtype)
+        graph, params, rest = nnx.split(layer, nnx.Param, ...)
+        run = partial(_forward_and_gradients, graph)
+        _, y, d_params, d_x = jax.eval_shape(run, params, rest, x, g)
+        assert (y.dtype, d_x.dtype) == (expected, x_dtype)
+        assert {leaf.dtype for leaf in jax.tree.leaves(d_params)} == {
+            jnp.dtype(param_dtype)
+        }
 
 
 def test_half_precision_turns_no_sign_of_the_kernel():
@@ -446,7 +454,7 @@ def test_parameters_have_flaxs_shapes_and_initializers():
 
 def xnor_block(*sizes: Any, **options: Any) -> xnor.nn.XnorBlock:
     options = {"kernel_init": numpy_normal, **options}
-    return xnor.nn.XnorBlock(*sizes, **options, rngs=nnx.Rngs(0))
+    return xnor.nn.XnorBlock(*sizes, **options, rngs=rngs())
 
 
 def block_oracle(block: xnor.nn.XnorBlock, x: np.ndarray, product, statistics=None):
@@ -570,9 +578,8 @@ def test_a_second_jitted_step_compiles_nothing(name: str):
     assert len(traced) == step._cache_size() == 1
 
 
-@pytest.mark.parametrize("name", ["rank 2", "groups"])
-def test_vmap_is_a_loop_over_inputs(name: str):
-    case = Case(name, input_scale=True)
+def test_vmap_is_a_loop_over_inputs():
+    case = Case("rank 2", input_scale=True)
     many = jnp.float32(np.stack([case.x, case.x[::-1] / 2, -case.x]))
 
     def run(x):

@@ -83,7 +83,8 @@ def filter_size(kernel: jax.Array) -> int:
 
 def wide_dtype(x: jax.Array) -> Any:
     """The dtype to sum in: bfloat16 stalls after 256 terms, float16 overflows."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    # Not promote_types, which strict promotion forbids for bfloat16 and float32.
+    return jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
 
 
 def describe(leaf: Any) -> str:

@@ -31,8 +31,18 @@ def resolve_mask(who: str, mask: Mask, params: Any) -> Any:
     # A leaf: a pytree may be callable too, such as an Equinox module of bools.
     if callable(mask) and jax.tree_util.all_leaves([mask]):
         mask = mask(params)
+    # Without the boxes of NNX variables the mask is a prefix of a state with them and
+    # of one without, as `nnx.Optimizer` hands to a chain.
+    mask = jax.tree.map(
+        lambda node: jax.tree.leaves(node)[0] if _is_box(node) else node,
+        mask,
+        is_leaf=_is_box,
+    )
     for path, leaf in jax.tree.leaves_with_path(mask):
-        if getattr(leaf, "dtype", type(leaf)) not in (bool, np.dtype(bool)):
+        if (
+            getattr(leaf, "dtype", type(leaf)) not in (bool, np.dtype(bool))
+            or getattr(leaf, "shape", ()) != ()
+        ):
             raise TypeError(
                 f"{who}: expected a mask of bools, got {describe(leaf)}"
                 f"{_at(path)} of the mask"
@@ -81,6 +91,11 @@ def named(who: str, path: Any, fn: Callable[..., Any], *args: Any) -> Any:
         what, semicolon, mend = str(error).partition("; ")
         message = f"{who}: {what}{_at(path)}{semicolon}{mend}"
         raise type(error)(message) from error
+
+
+def _is_box(node: Any) -> bool:
+    paths = jax.tree.leaves_with_path(node)
+    return len(paths) == 1 and paths[0][0] == (jax.tree_util.GetAttrKey("value"),)
 
 
 def _at(path: Any) -> str:

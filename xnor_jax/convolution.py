@@ -57,7 +57,11 @@ def explicit_padding(
             f"padding: expected {len(window)} entries, one per spatial axis, got "
             f"{padding}"
         )
-    pairs = [(p, p) if isinstance(p, int | np.integer) else p for p in padding]
+    pairs = [(p, p) if isinstance(p, int | np.integer) else tuple(p) for p in padding]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(
+            f"padding: expected per axis a number or (before, after), got {padding}"
+        )
     return tuple((int(before), int(after)) for before, after in pairs)
 
 
@@ -76,6 +80,8 @@ def conv(
     accumulator: Any = None,
 ) -> jax.Array:
     """A convolution of rank 1 to 3, channels last.
+
+    Differentiable in reverse mode only: the patch product carries its own gradient.
 
     Args:
       x: Images, `[N, *spatial, C]`.
@@ -135,9 +141,19 @@ def conv_general_dilated(
     """`conv` in the clothes of `jax.lax`, for `nnx.Conv(conv_general_dilated=…)`.
 
     Raises:
-      ValueError: For an option that `conv` has not, such as a dilated input.
+      ValueError: For an option that `conv` has not, such as a dilated input, or
+        dimensions that have not the channels last.
     """
-    del dimension_numbers
+    if dimension_numbers is not None:
+        numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+        last = lhs.ndim - 1
+        channels_last = (0, last, *range(1, last))
+        kernel_last = (last, last - 1, *range(last - 1))
+        if tuple(numbers) != (channels_last, kernel_last, channels_last):
+            raise ValueError(
+                "conv: expected channels last in dimension_numbers, got "
+                f"{dimension_numbers}"
+            )
     for name, option in options.items():
         if option is not None:
             raise ValueError(f"conv: {name} is not supported, got {option!r}")
@@ -204,6 +220,8 @@ def _xla_conv(x, kernel, *, strides, padding, dilation, groups, accumulator):
 def _shifts(size: int, window: int, stride: int, dilation: int) -> list[slice]:
     """For each position in the window, the slice of an axis that it meets."""
     out = (size - (window - 1) * dilation - 1) // stride + 1
+    if out < 1:
+        return [slice(0, 0)] * window
     return [
         slice(t * dilation, t * dilation + (out - 1) * stride + 1, stride)
         for t in range(window)
@@ -247,8 +265,8 @@ def _patch_conv_fwd(strides, dilation, accumulator, x, kernel):
     axes = enumerate(_all_shifts(strides, dilation, x, kernel), start=1)
     for axis, shifts in reversed(list(axes)):
         patches = _unfold(patches, axis, taps, shifts)
-    patches = patches.reshape(*patches.shape[:taps], -1)
     matrix = kernel.reshape(-1, kernel.shape[-1])
+    patches = patches.reshape(*patches.shape[:taps], len(matrix))
     y = jnp.matmul(patches, matrix, preferred_element_type=accumulator)
     return y, (patches, kernel, x)
 

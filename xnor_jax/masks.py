@@ -122,6 +122,11 @@ def _children(node: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(node, nnx.List | list | tuple):
         return enumerate(node)
     if isinstance(node, dict):
+        if sum(isinstance(child, nnx.Module) for child in node.values()) > 1:
+            raise ValueError(
+                f"inner_kernels: a plain dict of modules ({', '.join(map(str, node))}) "
+                "keeps no order of definition; use nnx.Dict or nnx.List"
+            )
         return node.items()
     if isinstance(node, nnx.Module):
         attributes = vars(node)

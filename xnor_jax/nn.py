@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
@@ -42,6 +43,8 @@ class _Binary(nnx.Module):
         bias_init: Initializer,
         rngs: nnx.Rngs,
     ):
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a number in [0, 1), got {dropout}")
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
         self.bias = (
             nnx.Param(bias_init(rngs.params(), shape[-1:], param_dtype))
@@ -64,7 +67,6 @@ class _Binary(nnx.Module):
         kernel = self.kernel[...]
         dtype = self.dtype or jnp.result_type(x, kernel)
         x = x.astype(dtype)
-        kernel = kernel.astype(dtype)
         if self.binary:
             signs = sign_ste(x)
             signs = self.dropout(signs) if self.dropout else signs
@@ -73,7 +75,8 @@ class _Binary(nnx.Module):
             if self.input_scale:
                 y = y * average(jnp.mean(jnp.abs(x), axis=-1, keepdims=True))
         else:
-            y = product(self.dropout(x) if self.dropout else x, kernel)
+            x = self.dropout(x) if self.dropout else x
+            y = product(x, kernel.astype(dtype))
         return y if self.bias is None else y + self.bias[...].astype(dtype)
 
 
@@ -133,26 +136,26 @@ class BinaryConv(_Binary):
         bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
     ):
-        window = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
-        if not 1 <= len(window) <= 3:
+        rank = len(kernel_size) if isinstance(kernel_size, Sequence) else 1
+        if not 1 <= rank <= 3:
             raise ValueError(
                 f"kernel_size: expected 1 to 3 spatial axes, got {kernel_size}"
             )
-        if in_features % feature_group_count or out_features % feature_group_count:
+        window = _per_axis("kernel_size", kernel_size, rank)
+        groups = feature_group_count
+        if groups < 1 or in_features % groups or out_features % groups:
             raise ValueError(
-                f"feature_group_count: {feature_group_count} divides not both "
-                f"in_features {in_features} and out_features {out_features}"
+                f"feature_group_count: {groups} does not divide both in_features "
+                f"{in_features} and out_features {out_features}"
             )
         self.in_features = in_features
         self.out_features = out_features
         self.kernel_size = window
-        self.strides = _per_axis("strides", strides, len(window))
+        self.strides = _per_axis("strides", strides, rank)
         self.padding: Padding = (
-            padding if isinstance(padding, str | int) else tuple(padding)
+            padding if isinstance(padding, str | int | np.integer) else tuple(padding)
         )
-        self.kernel_dilation = _per_axis(
-            "kernel_dilation", kernel_dilation, len(window)
-        )
+        self.kernel_dilation = _per_axis("kernel_dilation", kernel_dilation, rank)
         self.feature_group_count = feature_group_count
         super().__init__(
             (*window, in_features // feature_group_count, out_features),
@@ -178,23 +181,36 @@ class BinaryConv(_Binary):
                 f"BinaryConv: expected [N, {rank} spatial axes, {self.in_features}], "
                 f"got shape {x.shape}"
             )
+        padding = convolution.explicit_padding(
+            self.padding,
+            x.shape[1:-1],
+            self.kernel_size,
+            self.strides,
+            self.kernel_dilation,
+        )
+        reach = [
+            (k - 1) * d + 1
+            for k, d in zip(self.kernel_size, self.kernel_dilation, strict=True)
+        ]
+        sizes = zip(x.shape[1:-1], padding, reach, strict=True)
+        if any(size + sum(pad) < window for size, pad, window in sizes):
+            raise ValueError(
+                f"BinaryConv: expected images of at least {tuple(reach)} with their "
+                f"padding {padding}, got shape {x.shape}"
+            )
         geometry: dict[str, Any] = {
             "strides": self.strides,
             "dilation": self.kernel_dilation,
-            "padding": convolution.explicit_padding(
-                self.padding,
-                x.shape[1:-1],
-                self.kernel_size,
-                self.strides,
-                self.kernel_dilation,
-            ),
+            "padding": padding,
         }
-        box = jnp.full((*self.kernel_size, 1, 1), 1 / prod(self.kernel_size), x.dtype)
-        return self._apply(
-            x,
-            partial(convolution.conv, **geometry, groups=self.feature_group_count),
-            lambda a: convolution.conv(a, box.astype(a.dtype), **geometry),
-        )
+
+        def box_filter(a: jax.Array) -> jax.Array:
+            window = self.kernel_size
+            box = jnp.full((*window, 1, 1), 1 / prod(window), a.dtype)
+            return convolution.conv(a, box, **geometry)
+
+        product = partial(convolution.conv, **geometry, groups=self.feature_group_count)
+        return self._apply(x, product, box_filter)
 
 
 class BinaryLinear(_Binary):
@@ -329,13 +345,15 @@ def scaled_product(
     Args:
       product: `(x, kernel, *, accumulator) -> y`, linear in both.
       signs: Activations in {−1, 0, +1}, or a multiple of them under dropout.
-      binary_kernel: `α · sign(w)`, `[..., C_in, C_out]`.
+      binary_kernel: `α · sign(w)`, `[..., C_in, C_out]`, in the dtype of the latent
+        kernel: a narrower one may have no room for α.
 
     Returns:
       The product, `[..., C_out]`, in the dtype of `signs`.
     """
-    sums = product(signs, sign(binary_kernel), accumulator=wide_dtype(signs))
-    return (scale(binary_kernel) * sums).astype(signs.dtype)
+    kernel_signs = sign(binary_kernel).astype(signs.dtype)
+    sums = product(signs, kernel_signs, accumulator=wide_dtype(signs))
+    return (scale(binary_kernel).astype(sums.dtype) * sums).astype(signs.dtype)
 
 
 def _scaled_product_fwd(product, signs, binary_kernel):
@@ -343,14 +361,18 @@ def _scaled_product_fwd(product, signs, binary_kernel):
 
 
 def _scaled_product_bwd(product, residuals, g):
-    return jax.vjp(product, *residuals)[1](g)
+    def narrow(signs, binary_kernel):
+        return product(signs, binary_kernel.astype(signs.dtype))
+
+    return jax.vjp(narrow, *residuals)[1](g)
 
 
 scaled_product.defvjp(_scaled_product_fwd, _scaled_product_bwd)
 
 
 def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    values = (value,) * rank if isinstance(value, int) else tuple(value)
+    one = isinstance(value, int | np.integer)
+    values = (int(value),) * rank if one else tuple(map(int, value))
     if len(values) != rank or min(values) < 1:
         raise ValueError(f"{name}: expected {rank} numbers of at least 1, got {value}")
     return values

@@ -54,7 +54,7 @@ def apply_rule(
     def latent_gradient(kernel, grad):
         check_kernel(kernel)
         rules.check(function, kernel)
-        return (multiplier * function(kernel, grad)).astype(grad.dtype)
+        return rules.scaled(function, kernel, grad, multiplier).astype(grad.dtype)
 
     def update(updates, state, params=None):
         _require("apply_rule", params, updates)
@@ -76,7 +76,7 @@ def project(
       mask: The binary kernels; None for every leaf.
       scale_mask: The BatchNorm scales to keep at `scale_minimum` or above, as the
         reference does: `masks.norm_scales(model)`. None are by default.
-      scale_minimum: The smallest BatchNorm scale.
+      scale_minimum: The smallest BatchNorm scale, kept to rounding.
 
     Returns:
       A transformation; its `update` needs `params`, the latent tree.
@@ -87,8 +87,18 @@ def project(
 
     def centred_and_clamped(kernel, update):
         check_kernel(kernel, centred=True)
-        moved = weights.project(kernel + update)
-        return (moved - kernel).astype(update.dtype)
+        if update.shape != kernel.shape:
+            raise ValueError(
+                f"expected an update of the kernel's shape {kernel.shape}, got "
+                f"{update.shape}"
+            )
+        # Not narrower than the kernel: a rounded step would leave it off centre.
+        dtype = jnp.promote_types(kernel.dtype, update.dtype)
+        kernel, update = kernel.astype(dtype), update.astype(dtype)
+        step = weights.project(kernel + update) - kernel
+        # Far from 0 the step is rounded, and may overshoot the bound.
+        short = step * (1 - float(jnp.finfo(dtype).eps))
+        return jnp.where(jnp.abs(kernel + step) > 1, short, step)
 
     def bounded(scale, update):
         return (jnp.maximum(scale + update, scale_minimum) - scale).astype(update.dtype)
@@ -107,14 +117,24 @@ def binop(
     mask: Mask = None,
     rule: str | Rule = "corrected",
     multiplier: chex.Numeric = 1.0,
+    *,
+    scale_mask: Mask = False,
+    scale_minimum: float = 0.01,
 ) -> optax.GradientTransformationExtraArgs:
     """The reference's whole step: `chain(apply_rule, inner, project)`.
+
+    For gradients at the binarized tree, of models that know nothing of this library.
+    The layers of `xnor_jax.nn` apply the rule themselves: for them, chain `inner` and
+    `project`, or the rule would be applied twice.
 
     Args:
       inner: The optimizer, which sees latent gradients and the latent tree.
       mask: The binary kernels; None for every leaf.
       rule: A name of `xnor_jax.rules`, or a function `(kernel, grad) -> grad`.
       multiplier: A factor on the rule's gradient.
+      scale_mask: The BatchNorm scales to keep at `scale_minimum` or above, as the
+        reference does: `masks.norm_scales(model)`. None are by default.
+      scale_minimum: The smallest BatchNorm scale.
 
     Returns:
       A transformation for gradients taken at `binarize(params, mask)`.
@@ -129,15 +149,18 @@ def binop(
       >>> adam = optax.chain(optax.add_decayed_weights(1e-5), optax.adam(1e-2))
       >>> optimizer = xnor.optim.binop(adam)
     """
-    return optax.chain(apply_rule(rule, mask, multiplier), inner, project(mask))
+    return optax.chain(
+        apply_rule(rule, mask, multiplier),
+        inner,
+        project(mask, scale_mask=scale_mask, scale_minimum=scale_minimum),
+    )
 
 
 class SignFlipsState(NamedTuple):
     """State of `count_sign_flips`."""
 
-    flip_ratio: (
-        Any  # tree of params; float32 [] per masked kernel, MaskedNode elsewhere
-    )
+    # The tree of the params: float32 [] per masked kernel, MaskedNode elsewhere.
+    flip_ratio: Any
 
 
 def count_sign_flips(mask: Mask = None) -> optax.GradientTransformation:

@@ -5,7 +5,8 @@ Notation of the module, for one filter (everything that feeds one output channel
 `α·s`, `n` the filter's number of weights, `1[·]` an indicator. A kernel has the shape
 `[..., C_in, C_out]`, so `n = kernel.size / C_out`; with groups, `C_in` is one group's.
 
-A rule is a function `(kernel, grad) -> grad`. Write your own and give it wherever a
+A rule is a function `(kernel, grad) -> grad`; it is given both in float32 or wider and
+its result is cast to the gradient's own dtype. Write your own and give it wherever a
 rule's name is accepted:
 
 >>> import jax.numpy as jnp, xnor_jax as xnor
@@ -72,7 +73,7 @@ def paper(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
     """
     w, g = _wide(kernel, grad, centred=True)
     inside = jnp.abs(w) < 1
-    update = g * (scale(w) * inside + 1 / filter_size(w)) * _centring(w)
+    update = g * (jnp.where(inside, scale(w), 0) + 1 / filter_size(w)) * _centring(w)
     return update.astype(jnp.result_type(grad))
 
 
@@ -107,7 +108,7 @@ def ste(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
       2013; Hubara et al., Binarized Neural Networks, 2016.
     """
     w, g = _wide(kernel, grad)
-    return (g * (jnp.abs(w) <= 1)).astype(jnp.result_type(grad))
+    return jnp.where(jnp.abs(w) <= 1, g, 0).astype(jnp.result_type(grad))
 
 
 RULES = MappingProxyType(
@@ -151,6 +152,19 @@ def check(rule: Rule, kernel: jax.Array) -> None:
         )
 
 
+def scaled(
+    rule: Rule, kernel: ArrayLike, grad: ArrayLike, multiplier: ArrayLike
+) -> jax.Array:
+    """`multiplier · rule(kernel, grad)` in float32 or wider, for the caller to narrow.
+
+    In float16 the rule, or a multiplier such as 1e9, overflows where their product need
+    not.
+    """
+    w, g = _wide(kernel, grad)
+    update = rule(w, g).astype(g.dtype)
+    return update * jnp.asarray(multiplier).astype(g.dtype)
+
+
 def _wide(
     kernel: ArrayLike, grad: ArrayLike, *, centred: bool = False
 ) -> tuple[jax.Array, jax.Array]:
@@ -166,7 +180,8 @@ def _wide(
 
 def _chain_rule(w: jax.Array, g: jax.Array) -> jax.Array:
     s, inside = sign(w), jnp.abs(w) <= 1
-    return scale(w) * inside * g + s * jnp.mean(s * g, axis=tuple(range(w.ndim - 1)))
+    through_alpha = s * jnp.mean(s * g, axis=tuple(range(w.ndim - 1)))
+    return jnp.where(inside, scale(w) * g, 0) + through_alpha
 
 
 def _centring(w: jax.Array) -> float:

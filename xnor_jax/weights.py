@@ -154,8 +154,9 @@ def binarize(
 
     def view(kernel):
         check_kernel(kernel)
+        kernel = jnp.asarray(kernel)
         rules.check(function, kernel)
-        return _binarize(function, jnp.asarray(kernel), multiplier)
+        return _binarize(function, kernel, multiplier)
 
     return map_kernels("binarize", view, mask, params)
 
@@ -171,7 +172,7 @@ def _binarize_fwd(rule, kernel, multiplier):
 
 def _binarize_bwd(rule, residuals, g):
     kernel, multiplier = residuals
-    update = multiplier * rule(kernel, g)
+    update = rules.scaled(rule, kernel, g, multiplier)
     return update.astype(kernel.dtype), jnp.zeros_like(multiplier)
 
 
@@ -180,11 +181,12 @@ _binarize.defvjp(_binarize_fwd, _binarize_bwd)
 
 def _mean_center(w: jax.Array) -> jax.Array:
     check_kernel(w, centred=True)
-    return (w - jnp.mean(w, axis=-2, keepdims=True, dtype=wide_dtype(w))).astype(
-        w.dtype
-    )
+    w = jnp.asarray(w)
+    wide = w.astype(wide_dtype(w))
+    return (wide - jnp.mean(wide, axis=-2, keepdims=True)).astype(w.dtype)
 
 
 def _clamp(w: jax.Array, bound: float = 1.0) -> jax.Array:
     check_kernel(w)
+    w = jnp.asarray(w)
     return jnp.clip(w, -bound, bound).astype(w.dtype)

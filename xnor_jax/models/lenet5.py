@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from xnor_jax.convolution import conv_general_dilated, max_pool
+from xnor_jax.models._images import check_image_shape
 from xnor_jax.nn import XnorBlock
 
 
@@ -30,7 +31,8 @@ class LeNet5(nnx.Module):
       **block: Passed on to both `XnorBlock`s, such as `rule` or `input_scale`.
 
     Raises:
-      ValueError: If an image is too small for the two convolutions and pools.
+      ValueError: If an image is too small for the two convolutions and pools, or
+        `image_shape` is not three numbers of at least 1.
 
     References:
       LeCun et al., 1998; jiecaoyu/XNOR-Net-PyTorch, `MNIST/models/LeNet_5.py`.
@@ -45,7 +47,7 @@ class LeNet5(nnx.Module):
         rngs: nnx.Rngs,
         **block: Any,
     ):
-        *spatial, channels = image_shape
+        *spatial, channels = check_image_shape(image_shape)
         if min(spatial) < 16:
             raise ValueError(
                 f"LeNet5: expected images of at least 16×16, got {tuple(image_shape)}"

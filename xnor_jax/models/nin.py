@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from xnor_jax.convolution import conv_general_dilated, max_pool
+from xnor_jax.models._images import check_image_shape
 from xnor_jax.nn import XnorBlock
 
 
@@ -31,6 +32,9 @@ class NIN(nnx.Module):
       rngs: Keys for the parameters and the dropout.
       **block: Passed on to every `XnorBlock`, such as `rule` or `input_scale`.
 
+    Raises:
+      ValueError: If `image_shape` is not three numbers of at least 1.
+
     References:
       Lin et al., Network In Network, 2014; jiecaoyu/XNOR-Net-PyTorch,
       `CIFAR_10/models/nin.py`.
@@ -46,6 +50,7 @@ class NIN(nnx.Module):
         rngs: nnx.Rngs,
         **block: Any,
     ):
+        channels = check_image_shape(image_shape)[-1]
         real: dict[str, Any] = {
             "kernel_init": nnx.initializers.normal(0.05),
             "conv_general_dilated": conv_general_dilated,
@@ -64,7 +69,7 @@ class NIN(nnx.Module):
             "rngs": rngs,
             **block,
         }
-        self.conv1 = nnx.Conv(image_shape[-1], 192, (5, 5), padding=2, **real)
+        self.conv1 = nnx.Conv(channels, 192, (5, 5), padding=2, **real)
         self.norm1 = nnx.BatchNorm(192, **plain)
         self.block2 = XnorBlock(192, 160, (1, 1), **block)
         self.block3 = XnorBlock(160, 96, (1, 1), **block)

@@ -75,6 +75,7 @@ def draw(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -93,9 +94,11 @@ def draw(
         title=f"error: last {100 - 100 * last['test_accuracy']:.2f} %, "
         f"best {100 - 100 * best['test_accuracy']:.2f} % (epoch {best['epoch']})",
         ylabel="wrong, %",
-        yscale="symlog",
+        yscale="log",
     )
-    axes[1].set_yscale("symlog", linthresh=0.1)
+    axes[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[1].yaxis.set_major_formatter("{x:g}")
+    axes[1].yaxis.set_minor_formatter(NullFormatter())
     axes[1].axvline(best["epoch"], color="grey", linewidth=0.5)
     axes[2].plot(epochs, [e["learning_rate"] for e in history], color="black")
     axes[2].set(title="learning rate", yscale="log")

@@ -1,0 +1,33 @@
+"""The results table, from the runs beside this file: `python table.py`."""
+
+import json
+from pathlib import Path
+
+
+def row(folder: Path) -> str:
+    recipe = json.loads((folder / "recipe.json").read_text())
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    accuracies = [100 * epoch["test_accuracy"] for epoch in epochs]
+    best = max(accuracies)
+    last_ten = accuracies[-10:]
+    cells = [
+        f"`{folder.name}`",
+        f"`{recipe['name']}`{'' if recipe['binary'] else ' `--no-binary`'}",
+        str(recipe["seed"]),
+        f"{len(epochs)} of {recipe['epochs']}",
+        f"**{accuracies[-1]:.2f}**",
+        f"{best:.2f} ({1 + accuracies.index(best)})",
+        f"{min(last_ten):.2f} – {max(last_ten):.2f}",
+        f"{max(last_ten) - min(last_ten):.2f}",
+        f"{100 * epochs[-1]['train_accuracy']:.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    print(
+        "| run | recipe | seed | epochs | last, % | best, % (epoch) | last ten, % | "
+        "their spread | training, % |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    for metrics in sorted(Path(__file__).parent.glob("*/metrics.jsonl")):
+        print(row(metrics.parent))

@@ -46,6 +46,9 @@ class _UsageError(Exception):
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     arguments = list(sys.argv[1:] if args is None else args)
+    # TensorStore's threads print a traceback each through this hook when a file cannot
+    # be written; the error itself is raised, and told below in a line.
+    sys.unraisablehook = lambda *_: None
     status, interrupted = 0, False
     try:
         _dispatch(arguments)

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import operator
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,24 +104,19 @@ class Checkpoints:
 
     def close(self) -> None:
         """Let go of the folder."""
-        self._manager.close()
+        with _quiet():
+            self._manager.close()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the tracebacks of other threads off the terminal.
-
-    Orbax and TensorStore print one from each of their threads, besides raising the
-    error where it can be told in a line.
-    """
-    hook, logger = sys.excepthook, logging.getLogger("absl")
+    """Keep Orbax from logging what it raises too, where it can be told in a line."""
+    logger = logging.getLogger("absl")
     level = logger.level
-    sys.excepthook = lambda *_: None
     logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        sys.excepthook = hook
         logger.setLevel(level)
 
 

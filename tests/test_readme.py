@@ -27,7 +27,7 @@ def test_a_plain_flax_model_trains_in_under_30_lines():
     model = nnx.merge(names["graph"], binary, names["rest"])
     model.eval()
     logits = model(names["x"].reshape(-1, 8, 8, 1) / 16)
-    assert float(jnp.mean(logits.argmax(-1) == names["y"])) > 0.95
+    assert float(jnp.mean(logits.argmax(-1) == names["y"])) > 0.9
 
 
 @pytest.mark.parametrize("number", range(1, len(EXAMPLES)))

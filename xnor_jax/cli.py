@@ -7,6 +7,7 @@ one line on standard error.
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import re
 import sys
@@ -46,9 +47,10 @@ class _UsageError(Exception):
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     arguments = list(sys.argv[1:] if args is None else args)
-    # TensorStore's threads print a traceback each through this hook when a file cannot
-    # be written; the error itself is raised, and told below in a line.
+    # When a file cannot be written, TensorStore's threads and tasks print a traceback
+    # each through these two; the error itself is raised, and told below in a line.
     sys.unraisablehook = lambda *_: None
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     status, interrupted = 0, False
     try:
         _dispatch(arguments)

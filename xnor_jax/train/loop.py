@@ -1,6 +1,7 @@
 """A whole run: epochs, evaluation, checkpoints, what a person sees."""
 
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,8 +132,10 @@ def train(
             "on with --resume"
         ) from error
     finally:
-        events.close()
-        checkpoints.close()
+        # A call that was interrupted may hold the lock that closing would wait for.
+        if not isinstance(sys.exception(), KeyboardInterrupt):
+            events.close()
+            checkpoints.close()
     kind = "binary" if recipe.binary else "float twin"
     report.draw(
         folder / "report.png",

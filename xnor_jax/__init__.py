@@ -1,6 +1,6 @@
 """XNOR-Networks in JAX: pure functions that train networks of one bit per weight."""
 
-from xnor_jax import masks, models, nn, optim, rules, weights
+from xnor_jax import masks, models, nn, ops, optim, rules, weights
 from xnor_jax.masks import inner_kernels, mask_by_path
 from xnor_jax.weights import (
     binarize,
@@ -23,6 +23,7 @@ __all__ = [
     "mean_center",
     "models",
     "nn",
+    "ops",
     "optim",
     "project",
     "rules",

@@ -1,0 +1,141 @@
+"""Sums of signs as NumPy int64 loops over the taps inside the image; shapes to draw."""
+
+from itertools import product
+from typing import Any, NamedTuple
+
+import hypothesis.strategies as st
+import numpy as np
+import reference_loop as loop
+
+
+def sign(x: Any) -> np.ndarray:
+    return np.where(np.asarray(x) >= 0, 1, -1)
+
+
+def bits(x: Any) -> np.ndarray:
+    """Words by Python integers: bit k % 32 of word k // 32 is 1 where x[k] is -1."""
+    x = np.asarray(x)
+    words = np.zeros((*x.shape[:-1], -(-x.shape[-1] // 32)), np.uint32)
+    for k in range(x.shape[-1]):
+        words[..., k // 32] |= np.where(x[..., k] >= 0, 0, 1 << (k % 32)).astype("u4")
+    return words
+
+
+def conv(x, kernel, strides, pads, dilation, groups=1) -> np.ndarray:
+    """No padding is written out: a tap adds where it lies inside, and nowhere else."""
+    x, kernel = sign(x), sign(kernel)
+    spatial, window = x.shape[1:-1], kernel.shape[:-2]
+    out = [
+        (n + sum(p) - (k - 1) * d - 1) // s + 1
+        for n, p, k, s, d in zip(spatial, pads, window, strides, dilation, strict=True)
+    ]
+    y = np.zeros((len(x), *out, kernel.shape[-1]), np.int64)
+    c_in, c_out = kernel.shape[-2], kernel.shape[-1] // groups
+    for tap in product(*map(range, window)):
+        places, targets = [], []
+        for axis, t in enumerate(tap):
+            meets = np.arange(out[axis]) * strides[axis] + t * dilation[axis]
+            meets = meets - pads[axis][0]
+            inside = (meets >= 0) & (meets < spatial[axis])
+            places.append(meets[inside])
+            targets.append(np.flatnonzero(inside))
+        for group in range(groups):
+            ins = np.arange(group * c_in, (group + 1) * c_in)
+            outs = np.arange(group * c_out, (group + 1) * c_out)
+            pixels = x[np.ix_(range(len(x)), *places, ins)]
+            target = np.ix_(range(len(x)), *targets, outs)
+            y[target] += pixels @ kernel[tap][:, outs]
+    return y
+
+
+class Case(NamedTuple):
+    """A convolution's shapes; `channels` counts all groups."""
+
+    spatial: tuple[int, ...]
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: Any
+    groups: int
+    channels: int
+    features: int
+    batch: int
+    seed: int = 0
+
+    @property
+    def pads(self) -> loop.Pads:
+        """The padding as pairs."""
+        if self.padding == "SAME":
+            return loop.same_pads(
+                self.spatial, self.window, self.strides, self.dilation
+            )
+        if self.padding == "VALID":
+            return ((0, 0),) * len(self.window)
+        return self.padding
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keywords of the convolutions."""
+        return {
+            "strides": self.strides,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images and a kernel, with zeros of both signs among them."""
+        rng = np.random.default_rng(self.seed)
+        shapes = (
+            (self.batch, *self.spatial, self.channels),
+            (*self.window, self.channels // self.groups, self.features),
+        )
+        images, kernel = (
+            (rng.integers(-2, 3, shape) * rng.choice([-1.0, 1.0], shape)).astype("f")
+            for shape in shapes
+        )
+        return images, kernel
+
+    def sums(self) -> np.ndarray:
+        """What every backend must give."""
+        return conv(*self.arrays(), self.strides, self.pads, self.dilation, self.groups)
+
+
+@st.composite
+def cases(draw, ranks=(1, 2, 3), most_channels: int = 130) -> Case:
+    """Any convolution that fits: windows to 7, gaps, groups, every kind of padding."""
+    rank = draw(st.sampled_from(ranks))
+    longest = {1: 9, 2: 7, 3: 3}[rank]
+    window = tuple(draw(st.integers(1, longest)) for _ in range(rank))
+    strides = tuple(draw(st.integers(1, 3)) for _ in range(rank))
+    dilation = tuple(draw(st.integers(1, 2)) for _ in range(rank))
+    padding = draw(st.sampled_from(["SAME", "VALID", "pairs", "pairs"]))
+    if padding == "pairs":
+        padding = tuple(
+            (draw(st.integers(0, 4)), draw(st.integers(0, 4))) for _ in range(rank)
+        )
+    missing = (
+        [sum(p) for p in padding] if padding not in ("SAME", "VALID") else [0] * rank
+    )
+    reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    least = [
+        1 if padding == "SAME" else max(1, r - p)
+        for r, p in zip(reach, missing, strict=True)
+    ]
+    spatial = tuple(n + draw(st.integers(0, 5)) for n in least)
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    # A short range beside a long one: most mistakes sit at the edges of a word.
+    each = st.integers(1, max(1, most_channels // groups))
+    edges = st.sampled_from([n for n in (1, 31, 32, 33, 64, 65) if n <= most_channels])
+    return Case(
+        spatial,
+        window,
+        strides,
+        dilation,
+        padding,
+        groups,
+        draw(each | edges) * groups,
+        draw(st.integers(1, 40) | edges) * groups,
+        draw(st.integers(1, 3)),
+        draw(st.integers(0, 2**16)),
+    )

@@ -1,0 +1,139 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from xnor_jax import ops
+from xnor_jax.ops import cpu
+
+IMAGES, KERNEL = jnp.ones((2, 5, 5, 40)), jnp.ones((3, 3, 40, 8))
+
+
+def call(x, kernel, backend="auto"):
+    return ops.binary_conv(x, kernel, strides=1, padding="SAME", backend=backend)
+
+
+def lowered(x, kernel):
+    """The program's text; not from jit's cache, since `auto` changes here."""
+    return jax.jit(lambda x, kernel: call(x, kernel)).lower(x, kernel).as_text()
+
+
+@pytest.fixture
+def without_library(monkeypatch):
+    monkeypatch.setattr(cpu, "is_available", lambda: False)
+
+
+def test_every_platform_has_float_and_xla():
+    assert ops.available_backends()[:2] == ("float", "xla")
+    assert ("cpu" in ops.available_backends()) == cpu.is_available()
+
+
+def test_auto_is_xla_where_nothing_was_compiled(without_library):
+    assert ops.available_backends() == ("float", "xla")
+    text = lowered(IMAGES, KERNEL)
+    assert "popcnt" in text
+    assert "custom_call" not in text
+    np.testing.assert_array_equal(
+        call(IMAGES, KERNEL), call(IMAGES, KERNEL, backend="float")
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 2, 3])
+def test_an_unavailable_backend_raises(without_library, rank):
+    with pytest.raises(RuntimeError) as raised:
+        if rank == 0:
+            ops.binary_matmul(jnp.ones((2, 3)), jnp.ones((3, 2)), backend="cpu")
+        else:
+            x, kernel = jnp.ones((1, *(3,) * rank, 2)), jnp.ones((*(1,) * rank, 2, 2))
+            call(x, kernel, backend="cpu")
+    assert "the backend 'cpu' is not available, its library was not built" in str(
+        raised.value
+    )
+
+
+@pytest.mark.skipif(not cpu.is_available(), reason="the cpu backend was not built")
+def test_cpu_has_no_third_spatial_axis_and_auto_takes_another():
+    x, kernel = jnp.ones((1, 3, 3, 3, 2)), jnp.ones((2, 2, 2, 2, 2))
+    with pytest.raises(ValueError, match="'cpu' has 1 or 2 spatial axes, got 3"):
+        call(x, kernel, backend="cpu")
+    assert "custom_call" not in lowered(x, kernel)
+
+
+@pytest.mark.skipif(not cpu.is_available(), reason="the cpu backend was not built")
+def test_auto_calls_the_library_in_programs_for_a_cpu():
+    if jax.default_backend() != "cpu":
+        pytest.skip("programs here are for another platform")
+    text = lowered(IMAGES, KERNEL)
+    assert "xnor_jax_binary_conv_sums" in text
+    assert "xnor_jax_pack_bits" in text
+    assert "popcnt" not in text
+
+
+def layers(x, kernel, dense, backend):
+    """Every operation that a packed network has."""
+    packed = ops.sign_bits(x, backend=backend)
+    limit = ops.Threshold(jnp.zeros(8, jnp.int32), jnp.zeros(1, jnp.uint32))
+    hidden = ops.packed_conv(
+        packed, ops.pack_kernel(kernel), limit, strides=1, padding=1, backend=backend
+    )
+    hidden = ops.pool_bits(hidden, limit.flip, window=2, strides=2, padding=0)
+    first = ops.real_conv(x, kernel, ops.Sums(), strides=1, padding=1, backend=backend)
+    other = ops.sum_pool_bits(
+        first,
+        ops.Threshold(jnp.zeros(8), limit.flip),
+        window=2,
+        strides=2,
+        padding=0,
+        backend=backend,
+    )
+    words = hidden.words ^ other.words
+    signs = ops.unpack_bits(words, 8).reshape(len(x), -1)
+    affine = ops.Affine(jnp.ones(3), jnp.ones(3))
+    return ops.packed_matmul(
+        ops.sign_bits(signs, backend=backend),
+        ops.pack_kernel(dense),
+        affine,
+        backend=backend,
+    )
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("backend", ["auto", "float", "xla"])
+def test_programs_lower_for_other_platforms_without_the_cpu_call(platform, backend):
+    run = jax.jit(partial(layers, backend=backend))
+    exported = export.export(run, platforms=[platform])(
+        IMAGES, KERNEL, jnp.ones((32, 3))
+    )
+    assert "xnor_jax_" not in exported.mlir_module()
+    assert exported.platforms == (platform,)
+
+
+@pytest.mark.parametrize("backend", ["float", "xla"])
+def test_an_exported_program_gives_the_same_integers(backend):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=IMAGES.shape).astype("f")
+    kernel = rng.normal(size=KERNEL.shape).astype("f")
+    run = partial(call, backend=backend)
+    exported = export.export(jax.jit(run), platforms=["cpu", "cuda", "tpu"])(x, kernel)
+    if jax.default_backend() in exported.platforms:
+        loaded = export.deserialize(exported.serialize())
+        np.testing.assert_array_equal(loaded.call(x, kernel), run(x, kernel))
+
+
+def test_more_weights_than_32_bits_can_sum_are_refused():
+    a = jax.ShapeDtypeStruct((1, 2**30), jnp.float32)
+    b = jax.ShapeDtypeStruct((2**30, 1), jnp.float32)
+    with pytest.raises(ValueError, match="at most 1073741823 weights"):
+        jax.eval_shape(partial(ops.binary_matmul, backend="xla"), a, b)
+
+
+def test_float_refuses_what_float32_cannot_sum():
+    a = jax.ShapeDtypeStruct((1, 2**24 + 1), jnp.float32)
+    b = jax.ShapeDtypeStruct((2**24 + 1, 1), jnp.float32)
+    with pytest.raises(
+        ValueError, match="float: expected a filter of at most 16777216"
+    ):
+        jax.eval_shape(partial(ops.binary_matmul, backend="float"), a, b)

@@ -1,0 +1,338 @@
+"""The compiled backend: every instruction set, any number of threads, and bad calls.
+
+`.ci/run` runs this file again on a library under AddressSanitizer and UBSan.
+"""
+
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xnor_jax import ops
+from xnor_jax.ops import cpu
+
+pytestmark = pytest.mark.skipif(
+    not cpu.is_available(), reason="the cpu backend was not built"
+)
+
+
+@pytest.fixture(autouse=True)
+def restore_instruction_set():
+    chosen = cpu.instruction_set()
+    yield
+    cpu.use_instruction_set(chosen)
+
+
+def on_every_instruction_set(function):
+    results = {}
+    for name in cpu.instruction_sets():
+        cpu.use_instruction_set(name)
+        results[name] = jax.tree.map(np.asarray, function())
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    images: np.ndarray  # ±1, [N, H, W, C]
+    kernel: np.ndarray  # ±1, [kh, kw, C / groups, C_out]
+    way: dict
+    seed: int
+
+
+@st.composite
+def cases(draw, largest_channels=70):
+    size = functools.partial(st.integers, 1)
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    c_in, c_out = draw(size(largest_channels)), draw(size(largest_channels))
+    window = draw(st.tuples(size(7), size(7)))
+    dilation = draw(st.tuples(size(2), size(2)))
+    padding = draw(st.tuples(*[st.tuples(st.integers(0, 4), st.integers(0, 4))] * 2))
+    reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    least = [max(1, r - sum(p)) for r, p in zip(reach, padding, strict=True)]
+    spatial = [n + draw(st.integers(0, 6)) for n in least]
+    seed = draw(st.integers(0, 2**16))
+    rng = np.random.default_rng(seed)
+    way = {
+        "strides": draw(st.tuples(size(3), size(3))),
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+    }
+    shape = (draw(size(3)), *spatial, groups * c_in)
+    return Case(
+        np.where(rng.random(shape) < 0.5, -1, 1).astype(np.float32),
+        np.where(rng.random((*window, c_in, groups * c_out)) < 0.5, -1, 1).astype(
+            np.float32
+        ),
+        way,
+        seed,
+    )
+
+
+def sums(case):
+    """Integers in NumPy: each tap's slice of the padded image times its matrix."""
+    way, (kh, kw, c_in, c_out) = case.way, case.kernel.shape
+    x = np.pad(case.images, ((0, 0), *way["padding"], (0, 0))).astype(np.int64)
+    (sh, sw), (dh, dw), groups = way["strides"], way["dilation"], way["groups"]
+    out_h = (x.shape[1] - (kh - 1) * dh - 1) // sh + 1
+    out_w = (x.shape[2] - (kw - 1) * dw - 1) // sw + 1
+    total = np.zeros((len(x), out_h, out_w, c_out), np.int64)
+    each = c_out // groups
+    for i in range(kh):
+        for j in range(kw):
+            tap = x[:, i * dh :: sh, j * dw :: sw][:, :out_h, :out_w]
+            for g in range(groups):
+                columns = slice(g * each, (g + 1) * each)
+                total[..., columns] += tap[
+                    ..., g * c_in : (g + 1) * c_in
+                ] @ case.kernel[i, j, :, columns].astype(np.int64)
+    return total
+
+
+def bits_of(negative):
+    """Words by NumPy's own packing."""
+    spare = -negative.shape[-1] % 32
+    padded = np.pad(negative, [(0, 0)] * (negative.ndim - 1) + [(0, spare)])
+    packed = np.packbits(padded, axis=-1, bitorder="little")
+    return packed.view("<u4")
+
+
+@given(case=cases())
+def test_sums_on_every_instruction_set(case):
+    expected = sums(case)
+    for name, y in on_every_instruction_set(
+        lambda: ops.binary_conv(case.images, case.kernel, **case.way, backend="cpu")
+    ).items():
+        np.testing.assert_array_equal(y, expected, err_msg=name)
+
+
+@given(case=cases())
+def test_epilogues_on_every_instruction_set(case):
+    rng = np.random.default_rng(case.seed)
+    features, acc = case.kernel.shape[-1], sums(case)
+    scale, bias = rng.normal(size=(2, features)).astype(np.float32)
+    limit = np.abs(acc).max() + 1
+    threshold = rng.integers(-limit, limit + 1, features).astype(np.int32)
+    threshold[rng.random(features) < 0.2] = np.iinfo(np.int32).min
+    flipped = rng.random(features) < 0.5
+    x = ops.sign_bits(case.images)
+    kernel = ops.pack_kernel(case.kernel, case.way["groups"])
+    run = functools.partial(
+        ops.packed_conv,
+        x,
+        kernel,
+        **case.way,
+        backend="cpu",
+    )
+    affine = ops.Affine(jnp.asarray(scale), jnp.asarray(bias), relu=True)
+    compare = ops.Threshold(jnp.asarray(threshold), jnp.asarray(bits_of(flipped)))
+    for y in on_every_instruction_set(lambda: run(affine)).values():
+        expected = np.maximum(scale * acc.astype(np.float32) + bias, 0)
+        np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-5)
+    for y in on_every_instruction_set(lambda: run(compare).words).values():
+        np.testing.assert_array_equal(y, bits_of((acc < threshold) ^ flipped))
+
+
+@given(case=cases(largest_channels=12))
+def test_real_convolution_on_every_instruction_set(case):
+    if case.way["groups"] > 1:
+        return
+    rng = np.random.default_rng(case.seed)
+    real = dataclasses.replace(
+        case,
+        images=rng.integers(-8, 9, case.images.shape).astype(np.float32),
+        kernel=rng.integers(-8, 9, case.kernel.shape).astype(np.float32),
+    )
+    acc, features = sums(real), case.kernel.shape[-1]
+    threshold = rng.integers(-20, 20, features).astype(np.float32)
+    flipped = rng.random(features) < 0.5
+    compare = ops.Threshold(jnp.asarray(threshold), jnp.asarray(bits_of(flipped)))
+    scale = jnp.asarray(2.0 ** rng.integers(-2, 3, features), jnp.float32)
+    affine = ops.Affine(scale, jnp.ones(features), relu=False)
+    run = functools.partial(
+        ops.real_conv, real.images, real.kernel, **case.way, backend="cpu"
+    )
+    for y in on_every_instruction_set(lambda: run(ops.Sums())).values():
+        np.testing.assert_array_equal(y, acc)  # small integers: exact in any order
+    for y in on_every_instruction_set(lambda: run(affine)).values():
+        np.testing.assert_array_equal(y, acc * np.asarray(scale) + 1)
+    for y in on_every_instruction_set(lambda: run(compare).words).values():
+        np.testing.assert_array_equal(y, bits_of((acc < threshold) ^ flipped))
+
+
+@given(rows=st.integers(1, 5), channels=st.integers(1, 130), seed=st.integers(0, 99))
+def test_signs_on_every_instruction_set(rows, channels, seed):
+    rng = np.random.default_rng(seed)
+    special = np.array([0.0, -0.0, 1e-42, -1e-42, -np.inf, np.inf, -1e-37], np.float32)
+    x = rng.choice(special, (rows, channels))
+    negative = x < np.float32(
+        -1.1e-38
+    )  # a subnormal number is a zero, as in XLA on CPU
+    for y in on_every_instruction_set(lambda: cpu.pack(jnp.asarray(x))).values():
+        np.testing.assert_array_equal(y, bits_of(negative))
+
+
+@given(channels=st.integers(1, 70), size=st.integers(2, 9), seed=st.integers(0, 99))
+def test_sum_pool_is_the_same_everywhere(channels, size, seed):
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.normal(size=(2, size, size + 1, channels)), jnp.float32)
+    compare = ops.Threshold(
+        jnp.asarray(rng.normal(size=channels), jnp.float32),
+        jnp.asarray(bits_of(rng.random(channels) < 0.5)),
+    )
+    way = {"window": 3, "strides": 2, "padding": 1}
+    expected = ops.sum_pool_bits(x, compare, **way, backend="xla").words
+    for y in on_every_instruction_set(
+        lambda: ops.sum_pool_bits(x, compare, **way, backend="cpu").words
+    ).values():
+        np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("length", [31, 992, 993, 100_000])
+def test_extremes_of_the_accumulator(length, sign):
+    a = jnp.ones((3, length))
+    b = jnp.full((length, 5), float(sign))
+    for y in on_every_instruction_set(
+        lambda: ops.binary_matmul(a, b, backend="cpu")
+    ).values():
+        assert (y == sign * length).all()
+
+
+def test_vmap_over_images_kernels_and_both():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, 2, 5, 5, 40)), jnp.float32)
+    kernels = jnp.asarray(rng.normal(size=(3, 3, 3, 40, 35)), jnp.float32)
+    conv = functools.partial(ops.binary_conv, strides=1, padding=1)
+    for axes in [(0, None), (None, 0), (0, 0)]:
+        args = [
+            a if axis == 0 else a[0] for a, axis in zip((x, kernels), axes, strict=True)
+        ]
+        results = [
+            jax.vmap(functools.partial(conv, backend=backend), axes)(*args)
+            for backend in ("cpu", "float")
+        ]
+        np.testing.assert_array_equal(*results)
+
+
+PROGRAM = """
+import hashlib, os, sys
+cores = sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]
+os.sched_setaffinity(0, cores)
+import jax, numpy as np
+from xnor_jax import ops
+rng = np.random.default_rng(0)
+x, kernel = rng.normal(size=(5, 30, 30, 70)), rng.normal(size=(3, 3, 70, 90))
+real = rng.normal(size=(5, 30, 30, 7)), rng.normal(size=(5, 5, 7, 90))
+x, kernel, *real = (a.astype(np.float32) for a in (x, kernel, *real))
+y = ops.binary_conv(x, kernel, strides=1, padding=1, backend="cpu")
+z = ops.real_conv(*real, ops.Sums(), strides=1, padding=2, backend="cpu")
+data = np.asarray(y).tobytes() + np.asarray(z).tobytes()
+print(len(cores), hashlib.sha256(data).hexdigest())
+"""
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(cores)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "XLA_FLAGS": ""},
+        ).stdout.split()
+        for cores in (1, 2)
+    ]
+    assert [cores for cores, _ in outputs] == ["1", "2"]
+    assert outputs[0][1] == outputs[1][1]
+
+
+def test_environment_forces_an_instruction_set():
+    program = "from xnor_jax.ops import cpu; print(cpu.instruction_set())"
+    for name, status in [("portable", 0), ("altivec", 1)]:
+        ran = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "XNOR_JAX_INSTRUCTION_SET": name},
+        )
+        assert ran.returncode == status
+        assert name in (ran.stderr if status else ran.stdout)
+    with pytest.raises(ValueError, match="'altivec' is not available"):
+        cpu.use_instruction_set("altivec")
+
+
+# Calls that no function of this package makes: the handlers check all the same.
+U32, I64 = jnp.uint32, np.int64
+GOOD = {
+    "x": (1, 4, 4, 1, 2),
+    "kernel": (1, 2, 3, 3, 2, 32),
+    "out": (1, 2, 2, 40),
+    "strides": [1, 1],
+    "padding": [0, 0, 0, 0],
+    "dilation": [1, 1],
+    "channels": 40,
+    "out_channels": 40,
+}
+
+
+def call(**changed):
+    given = {**GOOD, **changed}
+    attributes = {
+        name: np.array(given[name], I64) for name in ("strides", "padding", "dilation")
+    } | {name: I64(given[name]) for name in ("channels", "out_channels")}
+    out = jax.ShapeDtypeStruct(given["out"], jnp.int32)
+    y = jax.ffi.ffi_call("xnor_jax_binary_conv_sums", out)(
+        jnp.zeros(given["x"], U32), jnp.zeros(given["kernel"], U32), **attributes
+    )
+    return jax.block_until_ready(y)
+
+
+def test_handlers_run_what_fits():
+    assert (np.asarray(call()) == 9 * 40).all()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"x": (1, 4, 4, 2)},
+        {"x": (1, 4, 4, 1, 1)},
+        {"x": (1, 2, 4, 1, 2)},
+        {"x": (1, 4, 4, 2, 2)},
+        {"kernel": (1, 1, 3, 3, 2, 32)},
+        {"kernel": (1, 2, 3, 3, 2, 16)},
+        {"kernel": (1, 2, 0, 3, 2, 32)},
+        {"kernel": (2, 3, 3, 2, 32)},
+        {"out": (1, 2, 2, 41)},
+        {"out": (1, 3, 2, 40)},
+        {"out": (2, 2, 2, 40)},
+        {"strides": [0, 1]},
+        {"strides": [1]},
+        {"strides": [-1, 1]},
+        {"padding": [0, 0, 0, -1]},
+        {"padding": [0, 0]},
+        {"padding": [2**62, 2**62, 0, 0]},
+        {"dilation": [0, 1]},
+        {"dilation": [2**62, 1]},
+        {"channels": 0},
+        {"channels": 65},
+        {"channels": -40},
+        {"channels": 2**40},
+        {"out_channels": 0},
+        {"out_channels": 65},
+        {"out_channels": 2**40},
+    ],
+)
+def test_handlers_refuse_what_does_not_fit(changed):
+    with pytest.raises(Exception, match="binary_conv: "):
+        call(**changed)

@@ -1,0 +1,63 @@
+import bit_oracles as oracle
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xnor_jax import ops
+from xnor_jax.ops.kernel import columns
+
+
+@pytest.mark.parametrize(
+    ("window", "c_in", "c_out", "groups"),
+    [((), 70, 40, 1), ((5,), 33, 64, 2), ((3, 2), 64, 33, 1), ((2, 1, 3), 5, 9, 3)],
+)
+def test_words_lie_where_the_docstring_says(window, c_in, c_out, groups):
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(*window, c_in, c_out)).astype(np.float32)
+    packed = ops.pack_kernel(kernel, groups)
+    each = c_out // groups
+    panels, count = -(-each // 32), -(-c_in // 32)
+    expected = np.zeros((groups, panels, *window, count, 32), np.uint32)
+    for channel in range(c_out):
+        g, n = divmod(channel, each)
+        p, lane = divmod(n, 32)
+        expected[g, p, ..., lane] = oracle.bits(kernel[..., channel])
+    np.testing.assert_array_equal(packed.words, expected)
+    assert (packed.in_features, packed.out_features) == (c_in, c_out)
+    assert (packed.groups, packed.window) == (groups, window)
+    np.testing.assert_array_equal(ops.unpack_kernel(packed), oracle.sign(kernel))
+    flat = np.moveaxis(expected, 1, -2).reshape(groups, *window, count, -1)
+    np.testing.assert_array_equal(columns(packed), flat[..., :each])
+
+
+def test_a_packed_kernel_is_a_tree_of_words():
+    packed = ops.pack_kernel(jnp.ones((3, 3, 8, 40)))
+    (words,) = jax.tree.leaves(packed)
+    assert words.dtype == jnp.uint32
+    assert jax.jit(lambda k: k)(packed).out_features == 40
+
+
+@pytest.mark.parametrize(
+    ("kernel", "groups", "error", "message"),
+    [
+        (np.ones(3, np.float32), 1, ValueError, "[..., C_in, C_out]"),
+        (np.ones((3, 0), np.float32), 1, ValueError, "with weights"),
+        (np.ones((3, 4), int), 1, TypeError, "floating point kernel"),
+        (np.ones((3, 4), np.float32), 3, ValueError, "4 channels and 3 groups"),
+        (np.ones((3, 4), np.float32), 0, ValueError, "0 groups"),
+    ],
+)
+def test_what_is_no_kernel_is_refused(kernel, groups, error, message):
+    with pytest.raises(error) as raised:
+        ops.pack_kernel(kernel, groups)
+    assert message in str(raised.value)
+    assert str(raised.value).startswith("pack_kernel: ")
+
+
+def test_a_gradient_through_a_packed_kernel_raises():
+    def loss(kernel):
+        return jnp.sum(ops.pack_kernel(kernel).words.astype(jnp.float32))
+
+    with pytest.raises(TypeError, match="pack_kernel: has no gradient"):
+        jax.grad(loss)(jnp.ones((3, 4)))

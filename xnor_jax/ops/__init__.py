@@ -1,0 +1,43 @@
+"""The ±1 arithmetic: one function an operation, several backends, the same integers.
+
+Signs come as floats (`binary_conv`, `binary_matmul`) or as bits (`packed_conv`,
+`packed_matmul`, the pools). Nothing outside this package knows how bits are laid out.
+"""
+
+from xnor_jax.ops.backends import available_backends
+from xnor_jax.ops.bits import Bits, pack_bits, unpack_bits
+from xnor_jax.ops.conv import binary_conv
+from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold, apply_epilogue
+from xnor_jax.ops.kernel import PackedKernel, pack_kernel, unpack_kernel
+from xnor_jax.ops.matmul import binary_matmul
+from xnor_jax.ops.packed import (
+    packed_conv,
+    packed_matmul,
+    pool_bits,
+    real_conv,
+    sign_bits,
+    sum_pool_bits,
+)
+
+__all__ = [
+    "Affine",
+    "Bits",
+    "Epilogue",
+    "PackedKernel",
+    "Sums",
+    "Threshold",
+    "apply_epilogue",
+    "available_backends",
+    "binary_conv",
+    "binary_matmul",
+    "pack_bits",
+    "pack_kernel",
+    "packed_conv",
+    "packed_matmul",
+    "pool_bits",
+    "real_conv",
+    "sign_bits",
+    "sum_pool_bits",
+    "unpack_bits",
+    "unpack_kernel",
+]

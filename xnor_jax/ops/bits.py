@@ -1,0 +1,155 @@
+"""Signs as bits: 32 of them in a uint32 word.
+
+Element k of the packed axis sits in word `k // 32`, at bit `k % 32` (counted from the
+least significant). Bit 1 stands for −1: `x >= 0` gives bit 0, so ±0 is +1, as in
+`xnor_jax.sign`. Unused bits of the last word are 0. Then, over n signs,
+`Σ aᵢbᵢ = n − 2·popcount(a xor b)`.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from xnor_jax._kernel import describe
+from xnor_jax.ops import _inference
+
+WORD = 32
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Bits:
+    """Signs whose last axis is packed.
+
+    Attributes:
+      words: uint32 `[..., ceil(size / 32)]`; unused bits are 0.
+      size: How many signs the last axis holds; static.
+    """
+
+    words: jax.Array
+    size: int = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The signs' shape, `[..., size]`."""
+        return (*self.words.shape[:-1], self.size)
+
+
+def pack_bits(x: ArrayLike, axis: int = -1) -> jax.Array:
+    """The signs of `x` as bits: bit 1 where `xnor_jax.sign(x)` is −1.
+
+    Args:
+      x: Real numbers of any shape with at least one axis.
+      axis: The axis to pack.
+
+    Returns:
+      uint32 words; the packed axis of length `n` becomes `ceil(n / 32)` long.
+
+    Raises:
+      ValueError: If there is no such axis.
+      TypeError: If `x` is not of real numbers; or when differentiated.
+
+    Examples:
+      >>> import jax.numpy as jnp, xnor_jax as xnor
+      >>> xnor.ops.pack_bits(jnp.array([1.0, -2.0, 0.0, -0.5]))
+      Array([10], dtype=uint32)
+    """
+    x = jnp.asarray(x)
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise TypeError(f"pack_bits: expected real numbers, got {describe(x)}")
+    return _pack(x, axis=_axis("pack_bits", x, axis))
+
+
+def unpack_bits(
+    words: ArrayLike, size: int, axis: int = -1, dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """The signs that words hold.
+
+    Args:
+      words: uint32; the packed axis is `ceil(size / 32)` long.
+      size: How many signs the packed axis holds.
+      axis: The packed axis.
+      dtype: Of the signs.
+
+    Returns:
+      Signs in {−1, +1}; the packed axis is `size` long.
+
+    Raises:
+      ValueError: If there is no such axis, or it cannot hold `size` signs.
+      TypeError: If the words are not uint32.
+    """
+    words = jnp.asarray(words)
+    check_words("unpack_bits", words)
+    axis = _axis("unpack_bits", words, axis)
+    if words.shape[axis] != words_for(size):
+        raise ValueError(
+            f"unpack_bits: expected {words_for(size)} words for {size} signs, got "
+            f"{words.shape[axis]}"
+        )
+    return _unpack(words, size=size, axis=axis, dtype=jnp.dtype(dtype))
+
+
+def words_for(size: int) -> int:
+    """How many words hold `size` bits: `ceil(size / 32)`."""
+    return -(-size // WORD)
+
+
+def check_words(where: str, words: jax.Array) -> None:
+    """Refuse what is not an array of uint32 words.
+
+    Raises:
+      TypeError: If the dtype is another.
+    """
+    if getattr(words, "dtype", None) != jnp.uint32:
+        raise TypeError(f"{where}: expected uint32 words, got {describe(words)}")
+
+
+def pack_signs(x: jax.Array) -> jax.Array:
+    """Words of the signs of `x`, `[..., n]`: uint32 `[..., ceil(n / 32)]`."""
+    # The comparison of `xnor_jax.sign`: NaN is -1 there, and subnormals may be 0.
+    return pack_negative(~(x >= 0))
+
+
+def pack_negative(negative: jax.Array) -> jax.Array:
+    """Words of booleans `[..., n]`, True for bit 1: uint32 `[..., ceil(n / 32)]`."""
+    size = negative.shape[-1]
+    count = words_for(size)
+    spare = [(0, 0)] * (negative.ndim - 1) + [(0, count * WORD - size)]
+    bits = jnp.pad(negative, spare).reshape(*negative.shape[:-1], count, WORD)
+    places = jnp.arange(WORD, dtype=jnp.uint32)
+    return jnp.sum(bits.astype(jnp.uint32) << places, axis=-1, dtype=jnp.uint32)
+
+
+def unpack_negative(words: jax.Array, size: int) -> jax.Array:
+    """Booleans `[..., size]` of words `[..., ceil(size / 32)]`, True for bit 1."""
+    places = jnp.arange(WORD, dtype=jnp.uint32)
+    bits = (words[..., None] >> places) & jnp.uint32(1)
+    return bits.reshape(*words.shape[:-1], words.shape[-1] * WORD)[..., :size] != 0
+
+
+def signs(words: jax.Array, size: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """Signs `[..., size]` in {−1, +1} of words `[..., ceil(size / 32)]`."""
+    negative = unpack_negative(words, size)
+    return jnp.where(negative, jnp.array(-1, dtype), jnp.array(1, dtype))
+
+
+def _axis(where: str, x: jax.Array, axis: int) -> int:
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(
+            f"{where}: expected an axis of an array of shape {x.shape}, got {axis}"
+        )
+    return axis % x.ndim
+
+
+@partial(jax.jit, static_argnames=("axis",))
+def _pack(x, *, axis):
+    x = jnp.moveaxis(_inference.no_gradient("pack_bits", x), axis, -1)
+    return jnp.moveaxis(pack_signs(x), -1, axis)
+
+
+@partial(jax.jit, static_argnames=("size", "axis", "dtype"))
+def _unpack(words, *, size, axis, dtype):
+    return jnp.moveaxis(signs(jnp.moveaxis(words, axis, -1), size, dtype), -1, axis)

@@ -1,0 +1,132 @@
+"""The convolution of signs: floats in, integers out."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from xnor_jax._kernel import check_kernel, sign
+from xnor_jax.convolution import Padding
+from xnor_jax.ops import _inference, backends
+from xnor_jax.ops import float as floats
+from xnor_jax.ops._geometry import Geometry, geometry
+from xnor_jax.ops.epilogue import Sums
+from xnor_jax.ops.kernel import pack_kernel
+
+
+def binary_conv(
+    x: ArrayLike,
+    kernel: ArrayLike,
+    *,
+    strides: int | Sequence[int],
+    padding: Padding,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    backend: str = "auto",
+) -> jax.Array:
+    """The convolution of signs, `sign(x) ⊛ sign(kernel)`, rank 1 to 3.
+
+    A tap outside the image adds 0. The result is the same with every backend, to the
+    last bit.
+
+    Args:
+      x: Images `[N, *spatial, C]`, floating; their signs are taken, `sign(±0) = +1`.
+      kernel: `[*window, C / groups, C_out]`, floating; its signs are taken.
+      strides: One number, or one per spatial axis.
+      padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after).
+      groups: How many groups the channels fall into.
+      dilation: Of the kernel; one number, or one per spatial axis.
+      backend: `"auto"`, or one of `available_backends()`.
+
+    Returns:
+      int32 sums `[N, *out, C_out]`.
+
+    Raises:
+      ValueError: If shapes, channels, groups or the geometry do not fit, or the backend
+        is unknown or has no such rank.
+      TypeError: If an argument is not of floating point numbers; or when
+        differentiated: integers have no gradient.
+      RuntimeError: If the backend is not available.
+
+    References:
+      Rastegari et al., XNOR-Net, 2016, §3.2.
+
+    Examples:
+      >>> import jax.numpy as jnp, xnor_jax as xnor
+      >>> x = jnp.array([1.0, -1.0, -1.0, 1.0]).reshape(1, 4, 1)
+      >>> kernel = jnp.array([1.0, -1.0]).reshape(2, 1, 1)
+      >>> xnor.ops.binary_conv(x, kernel, strides=1, padding="VALID").ravel()
+      Array([ 2,  0, -2], dtype=int32)
+    """
+    x = _inference.check_floating("binary_conv", "x", x)
+    kernel = _inference.check_floating("binary_conv", "kernel", kernel)
+    check_channels("binary_conv", x, kernel, groups)
+    way = geometry(
+        "binary_conv",
+        x.shape[1:-1],
+        kernel.shape[:-2],
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+    )
+    backend = backends.resolve("binary_conv", backend, len(way.window))
+    return _binary_conv(x, kernel, way=way, groups=int(groups), backend=backend)
+
+
+def check_channels(where: str, x: jax.Array, kernel: jax.Array, groups: int) -> None:
+    """Refuse images and a kernel that do not fit together.
+
+    Args:
+      where: The public function's name, for errors.
+      x: Images `[N, *spatial, C]`.
+      kernel: `[*window, C / groups, C_out]`.
+      groups: How many groups the channels fall into.
+
+    Raises:
+      ValueError: If a rank is not 1 to 3 or not the same, or channels do not fit.
+    """
+    try:
+        check_kernel(kernel)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    rank = kernel.ndim - 2
+    if not 1 <= rank <= 3:
+        raise ValueError(
+            f"{where}: expected a kernel [*window, C_in, C_out] of 1 to 3 spatial "
+            f"axes, got shape {kernel.shape}"
+        )
+    if x.ndim != kernel.ndim:
+        raise ValueError(
+            f"{where}: expected images [N, *spatial, C] of {rank} spatial axes, as the "
+            f"kernel {kernel.shape}, got {x.shape}"
+        )
+    if groups < 1 or x.shape[-1] % groups or kernel.shape[-1] % groups:
+        raise ValueError(
+            f"{where}: expected channels that divide into the groups, got "
+            f"{x.shape[-1]} in, {kernel.shape[-1]} out and {groups} groups"
+        )
+    if x.shape[-1] // groups != kernel.shape[-2]:
+        raise ValueError(
+            f"{where}: expected a kernel of {x.shape[-1] // groups} input channels "
+            f"(images of {x.shape[-1]}, groups {groups}), got {kernel.shape[-2]}"
+        )
+
+
+@partial(jax.jit, static_argnames=("way", "groups", "backend"))
+def _binary_conv(x, kernel, *, way: Geometry, groups: int, backend: str) -> jax.Array:
+    x, kernel = _inference.no_gradient("binary_conv", (x, kernel))
+    if backend == "float":
+        return floats.conv_signs(
+            sign(x).astype(jnp.float32),
+            sign(kernel).astype(jnp.float32),
+            Sums(),
+            strides=way.strides,
+            padding=way.padding,
+            dilation=way.dilation,
+            groups=groups,
+        )
+    x = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+    words, packed = backends.pack(backend, x), pack_kernel(kernel, groups)
+    return backends.conv_words(backend, words, packed, Sums(), way)

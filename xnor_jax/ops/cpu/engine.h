@@ -1,0 +1,82 @@
+// What an instruction set has to offer, and the jobs it is given. The geometry has been
+// checked by handlers.cc: nothing below looks at a size twice.
+#ifndef XNOR_JAX_ENGINE_H_
+#define XNOR_JAX_ENGINE_H_
+
+#include <cstdint>
+
+namespace xnor {
+
+// Output channels of a panel of the kernel, and bits of a word: one panel's thresholds
+// make one word.
+constexpr int kPanel = 32;
+
+enum class Epilogue { kSums, kAffine, kThreshold };
+
+// A convolution of one group: rows of the (padded) image times panels of the kernel.
+// `Element` is uint32_t (words of signs) or float.
+template <class Element>
+struct Job {
+  // The image, with its padding written out: strides in elements.
+  const Element* image;
+  int64_t image_stride, row_stride, pixel_stride;
+  int64_t out_height, out_width, stride_height, stride_width;
+  // A window is `segments` runs of `length` elements, at these offsets from its corner.
+  const int64_t* offsets;
+  int64_t segments, length;
+  // [panels][segments * length][kPanel]
+  const Element* kernel;
+  int64_t columns;  // output channels of the group
+  // Words only: sum = base[class_y * classes_x + class_x] - 2 * popcount, where a class
+  // says which taps of the window lie outside; [classes][panels * kPanel].
+  const int32_t* base;
+  const int32_t *class_y, *class_x;
+  int64_t classes_x;
+  // Padded to panels * kPanel, as is `threshold`; `flip` has a word a panel.
+  Epilogue epilogue;
+  const float *scale, *bias;
+  bool relu;
+  const void* threshold;  // int32_t for words, float for floats
+  const uint32_t* flip;
+  // Per pixel `out_stride` numbers, or words for kThreshold.
+  void* out;
+  int64_t out_stride;
+};
+
+struct PoolJob {
+  const float* x;
+  int64_t height, width, channels;
+  int64_t out_height, out_width;
+  int64_t window_height, window_width, stride_height, stride_width, top, left;
+  const float* threshold;  // padded to whole words
+  const uint32_t* flip;
+  uint32_t* out;
+};
+
+struct Engine {
+  const char* name;
+  // Output pixels [begin, end) by panels [panel_begin, panel_end).
+  void (*binary)(const Job<uint32_t>&, int64_t begin, int64_t end, int64_t panel_begin,
+                 int64_t panel_end);
+  void (*real)(const Job<float>&, int64_t begin, int64_t end, int64_t panel_begin,
+               int64_t panel_end);
+  // Bits set in [panels][taps][words][kPanel], as [taps][panels * kPanel].
+  void (*count_taps)(const uint32_t* kernel, int64_t panels, int64_t taps,
+                     int64_t words, int32_t* out);
+  // Signs of pixels [begin, end) of `channels` floats, to whole words.
+  void (*pack)(const float* x, int64_t channels, uint32_t* out, int64_t begin,
+               int64_t end);
+  // Output rows [begin, end), counted through all images.
+  void (*sum_pool)(const PoolJob&, int64_t begin, int64_t end);
+};
+
+extern const Engine kPortable;
+#if defined(XNOR_X86)
+extern const Engine kAvx2, kAvx512;
+#elif defined(XNOR_ARM64)
+extern const Engine kNeon;
+#endif
+
+}  // namespace xnor
+
+#endif  // XNOR_JAX_ENGINE_H_

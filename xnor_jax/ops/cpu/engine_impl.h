@@ -1,0 +1,286 @@
+// The engine, written once over the vectors of an instruction set. Each engine_*.cc
+// includes this after it has defined
+//
+//   struct Words: a vector of `kLanes` uint32 lanes.
+//     kRows       rows of the image whose sums stay in registers
+//     kFlush      counts that a lane's accumulator holds before it must be widened;
+//                 0 when it counts in 32 bits
+//     Load, Broadcast, Zero, Xor, Count(acc, bits) -> acc, Widen(acc) -> uint32 lanes,
+//     Add, LessTwice(a, b) -> a - 2 b, Store
+//   struct Floats: a vector of `kLanes` floats.
+//     kRows, Load, Broadcast, Zero, MultiplyAdd(a, b, acc), Store
+//   uint32_t LessMask(const int32_t* a, const int32_t* b): bit i is a[i] < b[i], i < 32
+//   uint32_t LessMask(const float* a, const float* b): bit i is !(a[i] >= b[i])
+//   uint32_t NegativeMask(const float* x): bit i is !(x[i] > -FLT_MIN), i < 32
+//
+// Everything is in an unnamed namespace: each copy is compiled for its own instructions,
+// and the linker must not merge them.
+#include <cfloat>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "engine.h"
+
+namespace xnor {
+namespace {
+
+constexpr int kBlock = 64;  // pixels whose panel stays in the first-level cache
+
+// sums[m][kPanel] = base of row m - 2 * popcount(row m xor column).
+template <int M>
+inline void Multiply(const uint32_t* const* rows, const int32_t* const* base,
+                     const Job<uint32_t>& job, const uint32_t* panel,
+                     int32_t (*sums)[kPanel]) {
+  constexpr int kVectors = kPanel / Words::kLanes;
+  using Vector = Words::Vector;
+  Vector acc[M][kVectors];
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < kVectors; ++v) acc[m][v] = Words::Zero();
+  Vector wide[Words::kFlush ? M : 1][Words::kFlush ? kVectors : 1];
+  if constexpr (Words::kFlush > 0)
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < kVectors; ++v) wide[m][v] = Words::Zero();
+  int held = 0;
+  for (int64_t s = 0; s < job.segments; ++s) {
+    const uint32_t* a[M];
+    for (int m = 0; m < M; ++m) a[m] = rows[m] + job.offsets[s];
+    for (int64_t k = 0; k < job.length; ++k, panel += kPanel) {
+      Vector b[kVectors];
+      for (int v = 0; v < kVectors; ++v) b[v] = Words::Load(panel + v * Words::kLanes);
+      for (int m = 0; m < M; ++m) {
+        const Vector bits = Words::Broadcast(a[m][k]);
+        for (int v = 0; v < kVectors; ++v)
+          acc[m][v] = Words::Count(acc[m][v], Words::Xor(bits, b[v]));
+      }
+      if constexpr (Words::kFlush > 0) {
+        if (++held == Words::kFlush) {
+          held = 0;
+          for (int m = 0; m < M; ++m)
+            for (int v = 0; v < kVectors; ++v) {
+              wide[m][v] = Words::Add(wide[m][v], Words::Widen(acc[m][v]));
+              acc[m][v] = Words::Zero();
+            }
+        }
+      }
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < kVectors; ++v) {
+      Vector count = Words::Widen(acc[m][v]);
+      if constexpr (Words::kFlush > 0) count = Words::Add(wide[m][v], count);
+      Words::Store(sums[m] + v * Words::kLanes,
+                   Words::LessTwice(Words::Load(reinterpret_cast<const uint32_t*>(
+                                        base[m] + v * Words::kLanes)),
+                                    count));
+    }
+}
+
+// sums[m][kPanel] = row m · column, in the order of the window.
+template <int M>
+inline void Multiply(const float* const* rows, const int32_t* const*,
+                     const Job<float>& job, const float* panel,
+                     float (*sums)[kPanel]) {
+  constexpr int kVectors = kPanel / Floats::kLanes;
+  using Vector = Floats::Vector;
+  Vector acc[M][kVectors];
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < kVectors; ++v) acc[m][v] = Floats::Zero();
+  for (int64_t s = 0; s < job.segments; ++s) {
+    const float* a[M];
+    for (int m = 0; m < M; ++m) a[m] = rows[m] + job.offsets[s];
+    for (int64_t k = 0; k < job.length; ++k, panel += kPanel) {
+      Vector b[kVectors];
+      for (int v = 0; v < kVectors; ++v) b[v] = Floats::Load(panel + v * Floats::kLanes);
+      for (int m = 0; m < M; ++m) {
+        const Vector x = Floats::Broadcast(a[m][k]);
+        for (int v = 0; v < kVectors; ++v)
+          acc[m][v] = Floats::MultiplyAdd(x, b[v], acc[m][v]);
+      }
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < kVectors; ++v)
+      Floats::Store(sums[m] + v * Floats::kLanes, acc[m][v]);
+}
+
+template <class Element>
+struct Of;
+template <>
+struct Of<uint32_t> {
+  using Sum = int32_t;
+  static constexpr int kRows = Words::kRows;
+};
+template <>
+struct Of<float> {
+  using Sum = float;
+  static constexpr int kRows = Floats::kRows;
+};
+
+template <int M, class Element>
+inline void MultiplyRows(int m, const Element* const* rows, const int32_t* const* base,
+                         const Job<Element>& job, const Element* panel,
+                         typename Of<Element>::Sum (*sums)[kPanel]) {
+  if constexpr (M > 1) {
+    if (m < M) {
+      MultiplyRows<M - 1>(m, rows, base, job, panel, sums);
+      return;
+    }
+  }
+  Multiply<M>(rows, base, job, panel, sums);
+}
+
+template <class Element, class Sum>
+inline void Finish(const Job<Element>& job, const Sum* sums, int64_t pixel,
+                   int64_t panel) {
+  const int64_t first = panel * kPanel;
+  const int64_t rest = job.columns - first;
+  const int columns = rest < kPanel ? static_cast<int>(rest) : kPanel;
+  if (job.epilogue == Epilogue::kThreshold) {
+    const Sum* threshold = static_cast<const Sum*>(job.threshold) + first;
+    static_cast<uint32_t*>(job.out)[pixel * job.out_stride + panel] =
+        LessMask(sums, threshold) ^ job.flip[panel];
+    return;
+  }
+  if (job.epilogue == Epilogue::kSums) {
+    Sum* out = static_cast<Sum*>(job.out) + pixel * job.out_stride + first;
+    if (columns == kPanel)
+      std::memcpy(out, sums, kPanel * sizeof(Sum));
+    else
+      std::memcpy(out, sums, columns * sizeof(Sum));
+    return;
+  }
+  const float* scale = job.scale + first;
+  const float* bias = job.bias + first;
+  const float least = job.relu ? 0.0f : -INFINITY;
+  float y[kPanel];
+  for (int n = 0; n < kPanel; ++n) {
+    const float value = scale[n] * static_cast<float>(sums[n]) + bias[n];
+    y[n] = value < least ? least : value;
+  }
+  float* out = static_cast<float*>(job.out) + pixel * job.out_stride + first;
+  if (columns == kPanel)
+    std::memcpy(out, y, sizeof(y));
+  else
+    std::memcpy(out, y, columns * sizeof(float));
+}
+
+template <class Element>
+inline void MultiplyBlock(const Job<Element>& job, const Element* const* rows,
+                   const int32_t* const* base, int64_t pixel, int count, int64_t panel) {
+  constexpr int kRows = Of<Element>::kRows;
+  alignas(64) typename Of<Element>::Sum sums[kRows][kPanel];
+  const int64_t panel_size = job.segments * job.length * kPanel;
+  for (int i = 0; i < count; i += kRows) {
+    const int m = count - i < kRows ? count - i : kRows;
+    const int32_t* from[kRows] = {};
+    if constexpr (std::is_same_v<Element, uint32_t>)
+      for (int r = 0; r < m; ++r) from[r] = base[i + r] + panel * kPanel;
+    MultiplyRows<kRows>(m, rows + i, from, job, job.kernel + panel * panel_size, sums);
+    for (int r = 0; r < m; ++r) Finish(job, sums[r], pixel + i + r, panel);
+  }
+}
+
+template <class Element>
+void Convolve(const Job<Element>& job, int64_t begin, int64_t end, int64_t panel_begin,
+              int64_t panel_end) {
+  const Element* rows[kBlock];
+  const int32_t* base[kBlock];
+  const int64_t all_columns = (job.columns + kPanel - 1) / kPanel * kPanel;
+  int64_t x = begin % job.out_width;
+  int64_t y = begin / job.out_width % job.out_height;
+  int64_t image = begin / (job.out_width * job.out_height);
+  for (int64_t block = begin; block < end; block += kBlock) {
+    const int count = static_cast<int>(end - block < kBlock ? end - block : kBlock);
+    for (int i = 0; i < count; ++i) {
+      rows[i] = job.image + image * job.image_stride +
+                y * job.stride_height * job.row_stride +
+                x * job.stride_width * job.pixel_stride;
+      if constexpr (std::is_same_v<Element, uint32_t>)
+        base[i] = job.base +
+                  (job.class_y[y] * job.classes_x + job.class_x[x]) * all_columns;
+      if (++x == job.out_width) {
+        x = 0;
+        if (++y == job.out_height) {
+          y = 0;
+          ++image;
+        }
+      }
+    }
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel)
+      MultiplyBlock(job, rows, base, block, count, panel);
+  }
+}
+
+// out[tap][column] = popcount of the column's words at the tap, over all panels.
+void CountTaps(const uint32_t* kernel, int64_t panels, int64_t taps, int64_t words,
+               int32_t* out) {
+  for (int64_t p = 0; p < panels; ++p)
+    for (int64_t t = 0; t < taps; ++t) {
+      const uint32_t* tap = kernel + (p * taps + t) * words * kPanel;
+      int32_t* counts = out + (t * panels + p) * kPanel;
+      for (int n = 0; n < kPanel; n += Words::kLanes) {
+        Words::Vector count = Words::Zero();
+        for (int64_t w = 0; w < words; ++w) {
+          const Words::Vector bits = Words::Load(tap + w * kPanel + n);
+          const Words::Vector word = Words::Widen(Words::Count(Words::Zero(), bits));
+          count = Words::Add(count, word);
+        }
+        Words::Store(counts + n, count);
+      }
+    }
+}
+
+// Bit 1 where !(x >= 0), with subnormal numbers as zeros, as XLA's CPU programs see them.
+void Pack(const float* x, int64_t channels, uint32_t* out, int64_t begin, int64_t end) {
+  const int64_t words = (channels + kPanel - 1) / kPanel;
+  for (int64_t pixel = begin; pixel < end; ++pixel) {
+    const float* row = x + pixel * channels;
+    for (int64_t word = 0; word < words; ++word) {
+      const int64_t rest = channels - word * kPanel;
+      if (rest >= kPanel) {
+        out[pixel * words + word] = NegativeMask(row + word * kPanel);
+      } else {
+        float tail[kPanel] = {};
+        std::memcpy(tail, row + word * kPanel, rest * sizeof(float));
+        out[pixel * words + word] = NegativeMask(tail);
+      }
+    }
+  }
+}
+
+void SumPool(const PoolJob& job, int64_t begin, int64_t end) {
+  const int64_t words = (job.channels + kPanel - 1) / kPanel;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t image = row / job.out_height;
+    const int64_t y0 = row % job.out_height * job.stride_height - job.top;
+    const float* source = job.x + image * job.height * job.width * job.channels;
+    for (int64_t out_x = 0; out_x < job.out_width; ++out_x) {
+      const int64_t x0 = out_x * job.stride_width - job.left;
+      for (int64_t word = 0; word < words; ++word) {
+        const int64_t first = word * kPanel;
+        const int64_t rest = job.channels - first;
+        const int lanes = rest < kPanel ? static_cast<int>(rest) : kPanel;
+        alignas(64) float sums[kPanel] = {};
+        for (int64_t i = 0; i < job.window_height; ++i) {
+          const int64_t y = y0 + i;
+          if (y < 0 || y >= job.height) continue;
+          for (int64_t j = 0; j < job.window_width; ++j) {
+            const int64_t x = x0 + j;
+            if (x < 0 || x >= job.width) continue;
+            const float* pixel = source + (y * job.width + x) * job.channels + first;
+            if (lanes == kPanel)
+              for (int n = 0; n < kPanel; ++n) sums[n] += pixel[n];
+            else
+              for (int n = 0; n < lanes; ++n) sums[n] += pixel[n];
+          }
+        }
+        job.out[(row * job.out_width + out_x) * words + word] =
+            LessMask(sums, job.threshold + first) ^ job.flip[word];
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace xnor

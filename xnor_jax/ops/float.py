@@ -1,0 +1,90 @@
+"""The `float` backend: the same integers as sums of ±1 floats.
+
+Float32 holds every integer up to 2²⁴, so the sums are exact for filters of up to
+16,777,216 weights; larger ones are refused.
+"""
+
+from math import prod
+
+import jax
+import jax.numpy as jnp
+
+from xnor_jax import convolution
+from xnor_jax.convolution import Pads
+from xnor_jax.ops import bits
+from xnor_jax.ops.epilogue import Epilogue, apply_epilogue
+from xnor_jax.ops.kernel import PackedKernel, unpack_kernel
+
+LARGEST_FILTER = 2**24
+
+
+def conv_words(
+    words: jax.Array,
+    kernel: PackedKernel,
+    epilogue: Epilogue,
+    *,
+    strides: tuple[int, ...],
+    padding: Pads,
+    dilation: tuple[int, ...],
+) -> jax.Array:
+    """The convolution of signs on words: see `xla.conv_words`.
+
+    Raises:
+      ValueError: If a filter has more than 2²⁴ weights.
+    """
+    x = bits.signs(words, kernel.in_features)
+    return conv_signs(
+        x.reshape(*x.shape[:-2], -1),
+        unpack_kernel(kernel),
+        epilogue,
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        groups=kernel.groups,
+    )
+
+
+def conv_signs(
+    x: jax.Array,
+    kernel: jax.Array,
+    epilogue: Epilogue,
+    *,
+    strides: tuple[int, ...],
+    padding: Pads,
+    dilation: tuple[int, ...],
+    groups: int = 1,
+) -> jax.Array:
+    """The convolution of signs that are floats already.
+
+    Args:
+      x: Signs `[N, *spatial, C]`, float32.
+      kernel: Signs `[*window, C / groups, C_out]`, float32.
+      epilogue: What becomes of the sums.
+      strides: One per spatial axis.
+      padding: Zeros (before, after) each spatial axis.
+      dilation: One per spatial axis.
+      groups: How many groups the channels fall into.
+
+    Raises:
+      ValueError: If a filter has more than 2²⁴ weights.
+    """
+    weights = prod(kernel.shape[:-1])
+    if weights > LARGEST_FILTER:
+        raise ValueError(
+            f"float: expected a filter of at most {LARGEST_FILTER} weights, which "
+            f"float32 sums exactly, got {weights}; use the backend 'xla'"
+        )
+    if kernel.ndim == 2 and groups == 1:
+        acc = convolution.dot(x, kernel, accumulator=jnp.float32)
+    else:
+        acc = convolution.conv(
+            x,
+            kernel,
+            strides=strides,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            accumulator=jnp.float32,
+        )
+    # A library's fast algorithm (Winograd) may be off by a little: the sums are whole.
+    return apply_epilogue(jnp.rint(acc).astype(jnp.int32), epilogue)

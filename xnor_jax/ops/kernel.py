@@ -1,0 +1,111 @@
+"""Kernels at one bit a weight, laid out for the product to read them in order."""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from xnor_jax._kernel import check_kernel
+from xnor_jax.ops import _inference
+from xnor_jax.ops.bits import WORD, pack_negative, unpack_negative, words_for
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PackedKernel:
+    """The signs of a kernel as bits.
+
+    `words[g, p, i, j, c, n]` holds the input channels `32c … 32c + 31` of the tap
+    `(i, j)` of output channel `32p + n` of group `g`. Columns beyond the last output
+    channel of a group, and bits beyond its last input channel, are 0.
+
+    Attributes:
+      words: uint32 `[groups, panels, *window, Cw, 32]`, with
+        `panels = ceil(out_features / groups / 32)` and `Cw = ceil(in_features / 32)`.
+      in_features: Input channels of one group; static.
+      out_features: Output channels of all groups; static.
+    """
+
+    words: jax.Array
+    in_features: int = field(metadata={"static": True})
+    out_features: int = field(metadata={"static": True})
+
+    @property
+    def groups(self) -> int:
+        """How many groups the channels fall into."""
+        return self.words.shape[0]
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """The spatial sizes, `()` for a dense kernel."""
+        return tuple(self.words.shape[2:-2])
+
+
+def pack_kernel(kernel: ArrayLike, groups: int = 1) -> PackedKernel:
+    """The signs of a kernel as bits.
+
+    Args:
+      kernel: `[*window, C_in / groups, C_out]`, floating; its signs are taken.
+      groups: How many groups the output channels fall into.
+
+    Returns:
+      The packed kernel.
+
+    Raises:
+      ValueError: If the kernel has rank below 2, is empty, or its output channels do
+        not divide into the groups.
+      TypeError: If it is not of floating point numbers; or when differentiated.
+    """
+    kernel = jnp.asarray(kernel)
+    try:
+        check_kernel(kernel)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"pack_kernel: {error}") from None
+    if groups < 1 or kernel.shape[-1] % groups:
+        raise ValueError(
+            f"pack_kernel: expected output channels that divide into the groups, got "
+            f"{kernel.shape[-1]} channels and {groups} groups"
+        )
+    return _pack_kernel(kernel, groups=int(groups))
+
+
+def unpack_kernel(packed: PackedKernel) -> jax.Array:
+    """The signs of a packed kernel: float32 `[*window, C_in / groups, C_out]`."""
+    return _unpack_kernel(packed)
+
+
+def columns(packed: PackedKernel) -> jax.Array:
+    """The words with a group's output channels last: `[G, *window, Cw, C_out / G]`."""
+    # Not a transposition: XLA's CPU compiler would fuse that into whatever reads it.
+    panels = [packed.words[:, panel] for panel in range(packed.words.shape[1])]
+    flat = jnp.concatenate(panels, axis=-1)
+    return flat[..., : packed.out_features // packed.groups]
+
+
+@partial(jax.jit, static_argnames=("groups",))
+def _pack_kernel(kernel, *, groups):
+    kernel = _inference.no_gradient("pack_kernel", kernel)
+    *window, c_in, c_out = kernel.shape
+    panels = words_for(c_out // groups)
+    # The comparison of `xnor_jax.sign`.
+    negative = ~(kernel >= 0)
+    negative = negative.reshape(*window, c_in, groups, c_out // groups)
+    spare = panels * WORD - c_out // groups
+    negative = jnp.pad(negative, [(0, 0)] * (negative.ndim - 1) + [(0, spare)])
+    negative = negative.reshape(*window, c_in, groups, panels, WORD)
+    # [*window, C, G, P, 32] to [G, P, *window, 32, C]: the bits' axis last, to pack.
+    negative = jnp.moveaxis(negative, (-3, -2), (0, 1))
+    words = pack_negative(jnp.moveaxis(negative, -2, -1))
+    return PackedKernel(jnp.moveaxis(words, -1, -2), c_in, c_out)
+
+
+@jax.jit
+def _unpack_kernel(packed):
+    words = columns(packed)
+    negative = unpack_negative(jnp.moveaxis(words, -2, -1), packed.in_features)
+    # [G, *window, C_out / G, C] to [*window, C, G, C_out / G].
+    negative = jnp.moveaxis(jnp.moveaxis(negative, -1, -2), 0, -2)
+    signs = jnp.where(negative, jnp.float32(-1), jnp.float32(1))
+    return signs.reshape(*signs.shape[:-2], packed.out_features)

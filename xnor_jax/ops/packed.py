@@ -1,0 +1,401 @@
+"""Layers on bits: packed operands in, an epilogue on the sums."""
+
+from collections.abc import Sequence
+from functools import partial, reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from xnor_jax.convolution import Padding
+from xnor_jax.ops import _inference, backends
+from xnor_jax.ops._geometry import DENSE, Geometry, geometry
+from xnor_jax.ops.bits import WORD, Bits, check_words, words_for
+from xnor_jax.ops.conv import check_channels
+from xnor_jax.ops.epilogue import Epilogue, Threshold, check_epilogue
+from xnor_jax.ops.kernel import PackedKernel
+
+
+def sign_bits(x: ArrayLike, *, backend: str = "auto") -> Bits:
+    """The signs of the last axis as `Bits`.
+
+    Args:
+      x: `[..., C]`, floating.
+      backend: `"auto"`, or one of `available_backends()`; all give the same words.
+
+    Returns:
+      Bits of the shape of `x`.
+
+    Raises:
+      ValueError: If `x` has no axis, or the backend is unknown.
+      TypeError: If it is not of floating point numbers; or when differentiated.
+      RuntimeError: If the backend is not available.
+    """
+    x = _inference.check_floating("sign_bits", "x", x)
+    if x.ndim < 1:
+        raise ValueError("sign_bits: expected at least one axis, got a scalar")
+    backend = backends.resolve("sign_bits", backend)
+    return Bits(_sign_bits(x, backend=backend), x.shape[-1])
+
+
+def packed_conv(
+    x: Bits,
+    kernel: PackedKernel,
+    epilogue: Epilogue,
+    *,
+    strides: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    backend: str = "auto",
+) -> jax.Array | Bits:
+    """The convolution of signs on bits, rank 1 to 3, and what becomes of its sums.
+
+    A tap outside the image adds 0.
+
+    Args:
+      x: Bits of shape `[N, *spatial, C]`.
+      kernel: A packed kernel `[*window, C / groups, C_out]`.
+      epilogue: `Sums()`, `Affine(…)` or `Threshold(…)` with an int32 threshold.
+      strides: One number, or one per spatial axis.
+      padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after).
+      dilation: Of the kernel; one number, or one per spatial axis.
+      groups: How many groups the channels fall into, as the kernel was packed.
+      backend: `"auto"`, or one of `available_backends()`.
+
+    Returns:
+      int32 or float32 `[N, *out, C_out]`, or Bits of that shape.
+
+    Raises:
+      ValueError: If shapes, channels, groups or the geometry do not fit, or the backend
+        is unknown or has no such rank.
+      TypeError: If a dtype is another; or when differentiated.
+      RuntimeError: If the backend is not available.
+    """
+    _check_operands("packed_conv", x, kernel, epilogue)
+    rank = len(kernel.window)
+    if not 1 <= rank <= 3 or x.words.ndim != rank + 2:
+        raise ValueError(
+            "packed_conv: expected images [N, *spatial, C] and a kernel of 1 to 3 "
+            f"spatial axes, got {x.shape} and a window of {kernel.window}"
+        )
+    if groups != kernel.groups:
+        raise ValueError(
+            f"packed_conv: expected groups={kernel.groups}, as the kernel was packed, "
+            f"got {groups}"
+        )
+    way = geometry(
+        "packed_conv",
+        x.words.shape[1:-1],
+        kernel.window,
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+    )
+    backend = backends.resolve("packed_conv", backend, rank)
+    y = _packed_conv(x, kernel, epilogue, way=way, backend=backend)
+    return Bits(y, kernel.out_features) if isinstance(epilogue, Threshold) else y
+
+
+def packed_matmul(
+    x: Bits, kernel: PackedKernel, epilogue: Epilogue, *, backend: str = "auto"
+) -> jax.Array | Bits:
+    """The product of signs on bits, and what becomes of its sums.
+
+    Args:
+      x: Bits of shape `[..., C]`.
+      kernel: A packed dense kernel `[C, C_out]`.
+      epilogue: `Sums()`, `Affine(…)` or `Threshold(…)` with an int32 threshold.
+      backend: `"auto"`, or one of `available_backends()`.
+
+    Returns:
+      int32 or float32 `[..., C_out]`, or Bits of that shape.
+
+    Raises:
+      ValueError: If the shapes do not fit, or the backend is unknown.
+      TypeError: If a dtype is another; or when differentiated.
+      RuntimeError: If the backend is not available.
+    """
+    _check_operands("packed_matmul", x, kernel, epilogue)
+    if kernel.window or kernel.groups != 1:
+        raise ValueError(
+            "packed_matmul: expected a dense kernel of one group, got a window of "
+            f"{kernel.window} and {kernel.groups} groups"
+        )
+    backend = backends.resolve("packed_matmul", backend)
+    y = _packed_matmul(x, kernel, epilogue, backend=backend)
+    return Bits(y, kernel.out_features) if isinstance(epilogue, Threshold) else y
+
+
+def real_conv(
+    x: ArrayLike,
+    kernel: ArrayLike,
+    epilogue: Epilogue,
+    *,
+    strides: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    backend: str = "auto",
+) -> jax.Array | Bits:
+    """A convolution of real numbers, rank 1 to 3, and what becomes of its sums.
+
+    The backends agree to rounding.
+
+    Args:
+      x: Images `[N, *spatial, C]`, float32.
+      kernel: `[*window, C / groups, C_out]`, float32.
+      epilogue: `Sums()`, `Affine(…)` or `Threshold(…)` with a float32 threshold.
+      strides: One number, or one per spatial axis.
+      padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after).
+      dilation: Of the kernel; one number, or one per spatial axis.
+      groups: How many groups the channels fall into.
+      backend: `"auto"`, or one of `available_backends()`; `"cpu"` has two spatial axes
+        and one group.
+
+    Returns:
+      float32 `[N, *out, C_out]`, or Bits of that shape.
+
+    Raises:
+      ValueError: If shapes, channels, groups or the geometry do not fit, or the backend
+        is unknown or has no such rank or groups.
+      TypeError: If a dtype is another; or when differentiated.
+      RuntimeError: If the backend is not available.
+    """
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+    for name, array in (("x", x), ("kernel", kernel)):
+        _check_float32("real_conv", name, array)
+    check_channels("real_conv", x, kernel, groups)
+    features = kernel.shape[-1]
+    check_epilogue("real_conv", epilogue, features, jnp.float32)
+    way = geometry(
+        "real_conv",
+        x.shape[1:-1],
+        kernel.shape[:-2],
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+    )
+    backend = backends.resolve("real_conv", backend, len(way.window))
+    if len(way.window) != 2 or groups != 1:
+        if backend == "cpu":
+            raise ValueError(
+                "real_conv: the backend 'cpu' has 2 spatial axes and one group, got "
+                f"{len(way.window)} and {groups}; use 'auto' or 'xla'"
+            )
+        backend = "xla"
+    y = _real_conv(x, kernel, epilogue, way=way, groups=int(groups), backend=backend)
+    return Bits(y, features) if isinstance(epilogue, Threshold) else y
+
+
+def pool_bits(
+    x: Bits,
+    flip: ArrayLike,
+    *,
+    window: int | Sequence[int],
+    strides: int | Sequence[int],
+    padding: Padding,
+) -> Bits:
+    """The signs of a max-pool, from the signs of what it pools.
+
+    `sign(f(max xᵢ))` of the signs `sign(f(xᵢ))`, where `f` rises in a channel whose
+    flip bit is 0 and falls in one whose flip bit is 1. Taps outside are left out.
+
+    Args:
+      x: Bits of shape `[N, *spatial, C]`, one to three spatial axes.
+      flip: uint32 words `[ceil(C / 32)]`, as in `Threshold`.
+      window: One number, or one per spatial axis.
+      strides: One number, or one per spatial axis.
+      padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after),
+        smaller than the window.
+
+    Returns:
+      Bits of shape `[N, *out, C]`.
+
+    Raises:
+      ValueError: If shapes or the geometry do not fit.
+      TypeError: If words are not uint32.
+    """
+    flip = jnp.asarray(flip)
+    _check_bits("pool_bits", x)
+    check_words("pool_bits", flip)
+    if flip.shape != x.words.shape[-1:]:
+        raise ValueError(
+            f"pool_bits: expected flip of shape {x.words.shape[-1:]}, got {flip.shape}"
+        )
+    way = _pool("pool_bits", x.words, window, strides, padding)
+    if any(max(p) >= k for p, k in zip(way.padding, way.window, strict=True)):
+        raise ValueError(
+            "pool_bits: expected a padding smaller than the window, got "
+            f"{way.padding} and {way.window}"
+        )
+    return Bits(_pool_bits(x.words, flip, way=way), x.size)
+
+
+def sum_pool_bits(
+    x: ArrayLike,
+    threshold: Threshold,
+    *,
+    window: int | Sequence[int],
+    strides: int | Sequence[int],
+    padding: Padding,
+    backend: str = "auto",
+) -> Bits:
+    """The sums of windows, taken row by row as `lax.reduce_window` does, as bits.
+
+    Taps outside the image add 0.
+
+    Args:
+      x: Images `[N, H, W, C]`, float32.
+      threshold: Against which to compare the sums, float32.
+      window: One number, or one per spatial axis.
+      strides: One number, or one per spatial axis.
+      padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after).
+      backend: `"auto"`, or one of `available_backends()`; all give the same bits.
+
+    Returns:
+      Bits of shape `[N, *out, C]`.
+
+    Raises:
+      ValueError: If shapes or the geometry do not fit, or the backend is unknown.
+      TypeError: If a dtype is another; or when differentiated.
+      RuntimeError: If the backend is not available.
+    """
+    x = jnp.asarray(x)
+    _check_float32("sum_pool_bits", "x", x)
+    if x.ndim != 4:
+        raise ValueError(f"sum_pool_bits: expected images [N, H, W, C], got {x.shape}")
+    if not isinstance(threshold, Threshold):
+        raise TypeError(
+            f"sum_pool_bits: expected a Threshold, got {type(threshold).__name__}"
+        )
+    check_epilogue("sum_pool_bits", threshold, x.shape[-1], jnp.float32)
+    way = _pool("sum_pool_bits", x, window, strides, padding)
+    backend = backends.resolve("sum_pool_bits", backend)
+    return Bits(_sum_pool_bits(x, threshold, way=way, backend=backend), x.shape[-1])
+
+
+def _check_bits(where: str, x: Bits) -> None:
+    if not isinstance(x, Bits):
+        raise TypeError(f"{where}: expected Bits, got {type(x).__name__}")
+    check_words(where, x.words)
+    if x.words.ndim < 1 or x.words.shape[-1] != words_for(x.size):
+        raise ValueError(
+            f"{where}: expected {words_for(x.size)} words for {x.size} signs, got "
+            f"{x.words.shape}"
+        )
+
+
+def _check_operands(where: str, x: Bits, kernel: PackedKernel, epilogue: Epilogue):
+    _check_bits(where, x)
+    if not isinstance(kernel, PackedKernel):
+        raise TypeError(
+            f"{where}: expected a PackedKernel, got {type(kernel).__name__}; see "
+            "pack_kernel"
+        )
+    check_words(where, kernel.words)
+    shape, groups = kernel.words.shape, kernel.groups
+    panels = words_for(kernel.out_features // max(groups, 1))
+    wanted = (groups, panels, *shape[2:-2], words_for(kernel.in_features), WORD)
+    if len(shape) < 4 or shape != wanted or kernel.out_features % groups:
+        raise ValueError(
+            f"{where}: expected kernel words of shape [groups, panels, *window, "
+            f"{words_for(kernel.in_features)}, {WORD}] for {kernel.in_features} input "
+            f"and {kernel.out_features} output channels, got {shape}"
+        )
+    if x.size != kernel.in_features * groups:
+        raise ValueError(
+            f"{where}: expected {kernel.in_features * groups} input channels, as the "
+            f"kernel has in {groups} group(s), got {x.size}"
+        )
+    check_epilogue(where, epilogue, kernel.out_features, jnp.int32)
+
+
+def _check_float32(where: str, name: str, x: jax.Array) -> None:
+    if x.dtype != jnp.float32:
+        raise TypeError(f"{where}: expected {name} of float32, got {x.dtype}")
+
+
+def _pool(where, x, window, strides, padding) -> Geometry:
+    rank = x.ndim - 2
+    if not 1 <= rank <= 3:
+        raise ValueError(
+            f"{where}: expected images [N, *spatial, C] of 1 to 3 spatial axes, got "
+            f"{rank + 2} axes"
+        )
+    sizes = (window,) * rank if isinstance(window, int | np.integer) else tuple(window)
+    if len(sizes) != rank or any(size < 1 for size in sizes):
+        raise ValueError(
+            f"{where}: expected a window of 1 or more, one number or one for each of "
+            f"{rank} spatial axes, got {window}"
+        )
+    return geometry(where, x.shape[1:-1], sizes, strides=strides, padding=padding)
+
+
+def regroup(words: jax.Array, size: int, groups: int) -> jax.Array:
+    """Let each group of channels start at a word of its own.
+
+    Args:
+      words: uint32 `[..., ceil(size / 32)]`.
+      size: How many channels there are; a multiple of `groups`.
+      groups: How many groups they fall into.
+
+    Returns:
+      uint32 `[..., groups, ceil(size / groups / 32)]`.
+    """
+    each = size // groups
+    if groups == 1 or each % WORD == 0:
+        return words.reshape(*words.shape[:-1], groups, words_for(each))
+    # Word c of a group begins `shift` bits into one word and ends in the next.
+    first = each * np.arange(groups)[:, None] + WORD * np.arange(words_for(each))
+    low, shift = first // WORD, jnp.asarray(first % WORD, jnp.uint32)
+    high = np.minimum(low + 1, words.shape[-1] - 1)
+    # In two steps: a shift by all 32 bits is undefined.
+    above = (words[..., high] << 1) << (WORD - 1 - shift)
+    used = np.minimum(each - WORD * np.arange(words_for(each)), WORD)
+    mask = np.array([(1 << int(count)) - 1 for count in used], np.uint32)
+    return ((words[..., low] >> shift) | above) & mask
+
+
+@partial(jax.jit, static_argnames=("backend",))
+def _sign_bits(x, *, backend: str) -> jax.Array:
+    return backends.pack(backend, _inference.no_gradient("sign_bits", x))
+
+
+@partial(jax.jit, static_argnames=("way", "backend"))
+def _packed_conv(x, kernel, epilogue, *, way: Geometry, backend: str) -> jax.Array:
+    epilogue = _inference.no_gradient("packed_conv", epilogue)
+    words = regroup(x.words, x.size, kernel.groups)
+    return backends.conv_words(backend, words, kernel, epilogue, way)
+
+
+@partial(jax.jit, static_argnames=("backend",))
+def _packed_matmul(x, kernel, epilogue, *, backend: str) -> jax.Array:
+    epilogue = _inference.no_gradient("packed_matmul", epilogue)
+    rows = x.words.reshape(-1, 1, x.words.shape[-1])
+    y = backends.conv_words(backend, rows, kernel, epilogue, DENSE)
+    return y.reshape(*x.words.shape[:-1], y.shape[-1])
+
+
+@partial(jax.jit, static_argnames=("way", "groups", "backend"))
+def _real_conv(x, kernel, epilogue, *, way: Geometry, groups: int, backend: str):
+    x, kernel, epilogue = _inference.no_gradient("real_conv", (x, kernel, epilogue))
+    return backends.real_conv(backend, x, kernel, epilogue, way, groups)
+
+
+@partial(jax.jit, static_argnames=("way",))
+def _pool_bits(words, flip, *, way: Geometry) -> jax.Array:
+    identity = jnp.uint32(0xFFFFFFFF)
+    pads = ((0, 0), *way.padding, (0, 0))
+    y = jnp.pad(words ^ flip, pads, constant_values=identity)
+    for axis, shifts in enumerate(way.shifts, start=1):
+        before = (slice(None),) * axis
+        y = reduce(jnp.bitwise_and, [y[(*before, shift)] for shift in shifts])
+    return y ^ flip
+
+
+@partial(jax.jit, static_argnames=("way", "backend"))
+def _sum_pool_bits(x, threshold, *, way: Geometry, backend: str) -> jax.Array:
+    x, threshold = _inference.no_gradient("sum_pool_bits", (x, threshold))
+    return backends.sum_pool_bits(backend, x, threshold, way)

@@ -1,0 +1,160 @@
+"""The `xla` backend: popcounts in plain XLA, for any platform.
+
+The words of each window are laid side by side (im2col, 1/32 of the size of floats),
+then word by word `popcount(a xor b)` is added onto all sums at once: some words in one
+fused pass over the sums, and those passes in a loop.
+"""
+
+from functools import reduce
+from itertools import product
+from math import ceil, prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from xnor_jax.convolution import Pads
+from xnor_jax.ops._geometry import Geometry
+from xnor_jax.ops.epilogue import Epilogue, Threshold, apply_epilogue
+from xnor_jax.ops.kernel import PackedKernel, columns
+
+# How many words one pass adds. XLA's CPU compiler fuses the slicing of fewer than 16
+# words into the pass, which then is not vectorised: ten times slower.
+_ONE_PASS = 32
+_PASS = 24
+
+
+def conv_words(
+    words: jax.Array,
+    kernel: PackedKernel,
+    epilogue: Epilogue,
+    *,
+    strides: tuple[int, ...],
+    padding: Pads,
+    dilation: tuple[int, ...],
+) -> jax.Array:
+    """The convolution of signs on words; a tap outside the image adds 0.
+
+    Args:
+      words: uint32 `[N, *spatial, G, Cw]`, no spatial axis or more.
+      kernel: The packed kernel, of `G` groups and `Cw` words a tap.
+      epilogue: What becomes of the sums.
+      strides: One per spatial axis.
+      padding: (before, after) each spatial axis.
+      dilation: One per spatial axis.
+
+    Returns:
+      int32 or float32 `[N, *out, C_out]`, or uint32 `[N, *out, ceil(C_out / 32)]`.
+    """
+    way = Geometry(words.shape[1:-2], kernel.window, strides, padding, dilation)
+    taps, groups = prod(kernel.window), kernel.groups
+    matrix = columns(kernel)
+    matrix = matrix.reshape(groups, taps, -1, matrix.shape[-1])
+    flat = matrix.reshape(groups, -1, matrix.shape[-1])
+    different = _popcounts(_patches(words, way), flat)
+    # Modulo 2³², so a product that overflows on the way still ends at the right sum.
+    acc = jnp.int32(taps * kernel.in_features) - 2 * different
+    if way.padded:
+        # Words outside are 0, which is +1 in every channel: take their sums away again.
+        negative = lax.population_count(matrix).astype(jnp.int32)
+        signs = kernel.in_features - 2 * jnp.sum(negative, axis=2)
+        missing = _outside_sums(way, signs)
+        acc = acc.reshape(-1, *missing.shape) - missing
+    shape = (words.shape[0], *way.out, kernel.out_features)
+    return apply_epilogue(acc.reshape(shape), epilogue)
+
+
+def sum_pool_bits(
+    x: jax.Array,
+    threshold: Threshold,
+    *,
+    window: tuple[int, ...],
+    strides: tuple[int, ...],
+    padding: Pads,
+) -> jax.Array:
+    """The bits of each window's sum, taken row by row.
+
+    Args:
+      x: float32 `[N, *spatial, C]`.
+      threshold: Against which to compare the sums.
+      window: One size per spatial axis.
+      strides: One per spatial axis.
+      padding: Zeros (before, after) each spatial axis.
+
+    Returns:
+      uint32 `[N, *out, ceil(C / 32)]`.
+    """
+    sums = lax.reduce_window(
+        x,
+        jnp.float32(0),
+        lax.add,
+        (1, *window, 1),
+        (1, *strides, 1),
+        ((0, 0), *padding, (0, 0)),
+    )
+    return apply_epilogue(sums, threshold)
+
+
+def _patches(words: jax.Array, way: Geometry) -> jax.Array:
+    """The words of every window: `[N · out, G, taps · Cw]`."""
+    groups, each = words.shape[-2:]
+    words = jnp.pad(words, ((0, 0), *way.padding, (0, 0), (0, 0)))
+    shifted = [words[(slice(None), *taps)] for taps in product(*way.shifts)]
+    patches = jnp.stack(shifted, axis=-2)
+    return patches.reshape(-1, groups, len(shifted) * each)
+
+
+def _popcounts(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`Σ_w popcount(a[r, g, w] xor b[g, w, n])`: int32 `[R, G, O]`."""
+    count = a.shape[-1]
+    passes = 1 if count <= _ONE_PASS else ceil(count / _PASS)
+    size = ceil(count / passes)
+    # Words of 0 on both sides add nothing.
+    spare = (0, passes * size - count)
+    a = jnp.pad(a, ((0, 0), (0, 0), spare))
+    b = jnp.pad(b, ((0, 0), spare, (0, 0)))
+
+    def one_pass(index):
+        these = lax.dynamic_slice_in_dim(a, index * size, size, axis=2)
+        those = lax.dynamic_slice_in_dim(b, index * size, size, axis=1)
+        counts = [
+            lax.population_count(these[:, :, w, None] ^ those[:, w])
+            for w in range(size)
+        ]
+        return reduce(jnp.add, counts).astype(jnp.int32)
+
+    if passes == 1:
+        return one_pass(0)
+    # Zeros of the sums' own type: under shard_map, `jnp.zeros` varies over no axis.
+    zeros = (a[:, :, :1] ^ b[:, 0]).astype(jnp.int32) & 0
+    return lax.fori_loop(0, passes, lambda i, acc: acc + one_pass(i), zeros)
+
+
+def _outside_sums(way: Geometry, signs: jax.Array) -> jax.Array:
+    """Each window's sum over its taps outside the image.
+
+    Args:
+      way: The windows' way.
+      signs: Each tap's sum over the input channels, int32 `[G, taps, O]`.
+
+    Returns:
+      int32 `[out, G, O]`.
+    """
+    # Windows differ in few ways: sum once for each way, then look up.
+    axes = [np.unique(along, axis=0, return_inverse=True) for along in way.inside]
+    tables, ways = [table for table, _ in axes], [way.ravel() for _, way in axes]
+    joint = reduce(np.logical_and.outer, tables)
+    joint = joint.transpose(*range(0, joint.ndim, 2), *range(1, joint.ndim, 2))
+    outside = jnp.asarray(~joint.reshape(-1, signs.shape[1], 1, 1))
+    which = np.ravel_multi_index(np.ix_(*ways), [len(table) for table in tables])
+
+    def add(tap, acc):
+        there = lax.dynamic_index_in_dim(outside, tap, axis=1, keepdims=False)
+        these = lax.dynamic_index_in_dim(signs, tap, axis=1, keepdims=False)
+        return acc + jnp.where(there, these, 0)
+
+    first = jnp.where(outside[:, 0], signs[:, 0], 0)
+    # A loop, lest XLA fuses it into the lookup and sums for every window again.
+    sums = lax.fori_loop(1, signs.shape[1], add, first)
+    return sums[which.ravel()]

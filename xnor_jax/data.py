@@ -129,9 +129,10 @@ def _hugging_face(source: Source, data_dir: str | Path | None) -> Dataset:
             if data_dir is not None
             else "the hub may be out of reach: give a folder with --data-dir"
         )
-        reason = str(error).strip().splitlines() or [""]
+        cause = error.__cause__ or error  # what the reader itself ran into
+        reason = str(cause).strip().splitlines() or [""]
         raise DataError(
-            f"cannot read {where} ({type(error).__name__}: {reason[0]}); {mend}"
+            f"cannot read {where} ({type(cause).__name__}: {reason[0]}); {mend}"
         ) from error
     channels = len(source.mean)
     for split in (train, test):

@@ -76,7 +76,7 @@ def project(
       mask: The binary kernels; None for every leaf.
       scale_mask: The BatchNorm scales to keep at `scale_minimum` or above, as the
         reference does: `masks.norm_scales(model)`. None are by default.
-      scale_minimum: The smallest BatchNorm scale, kept to rounding.
+      scale_minimum: The smallest BatchNorm scale.
 
     Returns:
       A transformation; its `update` needs `params`, the latent tree.
@@ -101,7 +101,11 @@ def project(
         return jnp.where(jnp.abs(kernel + step) > 1, short, step)
 
     def bounded(scale, update):
-        return (jnp.maximum(scale + update, scale_minimum) - scale).astype(update.dtype)
+        step = jnp.maximum(scale + update, scale_minimum) - scale
+        # As above: a rounded step may land below the bound.
+        short = step * (1 - float(jnp.finfo(step.dtype).eps))
+        low = scale + step < jnp.asarray(scale_minimum, step.dtype)
+        return jnp.where(low, short, step).astype(update.dtype)
 
     def update(updates, state, params=None):
         _require("project", params, updates)

@@ -70,8 +70,8 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise their own, of any kind
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise RunError(
-                f"cannot save epoch {epoch} in {self._folder}: {reason[0][:200]}; make "
-                "room, then go on with --resume"
+                f"cannot save epoch {epoch} in {self._folder}: {reason[0][:200]}; see "
+                "to its room and its rights, then go on with --resume"
             ) from error
 
     def restore(self, epoch: int, like: TrainState) -> tuple[TrainState, History]:

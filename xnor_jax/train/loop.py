@@ -15,6 +15,7 @@ from xnor_jax.train import report, step
 from xnor_jax.train.checkpoint import Checkpoints, History
 from xnor_jax.train.folder import RunError, RunInfo, open_folder, write_metrics
 from xnor_jax.train.progress import Display
+from xnor_jax.train.recipe import Recipe
 from xnor_jax.train.step import Metrics, Trainer, TrainState
 
 
@@ -100,18 +101,14 @@ def train(
                     train_epoch(state, images, labels, epoch_key)
                 )
                 seconds = time.perf_counter() - epoch_begin
-                if not math.isfinite(float(metrics.loss)):
-                    raise RunError(
-                        f"the loss of epoch {epoch} is {float(metrics.loss)}; lower "
-                        f"learning_rate ({recipe.learning_rate:g}) or multiplier "
-                        f"({recipe.multiplier:g}), in another folder"
-                    )
+                _check_finite(recipe, epoch, "loss", metrics)
                 if recipe.calibration_batches:
                     rest = calibrate(state.params, state.rest, images, calibration_key)
                     state = state._replace(rest=rest)
                 test = _wait(
                     evaluate(state.params, state.rest, test_images, test_labels)
                 )
+                _check_finite(recipe, epoch, "test loss", test)
                 record = _record(
                     trainer,
                     state,
@@ -128,8 +125,8 @@ def train(
                 display.end_epoch(record)
     except OSError as error:
         raise RunError(
-            f"cannot write in {folder}: {error.strerror or error}; make room, then go "
-            "on with --resume"
+            f"cannot write in {folder}: {error.strerror or error}; see to its room and "
+            "its rights, then go on with --resume"
         ) from error
     finally:
         # A call that was interrupted may hold the lock that closing would wait for.
@@ -180,9 +177,21 @@ def restore(
 
 def _wait(values: Any) -> Any:
     """Wait in Python, which hears a Ctrl-C; a blocked wait hears it at the end."""
-    while not all(leaf.is_ready() for leaf in jax.tree.leaves(values)):
+    # Keys, such as a dropout's, cannot be asked; they come with the rest.
+    arrays = [leaf for leaf in jax.tree.leaves(values) if hasattr(leaf, "is_ready")]
+    while not all(array.is_ready() for array in arrays):
         time.sleep(0.005)
     return jax.block_until_ready(values)
+
+
+def _check_finite(recipe: Recipe, epoch: int, name: str, metrics: Metrics) -> None:
+    loss = float(metrics.loss)
+    if not math.isfinite(loss):
+        raise RunError(
+            f"the {name} of epoch {epoch} is {loss}; lower learning_rate "
+            f"({recipe.learning_rate:g}) or multiplier ({recipe.multiplier:g}), in "
+            "another folder"
+        )
 
 
 def _record(

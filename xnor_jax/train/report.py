@@ -88,7 +88,7 @@ def draw(
         errors = [100 * (1 - e[f"{split}_accuracy"]) for e in history]
         axes[1].plot(epochs, errors, label=split)
     axes[0].set(title="loss (cross-entropy)", yscale="log")
-    best = max(history, key=lambda e: e["test_accuracy"])
+    best = max(history, key=lambda e: (e["test_accuracy"], e["epoch"]))
     last = history[-1]
     axes[1].set(
         title=f"error: last {100 - 100 * last['test_accuracy']:.2f} %, "

@@ -1,0 +1,54 @@
+"""Whole runs in process, of networks and data small enough for a test."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from xnor_jax import data
+from xnor_jax.data import Dataset, Split
+from xnor_jax.train import loop
+from xnor_jax.train import recipe as recipes
+from xnor_jax.train.folder import RunError, RunInfo
+
+
+def run(folder, name, image_shape, *, images=32, **fields):
+    rng = np.random.default_rng(0)
+    recipe = dataclasses.replace(recipes.get(name), **fields)
+    pixels = rng.integers(0, 256, (images, *image_shape)).astype(np.uint8)
+    split = Split(pixels, rng.integers(0, 10, images).astype(np.int32))
+    names = tuple(map(str, range(10)))
+    dataset = Dataset(split, split, names, data.SOURCES[recipe.dataset])
+    info = RunInfo.of(name, recipe, dataset)
+    console = Console(file=io.StringIO())
+    return loop.train(info, dataset, folder, console=console)
+
+
+def test_a_network_with_dropout_trains(tmp_path):
+    # Its state holds keys, which are no plain arrays.
+    folder, way = tmp_path / "run", {"batch_size": 16, "calibration_batches": 0}
+    result = run(folder, "cifar10-nin", (8, 8, 3), epochs=1, **way)
+    assert [record["epoch"] for record in result.history] == [1]
+    assert result.history[0]["step"] == 2
+    assert len(result.history[0]["flip_ratios"]) == 7
+    assert (folder / "report.png").exists() and (folder / "checkpoints" / "1").is_dir()
+
+
+def test_a_test_loss_that_is_not_finite_saves_nothing(tmp_path):
+    # One step: the loss it reports is that of the weights before it.
+    with pytest.raises(RunError, match="the test loss of epoch 1 is .*learning_rate"):
+        run(
+            tmp_path / "run",
+            "digits-lenet5",
+            (28, 28, 1),
+            epochs=1,
+            batch_size=32,
+            learning_rate=1e38,
+            binary=False,
+        )
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["epochs"] == 1

@@ -22,7 +22,7 @@ def product(a, b):
 
 
 # Around the words, and around the passes of `xla`: 32 words in one, 24 in each of more.
-@pytest.mark.parametrize("size", [1, 2, 31, 32, 33, 63, 64, 65, 130, 1024, 1025, 2400])
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 64, 65, 130, 1024, 1025, 2400])
 @pytest.mark.parametrize("backend", ops.available_backends())
 def test_the_sums_for_any_length(size, backend):
     a, b = draw((5, size)), draw((size, 35), 1)

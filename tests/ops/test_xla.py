@@ -7,7 +7,7 @@ from xnor_jax import ops
 from xnor_jax.ops import xla
 
 
-@pytest.mark.parametrize("count", [1, 2, 24, 25, 32, 33, 48, 49, 100])
+@pytest.mark.parametrize("count", [1, 24, 32, 33, 48, 49, 100])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_popcounts_over_any_number_of_words(count, groups):
     rng = np.random.default_rng(count)

@@ -107,20 +107,22 @@ def check_words(where: str, words: jax.Array) -> None:
         raise TypeError(f"{where}: expected uint32 words, got {describe(words)}")
 
 
-def pack_signs(x: jax.Array) -> jax.Array:
-    """Words of the signs of `x`, `[..., n]`: uint32 `[..., ceil(n / 32)]`."""
+def pack_signs(x: jax.Array, axis: int = -1) -> jax.Array:
+    """Words of the signs of `x`: the axis of length `n` becomes `ceil(n / 32)` long."""
     # The comparison of `xnor_jax.sign`: NaN is -1 there, and subnormals may be 0.
-    return pack_negative(~(x >= 0))
+    return pack_negative(~(x >= 0), axis)
 
 
-def pack_negative(negative: jax.Array) -> jax.Array:
-    """Words of booleans `[..., n]`, True for bit 1: uint32 `[..., ceil(n / 32)]`."""
-    size = negative.shape[-1]
-    count = words_for(size)
-    spare = [(0, 0)] * (negative.ndim - 1) + [(0, count * WORD - size)]
-    bits = jnp.pad(negative, spare).reshape(*negative.shape[:-1], count, WORD)
-    places = jnp.arange(WORD, dtype=jnp.uint32)
-    return jnp.sum(bits.astype(jnp.uint32) << places, axis=-1, dtype=jnp.uint32)
+def pack_negative(negative: jax.Array, axis: int = -1) -> jax.Array:
+    """Words of booleans, True for bit 1: the axis becomes `ceil(n / 32)` long."""
+    axis %= negative.ndim
+    before, after = negative.shape[:axis], negative.shape[axis + 1 :]
+    count = words_for(negative.shape[axis])
+    spare = [(0, 0)] * negative.ndim
+    spare[axis] = (0, count * WORD - negative.shape[axis])
+    bits = jnp.pad(negative, spare).reshape(*before, count, WORD, *after)
+    places = jnp.arange(WORD, dtype=jnp.uint32).reshape(-1, *(1,) * len(after))
+    return jnp.sum(bits.astype(jnp.uint32) << places, axis + 1, dtype=jnp.uint32)
 
 
 def unpack_negative(words: jax.Array, size: int) -> jax.Array:
@@ -146,8 +148,7 @@ def _axis(where: str, x: jax.Array, axis: int) -> int:
 
 @partial(jax.jit, static_argnames=("axis",))
 def _pack(x, *, axis):
-    x = jnp.moveaxis(_inference.no_gradient("pack_bits", x), axis, -1)
-    return jnp.moveaxis(pack_signs(x), -1, axis)
+    return pack_signs(_inference.no_gradient("pack_bits", x), axis)
 
 
 @partial(jax.jit, static_argnames=("size", "axis", "dtype"))

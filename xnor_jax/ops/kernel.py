@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from xnor_jax._kernel import check_kernel
 from xnor_jax.ops import _inference
-from xnor_jax.ops.bits import WORD, pack_negative, unpack_negative, words_for
+from xnor_jax.ops.bits import WORD, pack_signs, unpack_negative, words_for
 
 
 @jax.tree_util.register_dataclass
@@ -88,17 +88,14 @@ def columns(packed: PackedKernel) -> jax.Array:
 def _pack_kernel(kernel, *, groups):
     kernel = _inference.no_gradient("pack_kernel", kernel)
     *window, c_in, c_out = kernel.shape
-    panels = words_for(c_out // groups)
-    # The comparison of `xnor_jax.sign`.
-    negative = ~(kernel >= 0)
-    negative = negative.reshape(*window, c_in, groups, c_out // groups)
-    spare = panels * WORD - c_out // groups
-    negative = jnp.pad(negative, [(0, 0)] * (negative.ndim - 1) + [(0, spare)])
-    negative = negative.reshape(*window, c_in, groups, panels, WORD)
-    # [*window, C, G, P, 32] to [G, P, *window, 32, C]: the bits' axis last, to pack.
-    negative = jnp.moveaxis(negative, (-3, -2), (0, 1))
-    words = pack_negative(jnp.moveaxis(negative, -2, -1))
-    return PackedKernel(jnp.moveaxis(words, -1, -2), c_in, c_out)
+    count, each = words_for(c_in), c_out // groups
+    panels = words_for(each)
+    # Only words move: XLA's CPU compiler would read a transposed kernel a cache line
+    # a weight.
+    words = pack_signs(kernel, axis=-2).reshape(*window, count, groups, each)
+    spare = [(0, 0)] * (words.ndim - 1) + [(0, panels * WORD - each)]
+    words = jnp.pad(words, spare).reshape(*words.shape[:-1], panels, WORD)
+    return PackedKernel(jnp.moveaxis(words, (-3, -2), (0, 1)), c_in, c_out)
 
 
 @jax.jit

@@ -31,5 +31,6 @@ def test_a_plain_flax_model_trains_in_under_30_lines():
 
 
 @pytest.mark.parametrize("number", range(1, len(EXAMPLES)))
-def test_other_examples_run(number):
+def test_other_examples_run(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where they may write
     exec(EXAMPLES[number], {})

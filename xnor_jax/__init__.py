@@ -1,6 +1,7 @@
 """XNOR-Networks in JAX: pure functions that train networks of one bit per weight."""
 
-from xnor_jax import masks, models, nn, ops, optim, rules, weights
+from xnor_jax import deploy, masks, models, nn, ops, optim, rules, weights
+from xnor_jax.deploy import load, pack, save
 from xnor_jax.masks import inner_kernels, mask_by_path
 from xnor_jax.weights import (
     binarize,
@@ -17,7 +18,9 @@ __version__ = "0.1.0"
 __all__ = [
     "binarize",
     "clamp",
+    "deploy",
     "inner_kernels",
+    "load",
     "mask_by_path",
     "masks",
     "mean_center",
@@ -25,8 +28,10 @@ __all__ = [
     "nn",
     "ops",
     "optim",
+    "pack",
     "project",
     "rules",
+    "save",
     "scale",
     "sign",
     "sign_ste",

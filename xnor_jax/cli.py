@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
@@ -58,16 +58,18 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         status = _fail(error, 2)
     except KeyboardInterrupt:
         interrupted = True
-        status = _fail("interrupted; go on with --resume", 1)
+        mend = "; go on with --resume" if arguments[:1] == ["train"] else ""
+        status = _fail(f"interrupted{mend}", 1)
     except BrokenPipeError:
         # The reader of the output has gone; so has the place to say anything.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except Exception as error:
         from xnor_jax.data import DataError
+        from xnor_jax.deploy import FormatError
         from xnor_jax.train.folder import RunError
 
-        if not isinstance(error, DataError | RunError | OSError):
+        if not isinstance(error, DataError | FormatError | RunError | OSError):
             raise
         status = _fail(error, 1)
     if interrupted:
@@ -97,7 +99,8 @@ def _train(args: list[str]) -> None:
         f"{info.steps_per_epoch} steps, seed {recipe.seed}, in {folder}"
     )
     result = loop.train(info, dataset, folder, resume=options.resume, console=console)
-    last, best = result.history[-1], max(result.history, key=_test_accuracy)
+    # Of equal ones the last, which is the checkpoint that is kept.
+    last, best = result.history[-1], max(reversed(result.history), key=_test_accuracy)
     console.print(
         f"done in {result.seconds:.0f} s: {folder}/ holds metrics.jsonl, report.png, "
         "tensorboard/ and checkpoints/"
@@ -115,17 +118,28 @@ def _evaluate(args: list[str]) -> None:
         data_dir: Path | None = None,
         best: bool = False,
     ) -> tuple[Path, Path | None, bool]:
-        """Evaluate a run's checkpoint on its test split.
+        """Evaluate a run's checkpoint, or a packed network, on its test split.
 
         Args:
-          run: The run's folder.
+          run: The run's folder, or a file that pack wrote.
           data_dir: The data set's folder; without it the hub is asked.
-          best: The best epoch's checkpoint; the newest without it.
+          best: Of a run, the best epoch's checkpoint; the newest without it.
         """
         return run, data_dir, best
 
     run, data_dir, best = _parse("evaluate", parse, args)
     _check_data_dir(data_dir)
+    if not run.is_file():
+        _evaluate_run(run, data_dir, best=best)
+    elif best:
+        raise _UsageError(
+            f"--best: chooses a checkpoint in a run's folder; {run} is a packed network"
+        )
+    else:
+        _evaluate_packed(run, data_dir)
+
+
+def _evaluate_run(run: Path, data_dir: Path | None, *, best: bool) -> None:
     import jax.numpy as jnp
 
     from xnor_jax import data
@@ -148,6 +162,142 @@ def _evaluate(args: list[str]) -> None:
     )
 
 
+def _evaluate_packed(file: Path, data_dir: Path | None) -> None:
+    from xnor_jax import data
+    from xnor_jax.deploy import predict
+
+    packed = _load(file)
+    dataset = data.load(predict.dataset_name(packed.info), data_dir)
+    metrics = predict.evaluate(packed, dataset)
+    print(
+        f"{packed.info.name or file}, packed: {len(dataset.test.labels):,} test "
+        f"images, loss {metrics.loss:.4f}, test accuracy {metrics.accuracy:.2%}"
+    )
+
+
+def _pack(args: list[str]) -> None:
+    def parse(
+        run: tyro.conf.Positional[Path],
+        /,
+        output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+        best: bool = False,
+        data_dir: Path | None = None,
+    ) -> tuple[Path, Path, bool, Path | None]:
+        """Pack a run's checkpoint into a file, at one bit a binary weight.
+
+        Args:
+          run: The run's folder.
+          output: The file to write; one that is there is replaced.
+          best: The best epoch's checkpoint; the newest without it.
+          data_dir: The data set's folder, to measure the test accuracy that the file
+            tells on its test split; without it the run's own figure is taken.
+        """
+        return run, output, best, data_dir
+
+    run, output, best, data_dir = _parse("pack", parse, args)
+    _check_data_dir(data_dir)
+    if output.is_dir() or not output.parent.is_dir():
+        raise _UsageError(
+            f"--output: expected a file in a folder that exists, got {output}"
+        )
+    _check_backend()
+    from xnor_jax import deploy
+    from xnor_jax.deploy import tables
+    from xnor_jax.train import ship
+
+    packed = ship.pack_run(run, best=best, data_dir=data_dir)
+    try:
+        deploy.save(output, packed)
+    except OSError as error:
+        raise OSError(f"cannot write {output}: {error.strerror or error}") from error
+    size, before = output.stat().st_size, packed.report.bytes_before
+    console = _table_console()
+    console.print(tables.report_table(f"{packed.info.name}: {run}", packed.report))
+    console.print(
+        f"{output}: {size:,} bytes with its header, 1/{before / size:.1f} of the "
+        f"{before:,} in float32; test accuracy {packed.info.test_accuracy:.2%}"
+    )
+
+
+def _predict(args: list[str]) -> None:
+    def parse(
+        file: tyro.conf.Positional[Path],
+        images: tyro.conf.Positional[tuple[Path, ...]],
+        /,
+        invert: bool = False,
+    ) -> tuple[Path, tuple[Path, ...], bool]:
+        """Print the class of images, and its probability.
+
+        Args:
+          file: A file that pack wrote.
+          images: PNG, JPEG, BMP, GIF, TIFF, WEBP or PPM; turned to grey or colour and
+            resized as the network wants.
+          invert: Swap dark and light first: MNIST's digits are white on black.
+        """
+        return file, images, invert
+
+    file, paths, invert = _parse("predict", parse, args)
+    if not paths:
+        raise _UsageError("no image; expected predict FILE IMAGE…")
+    for path in (file, *paths):
+        _check_file(path)
+    from xnor_jax.deploy import images, predict
+
+    packed = _load(file)
+    pictures = images.read(paths, packed.image_shape, invert=invert)
+    for note in pictures.notes:
+        print(f"xnor-jax: note: {note}", file=sys.stderr)
+    found = predict.classify(packed, pictures.pixels)
+    for path, (name, probability) in zip(paths, found, strict=True):
+        print(f"{path}: {name} {probability:.2%}")
+
+
+def _bench(args: list[str]) -> None:
+    def parse(
+        file: tyro.conf.Positional[Path],
+        /,
+        batch_sizes: tuple[int, ...] = (1, 128),
+        rounds: int = 10,
+        backend: Literal["auto", "float", "xla", "cpu"] = "auto",
+    ) -> tuple[Path, tuple[int, ...], int, str]:
+        """Time a packed network on the CPU, beside the same network in floats.
+
+        Args:
+          file: A file that pack wrote.
+          batch_sizes: Images a call.
+          rounds: How often each of the two has its turn.
+          backend: What multiplies signs; auto takes cpu where it was built, else xla.
+        """
+        return file, batch_sizes, rounds, backend
+
+    file, batch_sizes, rounds, backend = _parse("bench", parse, args)
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise _UsageError("--batch-sizes: expected numbers of at least 1")
+    if rounds < 1:
+        raise _UsageError(f"--rounds: expected a number of at least 1, got {rounds}")
+    _check_file(file)
+    packed = _load(file, backend)
+    import jax
+
+    from xnor_jax.deploy import bench, tables
+
+    console = _table_console()
+    console.print(
+        f"{packed.info.name or file}: packed ({bench.describe_backend(backend)}) "
+        "beside the same network in float32 by XLA\n"
+        f"{bench.describe_cpu()}; jax {jax.__version__}; {rounds} rounds in turn, "
+        "median (least–most)"
+    )
+    results = [
+        result
+        for threads in bench.thread_numbers()
+        for result in bench.measure(
+            file, threads, batch_sizes=batch_sizes, rounds=rounds, backend=backend
+        )
+    ]
+    console.print(tables.bench_table(results))
+
+
 def _summary(args: list[str]) -> None:
     name, recipe, _ = _parse_recipe("summary", args, None)
     from rich.console import Console
@@ -159,8 +309,11 @@ def _summary(args: list[str]) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (_train, "train a recipe to its end"),
-    "evaluate": (_evaluate, "a run's accuracy on its test split"),
+    "evaluate": (_evaluate, "a run's or a packed file's accuracy on its test split"),
     "summary": (_summary, "a recipe's layers, and which kernels are binary"),
+    "pack": (_pack, "a run's network into a file, one bit a binary weight"),
+    "predict": (_predict, "the classes of image files, by a packed file"),
+    "bench": (_bench, "how fast a packed file runs, beside floats"),
 }
 
 
@@ -238,6 +391,35 @@ def _check_data_dir(data_dir: Path | None) -> None:
             f"--data-dir: no folder {data_dir}; expected one in the layout of the "
             "Hugging Face hub"
         )
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise _UsageError(f"no file {path}")
+
+
+def _check_backend(backend: str = "auto") -> None:
+    from xnor_jax.ops import backends
+
+    try:
+        backends.resolve("xnor-jax", backend)
+    except RuntimeError as error:
+        raise _UsageError(error) from error
+
+
+def _load(file: Path, backend: str = "auto") -> Any:
+    _check_backend(backend)
+    from xnor_jax import deploy
+
+    return deploy.load(file, backend=backend)
+
+
+def _table_console() -> Any:
+    from rich.console import Console
+
+    # A file or a pipe has no width; a table there is not cut.
+    width = None if sys.stdout.isatty() else 120
+    return Console(width=width, highlight=False, soft_wrap=True)
 
 
 def _test_accuracy(record: dict[str, Any]) -> float:

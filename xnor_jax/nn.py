@@ -20,8 +20,21 @@ from jax.typing import ArrayLike
 from xnor_jax import convolution
 from xnor_jax._kernel import wide_dtype
 from xnor_jax.convolution import Padding
+from xnor_jax.layers import AvgPool, Flatten, GlobalAveragePool, Layered, MaxPool
 from xnor_jax.rules import Rule
 from xnor_jax.weights import binarize, scale, sign, sign_ste
+
+__all__ = [
+    "AvgPool",
+    "BinaryConv",
+    "BinaryLinear",
+    "Flatten",
+    "GlobalAveragePool",
+    "Layered",
+    "MaxPool",
+    "XnorBlock",
+    "scaled_product",
+]
 
 
 class _Binary(nnx.Module):
@@ -317,6 +330,8 @@ class XnorBlock(nnx.Module):
         self.norm = nnx.BatchNorm(
             norm_features or in_features, momentum=momentum, epsilon=epsilon, rngs=rngs
         )
+        # Not asked of the layer: packing puts another in its place.
+        self.flatten = kernel_size is None
         if kernel_size is None:
             self.layer = BinaryLinear(in_features, out_features, rngs=rngs, **layer)
         else:
@@ -328,7 +343,7 @@ class XnorBlock(nnx.Module):
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Map `[N, *spatial, C]` to `[N, *out, C_out]`, dense to `[N, C_out]`."""
         x = self.norm(jnp.asarray(x))
-        if isinstance(self.layer, BinaryLinear):
+        if self.flatten:
             x = x.reshape(x.shape[0], -1)
         x = self.layer(x)
         return nnx.relu(x) if self.relu else x

@@ -1,17 +1,19 @@
 """LeNet-5 as in the public XNOR-Net code for MNIST."""
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import jax
 from flax import nnx
 
-from xnor_jax.convolution import conv_general_dilated, max_pool
+from xnor_jax.convolution import conv_general_dilated
+from xnor_jax.layers import Layered, MaxPool
 from xnor_jax.models._images import check_image_shape
 from xnor_jax.nn import XnorBlock
 
 
-class LeNet5(nnx.Module):
+class LeNet5(Layered):
     """Two convolutions and two dense layers; the middle two are binary.
 
     | layer | out, for 28×28×1 |
@@ -47,7 +49,8 @@ class LeNet5(nnx.Module):
         rngs: nnx.Rngs,
         **block: Any,
     ):
-        *spatial, channels = check_image_shape(image_shape)
+        self.image_shape = check_image_shape(image_shape)
+        *spatial, channels = self.image_shape
         if min(spatial) < 16:
             raise ValueError(
                 f"LeNet5: expected images of at least 16×16, got {tuple(image_shape)}"
@@ -69,10 +72,15 @@ class LeNet5(nnx.Module):
         self.block3 = XnorBlock(prod(pooled) * 50, 500, norm_features=50, **block)
         self.dense4 = nnx.Linear(500, classes, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map images `[N, H, W, C]` to logits `[N, classes]`."""
-        x = nnx.relu(self.norm1(self.conv1(x)))
-        x = max_pool(x, (2, 2), (2, 2))
-        x = max_pool(self.block2(x), (2, 2), (2, 2))
-        x = self.block3(x)
-        return self.dense4(x)
+    def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:
+        """What runs, in this order, on images `[N, H, W, C]`."""
+        return (
+            self.conv1,
+            self.norm1,
+            nnx.relu,
+            MaxPool(2, 2),
+            self.block2,
+            MaxPool(2, 2),
+            self.block3,
+            self.dense4,
+        )

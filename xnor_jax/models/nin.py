@@ -1,16 +1,18 @@
 """Network in Network as in the public XNOR-Net code for CIFAR-10."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import nnx
 
-from xnor_jax.convolution import conv_general_dilated, max_pool
+from xnor_jax.convolution import conv_general_dilated
+from xnor_jax.layers import AvgPool, GlobalAveragePool, Layered, MaxPool
 from xnor_jax.models._images import check_image_shape
 from xnor_jax.nn import XnorBlock
 
 
-class NIN(nnx.Module):
+class NIN(Layered):
     """Nine convolutions; all but the first and the last are binary.
 
     | layer | out, for 32×32×3 |
@@ -50,7 +52,8 @@ class NIN(nnx.Module):
         rngs: nnx.Rngs,
         **block: Any,
     ):
-        channels = check_image_shape(image_shape)[-1]
+        self.image_shape = check_image_shape(image_shape)
+        channels = self.image_shape[-1]
         real: dict[str, Any] = {
             "kernel_init": nnx.initializers.normal(0.05),
             "conv_general_dilated": conv_general_dilated,
@@ -81,14 +84,23 @@ class NIN(nnx.Module):
         self.norm9 = nnx.BatchNorm(192, **plain)
         self.conv9 = nnx.Conv(192, classes, (1, 1), **real)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map images `[N, H, W, C]` to logits `[N, classes]`."""
-        pad1 = ((1, 1), (1, 1))
-        x = nnx.relu(self.norm1(self.conv1(x)))
-        x = self.block3(self.block2(x))
-        x = max_pool(x, (3, 3), (2, 2), pad1)
-        x = self.block6(self.block5(self.block4(x)))
-        x = nnx.avg_pool(x, (3, 3), (2, 2), pad1)  # type: ignore[arg-type]
-        x = self.block8(self.block7(x))
-        x = nnx.relu(self.conv9(self.norm9(x)))
-        return x.mean((1, 2))
+    def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:
+        """What runs, in this order, on images `[N, H, W, C]`."""
+        return (
+            self.conv1,
+            self.norm1,
+            nnx.relu,
+            self.block2,
+            self.block3,
+            MaxPool(3, 2, 1),
+            self.block4,
+            self.block5,
+            self.block6,
+            AvgPool(3, 2, 1),
+            self.block7,
+            self.block8,
+            self.norm9,
+            self.conv9,
+            nnx.relu,
+            GlobalAveragePool(),
+        )

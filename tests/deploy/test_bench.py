@@ -1,0 +1,97 @@
+"""The timings' machinery; what is timed are ratios, never held to a number here."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import packing
+import pytest
+from flax import nnx
+from packing import Net, block, conv, linear
+
+import xnor_jax as xnor
+from xnor_jax.deploy import bench
+
+# How many cores and threads of XLA's pool a process has, after XLA has worked.
+THREADS = """
+from pathlib import Path
+from xnor_jax.deploy import bench
+results = bench._measure_here({order})
+names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+print(len(bench._cores()), sum("XLAEigen" in name for name in names))
+for result in results:
+    print(result.threads, result.batch_size)
+    for spread in (result.packed, result.floats, result.ratio):
+        assert 0 < spread.least <= spread.median <= spread.most < 1000
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "net.safetensors"
+    model = nnx.eval_shape(
+        lambda: Net(
+            (6, 5, 1),
+            conv(1, 33, (3, 3)),
+            block(33 * 6 * 5, 20, norm_features=33),
+            linear(20, 3),
+        )
+    )
+    xnor.save(path, xnor.pack(packing.randomized(model)))
+    return path
+
+
+def test_a_failed_process_is_one_line(monkeypatch):
+    process = subprocess.CompletedProcess([], 1, "", "Traceback …\nError: no memory\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: process)
+    with pytest.raises(OSError, match="the measurement failed: Error: no memory$"):
+        bench.measure(Path("file"), 1, batch_sizes=(1,), rounds=1)
+
+
+def test_turns_go_back_and_forth(monkeypatch):
+    monkeypatch.setattr(bench, "_SECONDS", 1e-9)
+    calls = []
+
+    def side(name):
+        def call():
+            calls.append(name)
+            time.sleep(0.01)
+
+        return call
+
+    seconds = bench._in_turn((side("a"), side("b")), 3)
+    assert np.shape(seconds) == (2, 3) and np.min(seconds) >= 0.01
+    assert "".join(calls)[-6:] == "abbaab"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_both_are_timed_on_as_many_threads_as_asked(file):
+    order = {
+        "path": str(file),
+        "threads": 1,
+        "batch_sizes": [1, 3],
+        "rounds": 2,
+        "backend": "auto",
+    }
+    out = subprocess.run(
+        [sys.executable, "-c", THREADS.format(order=order)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert out.splitlines() == ["1 1", "1 1", "1 3"]
+
+
+def test_what_ran_is_named():
+    assert bench.describe_backend("xla") == "xla"
+    assert bench.describe_backend("auto") in (
+        "xla",
+        *(f"cpu, {name}" for name in ("avx512", "avx2", "neon", "portable")),
+    )
+    assert bench.describe_cpu()
+    with pytest.raises(ValueError, match="gpu"):
+        bench.describe_backend("gpu")

@@ -1,0 +1,170 @@
+"""Thresholds against the function that they stand for, at every sum there is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from xnor_jax.deploy import fold
+from xnor_jax.ops import Threshold, unpack_bits
+from xnor_jax.weights import sign
+
+ODD = [0, -0.0, 1e-30, -1e-30, 1e-42, -1e-42, 1e35, -1e35, 1, -1, 3.5, -0.1]
+
+
+class Between(nnx.Module):
+    """α, a bias, ReLU and BatchNorm, of constants that upset."""
+
+    def __init__(self, channels, *, relu, seed):
+        rng = np.random.default_rng(seed)
+        self.relu = relu
+        self.norm = nnx.BatchNorm(channels, epsilon=1e-4, rngs=nnx.Rngs(0))
+        pick = rng.integers(0, len(ODD), channels)
+        gamma = np.where(rng.random(channels) < 0.5, np.take(ODD, pick), 1)
+        gamma = gamma * rng.normal(size=channels)
+        # With α a power of 2 the mean meets values exactly: BatchNorm gives 0.
+        alpha = np.where(
+            rng.random(channels) < 0.2, 0, 2.0 ** rng.integers(-9, 3, channels)
+        )
+        mean = alpha * rng.integers(-40, 41, channels)
+        mean = np.where(rng.random(channels) < 0.3, rng.normal(size=channels) * 9, mean)
+        beta = rng.choice([0, 0, 0, 1e-30, -1e-30, 1e-42, -1e-42, 1, -1], channels)
+        bias = alpha * rng.integers(-3, 4, channels)
+        self.norm.scale[...] = jnp.asarray(gamma, jnp.float32)
+        self.norm.bias[...] = jnp.asarray(beta, jnp.float32)
+        self.norm.mean[...] = jnp.asarray(mean, jnp.float32)
+        self.norm.var[...] = jnp.asarray(
+            10.0 ** rng.uniform(-9, 3, channels), jnp.float32
+        )
+        self.alpha = nnx.Param(jnp.asarray(alpha, jnp.float32))
+        self.bias = nnx.Param(jnp.asarray(bias, jnp.float32))
+
+    def __call__(self, sums):
+        y = self.alpha[...] * sums + self.bias[...]
+        y = nnx.relu(y) if self.relu else y
+        return self.norm(y, use_running_average=True)
+
+
+def functional(module):
+    graphdef, state = nnx.split(module)
+    return lambda state, sums: nnx.merge(graphdef, state)(sums), state
+
+
+def bits(threshold: Threshold, sums: np.ndarray) -> np.ndarray:
+    """True where −1, by the meaning of a threshold in NumPy."""
+    flip = np.asarray(unpack_bits(threshold.flip, sums.shape[-1])) < 0
+    return (sums < np.asarray(threshold.threshold)) ^ flip
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_every_integer_sum_gets_the_models_sign(relu):
+    bound, channels = 151, 2000
+    value, params = functional(Between(channels, relu=relu, seed=relu))
+    found = fold.integer_threshold(value, params, bound=bound, features=channels)
+    sums = np.broadcast_to(np.arange(-bound, bound + 1)[:, None], (303, channels))
+    values = jax.jit(value)(params, jnp.asarray(sums, jnp.float32))
+    wanted = np.asarray(sign(values)) < 0
+    np.testing.assert_array_equal(bits(found, sums), wanted)
+    assert (np.asarray(values) == 0).sum() > 100, "nothing is exactly 0"
+    rising = (wanted[0] & ~wanted[-1]).mean()
+    falling = (~wanted[0] & wanted[-1]).mean()
+    constant = (np.asarray(found.threshold) == np.iinfo(np.int32).min).mean()
+    assert min(rising, falling, constant) > 0.05
+    assert found.threshold.dtype == jnp.int32
+
+
+def test_the_sign_of_a_maximum_needs_no_maximum_of_floats():
+    bound, channels = 60, 400
+    module = Between(channels, relu=True, seed=5)
+    value, params = functional(module)
+    found = fold.integer_threshold(value, params, bound=bound, features=channels)
+    rng = np.random.default_rng(0)
+    sums = rng.integers(-bound, bound + 1, (300, 4, channels)) // rng.integers(
+        1, 9, (300, 1, 1)
+    )
+    before = nnx.relu(module.alpha[...] * sums + module.bias[...])
+    wanted = np.asarray(sign(module.norm(before.max(1), use_running_average=True))) < 0
+    each = bits(found, sums)
+    falls = np.asarray(module.norm.scale[...]) < 0
+    pooled = np.where(falls, each.any(1), each.all(1))
+    np.testing.assert_array_equal(pooled, wanted)
+
+
+def test_float_sums_get_the_models_sign():
+    channels = 2000
+    value, params = functional(Between(channels, relu=True, seed=7))
+    found = fold.float_threshold(value, params, features=channels)
+    at = np.asarray(found.threshold)
+    rng = np.random.default_rng(0)
+    sums = np.concatenate(
+        [
+            [
+                np.nextafter(at, np.float32(-np.inf)),
+                at,
+                np.nextafter(at, np.float32(np.inf)),
+            ],
+            rng.normal(size=(50, channels)) * 10.0 ** rng.integers(-30, 30, (50, 1)),
+            np.repeat([[0.0], [-0.0], [1e-42], [-1e-42], [3e38], [-3e38]], channels, 1),
+        ]
+    ).astype(np.float32)
+    sums = np.where(np.isfinite(sums), sums, 0)
+    # Compared by XLA on both sides: to it, numbers below the normal ones may be 0.
+    values = jax.jit(value)(params, sums)
+    wanted = np.asarray(jax.jit(lambda v: sign(v) < 0)(values))
+    got = np.asarray(jax.jit(jnp.less)(sums, at))
+    got = got ^ (np.asarray(unpack_bits(found.flip, channels)) < 0)
+    # Where α alone overflows, a scale of 0 makes it NaN: that is no sign of a channel.
+    number = ~np.isnan(values)
+    assert number.mean() > 0.99
+    np.testing.assert_array_equal(got[number], wanted[number])
+    assert 0.05 < np.isinf(at).mean() < 0.7
+    assert found.threshold.dtype == jnp.float32
+
+
+def test_float_codes_are_in_order():
+    top = int(np.float32(np.finfo(np.float32).max).view(np.int32))
+    codes = np.array([-top, -(2**23), -1, 0, 1, 2**23, top])
+    numbers = fold._from_codes(codes)
+    tiny = np.finfo(np.float32).tiny
+    largest = np.finfo(np.float32).max
+    wanted = [-largest, -tiny, -1e-45, 0, 1e-45, tiny, largest]
+    np.testing.assert_array_equal(numbers, np.float32(wanted))
+
+
+def test_long_sums_are_taken_in_pieces(monkeypatch):
+    monkeypatch.setattr(fold, "_CHUNK", 70)
+    value = lambda mean, sums: sums - mean  # noqa: E731
+    mean = jnp.array([-100.0, -99.5, 0.0, 0.5, 99.5, 100.0, 101.0])
+    found = fold.integer_threshold(value, mean, bound=100, features=7)
+    least = np.iinfo(np.int32).min
+    np.testing.assert_array_equal(found.threshold, [least, -99, 0, 1, 100, 100, least])
+    assert np.asarray(unpack_bits(found.flip, 7)).tolist() == [1, 1, 1, 1, 1, 1, -1]
+
+
+def test_what_is_not_monotone_or_no_number_is_refused():
+    def square(_, sums):
+        return sums * sums - 9
+
+    with pytest.raises(ValueError, match="channel 0 overflows: its sign changes more"):
+        fold.integer_threshold(square, None, bound=5, features=1)
+
+    def nan(where, sums):
+        return jnp.where(where, jnp.nan, sums)
+
+    where = jnp.array([False, True])
+    with pytest.raises(ValueError, match="channel 1 is NaN for every sum"):
+        fold.integer_threshold(nan, where, bound=5, features=2)
+    with pytest.raises(ValueError, match="channel 1 is NaN at a sum of 0"):
+        fold.float_threshold(nan, where, features=2)
+
+
+def test_an_overflow_far_outside_is_no_answer():
+    """Infinity times a scale of 0 is NaN, which is no sign of the channel."""
+
+    def value(scale, sums):
+        return (sums * 1e10) * scale + 1
+
+    found = fold.float_threshold(value, jnp.zeros(3), features=3)
+    assert np.isneginf(np.asarray(found.threshold)).all()
+    assert not np.asarray(found.flip).any()

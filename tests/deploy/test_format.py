@@ -1,0 +1,375 @@
+"""The file: what goes in comes out; nothing else gets in."""
+
+import dataclasses
+import json
+import os
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import packing
+import pytest
+import safetensors.numpy
+from flax import nnx
+from packing import Net, block, conv, linear
+
+import xnor_jax as xnor
+from xnor_jax.deploy import FormatError, Preprocessing, checks, encoding, stages
+from xnor_jax.nn import AvgPool, GlobalAveragePool, MaxPool
+
+INFO = {
+    "name": "digits-lenet5",
+    "preprocessing": Preprocessing((0.1307, 0.5), (0.3081, 1e-3)),
+    "class_names": ("zero", "eins", "« two »"),
+    "test_accuracy": 0.9987,
+}
+
+
+def every_stage():
+    """A network with a stage of every kind."""
+    return Net(
+        (6, 6, 2),
+        conv(2, 35, (3, 3)),
+        MaxPool(2, 1),
+        block(35, 33, (3, 3), padding=1, feature_group_count=1),
+        AvgPool(2, 1),
+        block(33, 36, (2, 2), strides=2, feature_group_count=3),
+        MaxPool(2, 1),
+        block(36, 4, (1, 1), input_scale=True, relu=False),
+        nnx.relu,
+        block(4, 34, (1, 1)),
+        block(34, 33, norm_features=34),
+        GlobalAveragePool(),
+        linear(33, 3),
+    )
+
+
+@pytest.fixture(scope="module")
+def packed():
+    return xnor.pack(packing.randomized(nnx.eval_shape(every_stage), exact=True))
+
+
+@pytest.fixture(scope="module")
+def data(packed, tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "file.safetensors"
+    xnor.save(path, packed, **INFO)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(data):
+        path = tmp_path / "file.safetensors"
+        path.write_bytes(data)
+        return xnor.load(path)
+
+    return load
+
+
+def split(data):
+    """The description and the arrays, to be changed and put together again."""
+    size = int.from_bytes(data[:8], "little")
+    text = json.loads(data[8 : 8 + size])["__metadata__"]["xnor_jax"]
+    return json.loads(text), safetensors.numpy.load(data)
+
+
+def join(description, arrays):
+    text = description if isinstance(description, str) else json.dumps(description)
+    return safetensors.numpy.save(arrays, {"xnor_jax": text})
+
+
+def test_what_is_loaded_is_what_was_saved(packed, data, load):
+    loaded = load(data)
+    assert jax.tree.structure(loaded) == jax.tree.structure(
+        dataclasses.replace(packed, info=loaded.info)
+    )
+    for a, b in zip(jax.tree.leaves(packed), jax.tree.leaves(loaded), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    info = loaded.info
+    assert {name: getattr(info, name) for name in INFO} == INFO
+    x = packing.images(3, 6, 6, 2)
+    np.testing.assert_array_equal(loaded(x), packed(x))
+
+
+def test_a_file_holds_every_kind_of_stage_and_no_code(packed, data):
+    description, arrays = split(data)
+    assert {s["kind"] for s in description["stages"]} == set(stages.STAGES)
+    assert description["version"] == 1 and description["image_shape"] == [6, 6, 2]
+    sizes = sum(array.nbytes for array in arrays.values())
+    assert sizes == packed.report.bytes_after
+    kernel = np.unpackbits(arrays["2.kernel"], bitorder="little")[: 9 * 35 * 33]
+    model = packing.randomized(nnx.eval_shape(every_stage), exact=True)
+    negative = np.asarray(model.runs[2].layer.kernel[...]) < 0
+    np.testing.assert_array_equal(kernel.reshape(3, 3, 35, 33), negative)
+
+
+def test_the_same_network_gives_the_same_bytes(packed, data, load, tmp_path):
+    xnor.save(tmp_path / "again", packed, **INFO)
+    assert (tmp_path / "again").read_bytes() == data
+    # What is known stays, without being said again.
+    xnor.save(tmp_path / "again", load(data))
+    assert (tmp_path / "again").read_bytes() == data
+    xnor.save(tmp_path / "again", load(data), name="other")
+    assert xnor.load(tmp_path / "again").info == dataclasses.replace(
+        load(data).info, name="other"
+    )
+
+
+@pytest.mark.parametrize(
+    ("network", "least"), [(xnor.models.LeNet5, 21), (xnor.models.NIN, 19.5)]
+)
+def test_a_file_takes_less_than_an_eighteenth(network, least, tmp_path):
+    model = packing.randomized(nnx.eval_shape(lambda: network(rngs=nnx.Rngs(0))))
+    packed = xnor.pack(model)
+    xnor.save(tmp_path / "file", packed, class_names=list("abcdefghij"))
+    floats = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert packed.report.bytes_before == 4 * floats
+    assert 4 * floats / (tmp_path / "file").stat().st_size > least
+
+
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        ({"class_names": ["a", "b"]}, "class_names: expected 3, got 2"),
+        ({"class_names": ["a", "b", "c\x1b[2J"]}, "printable"),
+        ({"name": "x" * 201}, "name: expected a string of at most"),
+        ({"test_accuracy": 99.1}, "test_accuracy: expected a finite number in range"),
+        ({"test_accuracy": float("nan")}, "test_accuracy: expected a finite number"),
+        (
+            {"preprocessing": Preprocessing((0.5,), (1, 1))},
+            "expected 2 numbers in mean",
+        ),
+        ({"preprocessing": Preprocessing((0, 0), (1, 0))}, "std: expected a finite"),
+    ],
+)
+def test_what_is_said_of_a_network_has_to_fit(packed, tmp_path, info, said):
+    with pytest.raises(ValueError, match=f"^save: .*{said}"):
+        xnor.save(tmp_path / "file", packed, **info)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_replaced_as_a_whole(packed, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        xnor.save(path, packed)
+    assert path.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_thresholds_fit_the_sums():
+    small = encoding.Member("integers", (4,), bound=32766)
+    large = encoding.Member("integers", (4,), bound=32767)
+    assert (small.stored.dtype, large.stored.dtype) == (np.int16, np.int32)
+    for member in (small, large):
+        least = np.iinfo(np.int32).min
+        numbers = np.int32([least, 1 - member.bound, 0, member.bound])
+        np.testing.assert_array_equal(member.restore(member.store(numbers)), numbers)
+
+
+def whole(found):
+    """Load, and see that what was loaded is a network."""
+    jax.eval_shape(found, jnp.zeros((2, *found.image_shape)))
+    assert str(found.report)
+
+
+def test_a_file_cut_short_is_refused(data, load):
+    size = int.from_bytes(data[:8], "little")
+    for length in [*range(0, 12), size, size + 7, *range(size + 8, len(data), 997)]:
+        with pytest.raises(FormatError):
+            load(data[:length])
+    for more in (b"\0", b"{}", data):
+        with pytest.raises(FormatError):
+            load(data + more)
+
+
+def test_flipped_bytes_are_refused_or_another_network(data, load):
+    rng = random.Random(0)
+    size = int.from_bytes(data[:8], "little")
+    refused = 0
+    for _ in range(250):
+        changed = bytearray(data)
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            header = rng.random() < 0.6
+            at = rng.randrange(8 + size) if header else rng.randrange(len(data))
+            changed[at] = rng.randrange(256)
+        try:
+            whole(load(bytes(changed)))
+        except FormatError as error:
+            assert "\n" not in str(error) and len(str(error)) < 400
+            refused += 1
+    assert 50 < refused < 250
+
+
+def mutants(value, rng):
+    """Values of every JSON type in the place of one."""
+    yield from (None, True, -1, 0, 1.5, 2**31, 2**63, 10**40, "", "x", [], {}, [[]])
+    if isinstance(value, int):
+        yield from (value + 1, value - 1, value * 2, 2**24, str(value), [value])
+    if isinstance(value, list):
+        yield from (value[1:], value + value[:1], value[::-1], value * 1000)
+    if isinstance(value, str):
+        yield from (value + "\0", "threshold", "affine", "norm", "\ud800", "x" * 10**4)
+
+
+def places(value, path=()):
+    yield path
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from places(inner, (*path, key))
+
+
+def test_changed_descriptions_are_refused_or_another_network(data, load):
+    description, arrays = split(data)
+    rng = random.Random(1)
+    spots = [place for place in places(description) if place]
+    refused = loaded = 0
+    for place in rng.sample(spots, 60):
+        *way, last = place
+        for mutant in rng.sample(list(mutants(_at(description, place), rng)), 6):
+            changed = json.loads(json.dumps(description))
+            _at(changed, way)[last] = mutant
+            try:
+                whole(load(join(changed, arrays)))
+                loaded += 1
+            except FormatError:
+                refused += 1
+        changed = json.loads(json.dumps(description))
+        del _at(changed, way)[last]
+        try:
+            whole(load(join(changed, arrays)))
+        except FormatError:
+            refused += 1
+    assert refused > 250 and loaded > 0
+
+
+def _at(value, path):
+    for key in path:
+        value = value[key]
+    return value
+
+
+def change(**entries):
+    def changed(description, arrays):
+        return {**description, **entries}, arrays
+
+    return changed
+
+
+def change_stage(index, **entries):
+    def changed(description, arrays):
+        description["stages"][index] |= entries
+        return description, arrays
+
+    return changed
+
+
+def change_array(name, array):
+    def changed(description, arrays):
+        return description, {**arrays, name: array(arrays.get(name))}
+
+    return changed
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (change(version=2), "version 2, this library reads up to 1; update xnor_jax"),
+        (change(version="1"), "whole number"),
+        (change(format="other"), "another format"),
+        (change(layout="msb first"), "layout: expected one of"),
+        (change(code="import os"), "unknown entry"),
+        (change(image_shape=[2**24, 2**24, 2]), "numbers of an image of at most"),
+        (change(image_shape=[6, 6]), "stage 0 .conv., runs/0|stage 0"),
+        (change(stages=[]), "1 to 512 stages"),
+        (change(stages=[{"kind": "relu", "name": ""}] * 513), "1 to 512 stages"),
+        (change(stages=[{"kind": "mean"}]), "class_names: expected 2, got 3"),
+        (change(stages=[{"kind": "sign"}]), "ends in floats"),
+        (change_stage(0, window=[3, 3, 3]), "stage 0"),
+        (change_stage(0, strides=[0, 1]), "strides: expected a whole number from 1"),
+        (change_stage(0, padding=[[2**24, 2**24]] * 2), "padded image of at most"),
+        (change_stage(0, features=2**24), "weights of a kernel to number of at most"),
+        (change_stage(0, kind="lambda"), "unknown kind of stage"),
+        (change_stage(0, kind=["real"]), "unknown kind of stage a list"),
+        (change_stage(1, window=[9, 9]), "stage 1 .*window"),
+        (change_stage(2, groups=2), "divide into 2 groups"),
+        (change_stage(2, epilogue="exec"), "epilogue: expected one of"),
+        (lambda *_: (DEEP, {}), "description to be a JSON object"),
+        (lambda *_: ('{"version": ' + "9" * 5000 + "}", {}), "to be a JSON object"),
+        (lambda *_: ("[1]", {}), "description to be a JSON object"),
+        (change_array("0.kernel", lambda a: a[:-1]), "0.kernel: expected float32 of"),
+        (change_array("0.kernel", np.float64), "0.kernel: expected float32 of shape"),
+        (change_array("0.kernel", lambda a: a * np.nan), "0.kernel: expected finite"),
+        (change_array("2.kernel", lambda a: a | 128), "expected 0 in the unused bits"),
+        (change_array("2.scale", lambda a: a * np.inf), "2.scale: expected finite"),
+        (change_array("99.kernel", lambda _: np.zeros(3)), 'unknown array "99.kernel"'),
+    ],
+)
+def test_hostile_files_are_named(data, load, changed, said):
+    with pytest.raises(FormatError, match=said) as error:
+        load(join(*changed(*split(data))))
+    assert "file.safetensors: " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_thresholds_beyond_the_sums_are_refused(data, load):
+    description, arrays = split(data)
+    name = next(n for n, a in arrays.items() if a.dtype == np.int16)
+    arrays[name] = arrays[name] + np.int16(20_000)
+    with pytest.raises(FormatError, match="expected thresholds of at most"):
+        load(join(description, arrays))
+
+
+def test_other_files_are_refused(tmp_path, load):
+    with pytest.raises(FormatError, match="safetensors file"):
+        load(b"PK\x03\x04 a zip with a pickle in it")
+    with pytest.raises(FormatError, match="header of at most"):
+        load((2**63).to_bytes(8, "little") + b"{}")
+    with pytest.raises(FormatError, match="header to be a JSON object"):
+        load((10**5).to_bytes(8, "little") + b"[" * 10**5)
+    with pytest.raises(FormatError, match="got another file"):
+        load(safetensors.numpy.save({"a": np.zeros(3)}))
+    with pytest.raises(FormatError, match="got another file"):
+        load(safetensors.numpy.save({"a": np.zeros(3)}, {"other": "{}"}))
+    with pytest.raises(FormatError, match="regular file"):
+        xnor.load(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FormatError, match="regular file"):
+        xnor.load(tmp_path / "pipe")
+    with pytest.raises(FileNotFoundError):
+        xnor.load(tmp_path / "none")
+    huge = tmp_path / "huge"
+    with huge.open("wb") as file:
+        file.truncate(checks.LARGEST_FILE + 1)
+    with pytest.raises(FormatError, match="expected at most"):
+        xnor.load(huge)
+
+
+def test_a_small_file_cannot_ask_for_much_memory(data, load):
+    """One input channel a word: 1,024 bits in memory for each in the file."""
+    description, _ = split(data)
+    side = 2**11
+    stage = {"kind": "binary", "window": [side, side], "features": 1}
+    stage |= {"epilogue": "affine"}
+    description |= {
+        "image_shape": [side, side, 1],
+        "stages": [{"kind": "sign"}, stage],
+        "class_names": [],
+        "preprocessing": None,
+    }
+    bits = np.zeros(side * side // 8, np.uint8)
+    one = np.zeros(1, np.float32)
+    arrays = {"1.kernel": bits, "1.scale": one, "1.bias": one}
+    with pytest.raises(FormatError, match="packed kernel of at most"):
+        load(join(description, arrays))

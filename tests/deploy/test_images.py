@@ -1,0 +1,143 @@
+"""Image files of every kind that people have, and files that are none."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xnor_jax.data import DataError
+from xnor_jax.deploy import images
+
+SHAPE = (28, 20, 1)
+
+
+@pytest.fixture
+def grey():
+    return np.random.default_rng(0).integers(0, 256, SHAPE[:2]).astype(np.uint8)
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Save an image, or write bytes, and read the file."""
+
+    def run(image, name="a.png", shape=SHAPE, **options):
+        path = tmp_path / name
+        if isinstance(image, bytes):
+            path.write_bytes(image)
+        else:
+            image.save(path)
+        return images.read([path], shape, **options)
+
+    return run
+
+
+def test_pixels_come_back_as_they_are(read, grey):
+    pixels, notes = read(Image.fromarray(grey))
+    assert pixels.dtype == np.uint8 and pixels.shape == (1, *SHAPE) and not notes
+    np.testing.assert_array_equal(pixels[0, ..., 0], grey)
+    inverted = read(Image.fromarray(grey), invert=True).pixels
+    np.testing.assert_array_equal(inverted, 255 - pixels)
+
+
+@pytest.mark.parametrize("name", ["a.bmp", "a.gif", "a.tiff", "a.pgm"])
+def test_other_formats(read, grey, name):
+    found = read(Image.fromarray(grey), name).pixels
+    np.testing.assert_array_equal(found[0, ..., 0], grey)
+
+
+def test_webp(read, grey):
+    buffer = io.BytesIO()
+    Image.fromarray(grey).convert("RGB").save(buffer, "WEBP", lossless=True)
+    found = read(buffer.getvalue(), "a.webp").pixels
+    np.testing.assert_array_equal(found[0, ..., 0], grey)
+
+
+def test_colours_become_grey_and_grey_colours(read, grey):
+    colours = np.stack([grey, grey[::-1], grey[:, ::-1]], -1)
+    pixels = read(Image.fromarray(colours), shape=(28, 20, 3)).pixels
+    np.testing.assert_array_equal(pixels[0], colours)
+    weighted = colours @ np.array([0.299, 0.587, 0.114])
+    found = read(Image.fromarray(colours)).pixels[0, ..., 0]
+    assert np.abs(found - weighted).max() <= 1
+    spread = read(Image.fromarray(grey), shape=(28, 20, 3)).pixels[0]
+    np.testing.assert_array_equal(spread, np.repeat(grey[..., None], 3, -1))
+
+
+def test_sixteen_bits_keep_their_eight_highest(read, grey):
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    np.testing.assert_array_equal(read(deep).pixels[0, ..., 0], grey)
+
+
+def test_what_is_transparent_is_white(read, grey):
+    ink = np.zeros((*grey.shape, 4), np.uint8)
+    ink[..., 3] = grey
+    found = read(Image.fromarray(ink)).pixels[0, ..., 0]
+    np.testing.assert_array_equal(found, 255 - grey)
+
+
+def test_another_size_is_resized_and_noted(read):
+    # A picture whose left half is light, twice as large and wider.
+    large = np.zeros((56, 100), np.uint8)
+    large[:, :50] = 200
+    pixels, notes = read(Image.fromarray(large))
+    assert len(notes) == 1
+    assert notes[0].endswith("a.png: resized from 100×56 to 20×28")
+    np.testing.assert_array_equal(pixels[0, :, :8], 200)
+    np.testing.assert_array_equal(pixels[0, :, 12:], 0)
+
+
+def test_a_camera_held_sideways_is_turned_upright(read, grey, tmp_path):
+    sideways = Image.fromarray(np.rot90(grey).copy())
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90° clockwise to see it upright
+    sideways.save(tmp_path / "b.png", exif=exif)
+    pixels, notes = images.read([tmp_path / "b.png"], SHAPE)
+    assert not notes
+    np.testing.assert_array_equal(pixels[0, ..., 0], grey)
+
+
+def damaged(grey, tmp_path):
+    path = tmp_path / "whole.png"
+    Image.fromarray(grey).save(path)
+    return path.read_bytes()
+
+
+def test_a_file_that_is_none_is_named_in_one_line(read, grey, tmp_path, monkeypatch):
+    whole = damaged(grey, tmp_path)
+    for content, said in (
+        (b"hello", "a.png is no image; expected one of PNG, JPEG"),
+        (b"", "is no image"),
+        (whole[:90], "cannot read the image .*a.png"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image"),
+    ):
+        with pytest.raises(DataError, match=said) as error:
+            read(content)
+        assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match="mode F"):
+        read(Image.fromarray(grey.astype(np.float32)), "a.tiff")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match="cannot read the image"):
+        read(whole)
+
+
+def test_damaged_bytes_are_an_error_or_an_image(grey, tmp_path):
+    whole = bytearray(damaged(grey, tmp_path))
+    rng = np.random.default_rng(0)
+    path = tmp_path / "b.png"
+    for _ in range(200):
+        content = bytearray(whole)
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+        try:
+            assert images.read([path], SHAPE).pixels.shape == (1, *SHAPE)
+        except DataError as error:
+            assert str(path) in str(error)
+
+
+def test_a_network_of_no_images_is_refused():
+    for shape in ((7,), (28, 28, 2), (23, 3)):
+        with pytest.raises(DataError, match=re.escape(str(list(shape)))):
+            images.read([], shape)

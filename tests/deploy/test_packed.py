@@ -1,0 +1,413 @@
+"""Packed networks against the float model's evaluation: the same integers inside."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import packing
+import pytest
+from flax import nnx
+from packing import Net, block, conv, linear, norm
+
+import xnor_jax as xnor
+from xnor_jax import data
+from xnor_jax.nn import AvgPool, Flatten, GlobalAveragePool, MaxPool
+from xnor_jax.train import recipe as recipes
+from xnor_jax.train import step
+
+BACKENDS = xnor.ops.available_backends()
+
+
+def grouped():
+    """Groups that end within a word, strides, a rectangle, dilation, odd sizes."""
+    return Net(
+        (11, 9, 3),
+        conv(3, 36, (3, 2), strides=(2, 1), padding=((1, 0), (2, 1))),
+        norm(36),
+        nnx.relu,
+        block(
+            36, 40, (3, 3), strides=(2, 1), padding=2, feature_group_count=4, relu=False
+        ),
+        block(40, 33, (2, 3), kernel_dilation=(2, 1), use_bias=False),
+        MaxPool((2, 3), (1, 2), ((1, 0), (1, 1))),
+        block(33 * 4 * 7, 21, norm_features=33),
+        block(21, 17, relu=False, use_bias=False),
+        linear(17, 5),
+    )
+
+
+def pools():
+    """Pools before and after ReLU and BatchNorm, in a row, and before the mean."""
+    return Net(
+        (13, 13, 2),
+        conv(2, 34, (5, 5), use_bias=False),
+        MaxPool(2, 2),
+        norm(34),
+        nnx.relu,
+        MaxPool(3, 1, "SAME"),
+        norm(34, use_scale=False),
+        block(34, 35, (3, 3)),
+        AvgPool(3, 2, 1),
+        MaxPool(2, 1),
+        block(35, 20, (1, 1)),
+        AvgPool((2, 1), 1, "SAME"),
+        nnx.relu,
+        norm(20, use_bias=False),
+        xnor.nn.BinaryConv(20, 33, 1 * (2, 2), rngs=nnx.Rngs(0)),
+        norm(33, use_scale=False),
+        nnx.relu,
+        GlobalAveragePool(),
+        linear(33, 4, use_bias=False),
+    )
+
+
+def signals():
+    """Rank 1; BatchNorm over flattened features folds into no channel's threshold."""
+    return Net(
+        (23, 3),
+        conv(3, 40, 5, padding="CAUSAL"),
+        block(40, 37, 3, strides=2, padding="SAME"),
+        MaxPool(3, 3),
+        AvgPool(2, 1),
+        block(37, 12, 1),
+        Flatten(),
+        block(36, 20),
+        linear(20, 3),
+    )
+
+
+def volumes():
+    return Net(
+        (4, 5, 3, 2),
+        conv(2, 33, (2, 2, 2)),
+        MaxPool(2, 1),
+        block(33, 34, (1, 2, 2)),
+        GlobalAveragePool(),
+        linear(34, 3),
+    )
+
+
+def dense():
+    return Net((7,), linear(7, 70), block(70, 45), block(45, 6))
+
+
+def scaled():
+    """The paper's K: nothing folds past it, in either direction."""
+    return Net(
+        (8, 7, 3),
+        conv(3, 34, (3, 3)),
+        norm(34),
+        nnx.relu,
+        block(34, 36, (3, 2), strides=2, padding=1, input_scale=True),
+        MaxPool(2, 2),
+        block(36, 33, (1, 1)),
+        block(33 * 4, 30, norm_features=33, input_scale=True),
+        linear(30, 4),
+    )
+
+
+NETWORKS = {
+    "grouped": grouped,
+    "pools": pools,
+    "signals": signals,
+    "volumes": volumes,
+    "dense": dense,
+    "scaled": scaled,
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_odd_networks_and_constants(name):
+    model = packing.randomized(nnx.eval_shape(NETWORKS[name]), exact=name != "scaled")
+    before = nnx.state(model)
+    packed = xnor.pack(model, backend="xla")
+    x = packing.images(6, *model.image_shape)
+    packing.check_equal(model, packed, x)
+    for a, b in zip(*map(jax.tree.leaves, (before, nnx.state(model))), strict=True):
+        assert a is b
+
+
+@pytest.mark.parametrize("backend", ["float", "auto"])
+def test_lenet5_with_arbitrary_constants(backend):
+    model = nnx.eval_shape(
+        lambda: xnor.models.LeNet5(image_shape=(20, 18, 2), rngs=nnx.Rngs(0))
+    )
+    packed = xnor.pack(packing.randomized(model, exact=backend == "auto"))
+    x = packing.images(9, 20, 18, 2)
+    packing.check_equal(model, packed.with_backend(backend), x)
+
+
+def test_nin_with_arbitrary_constants():
+    model = nnx.eval_shape(
+        lambda: xnor.models.NIN(image_shape=(12, 10, 3), rngs=nnx.Rngs(0))
+    )
+    packed = xnor.pack(packing.randomized(model), backend="xla")
+    packing.check_equal(model, packed, packing.images(4, 12, 10, 3))
+    outputs = [row.output for row in packed.report.rows]
+    assert outputs == 7 * ["bits"] + 2 * ["float"]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return packing.randomized(
+        nnx.eval_shape(
+            lambda: Net(
+                (6, 5, 2),
+                conv(2, 35, (3, 3)),
+                MaxPool(2, 1),
+                block(35, 33, (3, 3), padding=1),
+                AvgPool(2, 2),
+                block(2 * 2 * 33, 40, norm_features=33),
+                linear(40, 3),
+            )
+        ),
+        exact=True,
+    )
+
+
+def test_every_backend_gives_the_same(small):
+    packed = xnor.pack(small)
+    x = packing.images(7, 6, 5, 2)
+    logits = packed(x)
+    for backend in BACKENDS:
+        np.testing.assert_allclose(
+            packed.with_backend(backend)(x), logits, rtol=1e-5, atol=1e-5
+        )
+    with pytest.raises(ValueError, match="backend"):
+        packed.with_backend("gpu")
+
+
+def test_it_is_a_pytree_under_jit_vmap_and_sharding(small, compilations):
+    packed = xnor.pack(small, backend="xla")
+    x = packing.images(8, 6, 5, 2)
+    logits = packed(x)
+    before = compilations()
+    np.testing.assert_array_equal(packed(x + 0), logits)
+    rebuilt = jax.tree.unflatten(jax.tree.structure(packed), jax.tree.leaves(packed))
+    np.testing.assert_array_equal(rebuilt(x), logits)
+    assert compilations() - before <= 1  # the sum
+
+    @jax.jit
+    def pairs(packed, x):
+        return jax.vmap(packed)(x.reshape(4, 2, *x.shape[1:])).reshape(8, -1)
+
+    np.testing.assert_allclose(pairs(packed, x), logits, rtol=1e-5, atol=1e-5)
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), packed)
+    both = jax.jit(jax.vmap(lambda p, x: p(x), in_axes=(0, None)))(several, x)
+    np.testing.assert_allclose(both[1], logits, rtol=1e-5, atol=1e-5)
+
+    mesh = jax.sharding.Mesh(jax.devices()[:2], "batch")
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    got = packed(jax.device_put(x, spread))
+    np.testing.assert_allclose(got, logits, rtol=1e-5, atol=1e-5)
+
+
+def test_it_has_no_gradient_and_takes_only_its_images(small):
+    packed = xnor.pack(small, backend="xla")
+    x = packing.images(2, 6, 5, 2)
+    with pytest.raises(TypeError, match="gradient"):
+        jax.grad(lambda x: packed(x).sum())(x)
+    with pytest.raises(ValueError, match=r"expected \[N, 6, 5, 2\], got shape \(6, 5"):
+        packed(x[0])
+    with pytest.raises(TypeError, match="expected floating point images, got uint8"):
+        packed(x.astype(jnp.uint8))
+    assert packed.classes == 3
+
+
+def test_the_report_counts_weights_bytes_and_products(small):
+    report = xnor.pack(small).report
+    rows = {row.name: row for row in report.rows}
+    assert [(row.kind, row.bits, row.output) for row in report.rows] == [
+        ("real", 32, "bits"),
+        ("binary", 1, "bits"),
+        ("binary", 1, "float"),
+        ("real", 32, "float"),
+    ]
+    first, second, third, last = report.rows
+    assert (first.real_macs, first.binary_macs) == (30 * 35 * 18, 0)
+    assert (second.binary_macs, third.binary_macs) == (20 * 33 * 35 * 9, 40 * 132)
+    assert last.real_macs == 120
+    # Kernel and bias; thresholds and signs of the block's BatchNorm and of the pool.
+    assert first.bytes_before == 4 * (35 * 18 + 35 + 2 * 35)
+    assert first.bytes_after == 4 * 35 * 18 + 4 * 35 + 5 + 5
+    # α and bias, since an average is of floats; its thresholds and their signs.
+    assert second.bytes_after == -(-33 * 35 * 9 // 8) + 8 * 33 + 4 * 33 + 5
+    params = jax.tree.leaves(nnx.state(small, nnx.Param))
+    assert report.bytes_before == 4 * sum(leaf.size for leaf in params)
+    lines = str(report).splitlines()
+    assert len(lines) == 8 and "runs/2/layer" in lines[3]
+    assert "2 of 4 binary" in lines[-1] and f"{report.bytes_after:,}" in lines[-1]
+    assert rows["runs/2/layer"] is second
+
+
+def signs_listed():
+    """`sign_ste` before layers that a mask makes binary, in Flax's own container."""
+    return nnx.Sequential(
+        conv(3, 34, (3, 3)),
+        norm(34),
+        nnx.relu,
+        nnx.Sequential(xnor.sign_ste, nnx.Dropout(0.5), conv(34, 33, (2, 2))),
+        MaxPool(2, 2),
+        norm(33),
+        xnor.sign,
+        MaxPool(2, 1),
+        Flatten(),
+        linear(33 * 2, 40),
+        nnx.relu,
+        xnor.nn.BinaryLinear(40, 20, binary=False, rngs=nnx.Rngs(0)),
+        linear(20, 4),
+    )
+
+
+def test_a_sequence_with_a_mask():
+    model = packing.randomized(nnx.eval_shape(signs_listed), exact=True)
+    binary = ("layers/3/layers/2/kernel", "layers/9/kernel")
+    params = nnx.state(model, nnx.Param)
+    mask = xnor.mask_by_path(params, lambda path, _: path in binary)
+    x = packing.images(5, 6, 4, 3)
+    packed = xnor.pack(model, mask, example=x[:1], backend="xla")
+    view = nnx.merge(
+        nnx.graphdef(model),
+        xnor.binarize(params, mask),
+        nnx.state(model, nnx.Not(nnx.Param)),
+    )
+    wanted = jax.jit(lambda s, x: nnx.merge(nnx.graphdef(view), s)(x))(
+        nnx.state(view), x
+    )
+    np.testing.assert_allclose(
+        packed(x), wanted, rtol=1e-4, atol=1e-4 * float(jnp.abs(wanted).max())
+    )
+    assert [row.name for row in packed.report.rows if row.kind == "binary"] == [
+        "layers/3/layers/2",
+        "layers/9",
+    ]
+    with pytest.raises(ValueError, match="expected an example"):
+        xnor.pack(model, mask)
+    with pytest.raises(ValueError, match=r"layers\[6\]: signs that feed no binary"):
+        one = xnor.mask_by_path(params, lambda path, _: path == binary[0])
+        xnor.pack(model, one, example=x)
+
+
+FIRST = partial(block, 4, 8, (3, 3))
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        ((FIRST, nnx.tanh), r"layers\[1\]: tanh cannot be packed; see .*Layered"),
+        ((FIRST, nnx.LayerNorm(8, rngs=nnx.Rngs(0))), "runs/1: LayerNorm cannot be"),
+        ((FIRST, norm(8, axis=1)), "runs/1: expected BatchNorm over the last axis"),
+        ((FIRST, norm(7)), "runs/1: expected 7 channels, got 8"),
+        ((FIRST, conv(7, 2, (1, 1))), "runs/1: expected 7 channels, got 8"),
+        ((FIRST, conv(8, 2, (7, 7), padding=0)), "runs/1: expected a window that fits"),
+        ((FIRST, conv(8, 2, (3, 3), padding="CIRCULAR")), "runs/1: padding 'CIRCULAR'"),
+        ((FIRST, conv(8, 2, (3, 3), input_dilation=2)), "runs/1: input_dilation"),
+        ((FIRST, MaxPool(7, 1)), r"layers\[1\]: MaxPool: expected a window"),
+        ((FIRST, linear(8, 2), block(7, 2)), "runs/2/norm: expected 7 channels"),
+        ((FIRST, block(8 * 35, 2, norm_features=8)), "runs/1/layer: expected 280"),
+        ((FIRST, xnor.sign_ste), r"layers\[1\]: signs that feed no binary layer"),
+        ((FIRST, xnor.sign_ste, norm(8)), r"layers\[1\]: signs that feed no"),
+        ((block(4, 8, (3, 3), binary=False),), "expected a model with a binary layer"),
+        ((FIRST, block(8, 8, dtype=jnp.bfloat16)), "float32, got .*bfloat16 at runs/1"),
+        ((conv(4, 8, (1, 1), param_dtype=jnp.float16), FIRST), "float16 at runs/0/"),
+    ],
+)
+def test_what_cannot_be_packed_is_named(runs, said):
+    runs = [run() if run is FIRST else run for run in runs]
+    model = Net((6, 6, 4), *runs)
+    with pytest.raises(ValueError, match=f"^pack: .*{said}"):
+        xnor.pack(model)
+
+
+def test_a_mask_that_does_not_fit():
+    model = Net((4,), linear(4, 8), block(8, 8), linear(8, 2))
+    params = nnx.state(model, nnx.Param)
+    first = xnor.mask_by_path(params, lambda path, _: path == "runs/0/kernel")
+    with pytest.raises(ValueError, match="runs/0: the mask selects .* not signs; put"):
+        xnor.pack(model, first)
+    bias = xnor.mask_by_path(params, lambda path, _: path == "runs/0/bias")
+    with pytest.raises(ValueError, match="selects runs/0/bias, which no layer"):
+        xnor.pack(model, bias)
+    with pytest.raises(ValueError, match="the mask fits no leaf"):
+        xnor.pack(model, {"other": True})
+    # The inner kernels are those of the block: nothing else is asked for.
+    assert xnor.pack(model, xnor.inner_kernels(model)).report == xnor.pack(model).report
+
+
+def test_numbers_that_are_none():
+    model = Net((4,), linear(4, 8), block(8, 8), linear(8, 2))
+    with pytest.raises(TypeError, match="expected an nnx.Module, got dict"):
+        xnor.pack({})
+    with pytest.raises(TypeError, match="got ShapeDtypeStruct at runs/0/bias"):
+        xnor.pack(nnx.eval_shape(lambda: model))
+    with pytest.raises(ValueError, match=r"an example of \[N, 4\], got \(2, 5\)"):
+        xnor.pack(model, example=np.ones((2, 5)))
+    model.runs[1].norm.var[...] = jnp.full(8, jnp.inf)
+    with pytest.raises(ValueError, match="got NaN or inf at runs/1/norm/var"):
+        xnor.pack(model)
+    model.runs[1].norm.var[...] = jnp.full(8, -1.0)
+    with pytest.raises(ValueError, match="runs/1/norm: .* does not fit float32"):
+        xnor.pack(model)
+
+
+def test_a_subclass_with_its_own_call_is_another_layer():
+    class Doubled(nnx.Conv):
+        def __call__(self, inputs, out_sharding=None):
+            return 2 * super().__call__(inputs, out_sharding)
+
+    class Reversed(Net):
+        def __call__(self, x):
+            return super().__call__(-x)
+
+    doubled = Doubled(4, 4, (1, 1), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="runs/0: Doubled cannot be packed"):
+        xnor.pack(Net((6, 6, 4), doubled, FIRST()))
+    with pytest.raises(ValueError, match="Reversed has its own __call__"):
+        xnor.pack(Reversed((6, 6, 4), FIRST()))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """LeNet-5 after a hundred and fifty steps on MNIST, and the test set."""
+    folder = Path(__file__).parents[3] / "shared" / "data" / "mnist"
+    if not folder.is_dir():
+        pytest.skip("the shared data sets are not beside this checkout")
+    mnist = data.load("mnist", folder)
+    recipe = dataclasses.replace(recipes.get("mnist-lenet5"), epochs=1, shift=0)
+    options = {"image_shape": (28, 28, 1), "classes": 10, "steps_per_epoch": 150}
+    trainer, state = step.create(recipe, mnist.source, **options)
+    images, labels = (jnp.asarray(a[: 150 * 128]) for a in mnist.train)
+    epoch = step.make_train_epoch(trainer)
+    state, metrics, _ = epoch(state, images, labels, jax.random.key(0))
+    rest = step.make_calibrate(trainer)(
+        state.params, state.rest, images, jax.random.key(1)
+    )
+    model = nnx.merge(trainer.graphdef, state.params, rest)
+    model.eval()
+    return model, mnist
+
+
+def test_every_image_of_mnist_gets_the_float_models_class(trained):
+    model, mnist = trained
+    source = mnist.source
+    prepare = xnor.deploy.Preprocessing(source.mean, source.std)
+    x = prepare(mnist.test.images)
+    np.testing.assert_array_equal(
+        x[:9], step.normalize(source, jnp.asarray(mnist.test.images[:9]))
+    )
+    graphdef, state = nnx.split(model)
+    batches = x.reshape(20, 500, 28, 28, 1)
+    wanted = jax.jit(lambda state, x: jax.lax.map(nnx.merge(graphdef, state), x))(
+        state, batches
+    ).reshape(-1, 10)
+    packed = xnor.pack(model)
+    logits = jnp.concatenate([packed(batch) for batch in batches])
+    accuracy = float(jnp.mean(logits.argmax(-1) == mnist.test.labels))
+    assert accuracy > 0.95
+    np.testing.assert_array_equal(logits.argmax(-1), wanted.argmax(-1))
+    # A sum that rounding moves across a threshold is one in very many.
+    close = jnp.abs(logits - wanted).max(-1) <= 1e-4 * jnp.abs(wanted).max(-1)
+    assert float(close.mean()) > 0.995

@@ -1,0 +1,96 @@
+import dataclasses
+
+import numpy as np
+import packing
+import pytest
+from flax import nnx
+from packing import Net, block, conv, linear
+
+import xnor_jax as xnor
+from xnor_jax import data
+from xnor_jax.deploy import Info, Preprocessing, predict
+
+INFO = Info("net", Preprocessing((0.1,), (0.5,)), ("a", "b", "c"))
+
+
+@pytest.fixture(scope="module")
+def packed():
+    model = nnx.eval_shape(
+        lambda: Net(
+            (6, 5, 1),
+            conv(1, 33, (3, 3)),
+            block(33 * 6 * 5, 20, norm_features=33),
+            linear(20, 3),
+        )
+    )
+    packed = xnor.pack(packing.randomized(model))
+    return dataclasses.replace(packed, info=INFO)
+
+
+@pytest.fixture
+def pixels():
+    shape = (23, 6, 5, 1)
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+def expected(packed, pixels):
+    return np.asarray(packed(((pixels / 255 - 0.1) / 0.5).astype(np.float32)))
+
+
+@pytest.mark.parametrize("count", [0, 1, 10, 23])
+def test_batches_give_what_one_call_gives(packed, pixels, count, monkeypatch):
+    monkeypatch.setattr(predict, "BATCH_SIZE", 10)
+    found = predict.logits(packed, pixels[:count])
+    assert found.shape == (count, 3) and found.dtype == np.float32
+    np.testing.assert_allclose(
+        found, expected(packed, pixels)[:count], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_classes_and_their_probabilities(packed, pixels):
+    logits = expected(packed, pixels).astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    found = predict.classify(packed, pixels)
+    assert [name for name, _ in found] == ["abc"[best] for best in logits.argmax(-1)]
+    np.testing.assert_allclose([p for _, p in found], shares.max(-1), rtol=1e-4)
+    nameless = dataclasses.replace(INFO, class_names=())
+    numbers = predict.classify(dataclasses.replace(packed, info=nameless), pixels)
+    assert [name for name, _ in numbers] == [str(b) for b in logits.argmax(-1)]
+
+
+def test_loss_and_accuracy(packed, pixels):
+    logits = expected(packed, pixels).astype(np.float64)
+    labels = np.arange(23, dtype=np.int32) % 3
+    split = data.Split(pixels, labels)
+    source = data.SOURCES["mnist"]
+    dataset = data.Dataset(split, split, ("a", "b", "c"), source)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    loss, accuracy = predict.evaluate(packed, dataset)
+    np.testing.assert_allclose(
+        loss, -np.log(shares[np.arange(23), labels]).mean(), rtol=1e-4
+    )
+    assert accuracy == (logits.argmax(-1) == labels).mean()
+    other = dataclasses.replace(dataset, class_names=("a", "b", "d", "e"))
+    with pytest.raises(data.DataError, match="the classes a, b, c, .* a, b, d, …"):
+        predict.evaluate(packed, other)
+    nameless = dataclasses.replace(packed, info=Info(None, INFO.preprocessing))
+    assert predict.evaluate(nameless, dataset) == (loss, accuracy)
+    with pytest.raises(data.DataError, match="3 classes, the data set has 4"):
+        predict.evaluate(nameless, other)
+
+
+def test_images_of_another_shape_and_unknown_pixels_are_refused(packed, pixels):
+    with pytest.raises(data.DataError, match=r"shape \(6, 5, 1\), these have \(5, 5"):
+        predict.logits(packed, pixels[:, :5])
+    silent = dataclasses.replace(packed, info=Info())
+    with pytest.raises(data.DataError, match="how pixels are prepared"):
+        predict.logits(silent, pixels)
+
+
+def test_the_data_set_is_the_one_with_the_same_preprocessing():
+    for name, source in data.SOURCES.items():
+        info = Info(preprocessing=Preprocessing(source.mean, source.std))
+        assert predict.dataset_name(info) == name
+    for info in (INFO, Info()):
+        with pytest.raises(data.DataError, match="none of the data sets digits"):
+            predict.dataset_name(info)

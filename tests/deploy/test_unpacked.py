@@ -1,0 +1,101 @@
+"""The float network beside which a packed one is timed computes the same."""
+
+import jax
+import numpy as np
+import packing
+import pytest
+from flax import nnx
+from packing import Net, block, conv, linear, norm
+
+import xnor_jax as xnor
+from xnor_jax.deploy.unpacked import unpack
+from xnor_jax.nn import AvgPool, Flatten, GlobalAveragePool, MaxPool
+
+
+def image():
+    """Both kinds of threshold, groups, pools of falling channels, dense on images."""
+    return Net(
+        (11, 9, 3),
+        conv(3, 36, (3, 2), strides=(2, 1), padding=1),
+        norm(36),
+        nnx.relu,
+        block(36, 40, (3, 3), padding=2, feature_group_count=4, relu=False),
+        MaxPool((2, 3), (1, 2), ((1, 0), (1, 1))),
+        block(40, 33, (2, 3), kernel_dilation=(2, 1)),
+        AvgPool(3, 2, 1),
+        block(33, 35, (1, 1)),
+        AvgPool(2, 1),
+        norm(35),
+        xnor.nn.BinaryConv(35, 34, (2, 1), padding="VALID", rngs=nnx.Rngs(0)),
+        block(34 * 4, 21, norm_features=34),
+        linear(21, 5),
+    )
+
+
+def signal():
+    return Net(
+        (23, 3),
+        conv(3, 40, 5, padding="CAUSAL"),
+        block(40, 37, 3, strides=2, padding="SAME"),
+        AvgPool(2, 1),
+        block(37, 12, 1),
+        Flatten(),
+        block(11 * 12, 20),
+        linear(20, 3),
+    )
+
+
+def volume():
+    return Net(
+        (4, 5, 3, 2),
+        conv(2, 33, (2, 2, 2)),
+        MaxPool(2, 1),
+        block(33, 34, (1, 2, 2)),
+        GlobalAveragePool(),
+        linear(34, 3),
+    )
+
+
+def scaled():
+    return Net(
+        (8, 7, 3),
+        conv(3, 34, (3, 3)),
+        nnx.relu,
+        block(34, 36, (3, 2), strides=2, padding=1, input_scale=True),
+        block(36 * 4 * 4, 30, norm_features=36, input_scale=True),
+        linear(30, 4),
+    )
+
+
+@pytest.mark.parametrize("network", [image, signal, volume, scaled])
+def test_it_gives_the_packed_networks_logits(network):
+    exact = network is not scaled
+    model = packing.randomized(nnx.eval_shape(network), exact=exact)
+    packed = xnor.pack(model, backend="xla")
+    x = packing.images(6, *model.image_shape)
+    logits = packed(x)
+    scale = float(np.abs(logits).max())
+    for xla_conv in (False, True):
+        floats = jax.jit(unpack(packed, xla_conv=xla_conv))(x)
+        np.testing.assert_allclose(floats, logits, rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_it_holds_no_bits():
+    packed = xnor.pack(packing.randomized(nnx.eval_shape(volume)))
+    x = packing.images(2, 4, 5, 3, 2)
+    program = jax.jit(unpack(packed)).lower(x).as_text()
+    assert "ui32" not in program and "xnor_jax" not in program
+    assert "ui32" in jax.jit(lambda x: packed(x)).lower(x).as_text()
+
+
+def test_a_network_with_its_own_call_is_refused():
+    class Own(nnx.Module):
+        def __init__(self):
+            self.block = block(4, 3)
+
+        def __call__(self, x):
+            return self.block(x)
+
+    packed = xnor.pack(Own(), example=np.ones((1, 4), np.float32))
+    with pytest.raises(ValueError, match="__call__ of its own"):
+        unpack(packed)

@@ -1,0 +1,155 @@
+"""What the tests of packed networks share: odd networks, and numbers to upset them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import xnor_jax as xnor
+from xnor_jax import masks, ops
+from xnor_jax.deploy import stages
+
+
+class Net(xnor.nn.Layered):
+    """A network of the given layers."""
+
+    def __init__(self, image_shape, *runs: Any):
+        self.image_shape = image_shape
+        self.runs = nnx.List(runs)
+
+    def layers(self):
+        return tuple(self.runs)
+
+
+def block(*features: Any, rngs=None, **options: Any) -> xnor.nn.XnorBlock:
+    return xnor.nn.XnorBlock(*features, rngs=rngs or nnx.Rngs(0), **options)
+
+
+def conv(*features: Any, **options: Any) -> nnx.Conv:
+    return nnx.Conv(*features, rngs=nnx.Rngs(0), **options)
+
+
+def linear(*features: Any, **options: Any) -> nnx.Linear:
+    return nnx.Linear(*features, rngs=nnx.Rngs(0), **options)
+
+
+def norm(features: int, **options: Any) -> nnx.BatchNorm:
+    return nnx.BatchNorm(features, rngs=nnx.Rngs(0), **options)
+
+
+def randomized(model: Any, seed: int = 0, *, exact: bool = False) -> Any:
+    """The model in evaluation, with random parameters and statistics.
+
+    Args:
+      model: Changed in place.
+      seed: Of the numbers.
+      exact: Draw from few binary digits, so that every sum is exact in any order, many
+        a BatchNorm gives exactly 0, and some channels have scales out of the ordinary.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name, shape = masks.path_string(path), leaf.shape
+        if name.endswith("kernel"):
+            value = _exact_kernel(rng, shape) if exact else rng.normal(size=shape) / 4
+        elif name.endswith("var"):
+            # With ε = 1e-4 the root is 0.5 only to rounding: no matter, it only scales.
+            value = rng.uniform(0.2, 2, shape)
+        elif name.endswith("mean") or name.endswith("bias"):
+            value = rng.integers(-6, 7, shape) / 2 if exact else rng.normal(size=shape)
+        else:
+            value = rng.normal(size=shape)
+        if exact and name.endswith("scale"):
+            odd = [0, -0.0, 1e-30, -1e-30, 1e30, -1e30, 1e-42, -2.5, 1e38]
+            at = rng.permutation(shape[0])[: len(odd)]
+            value[at] = odd[: len(at)]
+        if exact and name.endswith("norm/bias"):
+            value[rng.random(shape) < 0.5] = 0
+        return jnp.asarray(value, jnp.float32)
+
+    for kind in (nnx.Param, nnx.BatchStat):
+        state = nnx.state(model, kind)
+        nnx.update(model, jax.tree.map_with_path(draw, state))
+    model.eval()
+    return model
+
+
+def _exact_kernel(rng, shape):
+    value = rng.choice([-1.0, 1.0], shape) * 2.0 ** rng.integers(-3, 0, shape[-1])
+    value[..., rng.integers(shape[-1])] = 0
+    return value
+
+
+def images(*shape: int, seed: int = 1) -> jax.Array:
+    return jnp.float32(np.random.default_rng(seed).integers(-4, 5, shape))
+
+
+def float_signs(model: Any, x: jax.Array) -> tuple[list[jax.Array], list, jax.Array]:
+    """Of a float model: the signs before each binary layer, its sums, the logits."""
+    signs, sums = [], []
+
+    def product(layer, x):
+        signs.append(xnor.sign(x).reshape(len(x), -1))
+        pure = nnx.clone(layer)
+        pure.kernel = nnx.Param(xnor.sign(layer.kernel[...]))
+        if layer.bias is not None:
+            pure.bias = nnx.Param(jnp.zeros_like(layer.bias[...]))
+        if isinstance(pure, xnor.nn.BinaryConv | xnor.nn.BinaryLinear):
+            pure.input_scale = False
+        sums.append(pure(xnor.sign(x)))
+        return layer(x)
+
+    def run(layer, x):
+        if isinstance(
+            layer, Net | nnx.Sequential | xnor.models.LeNet5 | xnor.models.NIN
+        ):
+            for inner in layer.layers():
+                x = run(inner, x)
+            return x
+        if isinstance(layer, xnor.nn.XnorBlock):
+            x = layer.norm(x)
+            x = x.reshape(len(x), -1) if layer.flatten else x
+            x = product(layer.layer, x)
+            return nnx.relu(x) if layer.relu else x
+        if isinstance(layer, xnor.nn.BinaryConv | xnor.nn.BinaryLinear):
+            return product(layer, x)
+        return layer(x)
+
+    return signs, sums, run(model, x)
+
+
+def packed_signs(packed: Any, x: jax.Array) -> tuple[list[jax.Array], list, jax.Array]:
+    """The same of a packed network."""
+    signs, sums = [], []
+    value: Any = x
+    for stage in packed.stages:
+        if isinstance(stage, stages.PackedConv | stages.ScaledConv):
+            bits = value
+            if isinstance(stage, stages.ScaledConv):
+                bits = ops.sign_bits(value)
+            unpacked = ops.unpack_bits(bits.words, bits.size)
+            signs.append(unpacked.reshape(len(unpacked), -1))
+            sums.append(stage.product(bits, ops.Sums(), packed.backend))
+        value = stage(value, packed.backend)
+    return signs, sums, value
+
+
+def check_equal(model: Any, packed: Any, x: jax.Array) -> None:
+    """The same signs and integers inside, and logits to rounding."""
+    graphdef, state = nnx.split(model)
+    signs, sums, logits = jax.jit(
+        lambda state, x: float_signs(nnx.merge(graphdef, state), x)
+    )(state, x)
+    got_signs, got_sums, got = jax.jit(packed_signs)(packed, x)
+    assert len(signs) == len(got_signs) > 0
+    for wanted, found in zip(signs, got_signs, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+        assert 0.02 < (np.asarray(wanted) < 0).mean() < 0.98
+    for wanted, found in zip(sums, got_sums, strict=True):
+        assert found.dtype == jnp.int32
+        np.testing.assert_array_equal(found, np.asarray(wanted).reshape(found.shape))
+    scale = float(jnp.abs(logits).max())
+    assert scale > 0
+    np.testing.assert_allclose(got, logits, rtol=1e-4, atol=1e-4 * scale)

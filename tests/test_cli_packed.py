@@ -1,0 +1,249 @@
+"""The commands of packed networks, on one small run of the digits."""
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+import xnor_jax as xnor
+from xnor_jax import cli, data
+from xnor_jax.deploy import bench
+from xnor_jax.ops import backends
+
+
+def said(capsys, *args):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(map(str, args)))
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+def finished(capsys, *args):
+    code, out, err = said(capsys, *args)
+    assert (code, err) == (0, "")
+    return out
+
+
+def refused(capsys, *args):
+    code, out, err = said(capsys, *args)
+    assert not out and err.startswith("xnor-jax: ") and len(err.splitlines()) == 1
+    return code, err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed") / "run"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--epochs", "2", "--output", str(folder)])
+    assert stop.value.code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def file(run):
+    path = run.with_name("digits.safetensors")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pack", str(run), "-o", str(path)])
+    assert stop.value.code == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Ten digits of the test split as files, and their labels."""
+    folder = tmp_path_factory.mktemp("pictures")
+    images, labels = data.load("digits").test
+    paths = [folder / f"{at}.png" for at in range(10)]
+    for path, image in zip(paths, images, strict=False):
+        Image.fromarray(image[..., 0]).save(path)
+    return paths, [str(label) for label in labels[:10]]
+
+
+def accuracies(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["test_accuracy"] for line in lines]
+
+
+def test_pack_prints_each_layer_and_says_all_in_the_file(run, tmp_path, capsys):
+    path = tmp_path / "net"
+    path.write_text("what was there")
+    out = finished(capsys, "pack", run, "--output", path)
+    layers = dict(re.findall(r"^(\w\S+) +(1|32) ", out, re.MULTILINE))
+    assert layers == {
+        "conv1": "32",
+        "block2/layer": "1",
+        "block3/layer": "1",
+        "dense4": "32",
+    }
+    assert "2 of 4 binary" in out and "2,000,000" in out and "293,000" in out
+    size, accuracy = path.stat().st_size, accuracies(run)[-1]
+    assert f"{path}: {size:,} bytes" in out and f"{accuracy:.2%}" in out
+    ratio = re.search(r"1/([\d.]+) of the ([\d,]+) in float32", out)
+    before = int(ratio[2].replace(",", ""))
+    assert before == 4 * 431_220 and float(ratio[1]) == round(before / size, 1) > 18
+    assert os.listdir(tmp_path) == ["net"]
+    info = xnor.load(path).info
+    source = data.SOURCES["digits"]
+    assert info.name == "digits-lenet5" and info.test_accuracy == accuracy
+    assert info.class_names == tuple("0123456789")
+    assert (info.preprocessing.mean, info.preprocessing.std) == (
+        source.mean,
+        source.std,
+    )
+    with safe_open(path, "numpy") as tensors:
+        assert tensors.metadata()
+
+
+def test_pack_takes_the_best_epoch_if_asked(run, file, tmp_path, capsys):
+    best = tmp_path / "best"
+    out = finished(capsys, "pack", run, "-o", best, "--best")
+    assert f"{max(accuracies(run)):.2%}" in out
+    assert xnor.load(best).info.test_accuracy == max(accuracies(run))
+
+
+def test_evaluate_gives_the_accuracy_of_the_run(run, file, capsys):
+    packed = finished(capsys, "evaluate", file)
+    assert packed.startswith("digits-lenet5, packed: 360 test images")
+    pattern = r"loss ([\d.]+), test accuracy ([\d.]+)%"
+    loss, accuracy = map(float, re.search(pattern, packed).groups())
+    unpacked = re.search(pattern, finished(capsys, "evaluate", run))
+    assert float(unpacked[2]) == accuracy == round(100 * accuracies(run)[-1], 2)
+    assert abs(float(unpacked[1]) - loss) < 2e-4
+
+
+def test_predict_prints_a_line_an_image(file, pictures, capsys):
+    paths, labels = pictures
+    lines = finished(capsys, "predict", file, *paths).splitlines()
+    assert len(lines) == len(paths)
+    right = 0
+    for line, path, label in zip(lines, paths, labels, strict=True):
+        found = re.fullmatch(r"(.+): (\d) (\d+\.\d\d)%", line)
+        assert found and found[1] == str(path) and 10 <= float(found[3]) <= 100
+        right += found[2] == label
+    assert right >= 8
+
+
+def test_predict_turns_images_into_the_networks(file, pictures, tmp_path, capsys):
+    paths, _ = pictures
+    plain = finished(capsys, "predict", file, paths[0]).split(": ")[1]
+    pixels = np.asarray(Image.open(paths[0]))
+    dark = tmp_path / "dark.bmp"
+    Image.fromarray(255 - pixels).convert("RGB").save(dark)
+    out = finished(capsys, "predict", file, dark, "--invert")
+    assert out == f"{dark}: {plain}"
+    large = tmp_path / "large.jpg"
+    Image.fromarray(pixels).resize((112, 84)).save(large)
+    code, out, err = said(capsys, "predict", file, large)
+    assert code == 0 and out.split()[1] == plain.split()[0]
+    note = f"note: {large}: resized from 112×84 to 28×28"
+    assert err == f"xnor-jax: {note}\n"
+
+
+def test_predict_checks_all_before_it_says_anything(file, pictures, tmp_path, capsys):
+    paths, _ = pictures
+    text = tmp_path / "text.png"
+    text.write_text("hello")
+    code, err = refused(capsys, "predict", file, paths[0], text)
+    assert code == 1 and f"{text} is no image" in err
+    code, err = refused(capsys, "predict", file, paths[0], tmp_path / "gone.png")
+    assert code == 2 and f"no file {tmp_path / 'gone.png'}" in err
+    code, err = refused(capsys, "predict", file)
+    assert code == 2 and "no image" in err
+
+
+def test_bench_says_what_ran_and_how_fast(file, capsys):
+    out = finished(capsys, "bench", file, "--batch-sizes", 3, "--rounds", 2)
+    assert f"packed ({bench.describe_backend()}) beside" in out
+    assert bench.describe_cpu() in out
+    spread = r" +[\d.]+ \([\d.]+–[\d.]+\)"
+    row = rf"^ *(\d+) +(\d+){spread}{spread} +[\d,]+{spread} *$"
+    numbers = [tuple(map(int, r)) for r in re.findall(row, out, re.MULTILINE)]
+    assert numbers == [(threads, 3) for threads in bench.thread_numbers()]
+
+
+def test_a_damaged_file_is_one_line(file, pictures, tmp_path, capsys):
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(file.read_bytes()[:-100])
+    paths, _ = pictures
+    for args in (("evaluate",), ("predict",), ("bench",)):
+        words = (*args, damaged, *(paths[:1] if args == ("predict",) else ()))
+        code, err = refused(capsys, *words)
+        assert code == 1 and str(damaged) in err
+    code, err = refused(capsys, "predict", paths[0], paths[0])
+    assert code == 1 and str(paths[0]) in err
+
+
+def test_pack_writes_nothing_by_halves(run, tmp_path, capsys, monkeypatch):
+    code, err = refused(capsys, "pack", run, "-o", tmp_path / "no" / "net")
+    assert code == 2 and "a folder that exists" in err
+    code, err = refused(capsys, "pack", run, "-o", tmp_path)
+    assert code == 2
+    code, err = refused(capsys, "pack", tmp_path / "gone", "-o", tmp_path / "net")
+    assert code == 1 and "no run in" in err
+    whole = tmp_path / "net"
+    whole.write_text("what was there")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, err = refused(capsys, "pack", run, "-o", whole)
+    assert code == 1 and f"cannot write {whole}: No space left" in err
+    assert whole.read_text() == "what was there"
+    assert os.listdir(tmp_path) == ["net"]
+
+
+def test_a_float_twin_is_refused(run, tmp_path, capsys):
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    recipe = json.loads((run / "recipe.json").read_text())
+    (twin / "recipe.json").write_text(json.dumps(recipe | {"binary": False}))
+    code, err = refused(capsys, "pack", twin, "-o", tmp_path / "net")
+    assert code == 1 and "float twin" in err and not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "words"),
+    [
+        (("evaluate", "FILE", "--best"), 2, "--best"),
+        (("evaluate", "FILE", "--data-dir", "."), 1, "built in"),
+        (("evaluate", "FILE", "--data-dir", "gone"), 2, "no folder gone"),
+        (("pack", "."), 2, "--output"),
+        (("pack", "RUN", "-o", "net", "--data-dir", "."), 1, "built in"),
+        (("predict", "gone", "also"), 2, "no file gone"),
+        (("predict", ".", "also"), 2, "no file ."),
+        (("bench", "gone"), 2, "no file gone"),
+        (("bench", "FILE", "--batch-sizes"), 2, "--batch-sizes"),
+        (("bench", "FILE", "--batch-sizes", "0"), 2, "--batch-sizes"),
+        (("bench", "FILE", "--rounds", "0"), 2, "--rounds"),
+        (("bench", "FILE", "--backend", "gpu"), 2, "--backend"),
+    ],
+)
+def test_a_wrong_word_is_one_line(
+    args, status, words, run, file, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    places = {"FILE": file, "RUN": run}
+    code, err = refused(capsys, *(places.get(word, word) for word in args))
+    assert code == status and words in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_backend_that_is_not_there_is_one_line(file, capsys, monkeypatch):
+    def resolve(*_):
+        raise RuntimeError("the backend 'cpu' is not available")
+
+    monkeypatch.setattr(backends, "resolve", resolve)
+    code, err = refused(capsys, "bench", file, "--backend", "cpu")
+    assert code == 2 and "not available" in err
+
+
+def test_help_lists_the_commands(capsys):
+    out = finished(capsys, "--help")
+    for name in ("train", "evaluate", "pack", "predict", "bench", "summary"):
+        assert re.search(rf"^  {name} ", out, re.MULTILINE)
+    assert "--invert" in finished(capsys, "predict", "--help")

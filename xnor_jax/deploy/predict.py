@@ -1,0 +1,138 @@
+"""What a packed network says of images that are still pixels."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xnor_jax.data import SOURCES, DataError, Dataset
+from xnor_jax.deploy.packed import Info, PackedModel
+
+# Images at once: their activations, not the whole set's, are in memory.
+BATCH_SIZE = 500
+
+
+class Metrics(NamedTuple):
+    """Means over a split."""
+
+    loss: float  # cross entropy
+    accuracy: float  # a fraction of 1
+
+
+class Prediction(NamedTuple):
+    """The class that a network gives an image."""
+
+    name: str
+    probability: float
+
+
+def logits(packed: PackedModel, pixels: np.ndarray) -> np.ndarray:
+    """The logits of images, in batches.
+
+    Args:
+      packed: With preprocessing in its `info`.
+      pixels: uint8 `[N, *image_shape]`.
+
+    Returns:
+      float32 `[N, classes]`.
+
+    Raises:
+      DataError: If the network does not tell its preprocessing, or takes images of
+        another shape.
+    """
+    if packed.info.preprocessing is None:
+        raise DataError(
+            "the network does not say how pixels are prepared for it; save it with "
+            "preprocessing"
+        )
+    if pixels.shape[1:] != packed.image_shape:
+        raise DataError(
+            f"the network takes images of shape {packed.image_shape}, these have "
+            f"{pixels.shape[1:]}"
+        )
+    if not len(pixels):
+        return np.empty((0, packed.classes or 0), np.float32)
+    size = min(BATCH_SIZE, len(pixels))
+    parts = []
+    for first in range(0, len(pixels), size):
+        # Past the end the last image is read again: one shape is compiled once.
+        index = np.minimum(np.arange(first, first + size), len(pixels) - 1)
+        parts.append(np.asarray(_logits(packed, pixels[index])))
+    return np.concatenate(parts)[: len(pixels)]
+
+
+def classify(packed: PackedModel, pixels: np.ndarray) -> list[Prediction]:
+    """The most probable class of each image; its number where classes have no names.
+
+    Args:
+      packed: With preprocessing in its `info`.
+      pixels: uint8 `[N, *image_shape]`.
+
+    Raises:
+      DataError: If the network does not tell its preprocessing, or takes images of
+        another shape.
+    """
+    probabilities = np.asarray(jax.nn.softmax(logits(packed, pixels)))
+    names = packed.info.class_names
+    return [
+        Prediction(names[best] if names else str(best), float(row[best]))
+        for row, best in zip(probabilities, probabilities.argmax(-1), strict=True)
+    ]
+
+
+def evaluate(packed: PackedModel, dataset: Dataset) -> Metrics:
+    """Loss and accuracy on a set's test split.
+
+    Args:
+      packed: With preprocessing in its `info`.
+      dataset: The set that it was trained on.
+
+    Raises:
+      DataError: If it is another set: its images or classes are not the network's.
+    """
+    images, labels = dataset.test
+    names = packed.info.class_names
+    if names and names != dataset.class_names:
+        raise DataError(
+            f"the network knows the classes {_some(names)}, the data set has "
+            f"{_some(dataset.class_names)}; give its own data set with --data-dir"
+        )
+    found = logits(packed, images)
+    if len(dataset.class_names) != found.shape[-1]:
+        raise DataError(
+            f"the network knows {found.shape[-1]} classes, the data set has "
+            f"{len(dataset.class_names)}; give its own data set with --data-dir"
+        )
+    losses = -np.asarray(jax.nn.log_softmax(found))[np.arange(len(labels)), labels]
+    right = found.argmax(-1) == labels
+    return Metrics(float(losses.mean(dtype=np.float64)), float(right.mean()))
+
+
+def dataset_name(info: Info) -> str:
+    """The data set whose pixels are prepared as the network's, by its name in `data`.
+
+    Raises:
+      DataError: If there is none.
+    """
+    pixels = info.preprocessing
+    for name, source in SOURCES.items():
+        if pixels is not None and (pixels.mean, pixels.std) == (
+            source.mean,
+            source.std,
+        ):
+            return name
+    raise DataError(
+        "the network's preprocessing is that of none of the data sets "
+        f"{', '.join(SOURCES)}; evaluate it with the Python API"
+    )
+
+
+@jax.jit
+def _logits(packed: PackedModel, pixels: jax.Array) -> jax.Array:
+    assert packed.info.preprocessing is not None
+    return packed(packed.info.preprocessing(jnp.asarray(pixels)))
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -1,0 +1,146 @@
+"""What packing made of a network: one row a layer."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from xnor_jax.deploy.stages import Spec, Stage
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer with weights, and what follows it up to the next one.
+
+    Attributes:
+      name: The layer's path in the model.
+      kind: Whether its weights are signs.
+      bits: Bits a weight.
+      weights: How many weights its kernel has.
+      bytes_before: Of its parameters in the float model, at 4 bytes each: kernel, bias
+        and the BatchNorms that went into it.
+      bytes_after: Of its arrays in the file.
+      binary_macs: Products of signs and their sums, for one image.
+      real_macs: Multiplications and additions of floats, for one image.
+      output: What reaches the next layer.
+    """
+
+    name: str
+    kind: Literal["binary", "real"]
+    bits: int
+    weights: int
+    bytes_before: int
+    bytes_after: int
+    binary_macs: int
+    real_macs: int
+    output: Literal["bits", "float"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One row a layer, in the order of execution; `str(report)` is a table.
+
+    Attributes:
+      rows: The layers with weights.
+    """
+
+    rows: tuple[Row, ...]
+
+    @property
+    def bytes_before(self) -> int:
+        """Of all parameters of the float model, at 4 bytes each."""
+        return sum(row.bytes_before for row in self.rows)
+
+    @property
+    def bytes_after(self) -> int:
+        """Of all arrays in the file; its header comes on top."""
+        return sum(row.bytes_after for row in self.rows)
+
+    def table(self) -> list[tuple[str, ...]]:
+        """The report in words: a line of titles, one a row, one of totals."""
+        titles = ("layer", "kind", "bits", "weights", "bytes before", "after")
+        lines: list[tuple[str, ...]] = [(*titles, "binary MACs", "real MACs", "output")]
+        for row in self.rows:
+            numbers = (row.bytes_before, row.bytes_after, row.binary_macs)
+            lines.append(
+                (
+                    *(row.name, row.kind, str(row.bits), f"{row.weights:,}"),
+                    *(f"{number:,}" for number in (*numbers, row.real_macs)),
+                    row.output,
+                )
+            )
+        sums = (
+            self.bytes_before,
+            self.bytes_after,
+            sum(row.binary_macs for row in self.rows),
+            sum(row.real_macs for row in self.rows),
+        )
+        binary = sum(row.kind == "binary" for row in self.rows)
+        weights = sum(row.weights for row in self.rows)
+        lines.append(
+            (
+                *(f"{binary} of {len(self.rows)} binary", "", "", f"{weights:,}"),
+                *(f"{number:,}" for number in sums),
+                "",
+            )
+        )
+        return lines
+
+    def __str__(self) -> str:
+        lines = self.table()
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        left = {0, 1, 8}
+        text = [
+            "  ".join(
+                cell.ljust(width) if at in left else cell.rjust(width)
+                for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        rule = "─" * max(map(len, text))
+        return "\n".join([text[0], rule, *text[1:-1], rule, text[-1]])
+
+
+def report(
+    stages: Sequence[Stage], image_shape: tuple[int, ...], sizes: Sequence[int]
+) -> Report:
+    """The rows of a network of stages.
+
+    Args:
+      stages: What runs.
+      image_shape: The input's shape without the batch.
+      sizes: Of each stage's arrays in the file, in bytes.
+    """
+    rows: list[Row] = []
+    before = after = 0  # of what stands before the first layer with weights
+    spec = Spec(tuple(image_shape))
+    for stage, size in zip(stages, sizes, strict=True):
+        macs, spec = stage.macs(spec), stage.out(spec)
+        before, after = before + 4 * stage.parameters, after + size
+        output = "bits" if spec.bits else "float"
+        if stage.weights:
+            binary = stage.kind != "real"
+            rows.append(
+                Row(
+                    name=stage.name,
+                    kind="binary" if binary else "real",
+                    bits=1 if binary else 32,
+                    weights=stage.weights,
+                    bytes_before=before,
+                    bytes_after=after,
+                    binary_macs=macs if binary else 0,
+                    real_macs=0 if binary else macs,
+                    output=output,
+                )
+            )
+            before = after = 0
+        elif rows:
+            last = rows[-1]
+            rows[-1] = dataclasses.replace(
+                last,
+                bytes_before=last.bytes_before + before,
+                bytes_after=last.bytes_after + after,
+                output=output,
+            )
+            before = after = 0
+    return Report(tuple(rows))

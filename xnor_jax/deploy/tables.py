@@ -1,0 +1,73 @@
+"""What packing did and how fast it is, as tables for a terminal."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from xnor_jax.deploy.bench import Result, Spread
+from xnor_jax.deploy.report import Report
+
+# Of what `Report.table` gives: not the kind, which the bits tell, nor the weights.
+_REPORT_COLUMNS = (0, 2, 4, 5, 6, 7, 8)
+
+
+def report_table(title: str, report: Report) -> Table:
+    """The layers: bits a weight, bytes before and after, products by precision.
+
+    Args:
+      title: Such as the network's name.
+      report: Of the packed network.
+    """
+    titles, *rows, totals = (
+        [line[at] for at in _REPORT_COLUMNS] for line in report.table()
+    )
+    table = _table(title, titles, left=("layer", "output"))
+    for cells, row in zip(rows, report.rows, strict=True):
+        table.add_row(*cells, style="bold" if row.kind == "binary" else None)
+    table.add_section()
+    table.add_row(*totals)
+    return table
+
+
+def bench_table(results: Sequence[Result]) -> Table:
+    """The timings: a row a number of threads and batch size."""
+    columns = ("threads", "batch", "packed, ms", "float, ms", "images/s")
+    table = _table(None, (*columns, "times quicker"))
+    for result in results:
+        table.add_row(
+            str(result.threads),
+            str(result.batch_size),
+            _milliseconds(result.packed),
+            _milliseconds(result.floats),
+            f"{result.batch_size / result.packed.median:,.0f}",
+            _in_words(result.ratio, 1),
+        )
+    return table
+
+
+def _table(
+    title: str | None, columns: Sequence[str], left: Sequence[str] = ()
+) -> Table:
+    table = Table(
+        title=title,
+        title_style="bold",
+        title_justify="left",
+        box=box.SIMPLE,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right")
+    return table
+
+
+def _milliseconds(seconds: Spread) -> str:
+    digits = 3 if seconds.median < 1e-3 else 2 if seconds.median < 0.1 else 0
+    return _in_words(Spread(*(1e3 * value for value in seconds)), digits)
+
+
+def _in_words(spread: Spread, digits: int) -> str:
+    middle, least, most = (f"{value:.{digits}f}" for value in spread)
+    return f"{middle} ({least}–{most})"

@@ -1,0 +1,171 @@
+"""Networks that run their layers in order, and the layers that have no parameters.
+
+`xnor_jax.pack` can read such a network, because the order of execution stands in one
+place: what `layers()` lists is what runs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from xnor_jax.convolution import Padding, Pads, explicit_padding, max_pool
+
+
+class Layered(nnx.Module):
+    """A network whose layers run one after another.
+
+    A subclass sets `image_shape`, says in `layers()` what runs, and leaves `__call__`
+    alone. Then `xnor_jax.pack` reads it; what it knows are `XnorBlock`, `BinaryConv`,
+    `BinaryLinear`, `nnx.Conv`, `nnx.Linear`, `nnx.BatchNorm`, `nnx.Dropout`,
+    `nnx.relu`, `sign_ste`, the layers of this module, and networks of these. A plain
+    `nnx.Sequential` of them can be packed as well.
+
+    Attributes:
+      image_shape: The input's shape without the batch, such as (height, width,
+        channels).
+
+    Examples:
+      >>> import jax, xnor_jax as xnor
+      >>> from flax import nnx
+      >>> class Net(xnor.nn.Layered):
+      ...     def __init__(self, rngs):
+      ...         self.image_shape = (8, 8, 3)
+      ...         self.conv1 = nnx.Conv(3, 32, (3, 3), rngs=rngs)
+      ...         self.block2 = xnor.nn.XnorBlock(32, 64, (3, 3), rngs=rngs)
+      ...         self.dense3 = nnx.Linear(64, 10, rngs=rngs)
+      ...
+      ...     def layers(self):
+      ...         pool = xnor.nn.MaxPool(2, 2)
+      ...         mean = xnor.nn.GlobalAveragePool()
+      ...         return self.conv1, nnx.relu, pool, self.block2, mean, self.dense3
+      >>> Net(nnx.Rngs(0))(jax.numpy.ones((5, 8, 8, 3))).shape
+      (5, 10)
+    """
+
+    image_shape: tuple[int, ...]
+
+    def layers(self) -> Sequence[Callable[[jax.Array], jax.Array]]:
+        """What runs, in this order: modules and functions of one array."""
+        raise NotImplementedError(f"{type(self).__name__}: expected a method layers()")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map images `[N, *image_shape]` to logits `[N, classes]`."""
+        for layer in self.layers():
+            x = layer(x)
+        return x
+
+
+@dataclass(frozen=True)
+class _Pool:
+    window: int | tuple[int, ...]
+    strides: int | tuple[int, ...]
+    padding: Padding = "VALID"
+
+    def __post_init__(self):
+        # Hashable, as a static attribute of a module has to be.
+        for name in ("window", "strides"):
+            value = getattr(self, name)
+            one = isinstance(value, int | np.integer)
+            sizes = (int(value),) if one else tuple(map(int, value))
+            if not sizes or min(sizes) < 1:
+                raise ValueError(
+                    f"{type(self).__name__}: expected {name} of at least 1, got {value}"
+                )
+            object.__setattr__(self, name, sizes[0] if one else sizes)
+        if not isinstance(self.padding, str | int):
+            pads = [p if isinstance(p, int) else tuple(p) for p in self.padding]
+            object.__setattr__(self, "padding", tuple(pads))
+
+    def geometry(
+        self, spatial: Sequence[int]
+    ) -> tuple[tuple[int, ...], tuple[int, ...], Pads]:
+        """Window, strides and padding on an image, one entry per spatial axis.
+
+        Raises:
+          ValueError: If the pool is for another number of axes, the window does not fit
+            into the padded image, or is no larger than its padding.
+        """
+        name, rank = type(self).__name__, len(spatial)
+        window, strides = (
+            (value,) * rank if isinstance(value, int) else value
+            for value in (self.window, self.strides)
+        )
+        if not len(window) == len(strides) == rank:
+            raise ValueError(
+                f"{name}: expected images of {len(window)} spatial axes, got {rank}"
+            )
+        pads = explicit_padding(self.padding, spatial, window, strides, (1,) * rank)
+        for size, k, pad in zip(spatial, window, pads, strict=True):
+            if not all(0 <= p < k for p in pad) or size + sum(pad) < k:
+                raise ValueError(
+                    f"{name}: expected a window larger than its padding and no larger "
+                    f"than the padded image, got window {window}, padding {pads} and "
+                    f"an image of {tuple(spatial)}"
+                )
+        return window, strides, pads
+
+
+@dataclass(frozen=True)
+class MaxPool(_Pool):
+    """The largest value of each window; what lies outside the image is left out.
+
+    Args:
+      window: One number, or one per spatial axis.
+      strides: One number, or one per spatial axis.
+      padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after):
+        how far windows may hang over, less than the window.
+    """
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[N, *spatial, C]` to `[N, *out, C]`."""
+        window, strides, pads = self.geometry(x.shape[1:-1])
+        return max_pool(x, window, strides, pads if any(map(any, pads)) else None)
+
+
+@dataclass(frozen=True)
+class AvgPool(_Pool):
+    """The mean of each window, where what lies outside the image counts as zeros.
+
+    Args:
+      window: One number, or one per spatial axis.
+      strides: One number, or one per spatial axis.
+      padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after):
+        how far windows may hang over, less than the window.
+    """
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[N, *spatial, C]` to `[N, *out, C]`."""
+        window, strides, pads = self.geometry(x.shape[1:-1])
+        # Flax's divides by an array of integers, which strict promotion forbids.
+        sums = lax.reduce_window(
+            x,
+            np.zeros((), x.dtype),
+            lax.add,
+            (1, *window, 1),
+            (1, *strides, 1),
+            ((0, 0), *pads, (0, 0)),
+        )
+        return sums / prod(window)
+
+
+@dataclass(frozen=True)
+class GlobalAveragePool:
+    """The mean over all positions of an image."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[N, *spatial, C]` to `[N, C]`."""
+        return x.mean(tuple(range(1, x.ndim - 1)))
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """Everything but the batch on one axis, channels innermost."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[N, ...]` to `[N, features]`."""
+        return x.reshape(x.shape[0], -1)

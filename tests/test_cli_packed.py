@@ -183,7 +183,7 @@ def test_pack_writes_nothing_by_halves(run, tmp_path, capsys, monkeypatch):
     code, err = refused(capsys, "pack", run, "-o", tmp_path)
     assert code == 2
     code, err = refused(capsys, "pack", tmp_path / "gone", "-o", tmp_path / "net")
-    assert code == 1 and "no run in" in err
+    assert code == 2 and "no run in" in err
     whole = tmp_path / "net"
     whole.write_text("what was there")
 

@@ -91,6 +91,8 @@ def _train(args: list[str]) -> None:
     base = Path("runs") / name
     choose = folders.newest_folder if options.resume else folders.free_folder
     folder = options.output or choose(base)
+    if options.resume:
+        _check_run(folder, "to resume; leave --resume out to start one")
     dataset = data.load(recipe.dataset, options.data_dir)
     info = folders.RunInfo.of(name, recipe, dataset)
     console = Console(highlight=False, soft_wrap=True)
@@ -130,6 +132,7 @@ def _evaluate(args: list[str]) -> None:
     run, data_dir, best = _parse("evaluate", parse, args)
     _check_data_dir(data_dir)
     if not run.is_file():
+        _check_run(run, "and no packed network of that name")
         _evaluate_run(run, data_dir, best=best)
     elif best:
         raise _UsageError(
@@ -195,6 +198,7 @@ def _pack(args: list[str]) -> None:
         return run, output, best, data_dir
 
     run, output, best, data_dir = _parse("pack", parse, args)
+    _check_run(run, "to pack; expected a folder that xnor-jax train wrote")
     _check_data_dir(data_dir)
     if output.is_dir() or not output.parent.is_dir():
         raise _UsageError(
@@ -391,6 +395,11 @@ def _check_data_dir(data_dir: Path | None) -> None:
             f"--data-dir: no folder {data_dir}; expected one in the layout of the "
             "Hugging Face hub"
         )
+
+
+def _check_run(folder: Path, more: str) -> None:
+    if not folder.exists():
+        raise _UsageError(f"no run in {folder} {more}")
 
 
 def _check_file(path: Path) -> None:

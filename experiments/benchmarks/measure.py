@@ -4,11 +4,16 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import NamedTuple
+
+PAUSE = 0.05  # seconds
 
 
 class Spread(NamedTuple):
@@ -51,11 +56,12 @@ def pin(threads: int) -> list[int]:
 
 
 def in_turn(
-    sides: Mapping[str, Callable[[], object]], rounds: int
+    sides: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0
 ) -> dict[str, list[float]]:
     """Seconds of each side in each round, after one call of each that does not count.
 
     Every second round runs backwards, so that no side always follows the same one.
+    Before each side the process sleeps for `pause` seconds.
     """
     for run in sides.values():
         run()
@@ -63,10 +69,97 @@ def in_turn(
     for count in range(rounds):
         names = list(sides) if count % 2 == 0 else list(reversed(sides))
         for name in names:
+            sleep(pause)
             start = perf_counter()
             sides[name]()
             seconds[name].append(perf_counter() - start)
     return seconds
+
+
+def per_call(
+    sides: Mapping[str, Callable[[], object]], rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Seconds a call of each side in each round; a side's turn lasts about `seconds`.
+
+    The threads of PyTorch and ONNX Runtime spin for a while after their last call: a
+    pause before each turn lets them fall asleep.
+    """
+    turns, counts = {}, {}
+    for name, run in sides.items():
+        run()  # compiles
+        calls, taken = 0, 0.0
+        start = perf_counter()
+        while taken < seconds / 4:
+            run()
+            calls += 1
+            taken = perf_counter() - start
+        counts[name] = max(1, round(calls * seconds / taken))
+        turns[name] = partial(_repeat, run, counts[name])
+    return {
+        name: [value / counts[name] for value in values]
+        for name, values in in_turn(turns, rounds, PAUSE).items()
+    }
+
+
+def ratios(ours: list[float], theirs: list[float]) -> Spread:
+    """How many times quicker ours is, round by round."""
+    return Spread.of([b / a for a, b in zip(ours, theirs, strict=True)])
+
+
+def print_comparison(
+    times: Mapping[str, list[float]], ours: str, peers: Collection[str]
+) -> None:
+    """A row for each side, then the ratio of the best of the peers to ours."""
+    print("| side | µs a call: median | min | max | ÷ ours, round by round |")
+    print("|---|---|---|---|---|")
+    for name, values in times.items():
+        spread = [f"{1e6 * value:.1f}" for value in Spread.of(values)]
+        more = ratios(times[ours], values)
+        ratio = f"{more.median:.2f} ({more.least:.2f}–{more.most:.2f})"
+        print(f"| {name} | {' | '.join(spread)} | {ratio} |")
+    best = min(set(peers) - {ours}, key=lambda name: median(times[name]))
+    more = ratios(times[ours], times[best])
+    print(
+        f"best float ({best}) / ours: {more.median:.2f}, median of the rounds "
+        f"({more.least:.2f} to {more.most:.2f})",
+        flush=True,
+    )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a comparison: rounds, seconds a turn, threads."""
+    for name, kind, default, text in (
+        ("rounds", positive, 7, "rounds"),
+        ("seconds", float, 0.2, "length of a side's turn"),
+        ("threads", positive, 2, "cores of the process, and threads of every side"),
+    ):
+        text = f"{text} (default {default})"
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+
+
+def need(*modules: str) -> None:
+    """Leave with one line if a package of the extra `experiments` is missing."""
+    for name in modules:
+        if find_spec(name) is None:
+            sys.exit(f"needs {name}: pip install 'xnor-jax[experiments]'")
+
+
+def versions(*others: str) -> str:
+    """What runs, with the instruction set of the packed backend."""
+    import xnor_jax
+    from xnor_jax.ops import cpu
+
+    engine = cpu.instruction_set() if cpu.is_available() else "no cpu backend"
+    packages = [f"{name} {version(name)}" for name in ("jax", "jaxlib", *others)]
+    ours = f"xnor_jax {xnor_jax.__version__} ({engine})"
+    return ", ".join([ours, *packages, f"python {platform.python_version()}"])
+
+
+def cpu_flags() -> set[str]:
+    """What the processor can do, in the system's words; empty off x86."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = (line.split(":", 1)[1] for line in lines if line.startswith("flags"))
+    return set(next(flags, "").split())
 
 
 def describe_cpu() -> str:
@@ -75,3 +168,8 @@ def describe_cpu() -> str:
     names = [line.split(":", 1)[1] for line in lines if line.startswith("model name")]
     name = names[0].strip() if names else platform.processor() or platform.machine()
     return f"{name}; load over the last minute {os.getloadavg()[0]:.1f}"
+
+
+def _repeat(run: Callable[[], object], calls: int) -> None:
+    for _ in range(calls):
+        run()

@@ -250,17 +250,18 @@ struct Constants {
   }
 };
 
-// All pixels by all panels, in tasks of at least some microseconds.
+// All pixels by all panels. Waking a second thread costs some ten microseconds: what takes
+// less than fifty runs on the caller's.
 template <class Element, class Run>
 void RunJob(ffi::ThreadPool& pool, const Job<Element>& job, int64_t pixels, Run run) {
   constexpr int64_t kPixels = 64;  // a task's, where there are enough
-  constexpr int64_t kSmallest = 100000;  // words or floats times columns
+  constexpr double kSmallest = 1.5e6;  // words or floats, times columns
   const int64_t panels = Words(job.columns);
   const int64_t threads = pool.num_threads();
   const double work = static_cast<double>(pixels) * panels * kPanel * job.segments *
                       job.length;
   if (pixels == 0) return;
-  if (threads < 2 || work < 2 * kSmallest) {
+  if (threads < 2 || work < kSmallest) {
     run(job, 0, pixels, 0, panels);
     return;
   }

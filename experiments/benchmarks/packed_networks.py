@@ -1,0 +1,249 @@
+"""A packed network beside its float twin in PyTorch and ONNX Runtime.
+
+Whole networks, in turn in one process, on the same threads: bits and integers here, the
+same architecture in float32 (or int8) there.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measure
+
+OURS = "xnor_jax, packed"
+
+
+def main() -> None:
+    args = parse()
+    cores = measure.pin(args.threads)
+    measure.need("torch", "onnx", "onnxruntime")
+    import jax
+    import torch
+
+    jax.config.update("jax_platforms", "cpu")
+    torch.set_num_threads(args.threads)
+    # Of deprecated exporters, and of kernels of one axis that quantizing passes over.
+    warnings.filterwarnings("ignore")
+    logging.getLogger().setLevel(logging.ERROR)
+
+    print(
+        f"{args.rounds} rounds of about {args.seconds} s a side, "
+        f"threads: {args.threads} (cores: {', '.join(map(str, cores))})"
+    )
+    print(f"cpu: {measure.describe_cpu()}")
+    print(f"versions: {measure.versions('torch', 'onnxruntime')}")
+    for name in args.network:
+        binary, twin = (network(name, binary=b) for b in (True, False))
+        for batch in args.batch:
+            if args.stages:
+                stages(name, binary, batch, args)
+            else:
+                compare(name, binary, twin, batch, args)
+        print(f"\n{name}: {sizes(binary)}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--network", nargs="+", choices=NETWORKS, default=list(NETWORKS)
+    )
+    parser.add_argument(
+        "--batch", nargs="+", type=measure.positive, default=[1, 128], help="images"
+    )
+    measure.add_options(parser)
+    parser.add_argument(
+        "--skip", nargs="+", default=[], help="peers to leave out, such as compile"
+    )
+    parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="instead, the time of each stage of the packed network, run alone",
+    )
+    return parser.parse_args()
+
+
+def network(name: str, *, binary: bool) -> Any:
+    """A model with random kernels, and BatchNorm's averages of random images."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    model = NETWORKS[name](binary=binary, rngs=nnx.Rngs(0))
+    norms = [m for _, m in nnx.iter_graph(model) if isinstance(m, nnx.BatchNorm)]
+    key = jax.random.key(0)
+    for norm in norms:
+        norm.momentum = 0.0  # the averages of the last batch
+        if norm.scale is not None:
+            scale, bias, key = jax.random.split(key, 3)
+            norm.scale[...] = jax.random.uniform(scale, norm.scale.shape) + 0.5
+            norm.bias[...] = jax.random.normal(bias, norm.bias.shape) / 10
+    model.train()
+    model(jnp.asarray(images(model, 32)))
+    model.eval()
+    return model
+
+
+def lenet5(**options: Any) -> Any:
+    from xnor_jax.models.lenet5 import LeNet5
+
+    return LeNet5(**options)
+
+
+def nin(**options: Any) -> Any:
+    from xnor_jax.models.nin import NIN
+
+    return NIN(**options)
+
+
+NETWORKS = {"NIN": nin, "LeNet-5": lenet5}
+
+
+def images(model: Any, batch: int):
+    """Normal random images `[batch, H, W, C]`, float32."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((batch, *model.image_shape), np.float32)
+
+
+def compare(
+    name: str, binary: Any, twin: Any, batch: int, args: argparse.Namespace
+) -> None:
+    """Print a table of all sides' times at a batch size."""
+    x = images(binary, batch)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {
+            OURS: packed_side(binary, x),
+            **peer_sides(twin, x, Path(folder), args),
+        }
+        times = measure.per_call(sides, args.rounds, args.seconds)
+    print(f"\n{name}, batch {batch}")
+    measure.print_comparison(times, OURS, [n for n in times if "int8" not in n])
+
+
+def packed_side(binary: Any, x: Any) -> Callable[[], object]:
+    import jax
+    import jax.numpy as jnp
+
+    import xnor_jax as xnor
+
+    packed = xnor.pack(binary)
+    predict = jax.jit(lambda x: packed(x))
+    given = jnp.asarray(x)
+    expected, logits = binary(given), predict(given)
+    error = jnp.abs(logits - expected).max() / jnp.abs(expected).max()
+    if error > 1e-4:
+        sys.exit(f"{OURS}: differs from the library's binary model by {error:.1e}")
+
+    def run() -> object:
+        return jax.block_until_ready(predict(given))
+
+    return run
+
+
+def peer_sides(
+    twin: Any, x: Any, folder: Path, args: argparse.Namespace
+) -> dict[str, Callable[[], object]]:
+    """The float twin in other hands, checked against the library's own."""
+    import numpy as np
+    import peers
+
+    first = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    floats, int8 = folder / "float.onnx", folder / "int8.onnx"
+    peers.export(peers.twin(twin), first, floats)
+    peers.quantize(floats, int8, first)
+    makers = {
+        "torch eager": lambda: peers.eager(peers.twin(twin), first, last=False),
+        "torch eager, channels last": lambda: peers.eager(
+            peers.twin(twin), first, last=True
+        ),
+        "torch.compile": lambda: peers.compiled(peers.twin(twin), first),
+        "ONNX Runtime": lambda: peers.session(floats, first, args.threads),
+        "ONNX Runtime, int8": lambda: peers.session(int8, first, args.threads),
+    }
+    sides = {}
+    expected = np.asarray(twin(x))
+    for name, make in makers.items():
+        if any(word in name for word in args.skip):
+            continue
+        try:
+            side = make()
+        except Exception as error:  # such as no compiler for torch.compile
+            print(f"{name} left out: {str(error).splitlines()[0]}")
+            continue
+        error = np.abs(side() - expected).max() / np.abs(expected).max()
+        if error > (0.3 if "int8" in name else 1e-3):
+            sys.exit(f"{name}: differs from the library's float model by {error:.1e}")
+        sides[name] = side
+    return sides
+
+
+def stages(name: str, binary: Any, batch: int, args: argparse.Namespace) -> None:
+    """Print what each stage of the packed network takes, compiled alone."""
+    import jax
+    import jax.numpy as jnp
+
+    import xnor_jax as xnor
+
+    packed = xnor.pack(binary)
+    value: Any = jnp.asarray(images(binary, batch))
+    sides = {"whole network": packed_side(binary, value)}
+    labels = {"whole network": ""}
+    for index, stage in enumerate(packed.stages):
+        run = jax.jit(lambda x, stage=stage: stage(x, packed.backend))
+        label = f"{index} {stage.name or '-'} ({type(stage).__name__})"
+
+        def side(run=run, value=value) -> object:
+            return jax.block_until_ready(run(value))
+
+        sides[label] = side
+        labels[label] = f"{shape_of(value)} → "
+        value = run(value)
+        labels[label] += shape_of(value)
+    nothing = jax.jit(lambda x: x + 1)
+    one = jnp.zeros(1)
+    sides["a call of nothing"] = lambda: jax.block_until_ready(nothing(one))
+    labels["a call of nothing"] = ""
+    times = measure.per_call(sides, args.rounds, args.seconds)
+    print(f"\n{name}, batch {batch}, stage by stage, each compiled and called alone")
+    print("| stage | in → out | µs a call: median | min | max |")
+    print("|---|---|---|---|---|")
+    for label, values in times.items():
+        spread = [f"{1e6 * value:.1f}" for value in measure.Spread.of(values)]
+        print(f"| {label} | {labels[label]} | {' | '.join(spread)} |", flush=True)
+
+
+def shape_of(value: Any) -> str:
+    kind = "bits" if hasattr(value, "words") else str(value.dtype)
+    return f"{kind} {'×'.join(map(str, value.shape[1:]))}"
+
+
+def sizes(binary: Any) -> str:
+    """The file's size beside the parameters' in float32."""
+    import jax
+    from flax import nnx
+
+    import xnor_jax as xnor
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.xnor"
+        xnor.save(path, xnor.pack(binary))
+        small = os.path.getsize(path)
+    state = nnx.state(binary, nnx.Any(nnx.Param, nnx.BatchStat))
+    parameters = sum(x.size for x in jax.tree.leaves(nnx.state(binary, nnx.Param)))
+    everything = sum(x.size for x in jax.tree.leaves(state))
+    return (
+        f"file {small} bytes; parameters in float32 {4 * parameters} bytes, "
+        f"1/{4 * parameters / small:.2f}; with BatchNorm's averages "
+        f"{4 * everything} bytes, 1/{4 * everything / small:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

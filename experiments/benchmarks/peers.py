@@ -1,0 +1,189 @@
+"""A network's float twin, and what runs it: PyTorch and ONNX Runtime.
+
+The twin is read off the library's own network, layer by layer, with its kernels: both
+compute the same, and `packed_networks.py` holds them to the library's float model.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Compiling in this process: a pool of compilers would take cores from what is measured.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from flax import nnx
+from torch import nn
+
+from xnor_jax import layers
+from xnor_jax.convolution import explicit_padding
+from xnor_jax.nn import BinaryConv, BinaryLinear, XnorBlock
+
+
+def twin(model: Any) -> nn.Module:
+    """The library's float model (`binary=False`) in PyTorch, for images NCHW."""
+    steps: list[nn.Module] = []
+    shape = (1, *model.image_shape)
+    x = np.zeros(shape, np.float32)
+    for layer in model.layers():
+        steps += _read(layer, x.shape)
+        x = layer(x)
+    net = nn.Sequential(*steps).eval()
+    return net.requires_grad_(False)
+
+
+def _read(layer: Any, shape: tuple[int, ...]) -> list[nn.Module]:
+    match layer:
+        case XnorBlock():
+            flat = isinstance(layer.layer, BinaryLinear)
+            product = (
+                _dense(layer.layer, shape) if flat else [_conv(layer.layer, shape)]
+            )
+            relu = [nn.ReLU(inplace=True)] if layer.relu else []
+            return [_norm(layer.norm), *product, *relu]
+        case nnx.BatchNorm():
+            return [_norm(layer)]
+        case nnx.Conv():
+            return [_conv(layer, shape)]
+        case nnx.Linear():
+            return _dense(layer, shape)
+        case layers.MaxPool() | layers.AvgPool():
+            window, strides, pads = layer.geometry(shape[1:-1])
+            before = tuple(pad[0] for pad in pads)
+            if isinstance(layer, layers.MaxPool):
+                return [nn.MaxPool2d(window, strides, before)]
+            return [nn.AvgPool2d(window, strides, before)]
+        case layers.GlobalAveragePool():
+            return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        case _ if layer is nnx.relu:
+            return [nn.ReLU(inplace=True)]
+    raise TypeError(f"no twin of {layer}")
+
+
+def _conv(layer: nnx.Conv | BinaryConv, shape: tuple[int, ...]) -> nn.Conv2d:
+    kernel = np.asarray(layer.kernel[...])
+    *window, channels, features = kernel.shape
+    unit = (1, 1)
+    pads = explicit_padding(layer.padding, shape[1:-1], window, unit, unit)
+    before = tuple(pad[0] for pad in pads)
+    conv = nn.Conv2d(channels, features, tuple(window), padding=before)
+    _set(conv.weight, kernel.transpose(3, 2, 0, 1))
+    _set(conv.bias, layer.bias[...])
+    return conv
+
+
+def _dense(layer: nnx.Linear | BinaryLinear, shape: tuple[int, ...]) -> list[nn.Module]:
+    kernel = np.asarray(layer.kernel[...])
+    features = kernel.shape[-1]
+    # Its features are (H, W, C), PyTorch's (C, H, W).
+    order = range(len(shape) - 1)
+    back = np.roll(order, 1).tolist()
+    rows = kernel.reshape(*shape[1:], features).transpose(*back, len(shape) - 1)
+    dense = nn.Linear(kernel.shape[0], features)
+    _set(dense.weight, rows.reshape(-1, features).T)
+    _set(dense.bias, layer.bias[...])
+    return [nn.Flatten(), dense] if len(shape) > 2 else [dense]
+
+
+def _norm(layer: nnx.BatchNorm) -> nn.BatchNorm2d:
+    affine = layer.scale is not None
+    norm = nn.BatchNorm2d(layer.num_features, eps=layer.epsilon, affine=affine)
+    _set(norm.running_mean, layer.mean[...])
+    _set(norm.running_var, layer.var[...])
+    if affine:
+        _set(norm.weight, layer.scale[...])
+        _set(norm.bias, layer.bias[...])
+    return norm
+
+
+@torch.no_grad()
+def _set(tensor: torch.Tensor | None, values: Any) -> None:
+    assert tensor is not None
+    tensor.copy_(torch.tensor(np.array(values)))
+
+
+def eager(net: nn.Module, images: np.ndarray, last: bool) -> Callable[[], np.ndarray]:
+    """PyTorch as it is, channels first or last in memory."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    net = net.to(memory_format=layout)
+    x = torch.tensor(images).to(memory_format=layout)
+
+    @torch.inference_mode()
+    def run() -> np.ndarray:
+        return net(x).numpy()
+
+    return run
+
+
+def compiled(net: nn.Module, images: np.ndarray) -> Callable[[], np.ndarray]:
+    """`torch.compile` with frozen weights: it folds them into layouts of its own."""
+    x = torch.tensor(images)
+    fast = torch.compile(net, options={"freezing": True})
+
+    @torch.no_grad()
+    def run() -> np.ndarray:
+        return fast(x).numpy()
+
+    run()
+    return run
+
+
+def export(net: nn.Module, images: np.ndarray, path: Path) -> None:
+    """Write the network as ONNX, for batches of this size."""
+    torch.onnx.export(
+        net,
+        (torch.tensor(images),),
+        path,
+        input_names=["images"],
+        opset_version=17,
+        dynamo=False,
+    )
+
+
+class _Calibration:
+    """Batches of images, for the ranges of activations."""
+
+    def __init__(self, images: np.ndarray, batches: int):
+        rng = np.random.default_rng(1)
+        shape = (batches, *images.shape)
+        self.left = iter(rng.standard_normal(shape, np.float32))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self.left, None)
+        return None if batch is None else {"images": batch}
+
+
+def quantize(source: Path, target: Path, images: np.ndarray) -> None:
+    """Static int8: 8-bit weights a channel, 8-bit activations, from random images."""
+    from onnxruntime import quantization as q
+
+    class Reader(_Calibration, q.CalibrationDataReader):
+        pass
+
+    prepared = source.with_suffix(".prepared.onnx")
+    q.shape_inference.quant_pre_process(source, prepared)
+    q.quantize_static(
+        prepared,
+        target,
+        Reader(images, batches=max(1, 32 // len(images))),
+        per_channel=True,
+        activation_type=q.QuantType.QUInt8,
+        weight_type=q.QuantType.QInt8,
+    )
+
+
+def session(path: Path, images: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
+    """ONNX Runtime on its CPU provider."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    run_on = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run() -> np.ndarray:
+        return run_on.run(None, {"images": images})[0]
+
+    return run

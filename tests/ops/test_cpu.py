@@ -176,7 +176,9 @@ def test_signs_on_every_instruction_set(rows, channels, seed):
     negative = x < np.float32(
         -1.1e-38
     )  # a subnormal number is a zero, as in XLA on CPU
-    for y in on_every_instruction_set(lambda: cpu.pack(jnp.asarray(x))).values():
+    for y in on_every_instruction_set(
+        lambda: ops.sign_bits(x, backend="cpu").words
+    ).values():
         np.testing.assert_array_equal(y, bits_of(negative))
 
 
@@ -272,67 +274,210 @@ def test_environment_forces_an_instruction_set():
         cpu.use_instruction_set("altivec")
 
 
-# Calls that no function of this package makes: the handlers check all the same.
-U32, I64 = jnp.uint32, np.int64
-GOOD = {
-    "x": (1, 4, 4, 1, 2),
-    "kernel": (1, 2, 3, 3, 2, 32),
-    "out": (1, 2, 2, 40),
+def test_a_chain_is_its_operations_one_by_one():
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    flip = lambda n: jnp.asarray(bits_of(rng.random(n) < 0.5))  # noqa: E731
+    ways = [
+        {"strides": (1, 1), "padding": ((2, 2), (1, 2)), "dilation": (1, 1)},
+        {"window": (3, 2), "strides": (2, 2), "padding": ((1, 1), (0, 0))},
+        {"strides": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1)},
+        {"window": (2, 2), "strides": (2, 1), "padding": ((0, 0), (1, 0))},
+    ]
+    real, last = normal(5, 5, 3, 40), normal(70, 10)
+    kernel = ops.pack_kernel(normal(3, 3, 40, 70))
+    first = ops.Threshold(normal(40), flip(40))
+    second = ops.Affine(normal(70), normal(70), relu=True)
+    third, fourth = ops.Threshold(normal(70), flip(70)), ops.Affine(*normal(2, 10))
+    dense = ops.pack_kernel(normal(70, 70))
+    x = normal(3, 20, 20, 3)
+
+    def alone(backend):
+        y = ops.real_conv(x, real, first, **ways[0], backend=backend)
+        y = ops.pool_bits(y, first.flip, **ways[1])
+        y = ops.packed_conv(y, kernel, second, **ways[2], backend=backend)
+        y = ops.sum_pool_bits(y, third, **ways[3], backend=backend)
+        y = ops.packed_matmul(y, dense, second, backend=backend)
+        y = ops.packed_matmul(ops.sign_bits(y), dense, second, backend=backend)
+        y = (y - second.scale) * second.bias + 1
+        return y.mean((1, 2)) @ last * fourth.scale + fourth.bias
+
+    steps = [
+        ops.steps.real_conv(real, first, **ways[0]),
+        ops.steps.pool_bits(first.flip, **ways[1]),
+        ops.steps.conv(kernel, second, **ways[2]),
+        ops.steps.sum_pool_bits(third, **ways[3]),
+        ops.steps.conv(dense, second),
+        ops.steps.pack(),
+        ops.steps.conv(dense, second),
+        ops.steps.norm(second.scale, second.bias, jnp.ones(70)),
+        ops.steps.mean(),
+        ops.steps.flatten(),
+        ops.steps.real_conv(last, fourth),
+    ]
+
+    def chained(x):
+        return ops.run_chain(x, steps, (10,), bits=False)
+
+    for y in on_every_instruction_set(lambda: chained(x)).values():
+        np.testing.assert_allclose(y, alone("cpu"), rtol=1e-5, atol=1e-4)
+    stacked = jax.vmap(chained)(jnp.stack([x, -x]))
+    np.testing.assert_array_equal(stacked[0], chained(x))
+    np.testing.assert_array_equal(stacked[1], chained(-x))
+
+
+# Calls that no function of this package makes: the library checks all the same.
+CONV = {
+    "x": jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.uint32),
+    "arrays": [jax.ShapeDtypeStruct((1, 2, 3, 3, 2, 32), jnp.uint32)],
+    "out": jax.ShapeDtypeStruct((1, 2, 2, 40), jnp.int32),
+    "kind": 0,
+    "epilogue": 0,
+    "channels": 40,
+    "out_channels": 40,
+    "window": [1, 1],
     "strides": [1, 1],
     "padding": [0, 0, 0, 0],
     "dilation": [1, 1],
-    "channels": 40,
-    "out_channels": 40,
 }
+FLOATS = jax.ShapeDtypeStruct((1, 4, 4, 40), jnp.float32)
+BITS = jax.ShapeDtypeStruct((1, 2, 2, 2), jnp.uint32)
+VECTORS = [jax.ShapeDtypeStruct((size,), jnp.float32) for size in (40, 40, 40)]
+FLIP = jax.ShapeDtypeStruct((2,), jnp.uint32)
+REAL = CONV | {
+    "kind": 1,
+    "x": FLOATS,
+    "arrays": [jax.ShapeDtypeStruct((3, 3, 40, 40), jnp.float32)],
+    "out": jax.ShapeDtypeStruct((1, 2, 2, 40), jnp.float32),
+}
+PACK = CONV | {
+    "kind": 2,
+    "x": FLOATS,
+    "arrays": [],
+    "out": jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.uint32),
+}
+POOL = CONV | {"kind": 3, "arrays": [FLIP], "window": [3, 3], "out": BITS}
+SUM_POOL = POOL | {"kind": 4, "x": FLOATS, "arrays": [VECTORS[0], FLIP]}
+NORM = CONV | {"kind": 5, "x": FLOATS, "arrays": VECTORS, "out": FLOATS}
+MEAN = NORM | {
+    "kind": 6,
+    "arrays": [],
+    "out": jax.ShapeDtypeStruct((1, 1, 1, 40), jnp.float32),
+}
+FLAT = MEAN | {"kind": 7, "out": jax.ShapeDtypeStruct((1, 1, 1, 640), jnp.float32)}
 
 
-def call(**changed):
-    given = {**GOOD, **changed}
-    attributes = {
-        name: np.array(given[name], I64) for name in ("strides", "padding", "dilation")
-    } | {name: I64(given[name]) for name in ("channels", "out_channels")}
-    out = jax.ShapeDtypeStruct(given["out"], jnp.int32)
-    y = jax.ffi.ffi_call("xnor_jax_binary_conv_sums", out)(
-        jnp.zeros(given["x"], U32), jnp.zeros(given["kernel"], U32), **attributes
+def call(*steps, cut=0):
+    def numbers(step):
+        scalars = [step["kind"], step["epilogue"], 0]
+        scalars += [step["channels"], step["out_channels"]]
+        axes = ("window", "strides", "padding", "dilation")
+        return scalars + [number for name in axes for number in step[name]]
+
+    def zeros(spec):
+        return jnp.zeros(spec.shape, spec.dtype)
+
+    attribute = [number for step in steps for number in numbers(step)]
+    arrays = [zeros(array) for step in steps for array in step["arrays"]]
+    y = jax.ffi.ffi_call("xnor_jax_run", steps[-1]["out"])(
+        zeros(steps[0]["x"]),
+        *arrays,
+        steps=np.array(attribute[: len(attribute) - cut], np.int64),
     )
     return jax.block_until_ready(y)
 
 
-def test_handlers_run_what_fits():
-    assert (np.asarray(call()) == 9 * 40).all()
+def shaped(spec, *shape):
+    return jax.ShapeDtypeStruct(shape, spec.dtype)
+
+
+@pytest.mark.parametrize("step", [CONV, REAL, PACK, POOL, SUM_POOL, NORM, MEAN, FLAT])
+def test_the_library_runs_what_fits(step):
+    y = np.asarray(call(step))
+    assert (y == (9 * 40 if step is CONV else 0)).all()
+
+
+OTHER = {
+    "strides": [[0, 1], [-1, 1], [2**62, 1]],
+    "padding": [[0, 0, 0, -1], [2**62, 2**62, 0, 0]],
+    "dilation": [[0, 1], [2**62, 1]],
+    "window": [[0, 1], [-1, 3], [2**62, 1], [5, 1]],
+    "kind": [-1, 8, 2**40],
+}
+
+
+@pytest.mark.parametrize("step", [CONV, REAL, POOL, SUM_POOL])
+@pytest.mark.parametrize("name", OTHER)
+def test_the_library_refuses_numbers_out_of_range(step, name):
+    pools = step in (POOL, SUM_POOL)
+    if name == ("dilation" if pools else "window"):
+        return  # not read
+    for value in OTHER[name]:
+        with pytest.raises(Exception, match="xnor_jax: "):
+            call(step | {name: value})
+
+
+@pytest.mark.parametrize("step", [CONV, REAL, PACK, POOL, SUM_POOL, NORM, MEAN, FLAT])
+def test_the_library_refuses_buffers_of_other_shapes(step):
+    x, out, arrays = step["x"], step["out"], step["arrays"]
+    other = [
+        {"x": shaped(x, *x.shape[:3])},
+        {"x": shaped(x, *x.shape[:3], 0)},
+        {"x": shaped(x, 0, *x.shape[1:])},
+        {"x": jax.ShapeDtypeStruct(x.shape, jnp.int32)},
+        {"x": jax.ShapeDtypeStruct(x.shape, jnp.float16)},
+        {"out": shaped(out, *out.shape[1:])},
+        {"out": shaped(out, 2, *out.shape[1:])},
+        {"out": shaped(out, *out.shape[:3], out.shape[3] + 1)},
+        {"out": shaped(out, 1, out.shape[1] + 1, *out.shape[2:])},
+        {"out": jax.ShapeDtypeStruct(out.shape, jnp.int16)},
+        {"arrays": [*arrays, FLIP]},
+        *({"arrays": arrays[:i] + arrays[i + 1 :]} for i in range(len(arrays))),
+        *(
+            {"arrays": arrays[:i] + [other] + arrays[i + 1 :]}
+            for i, array in enumerate(arrays)
+            for other in (
+                shaped(array, *array.shape, 1),
+                shaped(array, *array.shape[:-1], array.shape[-1] + 1),
+                shaped(array, *array.shape[:-1], array.shape[-1] - 1),
+                jax.ShapeDtypeStruct(array.shape, jnp.int32),
+            )
+        ),
+    ]
+    if step not in (MEAN, NORM, FLAT, PACK):
+        other += [{"x": shaped(x, 1, 2, *x.shape[2:])}]  # smaller than the window
+    for changed in other:
+        with pytest.raises(Exception, match="xnor_jax: "):
+            call(step | changed)
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"x": (1, 4, 4, 2)},
-        {"x": (1, 4, 4, 1, 1)},
-        {"x": (1, 2, 4, 1, 2)},
-        {"x": (1, 4, 4, 2, 2)},
-        {"kernel": (1, 1, 3, 3, 2, 32)},
-        {"kernel": (1, 2, 3, 3, 2, 16)},
-        {"kernel": (1, 2, 0, 3, 2, 32)},
-        {"kernel": (2, 3, 3, 2, 32)},
-        {"out": (1, 2, 2, 41)},
-        {"out": (1, 3, 2, 40)},
-        {"out": (2, 2, 2, 40)},
-        {"strides": [0, 1]},
-        {"strides": [1]},
-        {"strides": [-1, 1]},
-        {"padding": [0, 0, 0, -1]},
-        {"padding": [0, 0]},
-        {"padding": [2**62, 2**62, 0, 0]},
-        {"dilation": [0, 1]},
-        {"dilation": [2**62, 1]},
-        {"channels": 0},
-        {"channels": 65},
-        {"channels": -40},
-        {"channels": 2**40},
-        {"out_channels": 0},
-        {"out_channels": 65},
-        {"out_channels": 2**40},
+        *({"channels": value} for value in (0, 32, 65, -40, 2**40)),
+        *({"out_channels": value} for value in (0, 32, 65, 2**40)),
+        *({"epilogue": value} for value in (-1, 1, 2, 3)),
+        {"arrays": [jax.ShapeDtypeStruct((1, 2, 0, 3, 2, 32), jnp.uint32)]},
+        {"arrays": [jax.ShapeDtypeStruct((2, 2, 3, 3, 2, 32), jnp.uint32)]},
+        {"x": jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.uint32)},
     ],
 )
-def test_handlers_refuse_what_does_not_fit(changed):
-    with pytest.raises(Exception, match="binary_conv: "):
-        call(**changed)
+def test_the_library_refuses_channels_that_do_not_fit(changed):
+    with pytest.raises(Exception, match="xnor_jax: "):
+        call(CONV | changed)
+
+
+def test_the_library_refuses_chains_that_do_not_fit():
+    fits = [PACK, CONV, NORM | {"x": CONV["out"]}]
+    with pytest.raises(Exception, match="xnor_jax: expected floats"):
+        call(*fits)  # a norm of integers
+    with pytest.raises(Exception, match="xnor_jax: expected words of signs"):
+        call(NORM, CONV)
+    with pytest.raises(Exception, match="xnor_jax: expected words of one pixel"):
+        call(PACK, FLAT)
+    with pytest.raises(Exception, match="xnor_jax: expected a number of whole steps"):
+        call(PACK, cut=1)
+    with pytest.raises(Exception, match="xnor_jax: expected a number of whole steps"):
+        call(PACK, cut=15)
+    y = np.asarray(call(PACK, CONV))
+    assert (y == 9 * 40).all()

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from xnor_jax.deploy import plain, reading
 from xnor_jax.deploy.building import build
 from xnor_jax.deploy.encoding import stored_bytes
 from xnor_jax.deploy.report import Report, report
+from xnor_jax.deploy.running import run_chained, run_stages
 from xnor_jax.deploy.stages import Spec, Stage, static
 from xnor_jax.ops import backends
 
@@ -126,10 +128,12 @@ class PackedModel:
 
 @jax.jit
 def _run(packed: PackedModel, x: jax.Array) -> Any:
-    value: Any = x
-    for stage in packed.stages:
-        value = stage(value, packed.backend)
-    return value
+    if packed._is_plain or x.size == 0:
+        return run_stages(packed.stages, x, packed.backend)
+    backend = backends.resolve("PackedModel", packed.backend)
+    plain = partial(run_stages, backend="xla" if backend == "auto" else backend)
+    chained = partial(run_chained, backend=backend)
+    return backends.choose(backend, chained, plain, packed.stages, x)
 
 
 def pack(

@@ -56,6 +56,10 @@ class Stage:
         """Map a batch of what `out` takes to a batch of what it gives."""
         raise NotImplementedError
 
+    def step(self) -> ops.steps.Step | None:
+        """The same for the compiled backend, if it can run it among others."""
+        return None
+
     @property
     def weights(self) -> int:
         """How many weights of a kernel the stage holds."""
@@ -150,6 +154,12 @@ class RealConv(_Conv):
         y = ops.apply_epilogue(convolution.dot(x, self.kernel), self.epilogue)
         return Bits(y, self.shape[-1]) if self._to_bits() else y
 
+    def step(self) -> ops.steps.Step | None:
+        """One group, at most two spatial axes."""
+        if self.groups > 1 or self.kernel.ndim > 4:
+            return None
+        return ops.steps.real_conv(self.kernel, self.epilogue, **self._geometry)
+
 
 class _OnBits(_Conv):
     kernel: PackedKernel
@@ -196,6 +206,12 @@ class PackedConv(_OnBits):
     def __call__(self, x: Bits, backend: str) -> Value:
         """Map bits `[N, *spatial, C]` to floats or bits."""
         return self.product(x, self.epilogue, backend)
+
+    def step(self) -> ops.steps.Step | None:
+        """Groups of whole words, at most two spatial axes."""
+        if len(self.kernel.window) > 2 or not self.kernel.whole_words:
+            return None
+        return ops.steps.conv(self.kernel, self.epilogue, **self._geometry)
 
 
 @jax.tree_util.register_dataclass
@@ -267,6 +283,12 @@ class BitsPool(_Pool):
         """Map bits `[N, *spatial, C]` to bits `[N, *out, C]`."""
         return ops.pool_bits(x, self.flip, **pool_geometry(self))
 
+    def step(self) -> ops.steps.Step | None:
+        """At most two spatial axes."""
+        if len(self.window) > 2:
+            return None
+        return ops.steps.pool_bits(self.flip, **pool_geometry(self))
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +314,10 @@ class SumPool(_Pool):
         return ops.sum_pool_bits(
             x, self.threshold, **pool_geometry(self), backend=backend
         )
+
+    def step(self) -> ops.steps.Step:
+        """Of two spatial axes, as it always has."""
+        return ops.steps.sum_pool_bits(self.threshold, **pool_geometry(self))
 
 
 @jax.tree_util.register_dataclass
@@ -342,6 +368,10 @@ class Norm(Stage):
         """Map float32 `[..., C]` to the same shape."""
         return (x - self.mean) * self.scale + self.bias
 
+    def step(self) -> ops.steps.Step:
+        """Channel by channel."""
+        return ops.steps.norm(self.mean, self.scale, self.bias)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -374,6 +404,10 @@ class Sign(Stage):
         """Map floats to bits of the same shape."""
         return ops.sign_bits(x, backend=backend)
 
+    def step(self) -> ops.steps.Step:
+        """Number by number."""
+        return ops.steps.pack()
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -389,6 +423,10 @@ class Mean(Stage):
     def __call__(self, x: jax.Array, backend: str) -> jax.Array:
         """Map `[N, *spatial, C]` to `[N, C]`."""
         return layers.GlobalAveragePool()(x)
+
+    def step(self) -> ops.steps.Step:
+        """Over all positions in order."""
+        return ops.steps.mean()
 
 
 @jax.tree_util.register_dataclass
@@ -409,6 +447,10 @@ class Flatten(Stage):
         if isinstance(x, Bits):
             return Bits(layers.Flatten()(x.words), x.size)
         return layers.Flatten()(x)
+
+    def step(self) -> ops.steps.Step:
+        """The same numbers."""
+        return ops.steps.flatten()
 
 
 def check(spec: Spec, *, bits: bool) -> Spec:

@@ -9,7 +9,9 @@ All of it runs under `jit`, `vmap` and `shard_map`. Where arrays are sharded, ca
 
 from xnor_jax.ops.backends import available_backends
 from xnor_jax.ops.bits import Bits, pack_bits, unpack_bits
+from xnor_jax.ops.chain import run_chain
 from xnor_jax.ops.conv import binary_conv
+from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel, pack_kernel, unpack_kernel
 from xnor_jax.ops.matmul import binary_matmul
@@ -39,7 +41,9 @@ __all__ = [
     "packed_matmul",
     "pool_bits",
     "real_conv",
+    "run_chain",
     "sign_bits",
+    "steps",
     "sum_pool_bits",
     "unpack_bits",
     "unpack_kernel",

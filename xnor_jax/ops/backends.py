@@ -1,6 +1,5 @@
 """Which backend computes: all give the same integers, so only speed depends on it."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from math import prod
@@ -14,8 +13,9 @@ from xnor_jax import convolution
 from xnor_jax.ops import bits, cpu, xla
 from xnor_jax.ops import float as floats
 from xnor_jax.ops._geometry import Geometry
-from xnor_jax.ops.bits import WORD
-from xnor_jax.ops.epilogue import Epilogue, Sums, Threshold, apply_epilogue
+from xnor_jax.ops.bits import WORD, words_for
+from xnor_jax.ops.cpu import steps
+from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel
 
 NAMES = ("float", "xla", "cpu")
@@ -78,11 +78,49 @@ def pack(backend: str, x: jax.Array) -> jax.Array:
       backend: What `resolve` gave.
       x: Real numbers.
     """
-    # A float64 would have to be rounded to float32 first, to 0 if it is small.
-    narrow = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits <= 32
-    if backend not in ("auto", "cpu") or not narrow or x.size == 0:
+    if not _compiles(backend, x):
         return bits.pack_signs(x)
-    return _run(backend, cpu.pack, bits.pack_signs, x.astype(jnp.float32))
+
+    def compiled(x):
+        rows = x.reshape(-1, x.shape[-1])
+        words = cpu.run(rows, [steps.pack()], (), words_for(x.shape[-1]), jnp.uint32)
+        return words.reshape(*x.shape[:-1], -1)
+
+    return choose(backend, compiled, bits.pack_signs, x.astype(jnp.float32))
+
+
+def conv_signs(
+    backend: str, x: jax.Array, kernel: PackedKernel, geometry: Geometry
+) -> jax.Array:
+    """The sums of a convolution of signs that are not packed yet, by the backend.
+
+    Args:
+      backend: What `resolve` gave.
+      x: Real numbers `[N, *spatial, C]`; their signs are taken.
+      kernel: The packed kernel.
+      geometry: The window's way over the image.
+
+    Returns:
+      int32 `[N, *out, C_out]`.
+
+    Raises:
+      ValueError: If a filter has more weights than sums of 32 bits can count.
+    """
+    grouped = x.reshape(*x.shape[:-1], kernel.groups, kernel.in_features)
+    if not (_compiles(backend, x) and kernel.whole_words):
+        words = pack(backend, grouped)
+        return conv_words(backend, words, kernel, Sums(), geometry)
+    _check_filter(kernel)
+
+    def compiled(x, kernel):
+        both = [steps.pack(), steps.conv(kernel, Sums(), **_options(geometry))]
+        return cpu.run(x, both, geometry.out, kernel.out_features, jnp.int32)
+
+    def plain(x, kernel):
+        words = bits.pack_signs(x.reshape(grouped.shape))
+        return xla.conv_words(words, kernel, Sums(), **_options(geometry))
+
+    return choose(backend, compiled, plain, x.astype(jnp.float32), kernel)
 
 
 def conv_words(
@@ -110,27 +148,22 @@ def conv_words(
     if words.size == 0:
         shape = (words.shape[0], *geometry.out, kernel.out_features)
         return apply_epilogue(jnp.zeros(shape, jnp.int32), epilogue)
-    weights = prod(geometry.window) * kernel.in_features
-    if weights > _LARGEST_FILTER:
-        raise ValueError(
-            f"expected a filter of at most {_LARGEST_FILTER} weights, for sums of 32 "
-            f"bits, got {weights}"
-        )
-    options = {
-        "strides": geometry.strides,
-        "padding": geometry.padding,
-        "dilation": geometry.dilation,
-    }
+    _check_filter(kernel)
+    options = _options(geometry)
     if backend == "float":
         return floats.conv_words(words, kernel, epilogue, **options)
-    return _run(
-        backend,
-        partial(_conv_words_on_cpu, **options),
-        partial(xla.conv_words, **options),
-        words,
-        kernel,
-        epilogue,
-    )
+
+    def compiled(words, kernel, epilogue):
+        # Its thresholds make whole words of a group: others would share one.
+        each = kernel.out_features // kernel.groups
+        if isinstance(epilogue, Threshold) and kernel.groups > 1 and each % WORD:
+            return apply_epilogue(compiled(words, kernel, Sums()), epilogue)
+        x = words.reshape(*words.shape[:-2], -1)
+        step = steps.conv(kernel, epilogue, **options)
+        return _run(x, step, epilogue, jnp.int32, geometry.out, kernel.out_features)
+
+    plain = partial(xla.conv_words, **options)
+    return choose(backend, compiled, plain, words, kernel, epilogue)
 
 
 def real_conv(
@@ -154,11 +187,7 @@ def real_conv(
     Returns:
       float32 `[N, *out, C_out]`, or uint32 `[N, *out, ceil(C_out / 32)]`.
     """
-    options = {
-        "strides": geometry.strides,
-        "padding": geometry.padding,
-        "dilation": geometry.dilation,
-    }
+    options = _options(geometry)
 
     def plain(x, kernel, epilogue):
         acc = convolution.conv(x, kernel, groups=groups, **options)
@@ -166,8 +195,12 @@ def real_conv(
 
     if backend not in ("auto", "cpu") or x.size == 0:
         return plain(x, kernel, epilogue)
-    compiled = partial(cpu.real_conv, **options)
-    return _run(backend, compiled, plain, x, kernel, epilogue)
+
+    def compiled(x, kernel, epilogue):
+        step = steps.real_conv(kernel, epilogue, **options)
+        return _run(x, step, epilogue, jnp.float32, geometry.out, kernel.shape[-1])
+
+    return choose(backend, compiled, plain, x, kernel, epilogue)
 
 
 def sum_pool_bits(
@@ -192,51 +225,67 @@ def sum_pool_bits(
     plain = partial(xla.sum_pool_bits, **options)
     if backend not in ("auto", "cpu") or x.size == 0:
         return plain(x, threshold)
-    compiled = partial(cpu.sum_pool_bits, **options)
-    return _run(backend, compiled, plain, x, threshold)
+
+    def compiled(x, threshold):
+        step = steps.sum_pool_bits(threshold, **options)
+        return _run(x, step, threshold, jnp.float32, geometry.out, x.shape[-1])
+
+    return choose(backend, compiled, plain, x, threshold)
 
 
-def _run(backend: str, compiled: Function, plain: Function, *args: Any) -> jax.Array:
+def choose(backend: str, compiled: Function, plain: Function, *args: Any) -> Any:
+    """The call of a compiled function, or of the plain one that computes the same.
+
+    Args:
+      backend: What `resolve` gave: `"auto"`, `"cpu"`, or one without compiled code.
+      compiled: Calls `cpu.run`.
+      plain: JAX for any platform.
+      *args: What both take.
+    """
     if backend == "cpu":
-        return _call(compiled, *args)
+        return compiled(*args)
     if backend == "auto":
         # A program for another platform must not hold the CPU call.
-        return lax.platform_dependent(
-            *args, cpu=partial(_call, compiled), default=plain
-        )
+        return lax.platform_dependent(*args, cpu=compiled, default=plain)
     return plain(*args)
 
 
-def _call(compiled: Function, *args: Any) -> jax.Array:
-    """A call whose result varies over the mesh axes of its arguments, in shard_map."""
-    y = compiled(*args)
-    missing = _varying(args) - _varying(y)
-    return lax.pcast(y, tuple(missing), to="varying") if missing else y
+def _compiles(backend: str, x: jax.Array) -> bool:
+    # A float64 would have to be rounded to float32 first, to 0 if it is small.
+    narrow = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits <= 32
+    return backend in ("auto", "cpu") and narrow and x.size > 0
 
 
-def _varying(tree: Any) -> frozenset[Any]:
-    axes = (jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(tree))
-    return frozenset().union(*axes)
+def _check_filter(kernel: PackedKernel) -> None:
+    weights = prod(kernel.window) * kernel.in_features
+    if weights > _LARGEST_FILTER:
+        raise ValueError(
+            f"expected a filter of at most {_LARGEST_FILTER} weights, for sums of 32 "
+            f"bits, got {weights}"
+        )
 
 
-def _conv_words_on_cpu(words, kernel, epilogue, *, strides, padding, dilation):
-    """The compiled convolution has two spatial axes: unit axes stand for the others."""
-    missing = _LARGEST_CPU_RANK - len(strides)
-    units, after = (1,) * missing, 1 + len(strides)
-    words = jnp.expand_dims(words, range(after, after + missing))
-    packed = jnp.expand_dims(kernel.words, range(after + 1, after + 1 + missing))
-    # Its thresholds make whole words of a group: others would share one.
-    each = kernel.out_features // kernel.groups
-    fused = (
-        not isinstance(epilogue, Threshold) or kernel.groups == 1 or each % WORD == 0
-    )
-    y = cpu.conv_words(
-        words,
-        dataclasses.replace(kernel, words=packed),
-        epilogue if fused else Sums(),
-        strides=(*strides, *units),
-        padding=(*padding, *(((0, 0),) * missing)),
-        dilation=(*dilation, *units),
-    )
-    y = jnp.squeeze(y, range(after, after + missing))
-    return y if fused else apply_epilogue(y, epilogue)
+def _options(geometry: Geometry) -> dict[str, Any]:
+    return {
+        "strides": geometry.strides,
+        "padding": geometry.padding,
+        "dilation": geometry.dilation,
+    }
+
+
+def _run(
+    x: jax.Array,
+    step: steps.Step,
+    epilogue: Epilogue,
+    sums: type,
+    spatial: tuple[int, ...],
+    features: int,
+) -> jax.Array:
+    match epilogue:
+        case Sums():
+            depth, dtype = features, sums
+        case Affine():
+            depth, dtype = features, jnp.float32
+        case Threshold():
+            depth, dtype = words_for(features), jnp.uint32
+    return cpu.run(x, [step], spatial, depth, dtype)

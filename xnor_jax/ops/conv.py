@@ -127,6 +127,4 @@ def _binary_conv(x, kernel, *, way: Geometry, groups: int, backend: str) -> jax.
             dilation=way.dilation,
             groups=groups,
         )
-    x = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
-    words, packed = backends.pack(backend, x), pack_kernel(kernel, groups)
-    return backends.conv_words(backend, words, packed, Sums(), way)
+    return backends.conv_signs(backend, x, pack_kernel(kernel, groups), way)

@@ -42,6 +42,12 @@ class PackedKernel:
         """The spatial sizes, `()` for a dense kernel."""
         return tuple(self.words.shape[2:-2])
 
+    @property
+    def whole_words(self) -> bool:
+        """Whether each group's channels begin at a word, on both sides."""
+        each = self.out_features // self.groups
+        return self.groups == 1 or (self.in_features % WORD == 0 == each % WORD)
+
 
 def pack_kernel(kernel: ArrayLike, groups: int = 1) -> PackedKernel:
     """The signs of a kernel as bits.

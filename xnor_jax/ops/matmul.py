@@ -68,6 +68,5 @@ def _binary_matmul(a, b, *, backend: str) -> jax.Array:
             dilation=(),
         )
     else:
-        words = backends.pack(backend, rows)[:, None]
-        acc = backends.conv_words(backend, words, pack_kernel(b), Sums(), DENSE)
+        acc = backends.conv_signs(backend, rows, pack_kernel(b), DENSE)
     return acc.reshape(*a.shape[:-1], b.shape[-1])

@@ -9,6 +9,7 @@ library, such as one built under a sanitizer.
 
 import ctypes
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,28 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xnor_jax.convolution import Pads
-from xnor_jax.ops.epilogue import (
-    Affine,
-    Epilogue,
-    Sums,
-    Threshold,
-    apply_epilogue,
-)
-from xnor_jax.ops.kernel import PackedKernel
+from xnor_jax.ops.cpu.steps import Step
 
 LIBRARY = "libxnor_jax_cpu.so"
-
-_TARGETS = (
-    "binary_conv_sums",
-    "binary_conv_affine",
-    "binary_conv_threshold",
-    "real_conv_sums",
-    "real_conv_affine",
-    "real_conv_threshold",
-    "pack_bits",
-    "sum_pool_bits",
-)
 
 
 def is_available() -> bool:
@@ -85,159 +67,44 @@ def use_instruction_set(name: str) -> None:
         )
 
 
-def conv_words(
-    words: jax.Array,
-    kernel: PackedKernel,
-    epilogue: Epilogue,
-    *,
-    strides: tuple[int, ...],
-    padding: Pads,
-    dilation: tuple[int, ...],
-) -> jax.Array:
-    """The convolution of signs on words, of rank 2, with its epilogue fused.
-
-    Args:
-      words: uint32 `[N, H, W, G, Cw]`.
-      kernel: The packed kernel, of `G` groups and `Cw` words a tap.
-      epilogue: What becomes of the sums.
-      strides: Two.
-      padding: Two pairs, 0 or more; outside taps add 0 to the sum.
-      dilation: Two, of the kernel.
-
-    Returns:
-      int32 or float32 `[N, *out, C_out]`, or uint32 `[N, *out, ceil(C_out / 32)]`.
-    """
-    spare = kernel.out_features // kernel.groups % 32
-    if isinstance(epilogue, Threshold) and kernel.groups > 1 and spare:
-        # A group's bits do not start at a word.
-        way = {"strides": strides, "padding": padding, "dilation": dilation}
-        return apply_epilogue(conv_words(words, kernel, Sums(), **way), epilogue)
-    out = _out_shape(
-        words.shape[1:3], kernel.words.shape[2:4], strides, padding, dilation
-    )
-    attributes = _geometry(strides, padding, dilation) | {
-        "channels": np.int64(kernel.in_features),
-        "out_channels": np.int64(kernel.out_features),
-    }
-    return _conv(
-        "binary_conv",
-        jnp.int32,
-        (words, kernel.words),
-        kernel.out_features,
-        epilogue,
-        out,
-        attributes,
-    )
-
-
-def real_conv(
+def run(
     x: jax.Array,
-    kernel: jax.Array,
-    epilogue: Epilogue,
-    *,
-    strides: tuple[int, ...],
-    padding: Pads,
-    dilation: tuple[int, ...],
+    steps: Sequence[Step],
+    spatial: tuple[int, ...],
+    depth: int,
+    dtype: Any,
 ) -> jax.Array:
-    """A convolution of float32 numbers, of rank 2, with its epilogue fused.
-
-    Each sum runs over the window in order, with fused multiply-adds where the processor
-    has them.
+    """A chain of operations in one call, each on what the one before gave.
 
     Args:
-      x: float32 `[N, H, W, C]`.
-      kernel: float32 `[kh, kw, C, C_out]`.
-      epilogue: What becomes of the sums.
-      strides: Two.
-      padding: Two pairs of 0 or more zeros.
-      dilation: Two, of the kernel.
+      x: Floats or words `[N, *spatial, depth]`, at most two spatial axes, not empty.
+      steps: At least one.
+      spatial: The result's spatial sizes.
+      depth: Its channels, or words.
+      dtype: Its dtype: float32, int32 (sums) or uint32 (words).
 
     Returns:
-      float32 `[N, *out, C_out]`, or uint32 `[N, *out, ceil(C_out / 32)]`.
+      What the last step gives, `[N, *spatial, depth]`.
     """
-    out = _out_shape(x.shape[1:3], kernel.shape[:2], strides, padding, dilation)
-    return _conv(
-        "real_conv",
-        jnp.float32,
-        (x, kernel),
-        kernel.shape[-1],
-        epilogue,
-        out,
-        _geometry(strides, padding, dilation),
-    )
+    numbers = np.array([number for step in steps for number in step.numbers], np.int64)
+
+    def call(x, *arrays):
+        sizes = (*spatial, *(1,) * (2 - len(spatial)))
+        out = jax.ShapeDtypeStruct((len(x), *sizes, depth), dtype)
+        return jax.ffi.ffi_call("xnor_jax_run", out)(x, *arrays, steps=numbers)
+
+    arrays = [array for step in steps for array in step.arrays]
+    units = range(x.ndim - 1, 3)
+    y = _over_images(call)(jnp.expand_dims(x, units), *arrays)
+    y = y.reshape(len(y), *spatial, depth)
+    # In shard_map a result varies over the mesh axes of all that it was made from.
+    missing = _varying(x, *arrays) - _varying(y)
+    return lax.pcast(y, tuple(missing), to="varying") if missing else y
 
 
-def pack(x: jax.Array) -> jax.Array:
-    """Words of the signs of `x`: float32 `[..., C]` to uint32 `[..., ceil(C / 32)]`."""
-    matrix = x.reshape(-1, x.shape[-1])
-    out = jax.ShapeDtypeStruct((len(matrix), -(-x.shape[-1] // 32)), jnp.uint32)
-    words = jax.ffi.ffi_call("xnor_jax_pack_bits", out, vmap_method="sequential")(
-        matrix
-    )
-    return words.reshape(*x.shape[:-1], out.shape[-1])
-
-
-def sum_pool_bits(
-    x: jax.Array,
-    threshold: Threshold,
-    *,
-    window: tuple[int, ...],
-    strides: tuple[int, ...],
-    padding: Pads,
-) -> jax.Array:
-    """The bits of each window's sum: float32 `[N, H, W, C]` to words.
-
-    Args:
-      x: What to sum, row by row; outside the image are zeros.
-      threshold: Of float32.
-      window: Two sizes.
-      strides: Two.
-      padding: Two pairs of 0 or more.
-
-    Returns:
-      uint32 `[N, *out, ceil(C / 32)]`.
-    """
-    spatial = _out_shape(x.shape[1:3], window, strides, padding, (1, 1))
-    attributes = _geometry(strides, padding, (1, 1))
-    del attributes["dilation"]
-    attributes["window"] = np.array(window, np.int64)
-
-    def call(x, *constants):
-        shape = (x.shape[0], *spatial, -(-x.shape[-1] // 32))
-        out = jax.ShapeDtypeStruct(shape, jnp.uint32)
-        return jax.ffi.ffi_call("xnor_jax_sum_pool_bits", out)(
-            x, *constants, **attributes
-        )
-
-    return _over_images(call)(x, threshold.threshold, threshold.flip)
-
-
-def _conv(
-    name: str,
-    sum_dtype: Any,
-    operands: tuple[jax.Array, jax.Array],
-    out_features: int,
-    epilogue: Epilogue,
-    out: tuple[int, int],
-    attributes: dict[str, Any],
-) -> jax.Array:
-    constants: tuple[jax.Array, ...] = ()
-    kind, dtype, depth = "sums", sum_dtype, out_features
-    if isinstance(epilogue, Affine):
-        kind, dtype = "affine", jnp.float32
-        constants = (epilogue.scale, epilogue.bias)
-        attributes = attributes | {"relu": bool(epilogue.relu)}
-    elif isinstance(epilogue, Threshold):
-        kind, dtype, depth = "threshold", jnp.uint32, -(-out_features // 32)
-        constants = (epilogue.threshold.astype(sum_dtype), epilogue.flip)
-
-    def call(x, *rest):
-        result = jax.ShapeDtypeStruct((x.shape[0], *out, depth), dtype)
-        target = f"xnor_jax_{name}_{kind}"
-        return jax.ffi.ffi_call(target, result)(x, *rest, **attributes)
-
-    x, kernel = operands
-    return _over_images(call)(x, kernel, *constants)
+def _varying(*arrays: jax.Array) -> frozenset[Any]:
+    axes = (jax.typeof(array).manual_axis_type.varying for array in arrays)
+    return frozenset().union(*axes)
 
 
 def _over_images(call):
@@ -259,22 +126,6 @@ def _over_images(call):
     return mapped
 
 
-def _geometry(strides, padding, dilation) -> dict[str, Any]:
-    return {
-        "strides": np.array(strides, np.int64),
-        "padding": np.array(padding, np.int64).reshape(-1),
-        "dilation": np.array(dilation, np.int64),
-    }
-
-
-def _out_shape(spatial, window, strides, padding, dilation) -> tuple[int, int]:
-    axes = zip(spatial, window, strides, padding, dilation, strict=True)
-    height, width = (
-        (size + sum(pads) - (k - 1) * d - 1) // s + 1 for size, k, s, pads, d in axes
-    )
-    return height, width
-
-
 @cache
 def _library() -> ctypes.CDLL | None:
     path = os.environ.get("XNOR_JAX_CPU_LIBRARY") or next(
@@ -292,10 +143,7 @@ def _library() -> ctypes.CDLL | None:
         raise RuntimeError(
             f"XNOR_JAX_INSTRUCTION_SET: this processor does not have {name!r}"
         )
-    for target in _TARGETS:
-        jax.ffi.register_ffi_target(
-            f"xnor_jax_{target}",
-            jax.ffi.pycapsule(getattr(library, f"xnor_jax_{target}")),
-            platform="cpu",
-        )
+    jax.ffi.register_ffi_target(
+        "xnor_jax_run", jax.ffi.pycapsule(library.xnor_jax_run), platform="cpu"
+    )
     return library

@@ -1,5 +1,5 @@
 // What an instruction set has to offer, and the jobs it is given. The geometry has been
-// checked by handlers.cc: nothing below looks at a size twice.
+// checked by conv.cc and pointwise.cc: nothing below looks at a size twice.
 #ifndef XNOR_JAX_ENGINE_H_
 #define XNOR_JAX_ENGINE_H_
 

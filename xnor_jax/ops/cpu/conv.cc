@@ -1,0 +1,300 @@
+// Convolutions of signs and of floats: the geometry, the padding and the epilogue's
+// constants, in the form in which the engine wants them.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "geometry.h"
+#include "operation.h"
+#include "select.h"
+
+namespace xnor {
+namespace {
+
+template <class Element>
+struct Of;
+template <>
+struct Of<uint32_t> {
+  using Sum = int32_t;
+  static constexpr ffi::DataType kSum = ffi::S32;
+  static constexpr auto Run() { return &Engine::binary; }
+};
+template <>
+struct Of<float> {
+  using Sum = float;
+  static constexpr ffi::DataType kSum = ffi::F32;
+  static constexpr auto Run() { return &Engine::real; }
+};
+
+// What becomes of the sums. The pointers are to all channels, of every group.
+template <class Sum>
+struct Target {
+  Epilogue epilogue;
+  const float *scale = nullptr, *bias = nullptr;
+  bool relu = false;
+  const Sum* threshold = nullptr;
+  const uint32_t* flip = nullptr;
+};
+
+template <class Element>
+Target<typename Of<Element>::Sum> TakeTarget(const Step& step, int64_t channels,
+                                             Arguments& args) {
+  Require(step.epilogue >= 0 && step.epilogue <= 2, "there is no such epilogue");
+  Target<typename Of<Element>::Sum> target = {static_cast<Epilogue>(step.epilogue)};
+  target.relu = step.relu != 0;
+  if (target.epilogue == Epilogue::kAffine) {
+    target.scale = args.Vector<ffi::F32>(channels);
+    target.bias = args.Vector<ffi::F32>(channels);
+  } else if (target.epilogue == Epilogue::kThreshold) {
+    target.threshold = args.Vector<Of<Element>::kSum>(channels);
+    target.flip = args.Vector<ffi::U32>(WordsFor(channels));
+  }
+  return target;
+}
+
+template <class Element>
+Shape OutShape(const Geometry& g, Epilogue epilogue, int64_t channels) {
+  const bool whole = std::is_same_v<Element, uint32_t>;
+  Shape out = {whole ? Type::kIntegers : Type::kFloats, g.images, g.out_height,
+               g.out_width, channels};
+  if (epilogue == Epilogue::kAffine) out.type = Type::kFloats;
+  if (epilogue == Epilogue::kThreshold)
+    out.type = Type::kWords, out.depth = WordsFor(channels);
+  return out;
+}
+
+// The padded constants of one group's epilogue, which the job points to.
+template <class Element>
+struct Constants {
+  using Sum = typename Of<Element>::Sum;
+  std::vector<float> scale, bias;
+  std::vector<Sum> threshold;
+  std::vector<uint32_t> flip;
+
+  Constants(Job<Element>& job, const Target<Sum>& target, int64_t group, int64_t columns,
+            const Shape& out, void* to) {
+    const int64_t first = group * columns;
+    job.epilogue = target.epilogue;
+    job.columns = columns;
+    job.relu = target.relu;
+    job.out_stride = out.depth;
+    switch (target.epilogue) {
+      case Epilogue::kSums:
+        job.out = static_cast<Sum*>(to) + first;
+        break;
+      case Epilogue::kAffine:
+        job.out = static_cast<float*>(to) + first;
+        scale = Padded(target.scale + first, columns, 0.0f);
+        bias = Padded(target.bias + first, columns, 0.0f);
+        job.scale = scale.data();
+        job.bias = bias.data();
+        break;
+      case Epilogue::kThreshold:  // A group begins at a word.
+        job.out = static_cast<uint32_t*>(to) + first / kPanel;
+        threshold = PaddedThreshold(target.threshold + first, columns);
+        flip = FlipWords(target.flip + first / kPanel, columns);
+        job.threshold = threshold.data();
+        job.flip = flip.data();
+        break;
+    }
+  }
+};
+
+// The images with their zeros around them.
+template <class Element>
+std::vector<Element> WithPadding(Team& team, const Geometry& g, int64_t depth,
+                                 const Element* x) {
+  const int64_t row = g.padded_width * depth, image = g.padded_height * row;
+  std::vector<Element> padded(g.images * image);
+  team.For(g.images, [&](int64_t n) {
+    for (int64_t y = 0; y < g.height; ++y)
+      std::memcpy(padded.data() + n * image + (y + g.top) * row + g.left * depth,
+                  x + (n * g.height + y) * g.width * depth,
+                  g.width * depth * sizeof(Element));
+  });
+  return padded;
+}
+
+// All pixels by all panels.
+template <class Element>
+void RunJob(Team& team, const Job<Element>& job, int64_t pixels, double work) {
+  constexpr int64_t kPixels = 64;  // a task's, where there are enough
+  constexpr double kSmallest = 3e4;  // about a microsecond's
+  const auto run = ChosenEngine().*Of<Element>::Run();
+  const int64_t panels = WordsFor(job.columns), threads = team.threads();
+  if (threads < 2 || work < kSmallest) {
+    run(job, 0, pixels, 0, panels);
+    return;
+  }
+  const int64_t blocks = (pixels + kPixels - 1) / kPixels, wanted = 4 * threads;
+  const int64_t parts = std::min(panels, (wanted + blocks - 1) / blocks);
+  team.For(blocks * parts, [&](int64_t task) {
+    const int64_t block = task / parts, part = task % parts;
+    const int64_t begin = block * kPixels;
+    run(job, begin, std::min(begin + kPixels, pixels), part * panels / parts,
+        (part + 1) * panels / parts);
+  });
+}
+
+template <class Element>
+class Conv : public Operation {
+ public:
+  using Sum = typename Of<Element>::Sum;
+
+  // `depth`: elements of a pixel that a group of output channels sees.
+  Conv(const Geometry& g, int64_t groups, int64_t depth, int64_t out_channels,
+       const Target<Sum>& target, const Element* kernel)
+      : Operation(OutShape<Element>(g, target.epilogue, out_channels)),
+        g_(g), groups_(groups), depth_(depth), columns_(out_channels / groups),
+        target_(target), kernel_(kernel) {
+    const int64_t pixel = Times(groups, depth);
+    Times(Times(g.images, Times(g.padded_height, g.padded_width)), pixel);
+    out.size();  // Both fit into 64 bits.
+    const double taps = static_cast<double>(g.window_height) * g.window_width;
+    work = taps * depth * WordsFor(columns_) * kPanel * groups * g.pixels();
+    loops = 1 + groups;
+  }
+
+  void Run(Team& team, const void* in, void* to) const override {
+    const Geometry& g = g_;
+    const int64_t pixel = groups_ * depth_;
+    const Element* images = static_cast<const Element*>(in);
+    std::vector<Element> padded;
+    if (g.padded()) {
+      padded = WithPadding(team, g, pixel, images);
+      images = padded.data();
+    }
+    Job<Element> job = {};
+    const std::vector<int64_t> offsets = Segments(g, pixel, depth_, job.length);
+    job.pixel_stride = pixel;
+    job.row_stride = g.padded_width * pixel;
+    job.image_stride = g.padded_height * job.row_stride;
+    job.out_height = g.out_height, job.out_width = g.out_width;
+    job.stride_height = g.stride_height, job.stride_width = g.stride_width;
+    job.offsets = offsets.data();
+    job.segments = static_cast<int64_t>(offsets.size());
+    for (int64_t group = 0; group < groups_; ++group) {
+      job.image = images + group * depth_;
+      const Constants<Element> constants(job, target_, group, columns_, out, to);
+      RunGroup(team, job, group);
+    }
+  }
+
+ private:
+  void RunGroup(Team& team, Job<Element>& job, int64_t group) const;
+
+  const Geometry g_;
+  const int64_t groups_, depth_, columns_;
+  const Target<Sum> target_;
+  const Element* const kernel_;
+
+ public:
+  int64_t channels = 0;  // Words only: input channels of a group.
+};
+
+// base[class][column] = bits of the window - what a 0 at each outside tap would add.
+std::vector<int32_t> Base(const Geometry& g, const Classes& y, const Classes& x,
+                          const uint32_t* kernel, int64_t panels, int64_t words,
+                          int64_t channels) {
+  const int64_t taps = g.window_height * g.window_width, columns = panels * kPanel;
+  const int32_t bits = static_cast<int32_t>(taps * channels);
+  std::vector<int32_t> base(y.inside.size() * x.inside.size() * columns, bits);
+  if (!g.padded()) return base;
+  std::vector<int32_t> counts(taps * columns);
+  ChosenEngine().count_taps(kernel, panels, taps, words, counts.data());
+  for (size_t cy = 0; cy < y.inside.size(); ++cy)
+    for (size_t cx = 0; cx < x.inside.size(); ++cx) {
+      int32_t* row = base.data() + (cy * x.inside.size() + cx) * columns;
+      for (int64_t t = 0; t < taps; ++t) {
+        const int64_t i = t / g.window_width, j = t % g.window_width;
+        if (i >= y.inside[cy].first && i < y.inside[cy].second &&
+            j >= x.inside[cx].first && j < x.inside[cx].second)
+          continue;
+        for (int64_t n = 0; n < columns; ++n)
+          row[n] -= static_cast<int32_t>(channels) - 2 * counts[t * columns + n];
+      }
+    }
+  return base;
+}
+
+template <>
+void Conv<uint32_t>::RunGroup(Team& team, Job<uint32_t>& job, int64_t group) const {
+  const int64_t panels = WordsFor(columns_);
+  job.kernel = kernel_ + group * panels * job.segments * job.length * kPanel;
+  const Classes y(g_.height, g_.out_height, g_.window_height, g_.stride_height, g_.top,
+                  g_.dilation_height);
+  const Classes x(g_.width, g_.out_width, g_.window_width, g_.stride_width, g_.left,
+                  g_.dilation_width);
+  const std::vector<int32_t> base = Base(g_, y, x, job.kernel, panels, depth_, channels);
+  job.base = base.data();
+  job.class_y = y.of.data();
+  job.class_x = x.of.data();
+  job.classes_x = static_cast<int64_t>(x.inside.size());
+  RunJob(team, job, g_.pixels(), work / groups_);
+}
+
+// The columns of the kernel in panels.
+template <>
+void Conv<float>::RunGroup(Team& team, Job<float>& job, int64_t) const {
+  const int64_t panels = WordsFor(columns_), rows = job.segments * job.length;
+  std::vector<float> panel(panels * rows * kPanel);
+  for (int64_t p = 0; p < panels; ++p) {
+    const int64_t width = std::min<int64_t>(columns_ - p * kPanel, kPanel);
+    for (int64_t r = 0; r < rows; ++r)
+      std::memcpy(panel.data() + (p * rows + r) * kPanel,
+                  kernel_ + r * columns_ + p * kPanel, width * sizeof(float));
+  }
+  job.kernel = panel.data();
+  RunJob(team, job, g_.pixels(), work);
+}
+
+bool InRange(int64_t size) { return size >= 1 && size <= kLargest; }
+
+}  // namespace
+
+std::unique_ptr<Operation> MakeConv(const Shape& in, const Step& step, Arguments& args) {
+  Require(in.type == Type::kWords, "expected words of signs");
+  const ffi::Buffer<ffi::U32> kernel = args.Next<ffi::U32>();
+  const auto k = kernel.dimensions();
+  Require(k.size() == 6, "expected a kernel of shape [groups, panels, kh, kw, words, 32]");
+  const int64_t window[] = {k[2], k[3]};
+  const Geometry g(in.images, in.height, in.width, window, step.strides, step.padding,
+                   step.dilation);
+  const int64_t groups = k[0], channels = step.channels, out_channels = step.out_channels;
+  Require(InRange(channels) && InRange(out_channels) && InRange(groups) &&
+              out_channels % groups == 0,
+          "the channels are out of range or do not divide into the groups");
+  const int64_t columns = out_channels / groups, words = WordsFor(channels);
+  Require(k[1] == WordsFor(columns) && k[4] == words && k[5] == kPanel,
+          "the kernel has not the shape of its channels");
+  Require(in.depth == Times(groups, words), "the words are not those of the channels");
+  Require(Times(Times(window[0], window[1]), channels) <= kLargest / 2,
+          "the window has too many weights for sums of 32 bits");
+  const Target<int32_t> target = TakeTarget<uint32_t>(step, out_channels, args);
+  Require(target.epilogue != Epilogue::kThreshold || groups == 1 || columns % kPanel == 0,
+          "thresholds need groups of a multiple of 32 channels");
+  auto made = std::make_unique<Conv<uint32_t>>(g, groups, words, out_channels, target,
+                                               kernel.typed_data());
+  made->channels = channels;
+  return made;
+}
+
+std::unique_ptr<Operation> MakeRealConv(const Shape& in, const Step& step,
+                                        Arguments& args) {
+  Require(in.type == Type::kFloats, "expected floats");
+  const ffi::Buffer<ffi::F32> kernel = args.Next<ffi::F32>();
+  const auto k = kernel.dimensions();
+  Require(k.size() == 4, "expected a kernel of shape [kh, kw, C, C_out]");
+  const int64_t window[] = {k[0], k[1]};
+  const Geometry g(in.images, in.height, in.width, window, step.strides, step.padding,
+                   step.dilation);
+  Require(InRange(k[2]) && InRange(k[3]) && k[2] == in.depth,
+          "the channels are out of range or not the kernel's");
+  const Target<float> target = TakeTarget<float>(step, k[3], args);
+  return std::make_unique<Conv<float>>(g, 1, k[2], k[3], target, kernel.typed_data());
+}
+
+}  // namespace xnor

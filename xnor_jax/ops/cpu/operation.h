@@ -1,0 +1,123 @@
+// One operation on a batch of images, checked when it is made and run afterwards.
+#ifndef XNOR_JAX_OPERATION_H_
+#define XNOR_JAX_OPERATION_H_
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "check.h"
+#include "engine.h"
+#include "team.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace xnor {
+
+namespace ffi = ::xla::ffi;
+
+enum class Type { kFloats, kIntegers, kWords };
+
+// A batch `[images, height, width, depth]`; words of signs: so many words a pixel.
+struct Shape {
+  Type type;
+  int64_t images, height, width, depth;
+
+  int64_t pixels() const { return Times(images, Times(height, width)); }
+  int64_t size() const { return Times(pixels(), depth); }
+  bool operator==(const Shape& other) const {
+    return type == other.type && images == other.images && height == other.height &&
+           width == other.width && depth == other.depth;
+  }
+};
+
+// What Python says of an operation; xnor_jax/ops/cpu writes these numbers in this order.
+struct Step {
+  int64_t kind, epilogue, relu, channels, out_channels;
+  int64_t window[2], strides[2], padding[4], dilation[2];
+};
+constexpr int64_t kStepNumbers = 15;
+static_assert(sizeof(Step) == kStepNumbers * sizeof(int64_t));
+
+// The buffers of kernels and constants, in the order in which the operations take them.
+class Arguments {
+ public:
+  explicit Arguments(ffi::RemainingArgs args) : args_(args) {}
+
+  template <ffi::DataType type>
+  ffi::Buffer<type> Next() {
+    Require(next_ < args_.size(), "a kernel or a constant is missing");
+    auto buffer = args_.get<ffi::Buffer<type>>(next_++);
+    Require(buffer.has_value(), "a kernel or a constant is of another type");
+    return *buffer;
+  }
+  // The elements of a vector of this size.
+  template <ffi::DataType type>
+  const auto* Vector(int64_t size) {
+    const ffi::Buffer<type> buffer = Next<type>();
+    Require(buffer.dimensions().size() == 1 && buffer.dimensions()[0] == size,
+            "a constant has not an entry for each channel");
+    return buffer.typed_data();
+  }
+  bool AllTaken() const { return next_ == args_.size(); }
+
+ private:
+  ffi::RemainingArgs args_;
+  size_t next_ = 0;
+};
+
+class Operation {
+ public:
+  explicit Operation(const Shape& out) : out(out) {}
+  virtual ~Operation() = default;
+  // Runs on buffers of the shapes that it was made for; none of them is empty.
+  virtual void Run(Team& team, const void* in, void* to) const = 0;
+
+  const Shape out;
+  double work = 0;    // multiplications of floats, or of words of signs
+  int64_t loops = 1;  // of `Run`, at most
+};
+
+std::unique_ptr<Operation> MakeConv(const Shape& in, const Step& step, Arguments& args);
+std::unique_ptr<Operation> MakeRealConv(const Shape& in, const Step& step,
+                                        Arguments& args);
+std::unique_ptr<Operation> MakePack(const Shape& in);
+std::unique_ptr<Operation> MakePoolBits(const Shape& in, const Step& step,
+                                        Arguments& args);
+std::unique_ptr<Operation> MakeSumPool(const Shape& in, const Step& step,
+                                       Arguments& args);
+std::unique_ptr<Operation> MakeNorm(const Shape& in, Arguments& args);
+std::unique_ptr<Operation> MakeMean(const Shape& in);
+
+// How many words hold the signs of these channels; also panels of so many columns.
+inline int64_t WordsFor(int64_t channels) {
+  return channels / kPanel + (channels % kPanel != 0);
+}
+
+// A vector of channels, filled up to whole words or panels.
+template <class T>
+std::vector<T> Padded(const T* values, int64_t count, T filling) {
+  std::vector<T> padded(WordsFor(count) * kPanel, filling);
+  std::memcpy(padded.data(), values, count * sizeof(T));
+  return padded;
+}
+
+// Thresholds: those behind the last channel are below every sum.
+template <class Sum>
+std::vector<Sum> PaddedThreshold(const Sum* values, int64_t count) {
+  using Limits = std::numeric_limits<Sum>;
+  return Padded(values, count,
+                Limits::has_infinity ? -Limits::infinity() : Limits::lowest());
+}
+
+// The words of `flip` with the bits behind the last channel cleared.
+inline std::vector<uint32_t> FlipWords(const uint32_t* flip, int64_t channels) {
+  std::vector<uint32_t> words(flip, flip + WordsFor(channels));
+  if (channels % kPanel) words.back() &= (1u << (channels % kPanel)) - 1;
+  return words;
+}
+
+}  // namespace xnor
+
+#endif  // XNOR_JAX_OPERATION_H_

@@ -1,0 +1,211 @@
+// Operations without a kernel: signs, pools, the norm and the mean.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "geometry.h"
+#include "operation.h"
+#include "select.h"
+
+namespace xnor {
+namespace {
+
+constexpr int64_t kElements = 16384;  // a task's, where there are enough
+constexpr double kOnce = 8;  // multiplications in the time of an element read once
+
+// Calls run(begin, end) for parts of [0, count), whose items have so many elements.
+template <class Run>
+void InParts(Team& team, int64_t count, int64_t elements, const Run& run) {
+  const int64_t each = kElements / std::max<int64_t>(elements, 1) + 1;
+  team.For((count + each - 1) / each, [&](int64_t task) {
+    run(task * each, std::min((task + 1) * each, count));
+  });
+}
+
+Geometry PoolGeometry(const Shape& in, const Step& step) {
+  const int64_t ones[] = {1, 1};
+  return Geometry(in.images, in.height, in.width, step.window, step.strides,
+                  step.padding, ones);
+}
+
+Shape PoolShape(const Geometry& g, int64_t words) {
+  return {Type::kWords, g.images, g.out_height, g.out_width, words};
+}
+
+class Pack : public Operation {
+ public:
+  explicit Pack(const Shape& in)
+      : Operation({Type::kWords, in.images, in.height, in.width, WordsFor(in.depth)}),
+        channels_(in.depth) {
+    work = kOnce * static_cast<double>(in.size());
+  }
+  void Run(Team& team, const void* in, void* to) const override {
+    InParts(team, out.pixels(), channels_, [&](int64_t begin, int64_t end) {
+      ChosenEngine().pack(static_cast<const float*>(in), channels_,
+                          static_cast<uint32_t*>(to), begin, end);
+    });
+  }
+
+ private:
+  const int64_t channels_;
+};
+
+// The sign of a maximum is the `and` of the sign bits, of a minimum the `or`.
+class PoolBits : public Operation {
+ public:
+  PoolBits(const Geometry& g, int64_t words, const uint32_t* flip)
+      : Operation(PoolShape(g, words)), g_(g), flip_(flip) {
+    work = kOnce * static_cast<double>(out.size()) * g.window_height * g.window_width;
+  }
+  void Run(Team& team, const void* in, void* to) const override {
+    const Geometry& g = g_;
+    const int64_t words = out.depth, row = g.out_width * words;
+    const uint32_t* x = static_cast<const uint32_t*>(in);
+    InParts(team, g.images * g.out_height, row, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t top = r % g.out_height * g.stride_height - g.top;
+        const uint32_t* image = x + r / g.out_height * g.height * g.width * words;
+        uint32_t* y = static_cast<uint32_t*>(to) + r * row;
+        for (int64_t column = 0; column < g.out_width; ++column, y += words)
+          Pixel(image, top, column * g.stride_width - g.left, y);
+      }
+    });
+  }
+
+ private:
+  void Pixel(const uint32_t* image, int64_t top, int64_t left, uint32_t* y) const {
+    const int64_t words = out.depth;
+    std::fill(y, y + words, ~0u);
+    const int64_t bottom = std::min(top + g_.window_height, g_.height);
+    const int64_t right = std::min(left + g_.window_width, g_.width);
+    for (int64_t i = std::max<int64_t>(top, 0); i < bottom; ++i)
+      for (int64_t j = std::max<int64_t>(left, 0); j < right; ++j) {
+        const uint32_t* pixel = image + (i * g_.width + j) * words;
+        for (int64_t w = 0; w < words; ++w) y[w] &= pixel[w] ^ flip_[w];
+      }
+    for (int64_t w = 0; w < words; ++w) y[w] ^= flip_[w];
+  }
+
+  const Geometry g_;
+  const uint32_t* const flip_;
+};
+
+class SumPool : public Operation {
+ public:
+  SumPool(const Geometry& g, int64_t channels, const float* threshold,
+          const uint32_t* flip)
+      : Operation(PoolShape(g, WordsFor(channels))), g_(g), channels_(channels),
+        threshold_(threshold), flip_(flip) {
+    work = kOnce * static_cast<double>(g.pixels()) * channels * g.window_height *
+           g.window_width;
+  }
+  void Run(Team& team, const void* in, void* to) const override {
+    const Geometry& g = g_;
+    const std::vector<float> threshold = PaddedThreshold(threshold_, channels_);
+    const std::vector<uint32_t> flip = FlipWords(flip_, channels_);
+    PoolJob job = {};
+    job.x = static_cast<const float*>(in);
+    job.height = g.height, job.width = g.width, job.channels = channels_;
+    job.out_height = g.out_height, job.out_width = g.out_width;
+    job.window_height = g.window_height, job.window_width = g.window_width;
+    job.stride_height = g.stride_height, job.stride_width = g.stride_width;
+    job.top = g.top, job.left = g.left;
+    job.threshold = threshold.data(), job.flip = flip.data();
+    job.out = static_cast<uint32_t*>(to);
+    InParts(team, g.images * g.out_height, g.out_width * channels_ * g.window_width,
+            [&](int64_t begin, int64_t end) { ChosenEngine().sum_pool(job, begin, end); });
+  }
+
+ private:
+  const Geometry g_;
+  const int64_t channels_;
+  const float* const threshold_;
+  const uint32_t* const flip_;
+};
+
+class Norm : public Operation {
+ public:
+  Norm(const Shape& in, const float* mean, const float* scale, const float* bias)
+      : Operation(in), mean_(mean), scale_(scale), bias_(bias) {
+    work = kOnce * static_cast<double>(in.size());
+  }
+  void Run(Team& team, const void* in, void* to) const override {
+    const int64_t channels = out.depth;
+    InParts(team, out.pixels(), channels, [&](int64_t begin, int64_t end) {
+      for (int64_t pixel = begin; pixel < end; ++pixel) {
+        const float* x = static_cast<const float*>(in) + pixel * channels;
+        float* y = static_cast<float*>(to) + pixel * channels;
+        for (int64_t c = 0; c < channels; ++c)
+          y[c] = (x[c] - mean_[c]) * scale_[c] + bias_[c];
+      }
+    });
+  }
+
+ private:
+  const float *const mean_, *const scale_, *const bias_;
+};
+
+class Mean : public Operation {
+ public:
+  explicit Mean(const Shape& in)
+      : Operation({Type::kFloats, in.images, 1, 1, in.depth}),
+        positions_(in.height * in.width) {
+    work = kOnce * static_cast<double>(in.size());
+  }
+  void Run(Team& team, const void* in, void* to) const override {
+    const int64_t channels = out.depth;
+    InParts(team, out.images, positions_ * channels, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const float* x = static_cast<const float*>(in) + n * positions_ * channels;
+        float* y = static_cast<float*>(to) + n * channels;
+        std::fill(y, y + channels, 0.0f);
+        for (int64_t p = 0; p < positions_; ++p)
+          for (int64_t c = 0; c < channels; ++c) y[c] += x[p * channels + c];
+        for (int64_t c = 0; c < channels; ++c) y[c] /= static_cast<float>(positions_);
+      }
+    });
+  }
+
+ private:
+  const int64_t positions_;
+};
+
+}  // namespace
+
+std::unique_ptr<Operation> MakePack(const Shape& in) {
+  Require(in.type == Type::kFloats, "expected floats");
+  return std::make_unique<Pack>(in);
+}
+
+std::unique_ptr<Operation> MakePoolBits(const Shape& in, const Step& step,
+                                        Arguments& args) {
+  Require(in.type == Type::kWords, "expected words of signs");
+  const Geometry g = PoolGeometry(in, step);
+  return std::make_unique<PoolBits>(g, in.depth, args.Vector<ffi::U32>(in.depth));
+}
+
+std::unique_ptr<Operation> MakeSumPool(const Shape& in, const Step& step,
+                                       Arguments& args) {
+  Require(in.type == Type::kFloats, "expected floats");
+  const Geometry g = PoolGeometry(in, step);
+  const float* threshold = args.Vector<ffi::F32>(in.depth);
+  const uint32_t* flip = args.Vector<ffi::U32>(WordsFor(in.depth));
+  return std::make_unique<SumPool>(g, in.depth, threshold, flip);
+}
+
+std::unique_ptr<Operation> MakeNorm(const Shape& in, Arguments& args) {
+  Require(in.type == Type::kFloats, "expected floats");
+  const float* mean = args.Vector<ffi::F32>(in.depth);
+  const float* scale = args.Vector<ffi::F32>(in.depth);
+  const float* bias = args.Vector<ffi::F32>(in.depth);
+  return std::make_unique<Norm>(in, mean, scale, bias);
+}
+
+std::unique_ptr<Operation> MakeMean(const Shape& in) {
+  Require(in.type == Type::kFloats, "expected floats");
+  return std::make_unique<Mean>(in);
+}
+
+}  // namespace xnor

@@ -1,0 +1,167 @@
+"""What the compiled library is told of an operation: its numbers and its arrays.
+
+Each function gives a `Step`; `xnor_jax.ops.cpu.run` runs a chain of them. Nothing is
+checked here: the library checks every step against what the one before gives.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import jax
+import jax.numpy as jnp
+
+from xnor_jax.convolution import Pads
+from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold
+from xnor_jax.ops.kernel import PackedKernel
+
+
+# As in handler.cc.
+class _Kind(IntEnum):
+    CONV, REAL_CONV, PACK, POOL_BITS, SUM_POOL, NORM, MEAN, FLATTEN = range(8)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Step:
+    """An operation of the compiled library.
+
+    Attributes:
+      arrays: Its kernel and constants.
+      numbers: What operation.h calls a `Step`, in that order; static.
+    """
+
+    arrays: tuple[jax.Array, ...]
+    numbers: tuple[int, ...] = field(metadata={"static": True})
+
+
+def conv(
+    kernel: PackedKernel,
+    epilogue: Epilogue,
+    *,
+    strides: tuple[int, ...] = (),
+    padding: Pads = (),
+    dilation: tuple[int, ...] = (),
+) -> Step:
+    """Words to the convolution of their signs, up to two spatial axes.
+
+    Args:
+      kernel: Of groups that begin at a word.
+      epilogue: What becomes of the sums; a `Threshold` too needs groups of whole words.
+      strides: One per spatial axis.
+      padding: (before, after) each spatial axis; taps outside add 0.
+      dilation: Of the kernel, one per spatial axis.
+    """
+    code, relu, constants = _epilogue(epilogue, jnp.int32)
+    return Step(
+        (_with_axes(kernel.words, 2, len(kernel.window)), *constants),
+        _numbers(
+            _Kind.CONV,
+            (code, relu),
+            (kernel.in_features, kernel.out_features),
+            strides=strides,
+            padding=padding,
+            dilation=dilation,
+        ),
+    )
+
+
+def real_conv(
+    kernel: jax.Array,
+    epilogue: Epilogue,
+    *,
+    strides: tuple[int, ...] = (),
+    padding: Pads = (),
+    dilation: tuple[int, ...] = (),
+) -> Step:
+    """Floats to their convolution, of one group and up to two spatial axes.
+
+    Each sum runs over the window in order, with fused multiply-adds where the processor
+    has them.
+
+    Args:
+      kernel: float32 `[*window, C, C_out]`.
+      epilogue: What becomes of the sums.
+      strides: One per spatial axis.
+      padding: Zeros (before, after) each spatial axis.
+      dilation: Of the kernel, one per spatial axis.
+    """
+    code, relu, constants = _epilogue(epilogue, jnp.float32)
+    way = {"strides": strides, "padding": padding, "dilation": dilation}
+    return Step(
+        (_with_axes(kernel, 0, kernel.ndim - 2), *constants),
+        _numbers(_Kind.REAL_CONV, (code, relu), **way),
+    )
+
+
+def pack() -> Step:
+    """Floats to the words of their signs."""
+    return Step((), _numbers(_Kind.PACK))
+
+
+def pool_bits(
+    flip: jax.Array, *, window: tuple[int, ...], strides: tuple[int, ...], padding: Pads
+) -> Step:
+    """Words to those of a max-pool: see `xnor_jax.ops.pool_bits`."""
+    way = {"window": window, "strides": strides, "padding": padding}
+    return Step((flip,), _numbers(_Kind.POOL_BITS, **way))
+
+
+def sum_pool_bits(
+    threshold: Threshold,
+    *,
+    window: tuple[int, ...],
+    strides: tuple[int, ...],
+    padding: Pads,
+) -> Step:
+    """Floats to the bits of each window's sum: see `xnor_jax.ops.sum_pool_bits`."""
+    way = {"window": window, "strides": strides, "padding": padding}
+    arrays = (threshold.threshold, threshold.flip)
+    return Step(arrays, _numbers(_Kind.SUM_POOL, **way))
+
+
+def norm(mean: jax.Array, scale: jax.Array, bias: jax.Array) -> Step:
+    """Floats to `(x − mean) · scale + bias`, each of them float32 `[C]`."""
+    return Step((mean, scale, bias), _numbers(_Kind.NORM))
+
+
+def mean() -> Step:
+    """Floats to their mean over all positions of an image."""
+    return Step((), _numbers(_Kind.MEAN))
+
+
+def flatten() -> Step:
+    """Everything of an image as one position; words only of a single one."""
+    return Step((), _numbers(_Kind.FLATTEN))
+
+
+def _epilogue(epilogue: Epilogue, sums: type) -> tuple[int, int, tuple]:
+    match epilogue:
+        case Sums():
+            return 0, 0, ()
+        case Affine(scale, bias, relu):
+            return 1, int(relu), (scale, bias)
+        case Threshold(threshold, flip):
+            return 2, 0, (threshold.astype(sums), flip)
+
+
+def _with_axes(array: jax.Array, at: int, spatial: int) -> jax.Array:
+    """Unit axes for the spatial ones that are missing."""
+    return jnp.expand_dims(array, range(at + spatial, at + 2))
+
+
+def _numbers(
+    kind: _Kind,
+    epilogue: tuple[int, int] = (0, 0),
+    channels: tuple[int, int] = (0, 0),
+    *,
+    window: tuple[int, ...] = (),
+    strides: tuple[int, ...] = (),
+    padding: Pads = (),
+    dilation: tuple[int, ...] = (),
+) -> tuple[int, ...]:
+    def pair(entries):
+        return (*entries, *(1,) * (2 - len(entries)))
+
+    pads = [side for pads in padding for side in pads] + [0] * (4 - 2 * len(padding))
+    axes = (*pair(window), *pair(strides), *pads, *pair(dilation))
+    return (int(kind), *epilogue, *channels, *axes)

@@ -324,6 +324,12 @@ def test_a_chain_is_its_operations_one_by_one():
     stacked = jax.vmap(chained)(jnp.stack([x, -x]))
     np.testing.assert_array_equal(stacked[0], chained(x))
     np.testing.assert_array_equal(stacked[1], chained(-x))
+    # Many images go through the chain in chunks, the last of them smaller.
+    many = normal(101, 20, 20, 3)
+    some = jnp.concatenate(
+        [chained(many[:60]), chained(many[60:63]), chained(many[63:])]
+    )
+    np.testing.assert_array_equal(chained(many), some)
 
 
 # Calls that no function of this package makes: the library checks all the same.

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "geometry.h"
@@ -74,31 +74,21 @@ struct Constants {
   std::vector<Sum> threshold;
   std::vector<uint32_t> flip;
 
-  Constants(Job<Element>& job, const Target<Sum>& target, int64_t group, int64_t columns,
-            const Shape& out, void* to) {
-    const int64_t first = group * columns;
+  Constants(Job<Element>& job, const Target<Sum>& target, int64_t first,
+            int64_t columns) {
     job.epilogue = target.epilogue;
     job.columns = columns;
     job.relu = target.relu;
-    job.out_stride = out.depth;
-    switch (target.epilogue) {
-      case Epilogue::kSums:
-        job.out = static_cast<Sum*>(to) + first;
-        break;
-      case Epilogue::kAffine:
-        job.out = static_cast<float*>(to) + first;
-        scale = Padded(target.scale + first, columns, 0.0f);
-        bias = Padded(target.bias + first, columns, 0.0f);
-        job.scale = scale.data();
-        job.bias = bias.data();
-        break;
-      case Epilogue::kThreshold:  // A group begins at a word.
-        job.out = static_cast<uint32_t*>(to) + first / kPanel;
-        threshold = PaddedThreshold(target.threshold + first, columns);
-        flip = FlipWords(target.flip + first / kPanel, columns);
-        job.threshold = threshold.data();
-        job.flip = flip.data();
-        break;
+    if (target.epilogue == Epilogue::kAffine) {
+      scale = Padded(target.scale + first, columns, 0.0f);
+      bias = Padded(target.bias + first, columns, 0.0f);
+      job.scale = scale.data();
+      job.bias = bias.data();
+    } else if (target.epilogue == Epilogue::kThreshold) {  // A group begins at a word.
+      threshold = PaddedThreshold(target.threshold + first, columns);
+      flip = FlipWords(target.flip + first / kPanel, columns);
+      job.threshold = threshold.data();
+      job.flip = flip.data();
     }
   }
 };
@@ -139,62 +129,6 @@ void RunJob(Team& team, const Job<Element>& job, int64_t pixels, double work) {
   });
 }
 
-template <class Element>
-class Conv : public Operation {
- public:
-  using Sum = typename Of<Element>::Sum;
-
-  // `depth`: elements of a pixel that a group of output channels sees.
-  Conv(const Geometry& g, int64_t groups, int64_t depth, int64_t out_channels,
-       const Target<Sum>& target, const Element* kernel)
-      : Operation(OutShape<Element>(g, target.epilogue, out_channels)),
-        g_(g), groups_(groups), depth_(depth), columns_(out_channels / groups),
-        target_(target), kernel_(kernel) {
-    const int64_t pixel = Times(groups, depth);
-    Times(Times(g.images, Times(g.padded_height, g.padded_width)), pixel);
-    out.size();  // Both fit into 64 bits.
-    const double taps = static_cast<double>(g.window_height) * g.window_width;
-    work = taps * depth * WordsFor(columns_) * kPanel * groups * g.pixels();
-    loops = 1 + groups;
-  }
-
-  void Run(Team& team, const void* in, void* to) const override {
-    const Geometry& g = g_;
-    const int64_t pixel = groups_ * depth_;
-    const Element* images = static_cast<const Element*>(in);
-    std::vector<Element> padded;
-    if (g.padded()) {
-      padded = WithPadding(team, g, pixel, images);
-      images = padded.data();
-    }
-    Job<Element> job = {};
-    const std::vector<int64_t> offsets = Segments(g, pixel, depth_, job.length);
-    job.pixel_stride = pixel;
-    job.row_stride = g.padded_width * pixel;
-    job.image_stride = g.padded_height * job.row_stride;
-    job.out_height = g.out_height, job.out_width = g.out_width;
-    job.stride_height = g.stride_height, job.stride_width = g.stride_width;
-    job.offsets = offsets.data();
-    job.segments = static_cast<int64_t>(offsets.size());
-    for (int64_t group = 0; group < groups_; ++group) {
-      job.image = images + group * depth_;
-      const Constants<Element> constants(job, target_, group, columns_, out, to);
-      RunGroup(team, job, group);
-    }
-  }
-
- private:
-  void RunGroup(Team& team, Job<Element>& job, int64_t group) const;
-
-  const Geometry g_;
-  const int64_t groups_, depth_, columns_;
-  const Target<Sum> target_;
-  const Element* const kernel_;
-
- public:
-  int64_t channels = 0;  // Words only: input channels of a group.
-};
-
 // base[class][column] = bits of the window - what a 0 at each outside tap would add.
 std::vector<int32_t> Base(const Geometry& g, const Classes& y, const Classes& x,
                           const uint32_t* kernel, int64_t panels, int64_t words,
@@ -220,35 +154,114 @@ std::vector<int32_t> Base(const Geometry& g, const Classes& y, const Classes& x,
   return base;
 }
 
+// A group of output channels: the job but for its buffers, and what the job points to.
+template <class Element>
+struct Group {
+  Job<Element> job;
+  std::vector<int64_t> offsets;
+  Constants<Element> constants;
+  std::vector<int32_t> base;
+  std::vector<float> panels;
+
+  Group(const Job<Element>& of_all, const Target<typename Of<Element>::Sum>& target,
+        int64_t first, int64_t columns)
+      : job(of_all), constants(job, target, first, columns) {}
+};
+
+template <class Element>
+class Conv : public Operation {
+ public:
+  using Sum = typename Of<Element>::Sum;
+
+  // `depth`: elements of a pixel that a group of output channels sees; `channels`: signs.
+  Conv(const Geometry& g, int64_t groups, int64_t depth, int64_t channels,
+       int64_t out_channels, const Target<Sum>& target, const Element* kernel)
+      : Operation(OutShape<Element>(g, target.epilogue, out_channels)),
+        g_(g), depth_(depth), channels_(channels), columns_(out_channels / groups),
+        pixel_(Times(groups, depth)), target_(target), kernel_(kernel),
+        y_(g.height, g.out_height, g.window_height, g.stride_height, g.top,
+           g.dilation_height),
+        x_(g.width, g.out_width, g.window_width, g.stride_width, g.left,
+           g.dilation_width) {
+    Times(Times(g.images, Times(g.padded_height, g.padded_width)), pixel_);
+    out.size();  // Both fit into 64 bits.
+    const double taps = static_cast<double>(g.window_height) * g.window_width;
+    work = taps * depth * WordsFor(columns_) * kPanel * groups * g.pixels();
+    loops = 1 + groups;
+  }
+
+  void Prepare() override {
+    const Geometry& g = g_;
+    Job<Element> job = {};
+    const std::vector<int64_t> offsets = Segments(g, pixel_, depth_, job.length);
+    job.pixel_stride = pixel_;
+    job.row_stride = g.padded_width * pixel_;
+    job.image_stride = g.padded_height * job.row_stride;
+    job.out_height = g.out_height, job.out_width = g.out_width;
+    job.stride_height = g.stride_height, job.stride_width = g.stride_width;
+    job.segments = static_cast<int64_t>(offsets.size());
+    job.out_stride = out.depth;
+    job.class_y = y_.of.data();
+    job.class_x = x_.of.data();
+    job.classes_x = static_cast<int64_t>(x_.inside.size());
+    for (int64_t group = 0; group < pixel_ / depth_; ++group) {
+      groups_.emplace_back(job, target_, group * columns_, columns_);
+      groups_.back().offsets = offsets;
+      groups_.back().job.offsets = groups_.back().offsets.data();
+      LayOut(groups_.back(), group);
+    }
+  }
+
+  void Run(Team& team, const void* in, void* to) const override {
+    const Element* images = static_cast<const Element*>(in);
+    std::vector<Element> padded;
+    if (g_.padded()) {
+      padded = WithPadding(team, g_, pixel_, images);
+      images = padded.data();
+    }
+    const bool bits = target_.epilogue == Epilogue::kThreshold;
+    const int64_t each = bits ? columns_ / kPanel : columns_;
+    for (size_t group = 0; group < groups_.size(); ++group) {
+      Job<Element> job = groups_[group].job;
+      job.image = images + group * depth_;
+      job.out = static_cast<uint32_t*>(to) + group * each;  // All are of four bytes.
+      RunJob(team, job, g_.pixels(), work / static_cast<double>(groups_.size()));
+    }
+  }
+
+ private:
+  void LayOut(Group<Element>& group, int64_t index) const;
+
+  const Geometry g_;
+  const int64_t depth_, channels_, columns_, pixel_;
+  const Target<Sum> target_;
+  const Element* const kernel_;
+  const Classes y_, x_;
+  std::deque<Group<Element>> groups_;  // Their jobs point into them.
+};
+
 template <>
-void Conv<uint32_t>::RunGroup(Team& team, Job<uint32_t>& job, int64_t group) const {
+void Conv<uint32_t>::LayOut(Group<uint32_t>& group, int64_t index) const {
   const int64_t panels = WordsFor(columns_);
-  job.kernel = kernel_ + group * panels * job.segments * job.length * kPanel;
-  const Classes y(g_.height, g_.out_height, g_.window_height, g_.stride_height, g_.top,
-                  g_.dilation_height);
-  const Classes x(g_.width, g_.out_width, g_.window_width, g_.stride_width, g_.left,
-                  g_.dilation_width);
-  const std::vector<int32_t> base = Base(g_, y, x, job.kernel, panels, depth_, channels);
-  job.base = base.data();
-  job.class_y = y.of.data();
-  job.class_x = x.of.data();
-  job.classes_x = static_cast<int64_t>(x.inside.size());
-  RunJob(team, job, g_.pixels(), work / groups_);
+  Job<uint32_t>& job = group.job;
+  job.kernel = kernel_ + index * panels * job.segments * job.length * kPanel;
+  group.base = Base(g_, y_, x_, job.kernel, panels, depth_, channels_);
+  job.base = group.base.data();
 }
 
 // The columns of the kernel in panels.
 template <>
-void Conv<float>::RunGroup(Team& team, Job<float>& job, int64_t) const {
+void Conv<float>::LayOut(Group<float>& group, int64_t) const {
+  Job<float>& job = group.job;
   const int64_t panels = WordsFor(columns_), rows = job.segments * job.length;
-  std::vector<float> panel(panels * rows * kPanel);
+  group.panels.resize(panels * rows * kPanel);
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t width = std::min<int64_t>(columns_ - p * kPanel, kPanel);
     for (int64_t r = 0; r < rows; ++r)
-      std::memcpy(panel.data() + (p * rows + r) * kPanel,
+      std::memcpy(group.panels.data() + (p * rows + r) * kPanel,
                   kernel_ + r * columns_ + p * kPanel, width * sizeof(float));
   }
-  job.kernel = panel.data();
-  RunJob(team, job, g_.pixels(), work);
+  job.kernel = group.panels.data();
 }
 
 bool InRange(int64_t size) { return size >= 1 && size <= kLargest; }
@@ -276,10 +289,8 @@ std::unique_ptr<Operation> MakeConv(const Shape& in, const Step& step, Arguments
   const Target<int32_t> target = TakeTarget<uint32_t>(step, out_channels, args);
   Require(target.epilogue != Epilogue::kThreshold || groups == 1 || columns % kPanel == 0,
           "thresholds need groups of a multiple of 32 channels");
-  auto made = std::make_unique<Conv<uint32_t>>(g, groups, words, out_channels, target,
-                                               kernel.typed_data());
-  made->channels = channels;
-  return made;
+  return std::make_unique<Conv<uint32_t>>(g, groups, words, channels, out_channels,
+                                          target, kernel.typed_data());
 }
 
 std::unique_ptr<Operation> MakeRealConv(const Shape& in, const Step& step,
@@ -294,7 +305,8 @@ std::unique_ptr<Operation> MakeRealConv(const Shape& in, const Step& step,
   Require(InRange(k[2]) && InRange(k[3]) && k[2] == in.depth,
           "the channels are out of range or not the kernel's");
   const Target<float> target = TakeTarget<float>(step, k[3], args);
-  return std::make_unique<Conv<float>>(g, 1, k[2], k[3], target, kernel.typed_data());
+  return std::make_unique<Conv<float>>(g, 1, k[2], k[2], k[3], target,
+                                       kernel.typed_data());
 }
 
 }  // namespace xnor

@@ -2,6 +2,7 @@
 // number and size is checked here and where an operation is made, whoever calls: what
 // does not fit is answered with an error before anything runs, and nothing is read or
 // written outside the buffers that were given.
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <exception>
@@ -62,48 +63,98 @@ Shape ShapeOf(const ffi::AnyBuffer& buffer) {
   }
 }
 
-// Every element is four bytes long, whatever it is.
-std::unique_ptr<uint32_t[]> Storage(const Shape& shape) {
-  return std::unique_ptr<uint32_t[]>(new uint32_t[shape.size()]);
+// Operations, each on what the one before gives, for so many images.
+class Chain {
+ public:
+  Chain(Shape shape, ffi::Span<const int64_t> numbers, Arguments args) {
+    const int64_t count = static_cast<int64_t>(numbers.size()) / kStepNumbers;
+    Require(count >= 1 && numbers.size() % kStepNumbers == 0,
+            "expected a number of whole steps");
+    for (int64_t i = 0; i < count; ++i) {
+      Step step;
+      std::memcpy(&step, numbers.begin() + i * kStepNumbers, sizeof(step));
+      operations_.push_back(Make(shape, step, args));
+      shape = operations_.back()->out;
+      Require(shape.depth >= 1 && shape.depth <= kLargest, "a size is out of range");
+      if (i + 1 < count) largest = std::max(largest, shape.size());
+      work += operations_.back()->work;
+      loops += operations_.back()->loops;
+    }
+    Require(args.AllTaken(), "expected fewer kernels and constants");
+  }
+
+  const Shape& out() const { return operations_.back()->out; }
+
+  void Prepare() {
+    for (auto& operation : operations_) operation->Prepare();
+  }
+
+  // Every element is four bytes long, whatever it is.
+  void Run(Team& team, const uint32_t* x, uint32_t* y) const {
+    std::unique_ptr<uint32_t[]> before, after;
+    for (const auto& operation : operations_) {
+      const bool last = operation == operations_.back();
+      if (!last) after.reset(new uint32_t[operation->out.size()]);
+      operation->Run(team, x, last ? y : after.get());
+      before = std::move(after);
+      x = before.get();
+    }
+  }
+
+  double work = 0;
+  int64_t loops = 0;
+  int64_t largest = 0;  // elements between two operations
+
+ private:
+  std::vector<std::unique_ptr<Operation>> operations_;
+};
+
+// How many images go through the whole chain together: as many as stay in a core's
+// second-level cache, but enough chunks for all threads; or all, step by step.
+int64_t ChunkOf(int64_t images, int64_t elements, int64_t threads) {
+  constexpr int64_t kCached = 1 << 17;  // elements: 512 KiB
+  if (elements == 0) return images;
+  const int64_t cached = std::max<int64_t>(1, kCached / elements);
+  const int64_t shared = threads < 2 ? images : images / (4 * threads);
+  return shared < 1 ? images : std::min(cached, shared);
 }
 
 void Run(ffi::ThreadPool& pool, ffi::AnyBuffer& x, Arguments args, ffi::AnyBuffer& y,
          ffi::Span<const int64_t> numbers) {
   constexpr double kForAThread = 1.5e6;  // work: about the time that waking one takes
-  const int64_t count = static_cast<int64_t>(numbers.size()) / kStepNumbers;
-  Require(count >= 1 && numbers.size() % kStepNumbers == 0,
-          "expected a number of whole steps");
-  std::vector<std::unique_ptr<Operation>> operations;
-  Shape shape = ShapeOf(x);
-  double work = 0;
-  int64_t loops = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    Step step;
-    std::memcpy(&step, numbers.begin() + i * kStepNumbers, sizeof(step));
-    operations.push_back(Make(shape, step, args));
-    shape = operations.back()->out;
-    Require(shape.depth >= 1 && shape.depth <= kLargest, "a size is out of range");
-    work += operations.back()->work;
-    loops += operations.back()->loops;
-  }
-  Require(args.AllTaken(), "expected fewer kernels and constants");
-  Require(ShapeOf(y) == shape, "the result has not the shape that the steps give");
+  const Shape in = ShapeOf(x);
+  Chain all(in, numbers, args);
+  Require(ShapeOf(y) == all.out(), "the result has not the shape that the steps give");
+  const uint32_t* from = static_cast<const uint32_t*>(x.untyped_data());
+  uint32_t* to = static_cast<uint32_t*>(y.untyped_data());
 
   const double most = static_cast<double>(pool.num_threads()) - 1;
-  const double helpers = work / kForAThread - 1;
-  Team team(pool, static_cast<int64_t>(helpers < most ? helpers : most), loops);
-  std::unique_ptr<uint32_t[]> before, after;
-  const void* in = x.untyped_data();
-  for (int64_t i = 0; i < count; ++i) {
-    void* to = y.untyped_data();
-    if (i + 1 < count) {
-      after = Storage(operations[i]->out);
-      to = after.get();
-    }
-    operations[i]->Run(team, in, to);
-    before = std::move(after);
-    in = before.get();
+  const int64_t helpers =
+      static_cast<int64_t>(std::min(most, all.work / kForAThread - 1));
+  const int64_t chunk =
+      ChunkOf(in.images, all.largest / in.images, std::max<int64_t>(helpers, 0) + 1);
+  if (chunk == in.images) {
+    Team team(pool, helpers, all.loops);
+    all.Prepare();
+    all.Run(team, from, to);
+    return;
   }
+  const auto of = [&](int64_t images) {
+    Shape shape = in;
+    shape.images = images;
+    return Chain(shape, numbers, args);
+  };
+  Team team(pool, helpers, 1);
+  Chain whole = of(chunk), rest = of(in.images % chunk ? in.images % chunk : chunk);
+  whole.Prepare();
+  if (in.images % chunk) rest.Prepare();
+  const int64_t image = in.size() / in.images, result = all.out().size() / in.images;
+  team.For((in.images + chunk - 1) / chunk, [&](int64_t task) {
+    const int64_t first = task * chunk;
+    Team alone(pool, 0, 0);
+    (first + chunk <= in.images ? whole : rest)
+        .Run(alone, from + first * image, to + first * result);
+  });
 }
 
 // What is thrown becomes XLA's error.

@@ -1,4 +1,4 @@
-// One operation on a batch of images, checked when it is made and run afterwards.
+// One operation on a batch of images: checked when it is made, then made ready, then run.
 #ifndef XNOR_JAX_OPERATION_H_
 #define XNOR_JAX_OPERATION_H_
 
@@ -71,6 +71,8 @@ class Operation {
  public:
   explicit Operation(const Shape& out) : out(out) {}
   virtual ~Operation() = default;
+  // Lays out kernels and constants as the engine wants them: once, before any `Run`.
+  virtual void Prepare() {}
   // Runs on buffers of the shapes that it was made for; none of them is empty.
   virtual void Run(Team& team, const void* in, void* to) const = 0;
 

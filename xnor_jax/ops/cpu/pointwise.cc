@@ -101,10 +101,12 @@ class SumPool : public Operation {
     work = kOnce * static_cast<double>(g.pixels()) * channels * g.window_height *
            g.window_width;
   }
+  void Prepare() override {
+    padded_threshold_ = PaddedThreshold(threshold_, channels_);
+    flip_words_ = FlipWords(flip_, channels_);
+  }
   void Run(Team& team, const void* in, void* to) const override {
     const Geometry& g = g_;
-    const std::vector<float> threshold = PaddedThreshold(threshold_, channels_);
-    const std::vector<uint32_t> flip = FlipWords(flip_, channels_);
     PoolJob job = {};
     job.x = static_cast<const float*>(in);
     job.height = g.height, job.width = g.width, job.channels = channels_;
@@ -112,7 +114,7 @@ class SumPool : public Operation {
     job.window_height = g.window_height, job.window_width = g.window_width;
     job.stride_height = g.stride_height, job.stride_width = g.stride_width;
     job.top = g.top, job.left = g.left;
-    job.threshold = threshold.data(), job.flip = flip.data();
+    job.threshold = padded_threshold_.data(), job.flip = flip_words_.data();
     job.out = static_cast<uint32_t*>(to);
     InParts(team, g.images * g.out_height, g.out_width * channels_ * g.window_width,
             [&](int64_t begin, int64_t end) { ChosenEngine().sum_pool(job, begin, end); });
@@ -123,6 +125,8 @@ class SumPool : public Operation {
   const int64_t channels_;
   const float* const threshold_;
   const uint32_t* const flip_;
+  std::vector<float> padded_threshold_;
+  std::vector<uint32_t> flip_words_;
 };
 
 class Norm : public Operation {

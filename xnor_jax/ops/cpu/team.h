@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -37,7 +38,8 @@ class Team {
 
   int64_t threads() const { return helpers_ < 1 ? 1 : helpers_ + 1; }
 
-  // Calls task(i) for every i in [0, count).
+  // Calls task(i) for every i in [0, count); where one throws, as it does out of memory,
+  // throws std::bad_alloc.
   template <class Task>
   void For(int64_t count, const Task& task) {
     if (count < 2 || state_ == nullptr || begun_ == state_->loops.size()) {
@@ -52,11 +54,13 @@ class Team {
     Take(loop);
     for (int spins = 0; loop.done.load(std::memory_order_acquire) < count; ++spins)
       Pause(spins);
+    if (loop.failed.load(std::memory_order_relaxed)) throw std::bad_alloc();
   }
 
  private:
   struct Loop {
     std::atomic<int64_t> next{0}, done{0};
+    std::atomic<bool> failed{false};
     int64_t count = 0;
     void (*call)(const void*, int64_t) = nullptr;
     const void* task = nullptr;
@@ -72,8 +76,13 @@ class Team {
   static void Take(Loop& loop) {
     int64_t finished = 0;
     for (int64_t i; (i = loop.next.fetch_add(1, std::memory_order_relaxed)) < loop.count;
-         ++finished)
-      loop.call(loop.task, i);
+         ++finished) {
+      try {
+        loop.call(loop.task, i);
+      } catch (...) {
+        loop.failed.store(true, std::memory_order_relaxed);
+      }
+    }
     if (finished > 0) loop.done.fetch_add(finished, std::memory_order_release);
   }
 

@@ -21,6 +21,21 @@ def bits(x: Any) -> np.ndarray:
     return words
 
 
+def kernel_words(kernel: np.ndarray, groups: int) -> np.ndarray:
+    """Words as `PackedKernel` lays them out."""
+    *window, c_in, c_out = kernel.shape
+    each = c_out // groups
+    panels, count = -(-each // 32), -(-c_in // 32)
+    words = np.zeros((groups, panels, *window, count, 32), np.uint32)
+    for group in range(groups):
+        for first in range(0, each, 32):
+            columns = slice(group * each + first, group * each + min(first + 32, each))
+            part = bits(np.moveaxis(kernel[..., columns], -2, -1))
+            lanes = slice(part.shape[-2])
+            words[group, first // 32, ..., lanes] = np.moveaxis(part, -1, -2)
+    return words
+
+
 def conv(x, kernel, strides, pads, dilation, groups=1) -> np.ndarray:
     """No padding is written out: a tap adds where it lies inside, and nowhere else."""
     x, kernel = sign(x), sign(kernel)

@@ -9,15 +9,16 @@ import os
 import subprocess
 import sys
 
+import bit_oracles as oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xnor_jax import ops
-from xnor_jax.ops import cpu
+from xnor_jax.ops import PackedKernel, cpu
 
 pytestmark = pytest.mark.skipif(
     not cpu.is_available(), reason="the cpu backend was not built"
@@ -112,6 +113,38 @@ def test_sums_on_every_instruction_set(case):
         lambda: ops.binary_conv(case.images, case.kernel, **case.way, backend="cpu")
     ).items():
         np.testing.assert_array_equal(y, expected, err_msg=name)
+
+
+@settings(max_examples=20)
+@given(drawn=st.lists(oracle.cases((1, 2)), min_size=100, max_size=100))
+def test_sums_of_thousands_of_shapes(drawn):
+    """Words in, sums out: a hundred shapes a program, so that compiling is quick."""
+    words, kernels, expected = [], [], [case.sums() for case in drawn]
+    for case in drawn:
+        x, kernel = case.arrays()
+        grouped = x.reshape(*x.shape[:-1], case.groups, -1)
+        words.append(oracle.bits(grouped).reshape(*x.shape[:-1], -1))
+        kernels.append(
+            PackedKernel(
+                oracle.kernel_words(kernel, case.groups),
+                kernel.shape[-2],
+                case.features,
+            )
+        )
+
+    @jax.jit
+    def run(words, kernels):
+        results = []
+        for case, x, kernel, y in zip(drawn, words, kernels, expected, strict=True):
+            way = {"strides": case.strides, "padding": case.pads}
+            step = ops.steps.conv(kernel, ops.Sums(), **way, dilation=case.dilation)
+            y = cpu.run(x, [step], y.shape[1:-1], case.features, jnp.int32)
+            results.append(y)
+        return results
+
+    for name, sums in on_every_instruction_set(lambda: run(words, kernels)).items():
+        for case, y, wanted in zip(drawn, sums, expected, strict=True):
+            np.testing.assert_array_equal(y, wanted, err_msg=f"{name}: {case}")
 
 
 @given(case=cases())

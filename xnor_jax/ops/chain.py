@@ -27,6 +27,9 @@ def run_chain(
 
     Returns:
       float32 `[N, *shape]`, or bits of that shape.
+
+    Raises:
+      RuntimeError: If the library was not built.
     """
     array = x.words if isinstance(x, Bits) else x
     *spatial, features = shape

@@ -44,10 +44,7 @@ def instruction_set() -> str:
     Raises:
       RuntimeError: If the library was not built.
     """
-    library = _library()
-    if library is None:
-        raise RuntimeError("the cpu backend was not built; install with a C++ compiler")
-    return library.xnor_jax_chosen().decode()
+    return _built().xnor_jax_chosen().decode()
 
 
 def use_instruction_set(name: str) -> None:
@@ -85,7 +82,11 @@ def run(
 
     Returns:
       What the last step gives, `[N, *spatial, depth]`.
+
+    Raises:
+      RuntimeError: If the library was not built.
     """
+    _built()
     numbers = np.array([number for step in steps for number in step.numbers], np.int64)
 
     def call(x, *arrays):
@@ -124,6 +125,13 @@ def _over_images(call):
         return lax.map(one, jnp.arange(axis_size)), True
 
     return mapped
+
+
+def _built() -> ctypes.CDLL:
+    library = _library()
+    if library is None:
+        raise RuntimeError("the cpu backend was not built; install with a C++ compiler")
+    return library
 
 
 @cache

@@ -1,0 +1,63 @@
+"""Packed networks on every image of MNIST's and Fashion-MNIST's test sets."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import xnor_jax as xnor
+from xnor_jax import data
+from xnor_jax.train import recipe as recipes
+from xnor_jax.train import step
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+STEPS = 50
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("mnist-lenet5", "mnist"), ("fashion-lenet5", "fashion_mnist")]
+)
+def test_every_image_is_classed_as_by_the_float_network(name, folder):
+    if not (SHARED / folder).is_dir():
+        pytest.skip("the shared data sets are not beside this checkout")
+    recipe = recipes.get(name)
+    dataset = data.load(recipe.dataset, SHARED / folder)
+    trainer, state = step.create(
+        recipe,
+        dataset.source,
+        image_shape=dataset.train.images.shape[1:],
+        classes=len(dataset.class_names),
+        steps_per_epoch=STEPS,
+    )
+    some = STEPS * recipe.batch_size
+    images, labels = dataset.train.images[:some], dataset.train.labels[:some]
+    train = step.make_train_epoch(trainer)
+    state, metrics, _ = train(state, images, labels, jax.random.key(0))
+    assert metrics.accuracy > 0.5
+
+    def floats(x):
+        model = nnx.merge(trainer.graphdef, state.params, state.rest, copy=True)
+        model.eval()
+        return model(x)
+
+    model = nnx.merge(trainer.graphdef, state.params, state.rest)
+    model.eval()
+    packed = xnor.pack(model)
+    backends = xnor.ops.available_backends()[1:]  # "float" takes its time
+    networks = {b: jax.jit(packed.with_backend(b).__call__) for b in backends}
+    wanted_of, turned = jax.jit(floats), dict.fromkeys(backends, 0)
+    assert len(dataset.test.images) == 10_000
+    for first in range(0, 10_000, 2_000):
+        x = step.normalize(dataset.source, dataset.test.images[first : first + 2_000])
+        wanted = np.asarray(wanted_of(x))
+        for backend, network in networks.items():
+            logits = np.asarray(network(x))
+            np.testing.assert_array_equal(logits.argmax(-1), wanted.argmax(-1))
+            error = np.abs(logits - wanted).max(-1) / np.abs(wanted).max(-1)
+            turned[backend] += int((error > 1e-4).sum())
+    # The compiled first layer rounds in an order of its own: a sum that lies at a
+    # threshold may fall on the other side.
+    assert turned.pop("cpu", 0) <= 3
+    assert not any(turned.values())

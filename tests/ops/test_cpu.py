@@ -8,6 +8,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 
 import bit_oracles as oracle
 import jax
@@ -256,6 +257,54 @@ def test_vmap_over_images_kernels_and_both():
             for backend in ("cpu", "float")
         ]
         np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("backend", ops.available_backends())
+def test_vmap_over_no_images(backend):
+    conv = functools.partial(ops.binary_conv, strides=1, padding=1, backend=backend)
+    kernel = jnp.ones((3, 3, 40, 5))
+    y = jax.vmap(lambda x: conv(x, kernel))(jnp.ones((0, 2, 5, 5, 40)))
+    assert (y.shape, y.dtype) == ((0, 2, 5, 5, 5), jnp.int32)
+
+
+def test_numbers_that_are_not_finite_set_no_bits_behind_the_last_channel():
+    rng = np.random.default_rng(0)
+    x = np.array([1, np.inf, -np.inf, np.nan], np.float32)[
+        rng.integers(0, 4, (2, 7, 7, 3))
+    ]
+    compare = ops.Threshold(jnp.zeros(40), jnp.asarray([5, 0xFFFFFFFF], jnp.uint32))
+    way = {"strides": 1, "padding": 0}
+    kernel = jnp.asarray(rng.integers(1, 3, (1, 1, 3, 40)), jnp.float32)
+    runs = [
+        lambda backend: ops.real_conv(x, kernel, compare, **way, backend=backend),
+        lambda backend: ops.sum_pool_bits(
+            jnp.tile(jnp.asarray(x), 14)[..., :40],
+            compare,
+            window=1,
+            **way,
+            backend=backend,
+        ),
+    ]
+    for run in runs:
+        expected = np.asarray(run("xla").words) & np.array(
+            [0xFFFFFFFF, 0xFF], np.uint32
+        )
+        for y in on_every_instruction_set(lambda run=run: run("cpu").words).values():
+            np.testing.assert_array_equal(y, expected)
+
+
+def test_sizes_are_checked_before_memory_is_taken():
+    begin = time.perf_counter()
+    for step in (CONV, REAL):
+        for padding in ([0, 0, 2**27, 0], [2**31 - 1, 2**31 - 1, 0, 0]):
+            with pytest.raises(
+                Exception, match="xnor_jax: the result has not the shape"
+            ):
+                call(step | {"padding": padding})
+    huge = {"window": [1, 2**31 - 1], "padding": [0, 0, 2**31 - 1, 2**30]}
+    with pytest.raises(Exception, match="xnor_jax: the result has not the shape"):
+        call(SUM_POOL | huge)
+    assert time.perf_counter() - begin < 10
 
 
 PROGRAM = """

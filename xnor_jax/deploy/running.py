@@ -1,14 +1,14 @@
 """Running the stages of a packed network: one by one, or many in one compiled call."""
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import jax
 
 from xnor_jax import ops
 from xnor_jax.deploy.stages import Spec, Stage
-from xnor_jax.ops import Bits
+from xnor_jax.ops import Bits, cpu
 
 
 def run_stages(stages: Sequence[Stage], x: Any, backend: str) -> Any:
@@ -35,19 +35,13 @@ def run_chained(stages: Sequence[Stage], x: jax.Array, backend: str) -> Any:
     specs = [Spec(x.shape[1:])]
     for stage in stages:
         specs.append(stage.out(specs[-1]))
-    most = 3  # the library's images: two spatial axes and the channels
-    entries = [
-        (stage, stage.step() if max(map(len, shapes)) <= most else None, after)
-        for stage, after, *shapes in zip(
-            stages,
-            specs[1:],
-            (spec.shape for spec in specs[:-1]),
-            (spec.shape for spec in specs[1:]),
-            strict=True,
-        )
-    ]
+    largest = cpu.RANK + 1  # axes of an image, the channels among them
+    plan = []
+    for stage, (before, after) in zip(stages, pairwise(specs), strict=True):
+        fits = max(len(before.shape), len(after.shape)) <= largest
+        plan.append((stage, stage.step() if fits else None, after))
     value: jax.Array | Bits = x
-    for chained, group in groupby(entries, lambda entry: entry[1] is not None):
+    for chained, group in groupby(plan, lambda entry: entry[1] is not None):
         run = list(group)
         if chained:
             after = run[-1][2]

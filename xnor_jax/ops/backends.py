@@ -13,7 +13,7 @@ from xnor_jax import convolution
 from xnor_jax.ops import bits, cpu, xla
 from xnor_jax.ops import float as floats
 from xnor_jax.ops._geometry import Geometry
-from xnor_jax.ops.bits import WORD, words_for
+from xnor_jax.ops.bits import WORD
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel
@@ -21,7 +21,6 @@ from xnor_jax.ops.kernel import PackedKernel
 NAMES = ("float", "xla", "cpu")
 Function = Callable[..., jax.Array]
 
-_LARGEST_CPU_RANK = 2
 # `n - 2 · popcount` of int32; the compiled library takes half of what that could hold.
 _LARGEST_FILTER = 2**30 - 1
 
@@ -57,13 +56,13 @@ def resolve(where: str, backend: str, rank: int = 2) -> str:
             f"{', '.join(map(repr, NAMES))}, got {backend!r}"
         )
     if backend == "auto":
-        return "auto" if cpu.is_available() and rank <= _LARGEST_CPU_RANK else "xla"
+        return "auto" if cpu.is_available() and rank <= cpu.RANK else "xla"
     if backend == "cpu" and not cpu.is_available():
         raise RuntimeError(
             f"{where}: the backend 'cpu' is not available, its library was not built; "
             "install from source with a C++ compiler, or use 'auto'"
         )
-    if backend == "cpu" and rank > _LARGEST_CPU_RANK:
+    if backend == "cpu" and rank > cpu.RANK:
         raise ValueError(
             f"{where}: the backend 'cpu' has 1 or 2 spatial axes, got {rank}; use "
             "'auto' or 'xla'"
@@ -83,7 +82,7 @@ def pack(backend: str, x: jax.Array) -> jax.Array:
 
     def compiled(x):
         rows = x.reshape(-1, x.shape[-1])
-        words = cpu.run(rows, [steps.pack()], (), words_for(x.shape[-1]), jnp.uint32)
+        words = cpu.run(rows, [steps.pack()], (), x.shape[-1], jnp.uint32)
         return words.reshape(*x.shape[:-1], -1)
 
     return choose(backend, compiled, bits.pack_signs, x.astype(jnp.float32))
@@ -281,11 +280,5 @@ def _run(
     spatial: tuple[int, ...],
     features: int,
 ) -> jax.Array:
-    match epilogue:
-        case Sums():
-            depth, dtype = features, sums
-        case Affine():
-            depth, dtype = features, jnp.float32
-        case Threshold():
-            depth, dtype = words_for(features), jnp.uint32
-    return cpu.run(x, [step], spatial, depth, dtype)
+    dtypes = {Sums: sums, Affine: jnp.float32, Threshold: jnp.uint32}
+    return cpu.run(x, [step], spatial, features, dtypes[type(epilogue)])

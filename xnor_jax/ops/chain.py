@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from xnor_jax.ops import cpu
-from xnor_jax.ops.bits import Bits, words_for
+from xnor_jax.ops.bits import Bits
 from xnor_jax.ops.cpu.steps import Step
 
 
@@ -33,8 +33,6 @@ def run_chain(
     """
     array = x.words if isinstance(x, Bits) else x
     *spatial, features = shape
-    depth, dtype = (
-        (words_for(features), jnp.uint32) if bits else (features, jnp.float32)
-    )
-    y = cpu.run(array, steps, tuple(spatial), depth, dtype)
+    dtype = jnp.uint32 if bits else jnp.float32
+    y = cpu.run(array, steps, tuple(spatial), features, dtype)
     return Bits(y, features) if bits else y

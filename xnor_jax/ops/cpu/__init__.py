@@ -9,6 +9,7 @@ library, such as one built under a sanitizer.
 
 import ctypes
 import os
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -19,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from xnor_jax.ops.bits import words_for
 from xnor_jax.ops.cpu.steps import Step
 
 LIBRARY = "libxnor_jax_cpu.so"
+RANK = 2  # spatial axes of its images
 
 
 def is_available() -> bool:
@@ -68,20 +71,20 @@ def run(
     x: jax.Array,
     steps: Sequence[Step],
     spatial: tuple[int, ...],
-    depth: int,
+    features: int,
     dtype: Any,
 ) -> jax.Array:
     """A chain of operations in one call, each on what the one before gave.
 
     Args:
-      x: Floats or words `[N, *spatial, depth]`, at most two spatial axes, not empty.
+      x: Floats or words `[N, *spatial, depth]`, at most `RANK` spatial axes, not empty.
       steps: At least one.
       spatial: The result's spatial sizes.
-      depth: Its channels, or words.
+      features: Its channels.
       dtype: Its dtype: float32, int32 (sums) or uint32 (words).
 
     Returns:
-      What the last step gives, `[N, *spatial, depth]`.
+      What the last step gives, `[N, *spatial, features]`, or the words of that.
 
     Raises:
       RuntimeError: If the library was not built.
@@ -90,12 +93,13 @@ def run(
     numbers = np.array([number for step in steps for number in step.numbers], np.int64)
 
     def call(x, *arrays):
-        sizes = (*spatial, *(1,) * (2 - len(spatial)))
+        sizes = (*spatial, *(1,) * (RANK - len(spatial)))
         out = jax.ShapeDtypeStruct((len(x), *sizes, depth), dtype)
         return jax.ffi.ffi_call("xnor_jax_run", out)(x, *arrays, steps=numbers)
 
+    depth = words_for(features) if dtype == jnp.uint32 else features
     arrays = [array for step in steps for array in step.arrays]
-    units = range(x.ndim - 1, 3)
+    units = range(x.ndim - 1, RANK + 1)
     y = _over_images(call)(jnp.expand_dims(x, units), *arrays)
     y = y.reshape(len(y), *spatial, depth)
     # In shard_map a result varies over the mesh axes of all that it was made from.
@@ -114,6 +118,11 @@ def _over_images(call):
 
     @mapped.def_vmap
     def rule(axis_size, in_batched, x, *rest):
+        if axis_size == 0:
+            given = zip((x, *rest), in_batched, strict=True)
+            shapes = [(a.shape[1:] if b else a.shape, a.dtype) for a, b in given]
+            y = jax.eval_shape(call, *(jax.ShapeDtypeStruct(*s) for s in shapes))
+            return jnp.zeros((0, *y.shape), y.dtype), True
         if in_batched[0] and not any(in_batched[1:]):
             y = mapped(x.reshape(-1, *x.shape[2:]), *rest)
             return y.reshape(axis_size, -1, *y.shape[1:]), True
@@ -136,12 +145,18 @@ def _built() -> ctypes.CDLL:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    path = os.environ.get("XNOR_JAX_CPU_LIBRARY") or next(
-        (str(p) for folder in __path__ if (p := Path(folder) / LIBRARY).is_file()), None
-    )
+    given = os.environ.get("XNOR_JAX_CPU_LIBRARY")
+    installed = (Path(folder) / LIBRARY for folder in __path__)
+    path = given or next((str(p) for p in installed if p.is_file()), None)
     if path is None:
         return None
-    library = ctypes.CDLL(path)
+    try:
+        library = ctypes.CDLL(path)
+    except OSError as error:
+        if given:
+            raise RuntimeError(f"XNOR_JAX_CPU_LIBRARY: {error}") from error
+        warnings.warn(f"xnor_jax: no cpu backend: {error}; build it here", stacklevel=2)
+        return None
     library.xnor_jax_instruction_set.restype = ctypes.c_char_p
     library.xnor_jax_instruction_set.argtypes = [ctypes.c_int]
     library.xnor_jax_chosen.restype = ctypes.c_char_p

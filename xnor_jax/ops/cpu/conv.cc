@@ -5,6 +5,7 @@
 #include <cstring>
 #include <deque>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "geometry.h"
@@ -15,41 +16,31 @@ namespace xnor {
 namespace {
 
 template <class Element>
-struct Of;
-template <>
-struct Of<uint32_t> {
-  using Sum = int32_t;
-  static constexpr ffi::DataType kSum = ffi::S32;
-  static constexpr auto Run() { return &Engine::binary; }
-};
-template <>
-struct Of<float> {
-  using Sum = float;
-  static constexpr ffi::DataType kSum = ffi::F32;
-  static constexpr auto Run() { return &Engine::real; }
-};
+constexpr bool kIsWords = std::is_same_v<Element, uint32_t>;
+
+template <class Element>
+using Sum = typename SumOf<Element>::Type;
 
 // What becomes of the sums. The pointers are to all channels, of every group.
-template <class Sum>
+template <class Element>
 struct Target {
   Epilogue epilogue;
   const float *scale = nullptr, *bias = nullptr;
   bool relu = false;
-  const Sum* threshold = nullptr;
+  const Sum<Element>* threshold = nullptr;
   const uint32_t* flip = nullptr;
 };
 
 template <class Element>
-Target<typename Of<Element>::Sum> TakeTarget(const Step& step, int64_t channels,
-                                             Arguments& args) {
+Target<Element> TakeTarget(const Step& step, int64_t channels, Arguments& args) {
   Require(step.epilogue >= 0 && step.epilogue <= 2, "there is no such epilogue");
-  Target<typename Of<Element>::Sum> target = {static_cast<Epilogue>(step.epilogue)};
+  Target<Element> target = {static_cast<Epilogue>(step.epilogue)};
   target.relu = step.relu != 0;
   if (target.epilogue == Epilogue::kAffine) {
     target.scale = args.Vector<ffi::F32>(channels);
     target.bias = args.Vector<ffi::F32>(channels);
   } else if (target.epilogue == Epilogue::kThreshold) {
-    target.threshold = args.Vector<Of<Element>::kSum>(channels);
+    target.threshold = args.Vector<kIsWords<Element> ? ffi::S32 : ffi::F32>(channels);
     target.flip = args.Vector<ffi::U32>(WordsFor(channels));
   }
   return target;
@@ -57,9 +48,8 @@ Target<typename Of<Element>::Sum> TakeTarget(const Step& step, int64_t channels,
 
 template <class Element>
 Shape OutShape(const Geometry& g, Epilogue epilogue, int64_t channels) {
-  const bool whole = std::is_same_v<Element, uint32_t>;
-  Shape out = {whole ? Type::kIntegers : Type::kFloats, g.images, g.out_height,
-               g.out_width, channels};
+  const Type sums = kIsWords<Element> ? Type::kIntegers : Type::kFloats;
+  Shape out = {sums, g.out_height, g.out_width, channels};
   if (epilogue == Epilogue::kAffine) out.type = Type::kFloats;
   if (epilogue == Epilogue::kThreshold)
     out.type = Type::kWords, out.depth = WordsFor(channels);
@@ -69,26 +59,23 @@ Shape OutShape(const Geometry& g, Epilogue epilogue, int64_t channels) {
 // The padded constants of one group's epilogue, which the job points to.
 template <class Element>
 struct Constants {
-  using Sum = typename Of<Element>::Sum;
   std::vector<float> scale, bias;
-  std::vector<Sum> threshold;
-  std::vector<uint32_t> flip;
+  std::vector<Sum<Element>> threshold;
 
-  Constants(Job<Element>& job, const Target<Sum>& target, int64_t first,
+  Constants(Job<Element>& job, const Target<Element>& target, int64_t first,
             int64_t columns) {
     job.epilogue = target.epilogue;
     job.columns = columns;
     job.relu = target.relu;
     if (target.epilogue == Epilogue::kAffine) {
-      scale = Padded(target.scale + first, columns, 0.0f);
-      bias = Padded(target.bias + first, columns, 0.0f);
+      scale = Padded(target.scale + first, columns);
+      bias = Padded(target.bias + first, columns);
       job.scale = scale.data();
       job.bias = bias.data();
     } else if (target.epilogue == Epilogue::kThreshold) {  // A group begins at a word.
-      threshold = PaddedThreshold(target.threshold + first, columns);
-      flip = FlipWords(target.flip + first / kPanel, columns);
+      threshold = Padded(target.threshold + first, columns);
       job.threshold = threshold.data();
-      job.flip = flip.data();
+      job.flip = target.flip + first / kPanel;
     }
   }
 };
@@ -96,10 +83,10 @@ struct Constants {
 // The images with their zeros around them.
 template <class Element>
 std::vector<Element> WithPadding(Team& team, const Geometry& g, int64_t depth,
-                                 const Element* x) {
+                                 int64_t images, const Element* x) {
   const int64_t row = g.padded_width * depth, image = g.padded_height * row;
-  std::vector<Element> padded(g.images * image);
-  team.For(g.images, [&](int64_t n) {
+  std::vector<Element> padded(Times(images, image));
+  team.For(images, [&](int64_t n) {
     for (int64_t y = 0; y < g.height; ++y)
       std::memcpy(padded.data() + n * image + (y + g.top) * row + g.left * depth,
                   x + (n * g.height + y) * g.width * depth,
@@ -113,7 +100,12 @@ template <class Element>
 void RunJob(Team& team, const Job<Element>& job, int64_t pixels, double work) {
   constexpr int64_t kPixels = 64;  // a task's, where there are enough
   constexpr double kSmallest = 3e4;  // about a microsecond's
-  const auto run = ChosenEngine().*Of<Element>::Run();
+  const auto run = [&] {
+    if constexpr (kIsWords<Element>)
+      return ChosenEngine().binary;
+    else
+      return ChosenEngine().real;
+  }();
   const int64_t panels = WordsFor(job.columns), threads = team.threads();
   if (threads < 2 || work < kSmallest) {
     run(job, 0, pixels, 0, panels);
@@ -158,32 +150,25 @@ std::vector<int32_t> Base(const Geometry& g, const Classes& y, const Classes& x,
 template <class Element>
 struct Group {
   Job<Element> job;
-  std::vector<int64_t> offsets;
   Constants<Element> constants;
   std::vector<int32_t> base;
   std::vector<float> panels;
 
-  Group(const Job<Element>& of_all, const Target<typename Of<Element>::Sum>& target,
-        int64_t first, int64_t columns)
+  Group(const Job<Element>& of_all, const Target<Element>& target, int64_t first,
+        int64_t columns)
       : job(of_all), constants(job, target, first, columns) {}
 };
 
 template <class Element>
 class Conv : public Operation {
  public:
-  using Sum = typename Of<Element>::Sum;
-
   // `depth`: elements of a pixel that a group of output channels sees; `channels`: signs.
   Conv(const Geometry& g, int64_t groups, int64_t depth, int64_t channels,
-       int64_t out_channels, const Target<Sum>& target, const Element* kernel)
+       int64_t out_channels, const Target<Element>& target, const Element* kernel)
       : Operation(OutShape<Element>(g, target.epilogue, out_channels)),
         g_(g), depth_(depth), channels_(channels), columns_(out_channels / groups),
-        pixel_(Times(groups, depth)), target_(target), kernel_(kernel),
-        y_(g.height, g.out_height, g.window_height, g.stride_height, g.top,
-           g.dilation_height),
-        x_(g.width, g.out_width, g.window_width, g.stride_width, g.left,
-           g.dilation_width) {
-    Times(Times(g.images, Times(g.padded_height, g.padded_width)), pixel_);
+        pixel_(Times(groups, depth)), target_(target), kernel_(kernel) {
+    Times(Times(g.padded_height, g.padded_width), pixel_);
     out.size();  // Both fit into 64 bits.
     const double taps = static_cast<double>(g.window_height) * g.window_width;
     work = taps * depth * WordsFor(columns_) * kPanel * groups * g.pixels();
@@ -193,39 +178,45 @@ class Conv : public Operation {
   void Prepare() override {
     const Geometry& g = g_;
     Job<Element> job = {};
-    const std::vector<int64_t> offsets = Segments(g, pixel_, depth_, job.length);
+    offsets_ = Segments(g, pixel_, depth_, job.length);
     job.pixel_stride = pixel_;
     job.row_stride = g.padded_width * pixel_;
     job.image_stride = g.padded_height * job.row_stride;
     job.out_height = g.out_height, job.out_width = g.out_width;
     job.stride_height = g.stride_height, job.stride_width = g.stride_width;
-    job.segments = static_cast<int64_t>(offsets.size());
+    job.offsets = offsets_.data();
+    job.segments = static_cast<int64_t>(offsets_.size());
     job.out_stride = out.depth;
-    job.class_y = y_.of.data();
-    job.class_x = x_.of.data();
-    job.classes_x = static_cast<int64_t>(x_.inside.size());
+    if constexpr (kIsWords<Element>) {
+      y_ = Classes(g.height, g.out_height, g.window_height, g.stride_height, g.top,
+                   g.dilation_height);
+      x_ = Classes(g.width, g.out_width, g.window_width, g.stride_width, g.left,
+                   g.dilation_width);
+      job.class_y = y_.of.data();
+      job.class_x = x_.of.data();
+      job.classes_x = static_cast<int64_t>(x_.inside.size());
+    }
     for (int64_t group = 0; group < pixel_ / depth_; ++group) {
       groups_.emplace_back(job, target_, group * columns_, columns_);
-      groups_.back().offsets = offsets;
-      groups_.back().job.offsets = groups_.back().offsets.data();
       LayOut(groups_.back(), group);
     }
   }
 
-  void Run(Team& team, const void* in, void* to) const override {
-    const Element* images = static_cast<const Element*>(in);
+  void Run(Team& team, int64_t images, const void* in, void* to) const override {
+    const Element* x = static_cast<const Element*>(in);
     std::vector<Element> padded;
     if (g_.padded()) {
-      padded = WithPadding(team, g_, pixel_, images);
-      images = padded.data();
+      padded = WithPadding(team, g_, pixel_, images, x);
+      x = padded.data();
     }
+    const double groups = static_cast<double>(groups_.size());
     const bool bits = target_.epilogue == Epilogue::kThreshold;
     const int64_t each = bits ? columns_ / kPanel : columns_;
     for (size_t group = 0; group < groups_.size(); ++group) {
       Job<Element> job = groups_[group].job;
-      job.image = images + group * depth_;
+      job.image = x + group * depth_;
       job.out = static_cast<uint32_t*>(to) + group * each;  // All are of four bytes.
-      RunJob(team, job, g_.pixels(), work / static_cast<double>(groups_.size()));
+      RunJob(team, job, images * g_.pixels(), images * work / groups);
     }
   }
 
@@ -234,9 +225,10 @@ class Conv : public Operation {
 
   const Geometry g_;
   const int64_t depth_, channels_, columns_, pixel_;
-  const Target<Sum> target_;
+  const Target<Element> target_;
   const Element* const kernel_;
-  const Classes y_, x_;
+  std::vector<int64_t> offsets_;
+  Classes y_, x_;  // Words only.
   std::deque<Group<Element>> groups_;  // Their jobs point into them.
 };
 
@@ -274,7 +266,7 @@ std::unique_ptr<Operation> MakeConv(const Shape& in, const Step& step, Arguments
   const auto k = kernel.dimensions();
   Require(k.size() == 6, "expected a kernel of shape [groups, panels, kh, kw, words, 32]");
   const int64_t window[] = {k[2], k[3]};
-  const Geometry g(in.images, in.height, in.width, window, step.strides, step.padding,
+  const Geometry g(in.height, in.width, window, step.strides, step.padding,
                    step.dilation);
   const int64_t groups = k[0], channels = step.channels, out_channels = step.out_channels;
   Require(InRange(channels) && InRange(out_channels) && InRange(groups) &&
@@ -286,7 +278,7 @@ std::unique_ptr<Operation> MakeConv(const Shape& in, const Step& step, Arguments
   Require(in.depth == Times(groups, words), "the words are not those of the channels");
   Require(Times(Times(window[0], window[1]), channels) <= kLargest / 2,
           "the window has too many weights for sums of 32 bits");
-  const Target<int32_t> target = TakeTarget<uint32_t>(step, out_channels, args);
+  const Target<uint32_t> target = TakeTarget<uint32_t>(step, out_channels, args);
   Require(target.epilogue != Epilogue::kThreshold || groups == 1 || columns % kPanel == 0,
           "thresholds need groups of a multiple of 32 channels");
   return std::make_unique<Conv<uint32_t>>(g, groups, words, channels, out_channels,
@@ -300,7 +292,7 @@ std::unique_ptr<Operation> MakeRealConv(const Shape& in, const Step& step,
   const auto k = kernel.dimensions();
   Require(k.size() == 4, "expected a kernel of shape [kh, kw, C, C_out]");
   const int64_t window[] = {k[0], k[1]};
-  const Geometry g(in.images, in.height, in.width, window, step.strides, step.padding,
+  const Geometry g(in.height, in.width, window, step.strides, step.padding,
                    step.dilation);
   Require(InRange(k[2]) && InRange(k[3]) && k[2] == in.depth,
           "the channels are out of range or not the kernel's");

@@ -11,6 +11,18 @@ namespace xnor {
 // make one word.
 constexpr int kPanel = 32;
 
+// What products of elements add up to: words of signs, or floats.
+template <class Element>
+struct SumOf;
+template <>
+struct SumOf<uint32_t> {
+  using Type = int32_t;
+};
+template <>
+struct SumOf<float> {
+  using Type = float;
+};
+
 enum class Epilogue { kSums, kAffine, kThreshold };
 
 // A convolution of one group: rows of the (padded) image times panels of the kernel.

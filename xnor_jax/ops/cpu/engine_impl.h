@@ -13,8 +13,8 @@
 //   uint32_t LessMask(const float* a, const float* b): bit i is !(a[i] >= b[i])
 //   uint32_t NegativeMask(const float* x): bit i is !(x[i] > -FLT_MIN), i < 32
 //
-// Everything is in an unnamed namespace: each copy is compiled for its own instructions,
-// and the linker must not merge them.
+// Everything is in an unnamed namespace, and no template of the standard library is used:
+// each copy is compiled for its own instructions, and the linker must not merge them.
 #include <cfloat>
 #include <cmath>
 #include <cstring>
@@ -24,6 +24,9 @@
 
 namespace xnor {
 namespace {
+
+inline int64_t Larger(int64_t a, int64_t b) { return a < b ? b : a; }
+inline int64_t Smaller(int64_t a, int64_t b) { return b < a ? b : a; }
 
 constexpr int kBlock = 64;  // pixels whose panel stays in the first-level cache
 
@@ -104,23 +107,10 @@ inline void Multiply(const float* const* rows, const int32_t* const*,
       Floats::Store(sums[m] + v * Floats::kLanes, acc[m][v]);
 }
 
-template <class Element>
-struct Of;
-template <>
-struct Of<uint32_t> {
-  using Sum = int32_t;
-  static constexpr int kRows = Words::kRows;
-};
-template <>
-struct Of<float> {
-  using Sum = float;
-  static constexpr int kRows = Floats::kRows;
-};
-
 template <int M, class Element>
 inline void MultiplyRows(int m, const Element* const* rows, const int32_t* const* base,
                          const Job<Element>& job, const Element* panel,
-                         typename Of<Element>::Sum (*sums)[kPanel]) {
+                         typename SumOf<Element>::Type (*sums)[kPanel]) {
   if constexpr (M > 1) {
     if (m < M) {
       MultiplyRows<M - 1>(m, rows, base, job, panel, sums);
@@ -129,6 +119,8 @@ inline void MultiplyRows(int m, const Element* const* rows, const int32_t* const
   }
   Multiply<M>(rows, base, job, panel, sums);
 }
+
+inline uint32_t FirstBits(int count) { return ~0u >> (kPanel - count); }
 
 template <class Element, class Sum>
 inline void Finish(const Job<Element>& job, const Sum* sums, int64_t pixel,
@@ -139,7 +131,7 @@ inline void Finish(const Job<Element>& job, const Sum* sums, int64_t pixel,
   if (job.epilogue == Epilogue::kThreshold) {
     const Sum* threshold = static_cast<const Sum*>(job.threshold) + first;
     static_cast<uint32_t*>(job.out)[pixel * job.out_stride + panel] =
-        LessMask(sums, threshold) ^ job.flip[panel];
+        (LessMask(sums, threshold) ^ job.flip[panel]) & FirstBits(columns);
     return;
   }
   if (job.epilogue == Epilogue::kSums) {
@@ -168,8 +160,9 @@ inline void Finish(const Job<Element>& job, const Sum* sums, int64_t pixel,
 template <class Element>
 inline void MultiplyBlock(const Job<Element>& job, const Element* const* rows,
                    const int32_t* const* base, int64_t pixel, int count, int64_t panel) {
-  constexpr int kRows = Of<Element>::kRows;
-  alignas(64) typename Of<Element>::Sum sums[kRows][kPanel];
+  constexpr int kRows =
+      std::is_same_v<Element, uint32_t> ? Words::kRows : Floats::kRows;
+  alignas(64) typename SumOf<Element>::Type sums[kRows][kPanel];
   const int64_t panel_size = job.segments * job.length * kPanel;
   for (int i = 0; i < count; i += kRows) {
     const int m = count - i < kRows ? count - i : kRows;
@@ -254,20 +247,18 @@ void SumPool(const PoolJob& job, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t image = row / job.out_height;
     const int64_t y0 = row % job.out_height * job.stride_height - job.top;
+    const int64_t bottom = Smaller(y0 + job.window_height, job.height);
     const float* source = job.x + image * job.height * job.width * job.channels;
     for (int64_t out_x = 0; out_x < job.out_width; ++out_x) {
       const int64_t x0 = out_x * job.stride_width - job.left;
+      const int64_t right = Smaller(x0 + job.window_width, job.width);
       for (int64_t word = 0; word < words; ++word) {
         const int64_t first = word * kPanel;
         const int64_t rest = job.channels - first;
         const int lanes = rest < kPanel ? static_cast<int>(rest) : kPanel;
         alignas(64) float sums[kPanel] = {};
-        for (int64_t i = 0; i < job.window_height; ++i) {
-          const int64_t y = y0 + i;
-          if (y < 0 || y >= job.height) continue;
-          for (int64_t j = 0; j < job.window_width; ++j) {
-            const int64_t x = x0 + j;
-            if (x < 0 || x >= job.width) continue;
+        for (int64_t y = Larger(y0, 0); y < bottom; ++y) {
+          for (int64_t x = Larger(x0, 0); x < right; ++x) {
             const float* pixel = source + (y * job.width + x) * job.channels + first;
             if (lanes == kPanel)
               for (int n = 0; n < kPanel; ++n) sums[n] += pixel[n];
@@ -276,7 +267,7 @@ void SumPool(const PoolJob& job, int64_t begin, int64_t end) {
           }
         }
         job.out[(row * job.out_width + out_x) * words + word] =
-            LessMask(sums, job.threshold + first) ^ job.flip[word];
+            (LessMask(sums, job.threshold + first) ^ job.flip[word]) & FirstBits(lanes);
       }
     }
   }

@@ -11,7 +11,7 @@
 namespace xnor {
 
 struct Geometry {
-  int64_t images, height, width;  // in, without padding
+  int64_t height, width;  // in, without padding
   int64_t window_height, window_width;
   int64_t stride_height, stride_width;
   int64_t top, bottom, left, right;
@@ -20,12 +20,11 @@ struct Geometry {
   int64_t out_height, out_width;
 
   bool padded() const { return top || bottom || left || right; }
-  int64_t pixels() const { return Times(images, Times(out_height, out_width)); }
+  int64_t pixels() const { return Times(out_height, out_width); }  // of an image
 
-  Geometry(int64_t n, int64_t h, int64_t w, const int64_t (&window)[2],
-           const int64_t (&strides)[2], const int64_t (&padding)[4],
-           const int64_t (&dilation)[2]) {
-    for (int64_t size : {n, h, w, window[0], window[1]})
+  Geometry(int64_t h, int64_t w, const int64_t (&window)[2], const int64_t (&strides)[2],
+           const int64_t (&padding)[4], const int64_t (&dilation)[2]) {
+    for (int64_t size : {h, w, window[0], window[1]})
       Require(size >= 0 && size <= kLargest, "a size is out of range");
     for (int64_t s : strides) Require(s >= 1 && s <= kLargest, "a stride is out of range");
     for (int64_t d : dilation)
@@ -33,7 +32,7 @@ struct Geometry {
     for (int64_t p : padding)
       Require(p >= 0 && p <= kLargest, "a padding is out of range");
     Require(window[0] >= 1 && window[1] >= 1, "the window is empty");
-    images = n, height = h, width = w;
+    height = h, width = w;
     window_height = window[0], window_width = window[1];
     stride_height = strides[0], stride_width = strides[1];
     top = padding[0], bottom = padding[1], left = padding[2], right = padding[3];
@@ -67,6 +66,7 @@ struct Classes {
   std::vector<int32_t> of;
   std::vector<std::pair<int64_t, int64_t>> inside;  // taps [first, last)
 
+  Classes() = default;
   Classes(int64_t size, int64_t out, int64_t window, int64_t stride, int64_t before,
           int64_t dilation) {
     for (int64_t position = 0; position < out; ++position) {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -19,19 +20,26 @@
 namespace xnor {
 namespace {
 
-// As in xnor_jax/ops/cpu/__init__.py.
-enum class Kind : int64_t { kConv, kRealConv, kPack, kPoolBits, kSumPool, kNorm, kMean, kFlatten };
+// As in steps.py.
+enum class Kind : int64_t {
+  kConv,
+  kRealConv,
+  kPack,
+  kPoolBits,
+  kSumPool,
+  kNorm,
+  kMean,
+  kFlatten
+};
 
 // The same numbers as one pixel an image; of words only where they are one already.
 class Flatten : public Operation {
  public:
-  explicit Flatten(const Shape& in)
-      : Operation({in.type, in.images, 1, 1, in.size() / in.images}) {
-    Require(in.type != Type::kWords || in.height * in.width == 1,
-            "expected words of one pixel");
+  explicit Flatten(const Shape& in) : Operation({in.type, 1, 1, in.size()}) {
+    Require(in.type != Type::kWords || in.pixels() == 1, "expected words of one pixel");
   }
-  void Run(Team&, const void* in, void* to) const override {
-    std::memcpy(to, in, out.size() * sizeof(float));
+  void Run(Team&, int64_t images, const void* in, void* to) const override {
+    std::memcpy(to, in, images * out.size() * sizeof(float));
   }
 };
 
@@ -49,34 +57,47 @@ std::unique_ptr<Operation> Make(const Shape& in, const Step& step, Arguments& ar
   throw Refusal("there is no such operation");
 }
 
-Shape ShapeOf(const ffi::AnyBuffer& buffer) {
-  const auto d = buffer.dimensions();
-  Require(d.size() == 4, "expected a batch of shape [images, height, width, depth]");
-  for (int64_t size : d) Require(size >= 1 && size <= kLargest, "a size is out of range");
-  Shape shape = {Type::kFloats, d[0], d[1], d[2], d[3]};
-  shape.size();  // Fits into 64 bits.
-  switch (buffer.element_type()) {
-    case ffi::F32: return shape;
-    case ffi::S32: shape.type = Type::kIntegers; return shape;
-    case ffi::U32: shape.type = Type::kWords; return shape;
-    default: throw Refusal("expected float32, int32 or uint32");
-  }
-}
+struct Batch {
+  int64_t images;
+  Shape shape;  // of one of them
+  uint32_t* data;  // Every element is four bytes long, whatever it is.
 
-// Operations, each on what the one before gives, for so many images.
+  explicit Batch(ffi::AnyBuffer& buffer)
+      : data(static_cast<uint32_t*>(buffer.untyped_data())) {
+    const auto d = buffer.dimensions();
+    Require(d.size() == 4, "expected a batch of shape [images, height, width, depth]");
+    for (int64_t n : d) Require(n >= 1 && n <= kLargest, "a size is out of range");
+    images = d[0];
+    shape = {TypeOf(buffer.element_type()), d[1], d[2], d[3]};
+    Times(images, shape.size());  // Fits into 64 bits.
+  }
+
+ private:
+  static Type TypeOf(ffi::DataType type) {
+    if (type == ffi::F32) return Type::kFloats;
+    if (type == ffi::S32) return Type::kIntegers;
+    Require(type == ffi::U32, "expected float32, int32 or uint32");
+    return Type::kWords;
+  }
+};
+
+// Operations, each on what the one before gives.
 class Chain {
  public:
-  Chain(Shape shape, ffi::Span<const int64_t> numbers, Arguments args) {
+  Chain(const Batch& x, ffi::Span<const int64_t> numbers, Arguments args) {
     const int64_t count = static_cast<int64_t>(numbers.size()) / kStepNumbers;
     Require(count >= 1 && numbers.size() % kStepNumbers == 0,
             "expected a number of whole steps");
+    Shape shape = x.shape;
     for (int64_t i = 0; i < count; ++i) {
       Step step;
       std::memcpy(&step, numbers.begin() + i * kStepNumbers, sizeof(step));
       operations_.push_back(Make(shape, step, args));
       shape = operations_.back()->out;
       Require(shape.depth >= 1 && shape.depth <= kLargest, "a size is out of range");
-      if (i + 1 < count) largest = std::max(largest, shape.size());
+      const int64_t size = shape.size();
+      Times(x.images, size);  // Fits into 64 bits.
+      if (i + 1 < count) largest = std::max(largest, size);
       work += operations_.back()->work;
       loops += operations_.back()->loops;
     }
@@ -89,27 +110,26 @@ class Chain {
     for (auto& operation : operations_) operation->Prepare();
   }
 
-  // Every element is four bytes long, whatever it is.
-  void Run(Team& team, const uint32_t* x, uint32_t* y) const {
+  void Run(Team& team, int64_t images, const uint32_t* x, uint32_t* y) const {
     std::unique_ptr<uint32_t[]> before, after;
     for (const auto& operation : operations_) {
       const bool last = operation == operations_.back();
-      if (!last) after.reset(new uint32_t[operation->out.size()]);
-      operation->Run(team, x, last ? y : after.get());
+      if (!last) after.reset(new uint32_t[images * operation->out.size()]);
+      operation->Run(team, images, x, last ? y : after.get());
       before = std::move(after);
       x = before.get();
     }
   }
 
-  double work = 0;
+  int64_t largest = 0;  // elements between two operations, of an image
+  double work = 0;      // an image's
   int64_t loops = 0;
-  int64_t largest = 0;  // elements between two operations
 
  private:
   std::vector<std::unique_ptr<Operation>> operations_;
 };
 
-// How many images go through the whole chain together: as many as stay in a core's
+// How many images go through the whole chain together: as many as about stay in a core's
 // second-level cache, but enough chunks for all threads; or all, step by step.
 int64_t ChunkOf(int64_t images, int64_t elements, int64_t threads) {
   constexpr int64_t kCached = 1 << 17;  // elements: 512 KiB
@@ -119,41 +139,28 @@ int64_t ChunkOf(int64_t images, int64_t elements, int64_t threads) {
   return shared < 1 ? images : std::min(cached, shared);
 }
 
-void Run(ffi::ThreadPool& pool, ffi::AnyBuffer& x, Arguments args, ffi::AnyBuffer& y,
+void Run(ffi::ThreadPool& pool, ffi::AnyBuffer& in, Arguments args, ffi::AnyBuffer& out,
          ffi::Span<const int64_t> numbers) {
   constexpr double kForAThread = 1.5e6;  // work: about the time that waking one takes
-  const Shape in = ShapeOf(x);
-  Chain all(in, numbers, args);
-  Require(ShapeOf(y) == all.out(), "the result has not the shape that the steps give");
-  const uint32_t* from = static_cast<const uint32_t*>(x.untyped_data());
-  uint32_t* to = static_cast<uint32_t*>(y.untyped_data());
-
+  const Batch x(in), y(out);
+  Chain chain(x, numbers, args);
+  Require(y.images == x.images && y.shape == chain.out(),
+          "the result has not the shape that the steps give");
+  chain.Prepare();
   const double most = static_cast<double>(pool.num_threads()) - 1;
-  const int64_t helpers =
-      static_cast<int64_t>(std::min(most, all.work / kForAThread - 1));
-  const int64_t chunk =
-      ChunkOf(in.images, all.largest / in.images, std::max<int64_t>(helpers, 0) + 1);
-  if (chunk == in.images) {
-    Team team(pool, helpers, all.loops);
-    all.Prepare();
-    all.Run(team, from, to);
+  const double worth = static_cast<double>(x.images) * chain.work / kForAThread - 1;
+  const int64_t helpers = static_cast<int64_t>(std::max(0.0, std::min(most, worth)));
+  const int64_t chunk = ChunkOf(x.images, chain.largest, helpers + 1);
+  Team team(pool, helpers, chunk == x.images ? chain.loops : 1);
+  if (chunk == x.images) {
+    chain.Run(team, x.images, x.data, y.data);
     return;
   }
-  const auto of = [&](int64_t images) {
-    Shape shape = in;
-    shape.images = images;
-    return Chain(shape, numbers, args);
-  };
-  Team team(pool, helpers, 1);
-  Chain whole = of(chunk), rest = of(in.images % chunk ? in.images % chunk : chunk);
-  whole.Prepare();
-  if (in.images % chunk) rest.Prepare();
-  const int64_t image = in.size() / in.images, result = all.out().size() / in.images;
-  team.For((in.images + chunk - 1) / chunk, [&](int64_t task) {
+  team.For((x.images + chunk - 1) / chunk, [&](int64_t task) {
     const int64_t first = task * chunk;
     Team alone(pool, 0, 0);
-    (first + chunk <= in.images ? whole : rest)
-        .Run(alone, from + first * image, to + first * result);
+    chain.Run(alone, std::min(chunk, x.images - first), x.data + first * x.shape.size(),
+              y.data + first * y.shape.size());
   });
 }
 
@@ -161,14 +168,18 @@ void Run(ffi::ThreadPool& pool, ffi::AnyBuffer& x, Arguments args, ffi::AnyBuffe
 ffi::Error Handler(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs args,
                    ffi::Result<ffi::AnyBuffer> y, ffi::Span<const int64_t> steps) {
   try {
-    Run(pool, x, Arguments(args), *y, steps);
-    return ffi::Error::Success();
-  } catch (const Refusal& refusal) {
-    return ffi::Error::InvalidArgument("xnor_jax: " + refusal.message);
-  } catch (const std::bad_alloc&) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "xnor_jax: out of memory");
-  } catch (const std::exception& error) {
-    return ffi::Error::Internal(std::string("xnor_jax: ") + error.what());
+    try {
+      Run(pool, x, Arguments(args), *y, steps);
+      return ffi::Error::Success();
+    } catch (const Refusal& refusal) {
+      return ffi::Error::InvalidArgument("xnor_jax: " + refusal.message);
+    } catch (const std::bad_alloc&) {
+      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "xnor_jax: out of memory");
+    } catch (const std::exception& error) {
+      return ffi::Error::Internal(std::string("xnor_jax: ") + error.what());
+    }
+  } catch (...) {  // No memory even for that text; this one needs none.
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
   }
 }
 

@@ -1,10 +1,9 @@
-// One operation on a batch of images: checked when it is made, then made ready, then run.
+// One operation on images: checked when it is made, then made ready, then run.
 #ifndef XNOR_JAX_OPERATION_H_
 #define XNOR_JAX_OPERATION_H_
 
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <vector>
 
@@ -19,16 +18,16 @@ namespace ffi = ::xla::ffi;
 
 enum class Type { kFloats, kIntegers, kWords };
 
-// A batch `[images, height, width, depth]`; words of signs: so many words a pixel.
+// An image `[height, width, depth]`; words of signs: so many words a pixel.
 struct Shape {
   Type type;
-  int64_t images, height, width, depth;
+  int64_t height, width, depth;
 
-  int64_t pixels() const { return Times(images, Times(height, width)); }
+  int64_t pixels() const { return Times(height, width); }
   int64_t size() const { return Times(pixels(), depth); }
   bool operator==(const Shape& other) const {
-    return type == other.type && images == other.images && height == other.height &&
-           width == other.width && depth == other.depth;
+    return type == other.type && height == other.height && width == other.width &&
+           depth == other.depth;
   }
 };
 
@@ -73,11 +72,11 @@ class Operation {
   virtual ~Operation() = default;
   // Lays out kernels and constants as the engine wants them: once, before any `Run`.
   virtual void Prepare() {}
-  // Runs on buffers of the shapes that it was made for; none of them is empty.
-  virtual void Run(Team& team, const void* in, void* to) const = 0;
+  // Runs on one image or more of the shape that it was made for.
+  virtual void Run(Team& team, int64_t images, const void* in, void* to) const = 0;
 
   const Shape out;
-  double work = 0;    // multiplications of floats, or of words of signs
+  double work = 0;    // an image's multiplications, of floats or of words of signs
   int64_t loops = 1;  // of `Run`, at most
 };
 
@@ -99,25 +98,10 @@ inline int64_t WordsFor(int64_t channels) {
 
 // A vector of channels, filled up to whole words or panels.
 template <class T>
-std::vector<T> Padded(const T* values, int64_t count, T filling) {
-  std::vector<T> padded(WordsFor(count) * kPanel, filling);
+std::vector<T> Padded(const T* values, int64_t count) {
+  std::vector<T> padded(WordsFor(count) * kPanel);
   std::memcpy(padded.data(), values, count * sizeof(T));
   return padded;
-}
-
-// Thresholds: those behind the last channel are below every sum.
-template <class Sum>
-std::vector<Sum> PaddedThreshold(const Sum* values, int64_t count) {
-  using Limits = std::numeric_limits<Sum>;
-  return Padded(values, count,
-                Limits::has_infinity ? -Limits::infinity() : Limits::lowest());
-}
-
-// The words of `flip` with the bits behind the last channel cleared.
-inline std::vector<uint32_t> FlipWords(const uint32_t* flip, int64_t channels) {
-  std::vector<uint32_t> words(flip, flip + WordsFor(channels));
-  if (channels % kPanel) words.back() &= (1u << (channels % kPanel)) - 1;
-  return words;
 }
 
 }  // namespace xnor

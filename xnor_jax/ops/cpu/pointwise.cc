@@ -12,13 +12,13 @@
 namespace xnor {
 namespace {
 
-constexpr int64_t kElements = 16384;  // a task's, where there are enough
+constexpr double kElements = 16384;  // a task's, where there are enough
 constexpr double kOnce = 8;  // multiplications in the time of an element read once
 
-// Calls run(begin, end) for parts of [0, count), whose items have so many elements.
+// Calls run(begin, end) for parts of [0, count), whose items read so many elements.
 template <class Run>
-void InParts(Team& team, int64_t count, int64_t elements, const Run& run) {
-  const int64_t each = kElements / std::max<int64_t>(elements, 1) + 1;
+void InParts(Team& team, int64_t count, double elements, const Run& run) {
+  const int64_t each = static_cast<int64_t>(kElements / std::max(elements, 1.0)) + 1;
   team.For((count + each - 1) / each, [&](int64_t task) {
     run(task * each, std::min((task + 1) * each, count));
   });
@@ -26,23 +26,29 @@ void InParts(Team& team, int64_t count, int64_t elements, const Run& run) {
 
 Geometry PoolGeometry(const Shape& in, const Step& step) {
   const int64_t ones[] = {1, 1};
-  return Geometry(in.images, in.height, in.width, step.window, step.strides,
-                  step.padding, ones);
+  return Geometry(in.height, in.width, step.window, step.strides, step.padding, ones);
 }
 
 Shape PoolShape(const Geometry& g, int64_t words) {
-  return {Type::kWords, g.images, g.out_height, g.out_width, words};
+  return {Type::kWords, g.out_height, g.out_width, words};
+}
+
+// The elements that a row of a pool's windows reads, for each of a pixel's.
+double RowReads(const Geometry& g) {
+  const int64_t height = std::min(g.window_height, g.height);
+  const int64_t width = std::min(g.window_width, g.width);
+  return static_cast<double>(g.out_width) * height * width;
 }
 
 class Pack : public Operation {
  public:
   explicit Pack(const Shape& in)
-      : Operation({Type::kWords, in.images, in.height, in.width, WordsFor(in.depth)}),
+      : Operation({Type::kWords, in.height, in.width, WordsFor(in.depth)}),
         channels_(in.depth) {
     work = kOnce * static_cast<double>(in.size());
   }
-  void Run(Team& team, const void* in, void* to) const override {
-    InParts(team, out.pixels(), channels_, [&](int64_t begin, int64_t end) {
+  void Run(Team& team, int64_t images, const void* in, void* to) const override {
+    InParts(team, images * out.pixels(), channels_, [&](int64_t begin, int64_t end) {
       ChosenEngine().pack(static_cast<const float*>(in), channels_,
                           static_cast<uint32_t*>(to), begin, end);
     });
@@ -57,13 +63,14 @@ class PoolBits : public Operation {
  public:
   PoolBits(const Geometry& g, int64_t words, const uint32_t* flip)
       : Operation(PoolShape(g, words)), g_(g), flip_(flip) {
-    work = kOnce * static_cast<double>(out.size()) * g.window_height * g.window_width;
+    work = kOnce * RowReads(g) * g.out_height * words;
   }
-  void Run(Team& team, const void* in, void* to) const override {
+  void Run(Team& team, int64_t images, const void* in, void* to) const override {
     const Geometry& g = g_;
     const int64_t words = out.depth, row = g.out_width * words;
     const uint32_t* x = static_cast<const uint32_t*>(in);
-    InParts(team, g.images * g.out_height, row, [&](int64_t begin, int64_t end) {
+    const int64_t rows = images * g.out_height;
+    InParts(team, rows, RowReads(g) * words, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         const int64_t top = r % g.out_height * g.stride_height - g.top;
         const uint32_t* image = x + r / g.out_height * g.height * g.width * words;
@@ -98,14 +105,10 @@ class SumPool : public Operation {
           const uint32_t* flip)
       : Operation(PoolShape(g, WordsFor(channels))), g_(g), channels_(channels),
         threshold_(threshold), flip_(flip) {
-    work = kOnce * static_cast<double>(g.pixels()) * channels * g.window_height *
-           g.window_width;
+    work = kOnce * RowReads(g) * g.out_height * channels;
   }
-  void Prepare() override {
-    padded_threshold_ = PaddedThreshold(threshold_, channels_);
-    flip_words_ = FlipWords(flip_, channels_);
-  }
-  void Run(Team& team, const void* in, void* to) const override {
+  void Prepare() override { padded_ = Padded(threshold_, channels_); }
+  void Run(Team& team, int64_t images, const void* in, void* to) const override {
     const Geometry& g = g_;
     PoolJob job = {};
     job.x = static_cast<const float*>(in);
@@ -114,10 +117,12 @@ class SumPool : public Operation {
     job.window_height = g.window_height, job.window_width = g.window_width;
     job.stride_height = g.stride_height, job.stride_width = g.stride_width;
     job.top = g.top, job.left = g.left;
-    job.threshold = padded_threshold_.data(), job.flip = flip_words_.data();
+    job.threshold = padded_.data(), job.flip = flip_;
     job.out = static_cast<uint32_t*>(to);
-    InParts(team, g.images * g.out_height, g.out_width * channels_ * g.window_width,
-            [&](int64_t begin, int64_t end) { ChosenEngine().sum_pool(job, begin, end); });
+    const int64_t rows = images * g.out_height;
+    InParts(team, rows, RowReads(g) * channels_, [&](int64_t begin, int64_t end) {
+      ChosenEngine().sum_pool(job, begin, end);
+    });
   }
 
  private:
@@ -125,8 +130,7 @@ class SumPool : public Operation {
   const int64_t channels_;
   const float* const threshold_;
   const uint32_t* const flip_;
-  std::vector<float> padded_threshold_;
-  std::vector<uint32_t> flip_words_;
+  std::vector<float> padded_;
 };
 
 class Norm : public Operation {
@@ -135,9 +139,9 @@ class Norm : public Operation {
       : Operation(in), mean_(mean), scale_(scale), bias_(bias) {
     work = kOnce * static_cast<double>(in.size());
   }
-  void Run(Team& team, const void* in, void* to) const override {
+  void Run(Team& team, int64_t images, const void* in, void* to) const override {
     const int64_t channels = out.depth;
-    InParts(team, out.pixels(), channels, [&](int64_t begin, int64_t end) {
+    InParts(team, images * out.pixels(), channels, [&](int64_t begin, int64_t end) {
       for (int64_t pixel = begin; pixel < end; ++pixel) {
         const float* x = static_cast<const float*>(in) + pixel * channels;
         float* y = static_cast<float*>(to) + pixel * channels;
@@ -154,13 +158,13 @@ class Norm : public Operation {
 class Mean : public Operation {
  public:
   explicit Mean(const Shape& in)
-      : Operation({Type::kFloats, in.images, 1, 1, in.depth}),
-        positions_(in.height * in.width) {
+      : Operation({Type::kFloats, 1, 1, in.depth}), positions_(in.pixels()) {
     work = kOnce * static_cast<double>(in.size());
   }
-  void Run(Team& team, const void* in, void* to) const override {
+  void Run(Team& team, int64_t images, const void* in, void* to) const override {
     const int64_t channels = out.depth;
-    InParts(team, out.images, positions_ * channels, [&](int64_t begin, int64_t end) {
+    const double each = static_cast<double>(positions_) * channels;
+    InParts(team, images, each, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const float* x = static_cast<const float*>(in) + n * positions_ * channels;
         float* y = static_cast<float*>(to) + n * channels;

@@ -145,7 +145,7 @@ def _epilogue(epilogue: Epilogue, sums: type) -> tuple[int, int, tuple]:
 
 
 def _with_axes(array: jax.Array, at: int, spatial: int) -> jax.Array:
-    """Unit axes for the spatial ones that are missing."""
+    """Unit axes for those of the two spatial ones that are missing."""
     return jnp.expand_dims(array, range(at + spatial, at + 2))
 
 

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <new>
 #include <thread>
@@ -24,11 +25,14 @@ class Team {
       : helpers_(helpers) {
     if (helpers < 1) return;
     state_ = std::make_shared<State>(loops);
-    for (int64_t i = 0; i < helpers; ++i)
-      pool.Schedule([state = state_, caller = std::this_thread::get_id()] {
-        // A pool whose queue is full runs what it is given at once.
-        if (std::this_thread::get_id() != caller) Help(*state);
-      });
+    try {
+      for (int64_t i = 0; i < helpers; ++i)
+        pool.Schedule([state = state_, caller = std::this_thread::get_id()] {
+          // A pool whose queue is full runs what it is given at once.
+          if (std::this_thread::get_id() != caller) Help(*state);
+        });
+    } catch (const std::bad_alloc&) {  // It goes without the others, too.
+    }
   }
   ~Team() {
     if (state_ != nullptr) state_->over.store(true, std::memory_order_release);
@@ -38,8 +42,7 @@ class Team {
 
   int64_t threads() const { return helpers_ < 1 ? 1 : helpers_ + 1; }
 
-  // Calls task(i) for every i in [0, count); where one throws, as it does out of memory,
-  // throws std::bad_alloc.
+  // Calls task(i) for every i in [0, count); throws what one of them threw.
   template <class Task>
   void For(int64_t count, const Task& task) {
     if (count < 2 || state_ == nullptr || begun_ == state_->loops.size()) {
@@ -52,15 +55,16 @@ class Team {
     loop.call = [](const void* task, int64_t i) { (*static_cast<const Task*>(task))(i); };
     state_->begun.store(++begun_, std::memory_order_release);
     Take(loop);
-    for (int spins = 0; loop.done.load(std::memory_order_acquire) < count; ++spins)
-      Pause(spins);
-    if (loop.failed.load(std::memory_order_relaxed)) throw std::bad_alloc();
+    int spins = 0;
+    while (loop.done.load(std::memory_order_acquire) < count) Pause(spins);
+    if (loop.error != nullptr) std::rethrow_exception(loop.error);
   }
 
  private:
   struct Loop {
     std::atomic<int64_t> next{0}, done{0};
     std::atomic<bool> failed{false};
+    std::exception_ptr error;  // the first task's that failed
     int64_t count = 0;
     void (*call)(const void*, int64_t) = nullptr;
     const void* task = nullptr;
@@ -80,7 +84,7 @@ class Team {
       try {
         loop.call(loop.task, i);
       } catch (...) {
-        loop.failed.store(true, std::memory_order_relaxed);
+        if (!loop.failed.exchange(true)) loop.error = std::current_exception();
       }
     }
     if (finished > 0) loop.done.fetch_add(finished, std::memory_order_release);
@@ -88,7 +92,8 @@ class Team {
 
   static void Help(State& state) {
     size_t seen = 0;
-    for (int spins = 0; !state.over.load(std::memory_order_acquire); ++spins) {
+    int spins = 0;
+    while (!state.over.load(std::memory_order_acquire)) {
       const size_t begun = state.begun.load(std::memory_order_acquire);
       if (begun > seen) {  // Every loop before the last one is over.
         Take(state.loops[begun - 1]);
@@ -99,11 +104,12 @@ class Team {
     }
   }
 
-  static void Pause(int spins) {
-    if (spins > 2000) {
+  static void Pause(int& spins) {
+    if (spins == 2000) {
       std::this_thread::yield();
       return;
     }
+    ++spins;
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)

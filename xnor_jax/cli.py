@@ -32,6 +32,8 @@ class RunOptions:
     With --resume: the newest of these."""
     resume: bool = False
     """Go on with the run in the folder."""
+    devices: int = 1
+    """How many of JAX's devices share each batch."""
 
 
 _RecipeName = Annotated[
@@ -86,6 +88,7 @@ def _train(args: list[str]) -> None:
     from xnor_jax import data
     from xnor_jax.train import folder as folders
     from xnor_jax.train import loop
+    from xnor_jax.train.devices import make_mesh
 
     _check_data_dir(options.data_dir)
     base = Path("runs") / name
@@ -93,6 +96,10 @@ def _train(args: list[str]) -> None:
     folder = options.output or choose(base)
     if options.resume:
         _check_run(folder, "to resume; leave --resume out to start one")
+    try:
+        make_mesh(options.devices, recipe.batch_size)
+    except folders.RunError as error:
+        raise _UsageError(str(error)) from error
     dataset = data.load(recipe.dataset, options.data_dir)
     info = folders.RunInfo.of(name, recipe, dataset)
     console = Console(highlight=False, soft_wrap=True)
@@ -100,7 +107,14 @@ def _train(args: list[str]) -> None:
         f"{name}: {info.train_images:,} training images, {recipe.epochs} epochs of "
         f"{info.steps_per_epoch} steps, seed {recipe.seed}, in {folder}"
     )
-    result = loop.train(info, dataset, folder, resume=options.resume, console=console)
+    result = loop.train(
+        info,
+        dataset,
+        folder,
+        resume=options.resume,
+        console=console,
+        devices=options.devices,
+    )
     # Of equal ones the last, which is the checkpoint that is kept.
     last, best = result.history[-1], max(reversed(result.history), key=_test_accuracy)
     console.print(

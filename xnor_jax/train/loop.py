@@ -13,6 +13,7 @@ from rich.console import Console
 from xnor_jax.data import SOURCES, Dataset
 from xnor_jax.train import report, step
 from xnor_jax.train.checkpoint import Checkpoints, History
+from xnor_jax.train.devices import make_mesh, replicate
 from xnor_jax.train.folder import RunError, RunInfo, open_folder, write_metrics
 from xnor_jax.train.progress import Display
 from xnor_jax.train.recipe import Recipe
@@ -34,6 +35,7 @@ def train(
     *,
     resume: bool = False,
     console: Console | None = None,
+    devices: int = 1,
 ) -> Result:
     """Train a recipe to its end.
 
@@ -46,13 +48,16 @@ def train(
       folder: Where recipe, metrics, checkpoints, events and the report go.
       resume: Whether to go on with what the folder holds.
       console: Where to print; None for standard output.
+      devices: How many of JAX's devices share each batch. The numbers are those of one
+        device but for rounding, and a run may go on with another number.
 
     Returns:
       The history of all epochs.
 
     Raises:
       RunError: If the folder is not the run's or cannot be written, the set is smaller
-        than a batch, or the loss is not finite.
+        than a batch, the batch does not divide among the devices, or the loss is not
+        finite.
     """
     begin = time.perf_counter()
     recipe = info.recipe
@@ -62,6 +67,7 @@ def train(
             f"batch_size {recipe.batch_size} is larger than the {info.train_images} "
             f"training images; expected at most {info.train_images}"
         )
+    mesh = make_mesh(devices, recipe.batch_size)
     open_folder(folder, info, resume=resume)
     trainer, state = create(info)
     checkpoints = Checkpoints(folder)
@@ -72,11 +78,11 @@ def train(
         write_metrics(folder, history)
         console.print(f"{folder}: going on after epoch {done} of {recipe.epochs}")
 
-    images, labels = map(jnp.asarray, dataset.train)
-    test_images, test_labels = map(jnp.asarray, dataset.test)
-    key = jax.random.key(recipe.seed)
-    evaluate = step.make_evaluate(trainer)
-    calibrate = step.make_calibrate(trainer)
+    images, labels = (replicate(jnp.asarray(a), mesh) for a in dataset.train)
+    test_images, test_labels = (replicate(jnp.asarray(a), mesh) for a in dataset.test)
+    state, key = replicate((state, jax.random.key(recipe.seed)), mesh)
+    evaluate = step.make_evaluate(trainer, mesh=mesh)
+    calibrate = step.make_calibrate(trainer, mesh=mesh)
     trained_images = info.steps_per_epoch * recipe.batch_size
     display = Display(
         console,
@@ -87,7 +93,7 @@ def train(
     )
     # With or without a terminal it is one program: another might round otherwise, and a
     # run resumed elsewhere would not end with the same numbers.
-    train_epoch = step.make_train_epoch(trainer, display.on_step)
+    train_epoch = step.make_train_epoch(trainer, display.on_step, mesh=mesh)
     events = report.EventWriter(folder, done)
     try:
         with display:

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from xnor_jax import masks, models, optim, weights
 from xnor_jax.data import Source
+from xnor_jax.train.devices import split, whole
 from xnor_jax.train.recipe import Recipe
 
 MODELS = {"lenet5": models.LeNet5, "nin": models.NIN}
@@ -147,6 +149,8 @@ def make_train_epoch(
     trainer: Trainer,
     on_step: Callable[[jax.Array, jax.Array, jax.Array], None] | None = None,
     every: int = 10,
+    *,
+    mesh: Mesh | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics, Any]]:
     """An epoch as one compiled program: shuffle, then a scan over the steps.
 
@@ -155,6 +159,7 @@ def make_train_epoch(
       on_step: Called on the host with (step of the epoch, mean loss, mean accuracy so
         far) from within the program, for a progress bar.
       every: After how many steps it is called.
+      mesh: The devices that share each batch; None for one.
 
     Returns:
       `epoch(state, images, labels, key) -> state, metrics, flip ratios`, jitted, the
@@ -173,6 +178,7 @@ def make_train_epoch(
         def body(carry, batch):
             state, total = carry
             at, index = batch
+            index = split(index, mesh)
             picked = augment(recipe, images[index], jax.random.fold_in(augment_key, at))
             x = normalize(trainer.source, picked)
             state, metrics, flips = train_step(trainer, state, x, labels[index])
@@ -189,15 +195,20 @@ def make_train_epoch(
         (state, total), _ = jax.lax.scan(
             body, (state, zeros), (jnp.arange(steps), batches)
         )
-        return state, *jax.tree.map(lambda x: x / steps, total)
+        return whole((state, *jax.tree.map(lambda x: x / steps, total)), mesh)
 
     return epoch
 
 
 def make_evaluate(
-    trainer: Trainer, batch_size: int = 500
+    trainer: Trainer, batch_size: int = 500, *, mesh: Mesh | None = None
 ) -> Callable[[Any, Any, jax.Array, jax.Array], Metrics]:
     """The mean loss and the accuracy over a whole split.
+
+    Args:
+      trainer: What stays.
+      batch_size: Images at a time; with a mesh, the next multiple of its devices.
+      mesh: The devices that share each batch; None for one.
 
     Returns:
       `evaluate(params, rest, images, labels) -> metrics`, jitted. It reads the latent
@@ -211,6 +222,7 @@ def make_evaluate(
             model.eval()
             # Past the end, the last image is read again and counts for nothing.
             real = index < len(labels)
+            index = split(index, mesh)
             index = jnp.minimum(index, len(labels) - 1)
             logits = model(normalize(trainer.source, images[index]))
             losses = optax.softmax_cross_entropy_with_integer_labels(
@@ -219,7 +231,8 @@ def make_evaluate(
             right = logits.argmax(-1) == labels[index]
             return jnp.sum(losses * real), jnp.sum(right & real)
 
-        size = min(batch_size, len(labels))
+        devices = 1 if mesh is None else mesh.size
+        size = -(-min(batch_size, len(labels)) // devices) * devices
         count = -(-len(labels) // size)
         index = jnp.arange(count * size).reshape(count, size)
         losses, right = jax.lax.map(batch, index)
@@ -229,7 +242,7 @@ def make_evaluate(
 
 
 def make_calibrate(
-    trainer: Trainer,
+    trainer: Trainer, *, mesh: Mesh | None = None
 ) -> Callable[[Any, Any, jax.Array, jax.Array], Any]:
     """Re-estimate BatchNorm's statistics: their means over some training batches.
 
@@ -250,12 +263,12 @@ def make_calibrate(
             model = nnx.merge(trainer.graphdef, params, rest, copy=True)
             model.eval()
             model.set_attributes(nnx.BatchNorm, use_running_average=False, momentum=0.0)
-            model(normalize(trainer.source, images[index]))
+            model(normalize(trainer.source, images[split(index, mesh)]))
             return nnx.state(model, nnx.BatchStat)
 
         statistics = jax.lax.map(batch, order.reshape(count, recipe.batch_size))
         mean = jax.tree.map(lambda x: x.mean(0), statistics)
-        return nnx.merge_state(rest, mean)
+        return whole(nnx.merge_state(rest, mean), mesh)
 
     return calibrate
 

@@ -1,0 +1,135 @@
+"""Batches split over devices: the numbers are those of one device, but for rounding."""
+
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from rich.console import Console
+
+from xnor_jax import data
+from xnor_jax.data import Dataset, Split
+from xnor_jax.train import loop, step
+from xnor_jax.train import recipe as recipes
+from xnor_jax.train.devices import make_mesh, replicate
+from xnor_jax.train.folder import RunError, RunInfo
+
+IMAGES = 32
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (IMAGES, 16, 16, 1)).astype(np.uint8)
+    split = Split(pixels, rng.integers(0, 10, IMAGES).astype(np.int32))
+    return Dataset(split, split, tuple(map(str, range(10))), data.SOURCES["digits"])
+
+
+def info_of(dataset, **fields):
+    fields = {"batch_size": 8, "epochs": 2, **fields}
+    recipe = dataclasses.replace(recipes.get("digits-lenet5"), **fields)
+    return RunInfo.of("digits-lenet5", recipe, dataset)
+
+
+def two_devices():
+    if len(jax.devices()) < 2:
+        pytest.skip("needs two devices")
+
+
+def test_steps_evaluation_and_calibration_are_those_of_one_device(dataset):
+    two_devices()
+    trainer, initial = loop.create(info_of(dataset))
+    key, results = jax.random.key(3), []
+    for devices in (1, 2):
+        mesh = make_mesh(devices, 8)
+        state = jax.tree.map(lambda leaf: leaf.copy(), initial)
+        images, labels, state = replicate((*dataset.train, state), mesh)
+        train = step.make_train_epoch(trainer, mesh=mesh)
+        calibrate = step.make_calibrate(trainer, mesh=mesh)
+        # 11 at a time: not a multiple of the devices.
+        evaluate = step.make_evaluate(trainer, 11, mesh=mesh)
+        rest = calibrate(state.params, state.rest, images, key)
+        test = evaluate(state.params, rest, images, labels)
+        # One step: Adam divides by the gradient, and turns its rounding into steps.
+        state, metrics, _ = train(state, images[:8], labels[:8], key)
+        gradient = optax.tree.get(state.opt_state, "mu")
+        statistics = nnx.state(state.rest, nnx.BatchStat)
+        results.append((gradient, statistics, metrics, rest, test))
+        for leaf in jax.tree.leaves(state):
+            assert len(leaf.sharding.device_set) == devices
+            assert leaf.sharding.is_fully_replicated
+    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_the_batch_is_split(dataset):
+    two_devices()
+    trainer, state = loop.create(info_of(dataset))
+    train = step.make_train_epoch(trainer, mesh=(mesh := make_mesh(2, 8)))
+    args = replicate((state, *dataset.train, jax.random.key(0)), mesh)
+    program = train.lower(*args).compile().as_text()
+    # Of 8 images, 16×16, the first convolution of a device sees 4.
+    assert "f32[4,12,12,20]" in program
+    assert "f32[8,12,12,20]" not in program
+    assert "all-reduce" in program
+
+
+def test_a_run_goes_on_with_another_number_of_devices(dataset, tmp_path, monkeypatch):
+    two_devices()
+
+    def train(folder, **options):
+        console = Console(file=io.StringIO())
+        return loop.train(info_of(dataset), dataset, folder, console=console, **options)
+
+    whole = train(tmp_path / "whole")
+    record, calls = loop._record, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return record(*args)
+
+    monkeypatch.setattr(loop, "_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", devices=2)
+    monkeypatch.undo()
+    resumed = train(tmp_path / "run", resume=True)
+    assert [r["step"] for r in resumed.history] == [4, 8]
+    for here, there in zip(whole.history, resumed.history, strict=True):
+        assert here["train_loss"] == pytest.approx(there["train_loss"], rel=0.05)
+
+
+def test_what_does_not_fit_is_refused_with_what_does(dataset, tmp_path):
+    two_devices()
+    count = len(jax.devices())
+    for devices in (0, count + 1):
+        with pytest.raises(RunError, match=f"expected 1 to {count}.* got {devices}"):
+            make_mesh(devices, 8)
+    with pytest.raises(RunError, match="9 images do not divide among 2 .*: 8 and 10"):
+        loop.train(info_of(dataset, batch_size=9), dataset, tmp_path / "run", devices=2)
+    assert not (tmp_path / "run").exists()
+    assert make_mesh(1, 9) is None
+
+
+def test_eight_devices_from_the_command_line(tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "xnor_jax.cli", "train", "--devices", "8"]
+    options = ["--epochs", "1", "--batch-size", "96", "--output", str(run)]
+    flags = "--xla_force_host_platform_device_count=8"
+    ran = subprocess.run(
+        [*command, *options],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    (line,) = (run / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["test_accuracy"] > 0.3

@@ -427,7 +427,7 @@ def _check_backend(backend: str = "auto") -> None:
     try:
         backends.resolve("xnor-jax", backend)
     except RuntimeError as error:
-        raise _UsageError(error) from error
+        raise _UsageError(str(error).removeprefix("xnor-jax: ")) from error
 
 
 def _load(file: Path, backend: str = "auto") -> Any:

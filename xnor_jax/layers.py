@@ -168,4 +168,4 @@ class Flatten:
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, ...]` to `[N, features]`."""
-        return x.reshape(x.shape[0], -1)
+        return x.reshape(x.shape[0], prod(x.shape[1:]))

@@ -17,17 +17,20 @@ from typing import Any
 import measure
 
 OURS = "xnor_jax, packed"
+PEERS = ("torch", "onnxruntime")
 
 
 def main() -> None:
     args = parse()
     cores = measure.pin(args.threads)
-    measure.need("torch", "onnx", "onnxruntime")
     import jax
-    import torch
 
     jax.config.update("jax_platforms", "cpu")
-    torch.set_num_threads(args.threads)
+    if not args.stages:
+        measure.need("torch", "onnx", "onnxruntime")
+        import torch
+
+        torch.set_num_threads(args.threads)
     # Of deprecated exporters, and of kernels of one axis that quantizing passes over.
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
@@ -37,7 +40,7 @@ def main() -> None:
         f"threads: {args.threads} (cores: {', '.join(map(str, cores))})"
     )
     print(f"cpu: {measure.describe_cpu()}")
-    print(f"versions: {measure.versions('torch', 'onnxruntime')}")
+    print(f"versions: {measure.versions(*(() if args.stages else PEERS))}")
     for name in args.network:
         binary, twin = (network(name, binary=b) for b in (True, False))
         for batch in args.batch:

@@ -132,6 +132,16 @@ def test_what_cannot_be_packed_is_named(options, names, said):
         xnor.pack(model, mask(model, *names), example=ROW)
 
 
+def test_a_binary_layer_with_its_own_call_is_refused():
+    class Reversed(xnor.nn.BinaryLinear):
+        def __call__(self, x):
+            return super().__call__(x[..., ::-1])
+
+    model = tiny(second=lambda: Reversed(8, 4, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="dense2: Reversed has a __call__ of its own"):
+        xnor.pack(model, example=ROW)
+
+
 def test_an_example_and_a_binary_layer_are_needed():
     with pytest.raises(ValueError, match="expected an example"):
         xnor.pack(model := tiny(), mask(model, "dense2"))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -47,10 +48,13 @@ def test_every_image_is_classed_as_by_the_float_network(name, folder):
     packed = xnor.pack(model)
     backends = xnor.ops.available_backends()[1:]  # "float" takes its time
     networks = {b: jax.jit(packed.with_backend(b).__call__) for b in backends}
+    prepare = xnor.deploy.Preprocessing(dataset.source.mean, dataset.source.std)
     wanted_of, turned = jax.jit(floats), dict.fromkeys(backends, 0)
     assert len(dataset.test.images) == 10_000
     for first in range(0, 10_000, 2_000):
-        x = step.normalize(dataset.source, dataset.test.images[first : first + 2_000])
+        pixels = jnp.asarray(dataset.test.images[first : first + 2_000])
+        x = prepare(pixels)
+        np.testing.assert_array_equal(x, step.normalize(dataset.source, pixels))
         wanted = np.asarray(wanted_of(x))
         for backend, network in networks.items():
             logits = np.asarray(network(x))

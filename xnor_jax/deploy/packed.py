@@ -62,12 +62,13 @@ class Info:
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PackedModel:
     """A network of packed kernels, thresholds and what stays real: a pytree.
 
-    Call it on float images to get logits. `jax.jit`, `jax.vmap` and sharded inputs
-    work; it has no gradient. Images of another shape than `image_shape` are refused.
+    Call it on float images to get logits. `jax.jit`, `jax.vmap`, `jax.shard_map` and
+    inputs sharded over a mesh's Auto axes work; it has no gradient. Images of another
+    shape than `image_shape` are refused.
 
     Attributes:
       stages: What runs, in this order.
@@ -87,7 +88,8 @@ class PackedModel:
         """Map float images `[N, *image_shape]` to logits, float32 `[N, classes]`.
 
         Raises:
-          ValueError: If the images are of another shape.
+          ValueError: If the images are of another shape, or sharded over a mesh's
+            Explicit axes.
           TypeError: If they are not of floating point numbers; or when differentiated.
         """
         x = jnp.asarray(x)
@@ -99,10 +101,13 @@ class PackedModel:
         if x.shape[1:] != self.image_shape and not self._is_plain:
             sizes = ", ".join(map(str, self.image_shape))
             raise ValueError(f"PackedModel: expected [N, {sizes}], got shape {x.shape}")
+        _check_sharding(x)
         return _run(self, x.astype(jnp.float32))
 
     def with_backend(self, backend: str) -> "PackedModel":
-        """The same network on another backend; all give the same bits.
+        """The same network on another backend; all give the same integers.
+
+        A real layer before them is rounded by each backend in an order of its own.
 
         Raises:
           ValueError: If there is no such backend.
@@ -124,6 +129,17 @@ class PackedModel:
     @property
     def _is_plain(self) -> bool:
         return any(isinstance(stage, plain.Plain) for stage in self.stages)
+
+
+def _check_sharding(x: jax.Array) -> None:
+    sharding = jax.typeof(x).sharding
+    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    if explicit and any(sharding.spec):
+        raise ValueError(
+            f"PackedModel: expected images sharded over Auto axes, got {sharding.spec} "
+            "of a mesh with Explicit ones; make the mesh with axis_types="
+            "(jax.sharding.AxisType.Auto,), or call the network in jax.shard_map"
+        )
 
 
 @jax.jit

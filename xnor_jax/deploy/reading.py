@@ -202,6 +202,11 @@ def product(
         if id(known.kernel) in masked:
             kernel, alpha = _binary(kernel, latent=True)
         settings["signs"] = False
+    elif isinstance(layer, nn.BinaryConv | nn.BinaryLinear) and layer.binary:
+        raise ValueError(
+            f"pack: {name}: {_describe(layer)} has a __call__ of its own and cannot be "
+            "packed; let it call the layer instead of being one"
+        )
     else:
         return None
     if kernel.ndim > 2:

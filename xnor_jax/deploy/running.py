@@ -36,10 +36,14 @@ def run_chained(stages: Sequence[Stage], x: jax.Array, backend: str) -> Any:
     for stage in stages:
         specs.append(stage.out(specs[-1]))
     largest = cpu.RANK + 1  # axes of an image, the channels among them
+    last_bits = max(at for at, spec in enumerate(specs) if spec.bits or at == 0)
     plan = []
-    for stage, (before, after) in zip(stages, pairwise(specs), strict=True):
+    for at, (stage, (before, after)) in enumerate(
+        zip(stages, pairwise(specs), strict=True)
+    ):
         fits = max(len(before.shape), len(after.shape)) <= largest
-        plan.append((stage, stage.step() if fits else None, after))
+        exact = not stage.rounds or at >= last_bits
+        plan.append((stage, stage.step() if fits and exact else None, after))
     value: jax.Array | Bits = x
     for chained, group in groupby(plan, lambda entry: entry[1] is not None):
         run = list(group)

@@ -31,7 +31,7 @@ def static(default: Any = None) -> Any:
     return field(default=default, metadata={"static": True})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Stage:
     """One step of a packed network.
 
@@ -61,6 +61,11 @@ class Stage:
         return None
 
     @property
+    def rounds(self) -> bool:
+        """Whether `step` rounds in an order of its own: not for what becomes a sign."""
+        return False
+
+    @property
     def weights(self) -> int:
         """How many weights of a kernel the stage holds."""
         return 0
@@ -70,7 +75,7 @@ class Stage:
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Conv(Stage):
     strides: tuple[int, ...] = static(())
     padding: Pads = static(())
@@ -115,7 +120,7 @@ class _Conv(Stage):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RealConv(_Conv):
     """A convolution or dense layer of real numbers: the first, the last.
 
@@ -154,6 +159,11 @@ class RealConv(_Conv):
         y = ops.apply_epilogue(convolution.dot(x, self.kernel), self.epilogue)
         return Bits(y, self.shape[-1]) if self._to_bits() else y
 
+    @property
+    def rounds(self) -> bool:
+        """Of a dense layer; a convolution is worth the few signs, 1 image in 10,000."""
+        return self.kernel.ndim == 2
+
     def step(self) -> ops.steps.Step | None:
         """One group, at most two spatial axes."""
         if self.groups > 1 or self.kernel.ndim > 4:
@@ -185,7 +195,7 @@ class _OnBits(_Conv):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PackedConv(_OnBits):
     """A convolution or dense layer of signs.
 
@@ -215,7 +225,7 @@ class PackedConv(_OnBits):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ScaledConv(_OnBits):
     """A convolution or dense layer of signs times the paper's `K`: needs its floats.
 
@@ -248,7 +258,7 @@ class ScaledConv(_OnBits):
         return y * mean + self.bias
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Pool(Stage):
     window: tuple[int, ...] = static(())
     strides: tuple[int, ...] = static(())
@@ -263,7 +273,7 @@ class _Pool(Stage):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BitsPool(_Pool):
     """The sign of a max-pool, from the signs of what it pools.
 
@@ -291,7 +301,7 @@ class BitsPool(_Pool):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SumPool(_Pool):
     """The bits of each window's sum: what follows an average-pool, as a threshold.
 
@@ -321,7 +331,7 @@ class SumPool(_Pool):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FloatPool(_Pool):
     """The maximum or the mean of each window, as floats."""
 
@@ -340,7 +350,7 @@ class FloatPool(_Pool):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Norm(Stage):
     """BatchNorm of evaluation, `(x − mean) · scale + bias`, as floats.
 
@@ -368,13 +378,18 @@ class Norm(Stage):
         """Map float32 `[..., C]` to the same shape."""
         return (x - self.mean) * self.scale + self.bias
 
+    @property
+    def rounds(self) -> bool:
+        """It does."""
+        return True
+
     def step(self) -> ops.steps.Step:
         """Channel by channel."""
         return ops.steps.norm(self.mean, self.scale, self.bias)
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Relu(Stage):
     """`max(0, ·)` of floats."""
 
@@ -390,7 +405,7 @@ class Relu(Stage):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Sign(Stage):
     """The signs of floats as bits."""
 
@@ -410,7 +425,7 @@ class Sign(Stage):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Mean(Stage):
     """The mean over all positions of an image, as floats."""
 
@@ -424,13 +439,18 @@ class Mean(Stage):
         """Map `[N, *spatial, C]` to `[N, C]`."""
         return layers.GlobalAveragePool()(x)
 
+    @property
+    def rounds(self) -> bool:
+        """It does."""
+        return True
+
     def step(self) -> ops.steps.Step:
         """Over all positions in order."""
         return ops.steps.mean()
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Flatten(Stage):
     """Everything but the batch on one axis; bits only of a single position."""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from xnor_jax.ops import cpu
+from xnor_jax.ops import _inference, cpu
 from xnor_jax.ops.bits import Bits
 from xnor_jax.ops.cpu.steps import Step
 
@@ -30,7 +30,9 @@ def run_chain(
 
     Raises:
       RuntimeError: If the library was not built.
+      TypeError: When differentiated.
     """
+    x, steps = _inference.no_gradient("run_chain", (x, tuple(steps)))
     array = x.words if isinstance(x, Bits) else x
     *spatial, features = shape
     dtype = jnp.uint32 if bits else jnp.float32

@@ -131,17 +131,30 @@ std::vector<int32_t> Base(const Geometry& g, const Classes& y, const Classes& x,
   if (!g.padded()) return base;
   std::vector<int32_t> counts(taps * columns);
   ChosenEngine().count_taps(kernel, panels, taps, words, counts.data());
+  // corner[i][j][column]: what a 0 adds at all taps above i and left of j. On the way its
+  // sums may pass 32 bits, modulo which they are right.
+  const int64_t stride = (g.window_width + 1) * columns;
+  std::vector<uint32_t> corner((g.window_height + 1) * stride);
+  for (int64_t i = 0; i < g.window_height; ++i)
+    for (int64_t j = 0; j < g.window_width; ++j) {
+      const int32_t* count = counts.data() + (i * g.window_width + j) * columns;
+      uint32_t* at = corner.data() + (i + 1) * stride + (j + 1) * columns;
+      for (int64_t n = 0; n < columns; ++n)
+        at[n] = static_cast<uint32_t>(channels - 2 * count[n]) + at[n - stride] +
+                at[n - columns] - at[n - stride - columns];
+    }
+  const uint32_t* all = corner.data() + corner.size() - columns;
   for (size_t cy = 0; cy < y.inside.size(); ++cy)
     for (size_t cx = 0; cx < x.inside.size(); ++cx) {
+      const auto [top, bottom] = y.inside[cy];
+      const auto [left, right] = x.inside[cx];
+      const uint32_t* first = corner.data() + top * stride;
+      const uint32_t* last = corner.data() + bottom * stride;
       int32_t* row = base.data() + (cy * x.inside.size() + cx) * columns;
-      for (int64_t t = 0; t < taps; ++t) {
-        const int64_t i = t / g.window_width, j = t % g.window_width;
-        if (i >= y.inside[cy].first && i < y.inside[cy].second &&
-            j >= x.inside[cx].first && j < x.inside[cx].second)
-          continue;
-        for (int64_t n = 0; n < columns; ++n)
-          row[n] -= static_cast<int32_t>(channels) - 2 * counts[t * columns + n];
-      }
+      for (int64_t n = 0; n < columns; ++n)
+        row[n] -= static_cast<int32_t>(
+            all[n] - last[right * columns + n] + last[left * columns + n] +
+            first[right * columns + n] - first[left * columns + n]);
     }
   return base;
 }

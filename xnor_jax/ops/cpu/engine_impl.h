@@ -147,7 +147,8 @@ inline void Finish(const Job<Element>& job, const Sum* sums, int64_t pixel,
   const float least = job.relu ? 0.0f : -INFINITY;
   float y[kPanel];
   for (int n = 0; n < kPanel; ++n) {
-    const float value = scale[n] * static_cast<float>(sums[n]) + bias[n];
+    // Fused, as XLA's CPU compiler does it.
+    const float value = __builtin_fmaf(scale[n], static_cast<float>(sums[n]), bias[n]);
     y[n] = value < least ? least : value;
   }
   float* out = static_cast<float*>(job.out) + pixel * job.out_stride + first;

@@ -1,4 +1,4 @@
-"""The public PyTorch code's training step for MNIST, written out from its formulas.
+"""The public PyTorch code's training step, written out from its formulas.
 
 A step: centre and clamp the inner kernels, save them, put `α·sign(w)` in their place,
 forward, backward, bring the saved kernels back, turn the gradients at `α·sign(w)` into
@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MEAN, STD = 0.1307, 0.3081
 SCALE_MINIMUM = 0.01
 
 
@@ -31,15 +30,21 @@ class Sign(torch.autograd.Function):
 
 
 class XnorBlock(nn.Module):
-    """BatchNorm → sign → convolution or dense → ReLU."""
+    """BatchNorm → sign → dropout → convolution or dense → ReLU."""
 
-    def __init__(self, norm_features: int, product: nn.Conv2d | nn.Linear):
+    def __init__(
+        self,
+        norm_features: int,
+        product: nn.Conv2d | nn.Linear,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.norm = nn.BatchNorm2d(norm_features, eps=1e-4, momentum=0.1)
         self.product = product
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = Sign.apply(self.norm(x))
+        x = self.dropout(Sign.apply(self.norm(x)))
         if isinstance(self.product, nn.Linear):
             x = x.flatten(1)
         return F.relu(self.product(x), inplace=True)
@@ -73,6 +78,43 @@ class LeNet5(nn.Module):
 
     def norm_scales(self) -> list[nn.Parameter]:
         return [self.block2.norm.weight, self.block3.norm.weight]
+
+
+class NIN(nn.Module):
+    """Images `[N, 3, 32, 32]` to logits `[N, 10]`; all but two layers are binary."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 192, 5, padding=2)
+        self.norm1 = nn.BatchNorm2d(192, eps=1e-4, momentum=0.1, affine=False)
+        self.blocks = nn.Sequential(
+            XnorBlock(192, nn.Conv2d(192, 160, 1)),
+            XnorBlock(160, nn.Conv2d(160, 96, 1)),
+            nn.MaxPool2d(3, 2, 1),
+            XnorBlock(96, nn.Conv2d(96, 192, 5, padding=2), dropout=0.5),
+            XnorBlock(192, nn.Conv2d(192, 192, 1)),
+            XnorBlock(192, nn.Conv2d(192, 192, 1)),
+            nn.AvgPool2d(3, 2, 1),
+            XnorBlock(192, nn.Conv2d(192, 192, 3, padding=1), dropout=0.5),
+            XnorBlock(192, nn.Conv2d(192, 192, 1)),
+        )
+        self.norm9 = nn.BatchNorm2d(192, eps=1e-4, momentum=0.1, affine=False)
+        self.conv9 = nn.Conv2d(192, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        x = F.relu(self.conv9(self.norm9(self.blocks(x))), inplace=True)
+        return x.mean((2, 3))
+
+    def inner_kernels(self) -> list[nn.Parameter]:
+        """The kernels of every layer but the first and the last."""
+        return [block.product.weight for block in self._xnor_blocks()]
+
+    def norm_scales(self) -> list[nn.Parameter]:
+        return [block.norm.weight for block in self._xnor_blocks()]
+
+    def _xnor_blocks(self) -> list[XnorBlock]:
+        return [block for block in self.blocks if isinstance(block, XnorBlock)]
 
 
 class LatentKernels:
@@ -116,7 +158,7 @@ class Training:
     """The network, its kernels and Adam with L2 decay added to the gradient."""
 
     def __init__(
-        self, net: LeNet5, learning_rate: float = 0.01, weight_decay: float = 1e-5
+        self, net: LeNet5 | NIN, learning_rate: float = 0.01, weight_decay: float = 1e-5
     ):
         self.net = net
         self.latent = LatentKernels(net.inner_kernels())
@@ -147,28 +189,37 @@ class Training:
         return loss.detach(), accuracy
 
     def epoch(
-        self, images: Tensor, labels: Tensor, batch_size: int
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        mean: Tensor,
+        std: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Every image once, shuffled; returns the mean loss and accuracy.
 
         Args:
-          images: uint8 `[N, 1, 28, 28]`.
+          images: uint8 `[N, C, H, W]`.
           labels: int64 `[N]`.
           batch_size: Images a step; what is left of the epoch is dropped.
+          mean: Of the pixels as fractions of 255, `[C, 1, 1]`.
+          std: Their standard deviation, `[C, 1, 1]`.
         """
         steps = len(labels) // batch_size
         order = torch.randperm(len(labels))[: steps * batch_size]
         losses, accuracies = torch.zeros(()), torch.zeros(())
         for index in order.split(batch_size):
-            loss, accuracy = self.step(normalize(images[index]), labels[index])
+            loss, accuracy = self.step(
+                normalize(images[index], mean, std), labels[index]
+            )
             losses += loss
             accuracies += accuracy
         return losses / steps, accuracies / steps
 
 
-def normalize(images: Tensor) -> Tensor:
-    """uint8 pixels to float32 with MNIST's mean 0 and standard deviation 1."""
-    return images.float().div_(255).sub_(MEAN).div_(STD)
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 pixels to float32 with mean 0 and standard deviation 1."""
+    return images.float().div_(255).sub_(mean).div_(std)
 
 
 def _taps(w: Tensor) -> tuple[int, ...]:

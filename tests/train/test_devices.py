@@ -9,6 +9,7 @@ import sys
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -44,9 +45,30 @@ def two_devices():
         pytest.skip("needs two devices")
 
 
+def in_float64(tree):
+    def wide(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(jnp.float64) if floating else leaf
+
+    return jax.tree.map(wide, tree)
+
+
 def test_steps_evaluation_and_calibration_are_those_of_one_device(dataset):
+    """In float64, where rounding turns no sign."""
     two_devices()
+    with jax.enable_x64(True):
+        check_steps(dataset)
+
+
+def check_steps(dataset):
     trainer, initial = loop.create(info_of(dataset))
+    params, rest = in_float64((initial.params, initial.rest))
+    # Biases that are not 0: of few images a BatchNorm's input, a multiple of α, may be
+    # its mean, and the sign of 0 would be one of rounding.
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: p + rng.normal(size=p.shape) / 10, params)
+    adam = trainer.optimizer.init(params)
+    initial = initial._replace(params=params, rest=rest, opt_state=adam)
     key, results = jax.random.key(3), []
     for devices in (1, 2):
         mesh = make_mesh(devices, 8)
@@ -66,7 +88,7 @@ def test_steps_evaluation_and_calibration_are_those_of_one_device(dataset):
         for leaf in jax.tree.leaves(state):
             assert len(leaf.sharding.device_set) == devices
             assert leaf.sharding.is_fully_replicated
-    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-9)
 
 
 def test_the_batch_is_split(dataset):
@@ -86,7 +108,9 @@ def test_a_run_goes_on_with_another_number_of_devices(dataset, tmp_path, monkeyp
 
     def train(folder, **options):
         console = Console(file=io.StringIO())
-        return loop.train(info_of(dataset), dataset, folder, console=console, **options)
+        # The float twin: in a binary network rounding may turn a sign.
+        info = info_of(dataset, binary=False)
+        return loop.train(info, dataset, folder, console=console, **options)
 
     whole = train(tmp_path / "whole")
     record, calls = loop._record, []
@@ -104,7 +128,7 @@ def test_a_run_goes_on_with_another_number_of_devices(dataset, tmp_path, monkeyp
     resumed = train(tmp_path / "run", resume=True)
     assert [r["step"] for r in resumed.history] == [4, 8]
     for here, there in zip(whole.history, resumed.history, strict=True):
-        assert here["train_loss"] == pytest.approx(there["train_loss"], rel=0.05)
+        assert here["train_loss"] == pytest.approx(there["train_loss"], rel=0.01)
 
 
 def test_what_does_not_fit_is_refused_with_what_does(dataset, tmp_path):

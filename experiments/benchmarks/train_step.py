@@ -1,4 +1,4 @@
-"""Seconds an epoch of XNOR LeNet-5 on MNIST: this library beside PyTorch.
+"""A training step of XNOR LeNet-5 or NIN: this library beside PyTorch.
 
 Both train the same recipe on the same images, on the same cores, in turn in one
 process.
@@ -12,8 +12,7 @@ from pathlib import Path
 
 import measure
 
-RECIPE = "mnist-lenet5-reference"
-EPOCH_IMAGES = 60_000
+EPOCH_IMAGES = {"mnist-lenet5-reference": 60_000, "cifar10-nin-reference": 50_000}
 
 
 def main() -> None:
@@ -24,7 +23,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        sys.exit("mnist_epoch needs PyTorch: pip install 'xnor-jax[experiments]'")
+        sys.exit("train_step needs PyTorch: pip install 'xnor-jax[experiments]'")
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -33,19 +32,19 @@ def main() -> None:
     cpu = measure.describe_cpu()
     images, labels = load(args)
     sides = {
-        "xnor_jax": library_side(images, labels, args.batch),
-        "PyTorch": torch_side(images, labels, args.batch),
+        "xnor_jax": library_side(args.recipe, images, labels, args.batch),
+        "PyTorch": torch_side(args.recipe, images, labels, args.batch),
     }
     seconds = measure.in_turn(sides, args.rounds)
 
     print(
-        f"{RECIPE}, batch {args.batch}, {args.rounds} rounds of {args.steps} steps a "
-        f"side, threads: {args.threads} (cores: {', '.join(map(str, cores))})"
+        f"{args.recipe}, batch {args.batch}, {args.rounds} rounds of {args.steps} "
+        f"steps a side, threads: {args.threads} (cores: {', '.join(map(str, cores))})"
     )
-    print(f"images: {'MNIST' if args.data_dir else 'random'}")
+    print(f"images: {args.data_dir.name if args.data_dir else 'random'}")
     print(f"cpu: {cpu}")
     print(f"versions: {versions()}\n")
-    epoch_steps = EPOCH_IMAGES // args.batch
+    epoch_steps = EPOCH_IMAGES[args.recipe] // args.batch
     print(f"| side | ms a step: median | min | max | s an epoch, {epoch_steps} steps |")
     print("|---|---|---|---|---|")
     for name, values in seconds.items():
@@ -63,9 +62,15 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
+        "--recipe",
+        choices=EPOCH_IMAGES,
+        default="mnist-lenet5-reference",
+        help="what both sides train (default %(default)s)",
+    )
+    parser.add_argument(
         "--data-dir",
         type=Path,
-        help="MNIST in the layout of the Hugging Face hub; random images without it",
+        help="its data in the layout of the Hugging Face hub; random images without it",
     )
     for name, default, text in (
         ("steps", 100, "steps a side in each round"),
@@ -82,27 +87,31 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.batch == 1:
         parser.error("argument --batch: BatchNorm needs at least 2 images")
-    if args.batch * args.steps > EPOCH_IMAGES:
+    most = EPOCH_IMAGES[args.recipe] // args.batch
+    if args.steps > most:
         parser.error(
-            f"argument --steps: expected at most {EPOCH_IMAGES // args.batch}, an "
-            f"epoch of batch {args.batch}, got {args.steps}"
+            f"argument --steps: expected at most {most}, an epoch of batch "
+            f"{args.batch}, got {args.steps}"
         )
     return args
 
 
 def load(args: argparse.Namespace):
-    """As many uint8 images `[N, 28, 28, 1]` as a round's steps need, and labels."""
+    """As many uint8 images `[N, H, W, C]` as a round's steps need, and labels."""
     import numpy as np
 
+    from xnor_jax import data
+    from xnor_jax.train import recipe as recipes
+
+    dataset = recipes.get(args.recipe).dataset
+    shape = (28, 28, 1) if dataset == "mnist" else (32, 32, 3)
     count = args.steps * args.batch
     if args.data_dir is None:
         rng = np.random.default_rng(0)
-        images = rng.integers(0, 256, (count, 28, 28, 1), np.uint8)
+        images = rng.integers(0, 256, (count, *shape), np.uint8)
         return images, rng.integers(0, 10, count, np.int32)
-    from xnor_jax import data
-
     try:
-        train = data.load("mnist", args.data_dir).train
+        train = data.load(dataset, args.data_dir).train
     except data.DataError as error:
         sys.exit(str(error))
     if len(train.labels) < count:
@@ -113,7 +122,7 @@ def load(args: argparse.Namespace):
     return train.images[:count], train.labels[:count]
 
 
-def library_side(images, labels, batch_size: int) -> Callable[[], None]:
+def library_side(name: str, images, labels, batch_size: int) -> Callable[[], None]:
     """A function that trains for as many steps as there are batches of images."""
     import jax
     import jax.numpy as jnp
@@ -122,13 +131,13 @@ def library_side(images, labels, batch_size: int) -> Callable[[], None]:
     from xnor_jax.train import recipe as recipes
     from xnor_jax.train import step
 
-    recipe = dataclasses.replace(recipes.get(RECIPE), batch_size=batch_size)
+    recipe = dataclasses.replace(recipes.get(name), batch_size=batch_size)
     trainer, state = step.create(
         recipe,
-        SOURCES["mnist"],
+        SOURCES[recipe.dataset],
         image_shape=images.shape[1:],
         classes=10,
-        steps_per_epoch=EPOCH_IMAGES // batch_size,
+        steps_per_epoch=EPOCH_IMAGES[name] // batch_size,
     )
     epoch = step.make_train_epoch(trainer)
     x, y = jnp.asarray(images), jnp.asarray(labels)
@@ -143,18 +152,25 @@ def library_side(images, labels, batch_size: int) -> Callable[[], None]:
     return run
 
 
-def torch_side(images, labels, batch_size: int) -> Callable[[], None]:
+def torch_side(name: str, images, labels, batch_size: int) -> Callable[[], None]:
     """The same in PyTorch."""
     import torch
     import torch_reference
 
+    from xnor_jax.data import SOURCES
+    from xnor_jax.train import recipe as recipes
+
+    recipe = recipes.get(name)
+    source = SOURCES[recipe.dataset]
+    mean, std = (torch.tensor(a).reshape(-1, 1, 1) for a in (source.mean, source.std))
     torch.manual_seed(0)
-    training = torch_reference.Training(torch_reference.LeNet5())
+    nets = {"lenet5": torch_reference.LeNet5, "nin": torch_reference.NIN}
+    training = torch_reference.Training(nets[recipe.model]())
     x = torch.tensor(images.transpose(0, 3, 1, 2))
     y = torch.tensor(labels, dtype=torch.int64)
 
     def run() -> None:
-        training.epoch(x, y, batch_size)
+        training.epoch(x, y, batch_size, mean, std)
 
     return run
 

@@ -1,5 +1,8 @@
 """The formulas in NumPy float64, one filter at a time, and kernels to try them on."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -117,3 +120,13 @@ def _per_filter(function, *arrays):
     shape = arrays[0].shape[:-1]
     columns = zip(*(_filters(array) for array in arrays), strict=True)
     return np.stack([function(*c).reshape(shape) for c in columns], axis=-1)
+
+
+def in_float64(tree: Any) -> Any:
+    """Floating leaves as float64; under `jax.enable_x64`."""
+
+    def wide(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(jnp.float64) if floating else leaf
+
+    return jax.tree.map(wide, tree)

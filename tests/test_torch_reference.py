@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from oracles import in_float64
 
 from xnor_jax import masks, weights
 from xnor_jax.data import SOURCES
@@ -89,14 +90,6 @@ def shared_max_pool(x):
 
     x = largest(x[:, :, ::2], x[:, :, 1::2])
     return largest(x[..., ::2], x[..., 1::2])
-
-
-def in_float64(tree):
-    def wide(leaf):
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(jnp.float64) if floating else leaf
-
-    return jax.tree.map(wide, tree)
 
 
 def test_trains_as_the_reference_does(reference):

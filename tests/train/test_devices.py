@@ -9,11 +9,11 @@ import sys
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from oracles import in_float64
 from rich.console import Console
 
 from xnor_jax import data
@@ -43,14 +43,6 @@ def info_of(dataset, **fields):
 def two_devices():
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
-
-
-def in_float64(tree):
-    def wide(leaf):
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(jnp.float64) if floating else leaf
-
-    return jax.tree.map(wide, tree)
 
 
 def test_steps_evaluation_and_calibration_are_those_of_one_device(dataset):

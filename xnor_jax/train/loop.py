@@ -172,6 +172,11 @@ def restore(
     checkpoints = Checkpoints(folder)
     try:
         epoch = checkpoints.best() if best else checkpoints.newest()
+        if epoch is None and checkpoints.newest():
+            raise RunError(
+                f"{folder} does not know which of its checkpoints is the best; leave "
+                "--best out for the newest"
+            )
         if epoch is None:
             raise RunError(
                 f"{folder} holds no checkpoint yet; train for an epoch first"

@@ -10,6 +10,7 @@ from flax import nnx
 import xnor_jax as xnor
 from xnor_jax import masks, ops
 from xnor_jax.deploy import stages
+from xnor_jax.nn import AvgPool, Flatten, GlobalAveragePool, MaxPool
 
 
 class Net(xnor.nn.Layered):
@@ -37,6 +38,43 @@ def linear(*features: Any, **options: Any) -> nnx.Linear:
 
 def norm(features: int, **options: Any) -> nnx.BatchNorm:
     return nnx.BatchNorm(features, rngs=nnx.Rngs(0), **options)
+
+
+def signals():
+    """Rank 1; BatchNorm over flattened features folds into no channel's threshold."""
+    return Net(
+        (23, 3),
+        conv(3, 40, 5, padding="CAUSAL"),
+        block(40, 37, 3, strides=2, padding="SAME"),
+        MaxPool(3, 3),
+        AvgPool(2, 1),
+        block(37, 12, 1),
+        Flatten(),
+        block(36, 20),
+        linear(20, 3),
+    )
+
+
+def volumes():
+    """Rank 3."""
+    return Net(
+        (4, 5, 3, 2),
+        conv(2, 33, (2, 2, 2)),
+        MaxPool(2, 1),
+        block(33, 34, (1, 2, 2)),
+        GlobalAveragePool(),
+        linear(34, 3),
+    )
+
+
+def tiny():
+    """Of 6×5 grey images and 3 classes."""
+    return Net(
+        (6, 5, 1),
+        conv(1, 33, (3, 3)),
+        block(33 * 6 * 5, 20, norm_features=33),
+        linear(20, 3),
+    )
 
 
 def randomized(model: Any, seed: int = 0, *, exact: bool = False) -> Any:
@@ -152,4 +190,6 @@ def check_equal(model: Any, packed: Any, x: jax.Array) -> None:
         np.testing.assert_array_equal(found, np.asarray(wanted).reshape(found.shape))
     scale = float(jnp.abs(logits).max())
     assert scale > 0
-    np.testing.assert_allclose(got, logits, rtol=1e-4, atol=1e-4 * scale)
+    # Stage by stage, and as the network runs.
+    for found in (got, packed(x), packed.with_backend("auto")(x)):
+        np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4 * scale)

@@ -97,9 +97,9 @@ def _train(args: list[str]) -> None:
     if options.resume:
         _check_run(folder, "to resume; leave --resume out to start one")
     try:
-        make_mesh(options.devices, recipe.batch_size)
-    except folders.RunError as error:
-        raise _UsageError(str(error)) from error
+        mesh = make_mesh(options.devices, recipe.batch_size)
+    except ValueError as error:
+        raise _UsageError(f"--devices {options.devices}: {error}") from error
     dataset = data.load(recipe.dataset, options.data_dir)
     info = folders.RunInfo.of(name, recipe, dataset)
     console = Console(highlight=False, soft_wrap=True)
@@ -108,12 +108,7 @@ def _train(args: list[str]) -> None:
         f"{info.steps_per_epoch} steps, seed {recipe.seed}, in {folder}"
     )
     result = loop.train(
-        info,
-        dataset,
-        folder,
-        resume=options.resume,
-        console=console,
-        devices=options.devices,
+        info, dataset, folder, resume=options.resume, console=console, mesh=mesh
     )
     # Of equal ones the last, which is the checkpoint that is kept.
     last, best = result.history[-1], max(reversed(result.history), key=_test_accuracy)

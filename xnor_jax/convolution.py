@@ -97,7 +97,7 @@ def conv(
     """
     window, unit = kernel.shape[:-2], (1,) * (kernel.ndim - 2)
     xla = partial(
-        _xla_conv,
+        xla_conv,
         strides=strides,
         padding=padding,
         dilation=dilation,
@@ -203,7 +203,41 @@ def max_pool(
     return x
 
 
-def _xla_conv(x, kernel, *, strides, padding, dilation, groups, accumulator):
+def sum_pool(
+    x: jax.Array, window: tuple[int, ...], strides: tuple[int, ...], padding: Pads
+) -> jax.Array:
+    """The sum of each window, taken row by row; outside the image are zeros.
+
+    Args:
+      x: `[N, *spatial, C]`, floating.
+      window: The window's sizes, one per spatial axis.
+      strides: One per spatial axis.
+      padding: Zeros (before, after) each spatial axis.
+
+    Returns:
+      `[N, *out, C]`.
+    """
+    return lax.reduce_window(
+        x,
+        np.zeros((), x.dtype),
+        lax.add,
+        (1, *window, 1),
+        (1, *strides, 1),
+        ((0, 0), *padding, (0, 0)),
+    )
+
+
+def xla_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: tuple[int, ...],
+    padding: Pads,
+    dilation: tuple[int, ...],
+    groups: int = 1,
+    accumulator: Any = None,
+) -> jax.Array:
+    """`conv` as XLA's own convolution, on every platform and for every shape."""
     letters = "DHW"[3 - (kernel.ndim - 2) :]
     return lax.conv_general_dilated(
         x,

@@ -11,9 +11,8 @@ from math import prod
 import jax
 import numpy as np
 from flax import nnx
-from jax import lax
 
-from xnor_jax.convolution import Padding, Pads, explicit_padding, max_pool
+from xnor_jax.convolution import Padding, Pads, explicit_padding, max_pool, sum_pool
 
 
 class Layered(nnx.Module):
@@ -142,15 +141,7 @@ class AvgPool(_Pool):
         """Map `[N, *spatial, C]` to `[N, *out, C]`."""
         window, strides, pads = self.geometry(x.shape[1:-1])
         # Flax's divides by an array of integers, which strict promotion forbids.
-        sums = lax.reduce_window(
-            x,
-            np.zeros((), x.dtype),
-            lax.add,
-            (1, *window, 1),
-            (1, *strides, 1),
-            ((0, 0), *pads, (0, 0)),
-        )
-        return sums / prod(window)
+        return sum_pool(x, window, strides, pads) / prod(window)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import numpy as np
 import packing
 import pytest
 from flax import nnx
-from packing import Net, block, conv, linear
 
 import xnor_jax as xnor
 from xnor_jax.deploy import bench
@@ -32,15 +31,7 @@ for result in results:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "net.safetensors"
-    model = nnx.eval_shape(
-        lambda: Net(
-            (6, 5, 1),
-            conv(1, 33, (3, 3)),
-            block(33 * 6 * 5, 20, norm_features=33),
-            linear(20, 3),
-        )
-    )
-    xnor.save(path, xnor.pack(packing.randomized(model)))
+    xnor.save(path, xnor.pack(packing.randomized(nnx.eval_shape(packing.tiny))))
     return path
 
 

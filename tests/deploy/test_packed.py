@@ -8,7 +8,7 @@ import numpy as np
 import packing
 import pytest
 from flax import nnx
-from packing import Net, block, conv, linear, norm
+from packing import Net, block, conv, linear, norm, signals, volumes
 
 import xnor_jax as xnor
 from xnor_jax.nn import AvgPool, Flatten, GlobalAveragePool, MaxPool
@@ -56,32 +56,6 @@ def pools():
         nnx.relu,
         GlobalAveragePool(),
         linear(33, 4, use_bias=False),
-    )
-
-
-def signals():
-    """Rank 1; BatchNorm over flattened features folds into no channel's threshold."""
-    return Net(
-        (23, 3),
-        conv(3, 40, 5, padding="CAUSAL"),
-        block(40, 37, 3, strides=2, padding="SAME"),
-        MaxPool(3, 3),
-        AvgPool(2, 1),
-        block(37, 12, 1),
-        Flatten(),
-        block(36, 20),
-        linear(20, 3),
-    )
-
-
-def volumes():
-    return Net(
-        (4, 5, 3, 2),
-        conv(2, 33, (2, 2, 2)),
-        MaxPool(2, 1),
-        block(33, 34, (1, 2, 2)),
-        GlobalAveragePool(),
-        linear(34, 3),
     )
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import packing
 import pytest
 from flax import nnx
-from packing import Net, block, conv, linear
 
 import xnor_jax as xnor
 from xnor_jax import data
@@ -15,15 +14,7 @@ INFO = Info("net", Preprocessing((0.1,), (0.5,)), ("a", "b", "c"))
 
 @pytest.fixture(scope="module")
 def packed():
-    model = nnx.eval_shape(
-        lambda: Net(
-            (6, 5, 1),
-            conv(1, 33, (3, 3)),
-            block(33 * 6 * 5, 20, norm_features=33),
-            linear(20, 3),
-        )
-    )
-    packed = xnor.pack(packing.randomized(model))
+    packed = xnor.pack(packing.randomized(nnx.eval_shape(packing.tiny)))
     return dataclasses.replace(packed, info=INFO)
 
 

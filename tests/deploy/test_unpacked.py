@@ -5,11 +5,11 @@ import numpy as np
 import packing
 import pytest
 from flax import nnx
-from packing import Net, block, conv, linear, norm
+from packing import Net, block, conv, linear, norm, signals, volumes
 
 import xnor_jax as xnor
 from xnor_jax.deploy.unpacked import unpack
-from xnor_jax.nn import AvgPool, Flatten, GlobalAveragePool, MaxPool
+from xnor_jax.nn import AvgPool, MaxPool
 
 
 def image():
@@ -32,30 +32,6 @@ def image():
     )
 
 
-def signal():
-    return Net(
-        (23, 3),
-        conv(3, 40, 5, padding="CAUSAL"),
-        block(40, 37, 3, strides=2, padding="SAME"),
-        AvgPool(2, 1),
-        block(37, 12, 1),
-        Flatten(),
-        block(11 * 12, 20),
-        linear(20, 3),
-    )
-
-
-def volume():
-    return Net(
-        (4, 5, 3, 2),
-        conv(2, 33, (2, 2, 2)),
-        MaxPool(2, 1),
-        block(33, 34, (1, 2, 2)),
-        GlobalAveragePool(),
-        linear(34, 3),
-    )
-
-
 def scaled():
     return Net(
         (8, 7, 3),
@@ -67,7 +43,7 @@ def scaled():
     )
 
 
-@pytest.mark.parametrize("network", [image, signal, volume, scaled])
+@pytest.mark.parametrize("network", [image, signals, volumes, scaled])
 def test_it_gives_the_packed_networks_logits(network):
     exact = network is not scaled
     model = packing.randomized(nnx.eval_shape(network), exact=exact)
@@ -81,7 +57,7 @@ def test_it_gives_the_packed_networks_logits(network):
 
 
 def test_it_holds_no_bits():
-    packed = xnor.pack(packing.randomized(nnx.eval_shape(volume)))
+    packed = xnor.pack(packing.randomized(nnx.eval_shape(volumes)))
     x = packing.images(2, 4, 5, 3, 2)
     program = jax.jit(unpack(packed)).lower(x).as_text()
     assert "ui32" not in program and "xnor_jax" not in program

@@ -21,7 +21,7 @@ from xnor_jax import layers
 from xnor_jax.convolution import explicit_padding
 from xnor_jax.deploy import fold, stages
 from xnor_jax.deploy.reading import Product, Step
-from xnor_jax.deploy.stages import Spec, Stage
+from xnor_jax.deploy.stage import Spec, Stage, windows
 from xnor_jax.ops import Affine, Threshold, pack_kernel
 from xnor_jax.weights import sign
 
@@ -368,7 +368,7 @@ def _placed(step: Product | Step, shape: Shape) -> tuple[Product | Step, Shape]:
     if isinstance(layer, layers.MaxPool | layers.AvgPool):
         window, strides, padding = layer.geometry(spatial)
         unit = (1,) * len(window)
-        out = stages.windows(spatial, window, strides, padding, unit)
+        out = windows(spatial, window, strides, padding, unit)
         placed = replace(layer, window=window, strides=strides, padding=padding)
         return replace(step, layer=placed), (*out, shape[-1])
     return step, shape
@@ -391,7 +391,7 @@ def _placed_product(step: Product, shape: Shape) -> tuple[Product, Shape]:
     )
     if min(map(min, padding)) < 0:
         raise ValueError(f"expected a padding of 0 or more, got {padding}")
-    out = stages.windows(spatial, step.window, step.strides, padding, step.dilation)
+    out = windows(spatial, step.window, step.strides, padding, step.dilation)
     shape = (features,) if step.flat else (*out, features)
     return replace(step, padding=padding), shape
 

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from xnor_jax import ops
-from xnor_jax.deploy import checks, stages
-from xnor_jax.deploy.stages import STAGES, Spec, Stage
+from xnor_jax.convolution import Pads
+from xnor_jax.deploy import checks
+from xnor_jax.deploy.stage import Spec, Stage
+from xnor_jax.deploy.stages import STAGES
 from xnor_jax.ops import Affine, Threshold
 
 _CONVS = ("real", "binary", "scaled")
@@ -306,7 +308,7 @@ def _defaults(window: Any) -> dict[str, Any]:
     }
 
 
-def _pads(value: Any, rank: int) -> stages.Pads:
+def _pads(value: Any, rank: int) -> Pads:
     if not isinstance(value, list) or len(value) != rank:
         raise ValueError(f"expected {rank} pairs, got {checks.clip(value)}")
     pairs = [checks.integers(pair, length=2) for pair in value]

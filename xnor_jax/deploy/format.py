@@ -22,7 +22,8 @@ import safetensors.numpy
 from xnor_jax.deploy import checks, encoding
 from xnor_jax.deploy.packed import Info, PackedModel, Preprocessing
 from xnor_jax.deploy.report import report
-from xnor_jax.deploy.stages import STAGES, Spec
+from xnor_jax.deploy.stage import Spec
+from xnor_jax.deploy.stages import STAGES
 
 FORMAT = "xnor_jax packed network"
 VERSION = 1

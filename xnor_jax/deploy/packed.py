@@ -17,7 +17,7 @@ from xnor_jax.deploy.building import build
 from xnor_jax.deploy.encoding import stored_bytes
 from xnor_jax.deploy.report import Report, report
 from xnor_jax.deploy.running import run_chained, run_stages
-from xnor_jax.deploy.stages import Spec, Stage, static
+from xnor_jax.deploy.stage import Spec, Stage, static
 from xnor_jax.ops import backends
 
 

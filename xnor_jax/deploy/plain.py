@@ -22,7 +22,7 @@ from xnor_jax.convolution import Padding, conv, dot, explicit_padding
 from xnor_jax.deploy import reading, stages
 from xnor_jax.deploy.reading import Product
 from xnor_jax.deploy.report import Report, Row
-from xnor_jax.deploy.stages import Spec, Stage
+from xnor_jax.deploy.stage import Spec, Stage, static
 from xnor_jax.ops import Affine, PackedKernel, Sums
 from xnor_jax.weights import sign
 
@@ -43,7 +43,7 @@ class Plain(Stage):
 
     kind = "plain"
     state: Any
-    graphdef: Any = stages.static()
+    graphdef: Any = static()
 
     def out(self, spec: Spec) -> Spec:
         """Not known: the network has its own `__call__`."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from xnor_jax.deploy.stages import Spec, Stage
+from xnor_jax.deploy.stage import Spec, Stage
 
 
 @dataclass(frozen=True)

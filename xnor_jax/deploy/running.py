@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from xnor_jax import ops
-from xnor_jax.deploy.stages import Spec, Stage
+from xnor_jax.deploy.stage import Spec, Stage
 from xnor_jax.ops import Bits, cpu
 
 
@@ -38,12 +38,10 @@ def run_chained(stages: Sequence[Stage], x: jax.Array, backend: str) -> Any:
     largest = cpu.RANK + 1  # axes of an image, the channels among them
     last_bits = max(at for at, spec in enumerate(specs) if spec.bits or at == 0)
     plan = []
-    for at, (stage, (before, after)) in enumerate(
-        zip(stages, pairwise(specs), strict=True)
-    ):
+    for at, (before, after) in enumerate(pairwise(specs)):
         fits = max(len(before.shape), len(after.shape)) <= largest
-        exact = not stage.rounds or at >= last_bits
-        plan.append((stage, stage.step() if fits and exact else None, after))
+        step = stages[at].step(exact=at < last_bits) if fits else None
+        plan.append((stages[at], step, after))
     value: jax.Array | Bits = x
     for chained, group in groupby(plan, lambda entry: entry[1] is not None):
         run = list(group)

@@ -6,19 +6,16 @@ addition a channel before the next sign, as BatchNorm's are.
 """
 
 from collections.abc import Callable
-from functools import partial
-from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from xnor_jax import convolution, ops
 from xnor_jax.deploy import stages
 from xnor_jax.deploy.packed import PackedModel
-from xnor_jax.deploy.stages import Spec, Stage
+from xnor_jax.deploy.stage import Spec, Stage
 from xnor_jax.ops import Affine, Threshold
 from xnor_jax.weights import sign
 
@@ -40,7 +37,7 @@ def unpack(packed: PackedModel, *, xla_conv: bool = False) -> Callable:
     Raises:
       ValueError: If the network has its own `__call__`.
     """
-    conv = _xla_conv if xla_conv else convolution.conv
+    conv = convolution.xla_conv if xla_conv else convolution.conv
     layers, spec = [], Spec(packed.image_shape)
     for stage in packed.stages:
         layers.append(_layer(stage, spec, conv))
@@ -72,12 +69,13 @@ def _layer(stage: Stage, spec: Spec, conv: Callable[..., jax.Array]) -> Layer:
         return lambda x: epilogue(product(sign(x)))
     if isinstance(stage, stages.ScaledConv):
         product = _product(stage, spec, ops.unpack_kernel(stage.kernel), conv)
-        return partial(_scaled, stage, product)
+        scale, bias = stage.scale, stage.bias
+        return lambda x: scale * product(sign(x)) * stage.input_scale(x) + bias
     if isinstance(stage, stages.BitsPool):
         return _max_pool(stage, spec)
     if isinstance(stage, stages.SumPool):
-        epilogue = _epilogue(stage.threshold)
-        return lambda x: epilogue(_sum_pool(stage, x))
+        epilogue, geometry = _epilogue(stage.threshold), stage.geometry
+        return lambda x: epilogue(convolution.sum_pool(x, **geometry))
     if isinstance(stage, stages.Sign):
         return lambda x: x
     return lambda x: stage(x, "float")
@@ -106,19 +104,6 @@ def _product(
     )
 
 
-def _xla_conv(x, kernel, *, strides, padding, dilation, groups):
-    letters = "DHW"[5 - kernel.ndim :]
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        rhs_dilation=dilation,
-        feature_group_count=groups,
-        dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
-    )
-
-
 def _epilogue(epilogue: Affine | Threshold) -> Layer:
     if isinstance(epilogue, Threshold):
         scale, bias = _as_affine(epilogue)
@@ -143,28 +128,8 @@ def _as_affine(epilogue: Threshold) -> tuple[jax.Array, jax.Array]:
 
 
 def _max_pool(stage: stages.BitsPool, spec: Spec) -> Layer:
-    pool = stages.FloatPool(**stages.pool_geometry(stage))
+    pool = stages.FloatPool(**stage.geometry)
     direction = ops.unpack_bits(stage.flip, spec.shape[-1])
     if bool((direction > 0).all()):
         return lambda x: pool(x, "float")
     return lambda x: direction * pool(direction * x, "float")
-
-
-def _sum_pool(stage: stages.SumPool, x: jax.Array) -> jax.Array:
-    window, strides = (1, *stage.window, 1), (1, *stage.strides, 1)
-    padding = ((0, 0), *stage.padding, (0, 0))
-    return lax.reduce_window(x, 0.0, lax.add, window, strides, padding)
-
-
-def _scaled(stage: stages.ScaledConv, product: Layer, x: jax.Array) -> jax.Array:
-    mean = jnp.mean(jnp.abs(x), axis=-1, keepdims=True)
-    if window := stage.kernel.window:
-        box = jnp.full((*window, 1, 1), 1 / prod(window), x.dtype)
-        mean = convolution.conv(
-            mean,
-            box,
-            strides=stage.strides,
-            padding=stage.padding,
-            dilation=stage.dilation,
-        )
-    return stage.scale * product(sign(x)) * mean + stage.bias

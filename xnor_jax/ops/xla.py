@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xnor_jax.convolution import Pads
+from xnor_jax.convolution import Pads, sum_pool
 from xnor_jax.ops._geometry import Geometry
 from xnor_jax.ops.epilogue import Epilogue, Threshold, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel, columns
@@ -85,14 +85,7 @@ def sum_pool_bits(
     Returns:
       uint32 `[N, *out, ceil(C / 32)]`.
     """
-    sums = lax.reduce_window(
-        x,
-        jnp.float32(0),
-        lax.add,
-        (1, *window, 1),
-        (1, *strides, 1),
-        ((0, 0), *padding, (0, 0)),
-    )
+    sums = sum_pool(x, window, strides, padding)
     return apply_epilogue(sums, threshold)
 
 

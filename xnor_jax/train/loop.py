@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from rich.console import Console
 
 from xnor_jax.data import SOURCES, Dataset
 from xnor_jax.train import report, step
 from xnor_jax.train.checkpoint import Checkpoints, History
-from xnor_jax.train.devices import make_mesh, replicate
+from xnor_jax.train.devices import replicate
 from xnor_jax.train.folder import RunError, RunInfo, open_folder, write_metrics
 from xnor_jax.train.progress import Display
 from xnor_jax.train.recipe import Recipe
@@ -35,7 +36,7 @@ def train(
     *,
     resume: bool = False,
     console: Console | None = None,
-    devices: int = 1,
+    mesh: Mesh | None = None,
 ) -> Result:
     """Train a recipe to its end.
 
@@ -48,16 +49,16 @@ def train(
       folder: Where recipe, metrics, checkpoints, events and the report go.
       resume: Whether to go on with what the folder holds.
       console: Where to print; None for standard output.
-      devices: How many of JAX's devices share each batch. The numbers are those of one
-        device but for rounding, and a run may go on with another number.
+      mesh: The devices that share each batch, from `make_mesh`; None for one. The
+        numbers are those of one device but for rounding, and a run may go on with
+        another mesh.
 
     Returns:
       The history of all epochs.
 
     Raises:
       RunError: If the folder is not the run's or cannot be written, the set is smaller
-        than a batch, the batch does not divide among the devices, or the loss is not
-        finite.
+        than a batch, or the loss is not finite.
     """
     begin = time.perf_counter()
     recipe = info.recipe
@@ -67,7 +68,6 @@ def train(
             f"batch_size {recipe.batch_size} is larger than the {info.train_images} "
             f"training images; expected at most {info.train_images}"
         )
-    mesh = make_mesh(devices, recipe.batch_size)
     open_folder(folder, info, resume=resume)
     trainer, state = create(info)
     checkpoints = Checkpoints(folder)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from xnor_jax import masks, models, optim, weights
 from xnor_jax.data import Source
-from xnor_jax.train.devices import split, whole
+from xnor_jax.train.devices import constrain_batch, constrain_replicated
 from xnor_jax.train.recipe import Recipe
 
 MODELS = {"lenet5": models.LeNet5, "nin": models.NIN}
@@ -178,7 +178,7 @@ def make_train_epoch(
         def body(carry, batch):
             state, total = carry
             at, index = batch
-            index = split(index, mesh)
+            index = constrain_batch(index, mesh)
             picked = augment(recipe, images[index], jax.random.fold_in(augment_key, at))
             x = normalize(trainer.source, picked)
             state, metrics, flips = train_step(trainer, state, x, labels[index])
@@ -195,7 +195,8 @@ def make_train_epoch(
         (state, total), _ = jax.lax.scan(
             body, (state, zeros), (jnp.arange(steps), batches)
         )
-        return whole((state, *jax.tree.map(lambda x: x / steps, total)), mesh)
+        means = jax.tree.map(lambda x: x / steps, total)
+        return constrain_replicated((state, *means), mesh)
 
     return epoch
 
@@ -222,7 +223,7 @@ def make_evaluate(
             model.eval()
             # Past the end, the last image is read again and counts for nothing.
             real = index < len(labels)
-            index = split(index, mesh)
+            index = constrain_batch(index, mesh)
             index = jnp.minimum(index, len(labels) - 1)
             logits = model(normalize(trainer.source, images[index]))
             losses = optax.softmax_cross_entropy_with_integer_labels(
@@ -263,12 +264,12 @@ def make_calibrate(
             model = nnx.merge(trainer.graphdef, params, rest, copy=True)
             model.eval()
             model.set_attributes(nnx.BatchNorm, use_running_average=False, momentum=0.0)
-            model(normalize(trainer.source, images[split(index, mesh)]))
+            model(normalize(trainer.source, images[constrain_batch(index, mesh)]))
             return nnx.state(model, nnx.BatchStat)
 
         statistics = jax.lax.map(batch, order.reshape(count, recipe.batch_size))
         mean = jax.tree.map(lambda x: x.mean(0), statistics)
-        return whole(nnx.merge_state(rest, mean), mesh)
+        return constrain_replicated(nnx.merge_state(rest, mean), mesh)
 
     return calibrate
 

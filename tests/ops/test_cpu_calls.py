@@ -1,0 +1,186 @@
+"""Calls that no function of this package makes: the library checks all the same.
+
+`.ci/run` runs this file again on a library under AddressSanitizer and UBSan.
+"""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xnor_jax.ops import cpu
+
+pytestmark = pytest.mark.skipif(
+    not cpu.is_available(), reason="the cpu backend was not built"
+)
+
+CONV = {
+    "x": jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.uint32),
+    "arrays": [jax.ShapeDtypeStruct((1, 2, 3, 3, 2, 32), jnp.uint32)],
+    "out": jax.ShapeDtypeStruct((1, 2, 2, 40), jnp.int32),
+    "kind": 0,
+    "epilogue": 0,
+    "channels": 40,
+    "out_channels": 40,
+    "window": [1, 1],
+    "strides": [1, 1],
+    "padding": [0, 0, 0, 0],
+    "dilation": [1, 1],
+}
+FLOATS = jax.ShapeDtypeStruct((1, 4, 4, 40), jnp.float32)
+BITS = jax.ShapeDtypeStruct((1, 2, 2, 2), jnp.uint32)
+VECTORS = [jax.ShapeDtypeStruct((size,), jnp.float32) for size in (40, 40, 40)]
+FLIP = jax.ShapeDtypeStruct((2,), jnp.uint32)
+REAL = CONV | {
+    "kind": 1,
+    "x": FLOATS,
+    "arrays": [jax.ShapeDtypeStruct((3, 3, 40, 40), jnp.float32)],
+    "out": jax.ShapeDtypeStruct((1, 2, 2, 40), jnp.float32),
+}
+PACK = CONV | {
+    "kind": 2,
+    "x": FLOATS,
+    "arrays": [],
+    "out": jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.uint32),
+}
+POOL = CONV | {"kind": 3, "arrays": [FLIP], "window": [3, 3], "out": BITS}
+SUM_POOL = POOL | {"kind": 4, "x": FLOATS, "arrays": [VECTORS[0], FLIP]}
+NORM = CONV | {"kind": 5, "x": FLOATS, "arrays": VECTORS, "out": FLOATS}
+MEAN = NORM | {
+    "kind": 6,
+    "arrays": [],
+    "out": jax.ShapeDtypeStruct((1, 1, 1, 40), jnp.float32),
+}
+FLAT = MEAN | {"kind": 7, "out": jax.ShapeDtypeStruct((1, 1, 1, 640), jnp.float32)}
+
+
+def call(*steps, cut=0):
+    def numbers(step):
+        scalars = [step["kind"], step["epilogue"], 0]
+        scalars += [step["channels"], step["out_channels"]]
+        axes = ("window", "strides", "padding", "dilation")
+        return scalars + [number for name in axes for number in step[name]]
+
+    def zeros(spec):
+        return jnp.zeros(spec.shape, spec.dtype)
+
+    attribute = [number for step in steps for number in numbers(step)]
+    arrays = [zeros(array) for step in steps for array in step["arrays"]]
+    y = jax.ffi.ffi_call("xnor_jax_run", steps[-1]["out"])(
+        zeros(steps[0]["x"]),
+        *arrays,
+        steps=np.array(attribute[: len(attribute) - cut], np.int64),
+    )
+    return jax.block_until_ready(y)
+
+
+def shaped(spec, *shape):
+    return jax.ShapeDtypeStruct(shape, spec.dtype)
+
+
+@pytest.mark.parametrize("step", [CONV, REAL, PACK, POOL, SUM_POOL, NORM, MEAN, FLAT])
+def test_the_library_runs_what_fits(step):
+    y = np.asarray(call(step))
+    assert (y == (9 * 40 if step is CONV else 0)).all()
+
+
+OTHER = {
+    "strides": [[0, 1], [-1, 1], [2**62, 1]],
+    "padding": [[0, 0, 0, -1], [2**62, 2**62, 0, 0]],
+    "dilation": [[0, 1], [2**62, 1]],
+    "window": [[0, 1], [-1, 3], [2**62, 1], [5, 1]],
+    "kind": [-1, 8, 2**40],
+}
+
+
+@pytest.mark.parametrize("step", [CONV, REAL, POOL, SUM_POOL])
+@pytest.mark.parametrize("name", OTHER)
+def test_the_library_refuses_numbers_out_of_range(step, name):
+    pools = step in (POOL, SUM_POOL)
+    if name == ("dilation" if pools else "window"):
+        return  # not read
+    for value in OTHER[name]:
+        with pytest.raises(Exception, match="xnor_jax: "):
+            call(step | {name: value})
+
+
+@pytest.mark.parametrize("step", [CONV, REAL, PACK, POOL, SUM_POOL, NORM, MEAN, FLAT])
+def test_the_library_refuses_buffers_of_other_shapes(step):
+    x, out, arrays = step["x"], step["out"], step["arrays"]
+    other = [
+        {"x": shaped(x, *x.shape[:3])},
+        {"x": shaped(x, *x.shape[:3], 0)},
+        {"x": shaped(x, 0, *x.shape[1:])},
+        {"x": jax.ShapeDtypeStruct(x.shape, jnp.int32)},
+        {"x": jax.ShapeDtypeStruct(x.shape, jnp.float16)},
+        {"out": shaped(out, *out.shape[1:])},
+        {"out": shaped(out, 2, *out.shape[1:])},
+        {"out": shaped(out, *out.shape[:3], out.shape[3] + 1)},
+        {"out": shaped(out, 1, out.shape[1] + 1, *out.shape[2:])},
+        {"out": jax.ShapeDtypeStruct(out.shape, jnp.int16)},
+        {"arrays": [*arrays, FLIP]},
+        *({"arrays": arrays[:i] + arrays[i + 1 :]} for i in range(len(arrays))),
+        *(
+            {"arrays": arrays[:i] + [other] + arrays[i + 1 :]}
+            for i, array in enumerate(arrays)
+            for other in (
+                shaped(array, *array.shape, 1),
+                shaped(array, *array.shape[:-1], array.shape[-1] + 1),
+                shaped(array, *array.shape[:-1], array.shape[-1] - 1),
+                jax.ShapeDtypeStruct(array.shape, jnp.int32),
+            )
+        ),
+    ]
+    if step not in (MEAN, NORM, FLAT, PACK):
+        other += [{"x": shaped(x, 1, 2, *x.shape[2:])}]  # smaller than the window
+    for changed in other:
+        with pytest.raises(Exception, match="xnor_jax: "):
+            call(step | changed)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"channels": value} for value in (0, 32, 65, -40, 2**40)),
+        *({"out_channels": value} for value in (0, 32, 65, 2**40)),
+        *({"epilogue": value} for value in (-1, 1, 2, 3)),
+        {"arrays": [jax.ShapeDtypeStruct((1, 2, 0, 3, 2, 32), jnp.uint32)]},
+        {"arrays": [jax.ShapeDtypeStruct((2, 2, 3, 3, 2, 32), jnp.uint32)]},
+        {"x": jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.uint32)},
+    ],
+)
+def test_the_library_refuses_channels_that_do_not_fit(changed):
+    with pytest.raises(Exception, match="xnor_jax: "):
+        call(CONV | changed)
+
+
+def test_the_library_refuses_chains_that_do_not_fit():
+    fits = [PACK, CONV, NORM | {"x": CONV["out"]}]
+    with pytest.raises(Exception, match="xnor_jax: expected floats"):
+        call(*fits)  # a norm of integers
+    with pytest.raises(Exception, match="xnor_jax: expected words of signs"):
+        call(NORM, CONV)
+    with pytest.raises(Exception, match="xnor_jax: expected words of one pixel"):
+        call(PACK, FLAT)
+    with pytest.raises(Exception, match="xnor_jax: expected a number of whole steps"):
+        call(PACK, cut=1)
+    with pytest.raises(Exception, match="xnor_jax: expected a number of whole steps"):
+        call(PACK, cut=15)
+    y = np.asarray(call(PACK, CONV))
+    assert (y == 9 * 40).all()
+
+
+def test_sizes_are_checked_before_memory_is_taken():
+    begin = time.perf_counter()
+    for step in (CONV, REAL):
+        for padding in ([0, 0, 2**27, 0], [2**31 - 1, 2**31 - 1, 0, 0]):
+            with pytest.raises(
+                Exception, match="xnor_jax: the result has not the shape"
+            ):
+                call(step | {"padding": padding})
+    huge = {"window": [1, 2**31 - 1], "padding": [0, 0, 2**31 - 1, 2**30]}
+    with pytest.raises(Exception, match="xnor_jax: the result has not the shape"):
+        call(SUM_POOL | huge)
+    assert time.perf_counter() - begin < 10

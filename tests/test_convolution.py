@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_loop as loop
-from flax import nnx
 from jax import lax
 
 from xnor_jax import convolution
@@ -353,74 +352,3 @@ def test_equal_maxima_share_the_whole_gradient():
     by_window = np.asarray(shares).reshape(2, 2, 3, 2, 3, 3).sum((2, 4))
     np.testing.assert_allclose(by_window, np.ones_like(by_window), rtol=1e-6)
     assert (np.asarray(shares)[np.asarray(x) == 0] == 0).all()
-
-
-def numpy_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    del key  # Its own draw spares a compilation a shape.
-    return jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
-
-
-ADAPTED: dict[str, dict[str, Any]] = {
-    "same": {"kernel_size": (3, 2), "padding": "SAME", "strides": 2},
-    "valid": {"kernel_size": (3, 3), "padding": "VALID", "kernel_dilation": (1, 2)},
-    "number": {"kernel_size": (5, 5), "padding": 2},
-    "pairs": {"kernel_size": (3, 3), "padding": ((0, 2), (1, 0)), "strides": (2, 1)},
-    "groups": {"kernel_size": (3, 3), "feature_group_count": 2},
-    "1×1": {"kernel_size": (1, 1), "strides": (1, 2)},
-    "circular": {"kernel_size": (3, 3), "padding": "CIRCULAR"},
-    "causal": {"kernel_size": 3, "padding": "CAUSAL"},
-    "wide": {"kernel_size": (5, 5), "in_features": 22, "padding": 1},
-    "accumulator": {
-        "kernel_size": (3, 3),
-        "dtype": jnp.bfloat16,
-        "preferred_element_type": jnp.float32,
-    },
-}
-
-
-@pytest.mark.parametrize("name", ADAPTED)
-def test_adapter_in_an_nnx_conv_changes_nothing(name: str):
-    options = {"in_features": 4, "out_features": 6, **ADAPTED[name]}
-    rank = 1 if options["kernel_size"] == 3 else 2
-    options["kernel_init"] = numpy_normal
-    plain = nnx.Conv(**options, rngs=nnx.Rngs(0))
-    adapted = nnx.Conv(
-        **options,
-        conv_general_dilated=convolution.conv_general_dilated,
-        rngs=nnx.Rngs(0),
-    )
-    shape = (3, 7, 8)[: rank + 1]
-    rng = np.random.default_rng(0)
-    x = jnp.float32(rng.normal(size=(*shape, options["in_features"])))
-    y, expected = adapted(x), plain(x)
-    chex.assert_trees_all_equal_shapes_and_dtypes(y, expected)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"input_dilation": 2}, r"conv: expected no input dilation, got \(2, 2\)"),
-        ({"precision": lax.Precision.HIGHEST}, "conv: precision is not supported"),
-    ],
-)
-def test_adapter_refuses_what_conv_cannot_do(options, message):
-    layer = nnx.Conv(
-        2,
-        3,
-        (3, 3),
-        conv_general_dilated=convolution.conv_general_dilated,
-        kernel_init=numpy_normal,
-        **options,
-        rngs=nnx.Rngs(0),
-    )
-    with pytest.raises(ValueError, match=message):
-        layer(jnp.ones((1, 5, 5, 2)))
-
-
-def test_adapter_refuses_channels_first():
-    x, kernel = jnp.ones((1, 5, 5, 5)), jnp.ones((3, 3, 5, 4))
-    with pytest.raises(ValueError, match="dimension_numbers"):
-        convolution.conv_general_dilated(
-            x, kernel, (1, 1), "VALID", dimension_numbers=("NCHW", "HWIO", "NCHW")
-        )

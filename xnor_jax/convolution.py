@@ -125,56 +125,6 @@ def dot(x: jax.Array, kernel: jax.Array, *, accumulator: Any = None) -> jax.Arra
     return jnp.matmul(x, kernel, preferred_element_type=accumulator)
 
 
-def conv_general_dilated(
-    lhs: jax.Array,
-    rhs: jax.Array,
-    window_strides: Sequence[int],
-    padding: Any,
-    *,
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    feature_group_count: int = 1,
-    preferred_element_type: Any = None,
-    dimension_numbers: Any = None,
-    **options: Any,
-) -> jax.Array:
-    """`conv` in the clothes of `jax.lax`, for `nnx.Conv(conv_general_dilated=…)`.
-
-    Raises:
-      ValueError: For an option that `conv` has not, such as a dilated input, or
-        dimensions that have not the channels last.
-    """
-    if dimension_numbers is not None:
-        numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-        last = lhs.ndim - 1
-        channels_last = (0, last, *range(1, last))
-        kernel_last = (last, last - 1, *range(last - 1))
-        if tuple(numbers) != (channels_last, kernel_last, channels_last):
-            raise ValueError(
-                "conv: expected channels last in dimension_numbers, got "
-                f"{dimension_numbers}"
-            )
-    for name, option in options.items():
-        if option is not None:
-            raise ValueError(f"conv: {name} is not supported, got {option!r}")
-    unit = (1,) * (rhs.ndim - 2)
-    if lhs_dilation is not None and any(d != 1 for d in lhs_dilation):
-        raise ValueError(f"conv: expected no input dilation, got {lhs_dilation}")
-    dilation = tuple(rhs_dilation or unit)
-    strides = tuple(window_strides)
-    return conv(
-        lhs,
-        rhs,
-        strides=strides,
-        padding=explicit_padding(
-            padding, lhs.shape[1:-1], rhs.shape[:-2], strides, dilation
-        ),
-        dilation=dilation,
-        groups=feature_group_count,
-        accumulator=preferred_element_type,
-    )
-
-
 def max_pool(
     x: jax.Array,
     window: tuple[int, ...],

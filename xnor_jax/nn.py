@@ -18,11 +18,13 @@ from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
 from xnor_jax import convolution
-from xnor_jax._kernel import wide_dtype
 from xnor_jax.convolution import Padding
 from xnor_jax.layers import AvgPool, Flatten, GlobalAveragePool, Layered, MaxPool
+from xnor_jax.ops import training
+from xnor_jax.ops._geometry import DENSE, Geometry
+from xnor_jax.ops.training import scaled_product
 from xnor_jax.rules import Rule
-from xnor_jax.weights import binarize, scale, sign, sign_ste
+from xnor_jax.weights import binarize
 
 __all__ = [
     "AvgPool",
@@ -44,12 +46,14 @@ class _Binary(nnx.Module):
         self,
         shape: tuple[int, ...],
         *,
+        groups: int,
         use_bias: bool,
         dropout: float,
         input_scale: bool,
         rule: str | Rule,
         multiplier: float,
         binary: bool,
+        backend: str,
         dtype: Dtype | None,
         param_dtype: Dtype,
         kernel_init: Initializer,
@@ -69,28 +73,49 @@ class _Binary(nnx.Module):
         self.rule = rule
         self.multiplier = multiplier
         self.binary = binary
+        self.groups = groups
+        self.backend = backend
         self.dtype = dtype
 
     def _apply(
         self,
         x: jax.Array,
+        geometry: Geometry,
         product: Callable[..., jax.Array],
         average: Callable[[jax.Array], jax.Array],
+        *,
+        relu: bool,
     ) -> jax.Array:
         kernel = self.kernel[...]
         dtype = self.dtype or jnp.result_type(x, kernel)
         x = x.astype(dtype)
-        if self.binary:
-            signs = sign_ste(x)
-            signs = self.dropout(signs) if self.dropout else signs
-            kernel = binarize(kernel, rule=self.rule, multiplier=self.multiplier)
-            y = jnp.asarray(scaled_product(product, signs, kernel))
-            if self.input_scale:
-                y = y * average(jnp.mean(jnp.abs(x), axis=-1, keepdims=True))
-        else:
+        bias = None if self.bias is None else self.bias[...].astype(dtype)
+        if not self.binary:
             x = self.dropout(x) if self.dropout else x
-            y = product(x, kernel.astype(dtype))
-        return y if self.bias is None else y + self.bias[...].astype(dtype)
+            y = product(x, kernel.astype(dtype), backend=self.backend)
+            y = y if bias is None else y + bias
+            return nnx.relu(y) if relu else y
+        binary_kernel = binarize(kernel, rule=self.rule, multiplier=self.multiplier)
+        scaled = partial(
+            training.binary_product,
+            geometry=geometry,
+            groups=self.groups,
+            backend=self.backend,
+            **self._drop(x),
+        )
+        if not self.input_scale:
+            return scaled(x, binary_kernel, bias, relu=relu)
+        y = scaled(x, binary_kernel)
+        y = y * average(jnp.mean(jnp.abs(x), axis=-1, keepdims=True))
+        y = y if bias is None else y + bias
+        return nnx.relu(y) if relu else y
+
+    def _drop(self, x: jax.Array) -> dict[str, Any]:
+        """Which signs stay, in training."""
+        if self.dropout is None or self.dropout.deterministic:
+            return {}
+        keep = self.dropout(jnp.ones_like(x)) > 0
+        return {"keep": keep, "keep_rate": 1 - self.dropout.rate}
 
 
 class BinaryConv(_Binary):
@@ -114,6 +139,9 @@ class BinaryConv(_Binary):
       rule: The kernel's gradient rule, a name or a function: see `xnor_jax.rules`.
       multiplier: A factor on the rule's gradient.
       binary: False for the float twin.
+      backend: What computes the products: `"auto"` takes the compiled library on a
+        CPU, and XLA's floats elsewhere; `"float"` takes these everywhere; or another
+        of `xnor_jax.ops.available_backends()`. The sums of signs are the same.
       dtype: Of the computation; None for that of input and kernel together.
       param_dtype: Of the latent kernel and the bias.
       kernel_init: Initializer of the latent kernel.
@@ -143,6 +171,7 @@ class BinaryConv(_Binary):
         rule: str | Rule = "corrected",
         multiplier: float = 1.0,
         binary: bool = True,
+        backend: str = "auto",
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         kernel_init: Initializer = nnx.initializers.lecun_normal(),
@@ -172,12 +201,14 @@ class BinaryConv(_Binary):
         self.feature_group_count = feature_group_count
         super().__init__(
             (*window, in_features // feature_group_count, out_features),
+            groups=feature_group_count,
             use_bias=use_bias,
             dropout=dropout,
             input_scale=input_scale,
             rule=rule,
             multiplier=multiplier,
             binary=binary,
+            backend=backend,
             dtype=dtype,
             param_dtype=param_dtype,
             kernel_init=kernel_init,
@@ -187,6 +218,10 @@ class BinaryConv(_Binary):
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Map images `[N, *spatial, C]` to `[N, *out, C_out]`."""
+        return self.then(x, relu=False)
+
+    def then(self, x: ArrayLike, *, relu: bool) -> jax.Array:
+        """The layer and, where asked, a ReLU behind it, in one pass over memory."""
         x = jnp.asarray(x)
         rank = len(self.kernel_size)
         if x.ndim != rank + 2 or x.shape[-1] != self.in_features:
@@ -211,7 +246,7 @@ class BinaryConv(_Binary):
                 f"BinaryConv: expected images of at least {tuple(reach)} with their "
                 f"padding {padding}, got shape {x.shape}"
             )
-        geometry: dict[str, Any] = {
+        way: dict[str, Any] = {
             "strides": self.strides,
             "dilation": self.kernel_dilation,
             "padding": padding,
@@ -220,10 +255,11 @@ class BinaryConv(_Binary):
         def box_filter(a: jax.Array) -> jax.Array:
             window = self.kernel_size
             box = jnp.full((*window, 1, 1), 1 / prod(window), a.dtype)
-            return convolution.conv(a, box, **geometry)
+            return convolution.conv(a, box, **way)
 
-        product = partial(convolution.conv, **geometry, groups=self.feature_group_count)
-        return self._apply(x, product, box_filter)
+        product = partial(training.conv, **way, groups=self.groups)
+        geometry = Geometry(x.shape[1:-1], self.kernel_size, **way)
+        return self._apply(x, geometry, product, box_filter, relu=relu)
 
 
 class BinaryLinear(_Binary):
@@ -240,6 +276,9 @@ class BinaryLinear(_Binary):
       rule: The kernel's gradient rule, a name or a function: see `xnor_jax.rules`.
       multiplier: A factor on the rule's gradient.
       binary: False for the float twin.
+      backend: What computes the products: `"auto"` takes the compiled library on a
+        CPU, and XLA's floats elsewhere; `"float"` takes these everywhere; or another
+        of `xnor_jax.ops.available_backends()`. The sums of signs are the same.
       dtype: Of the computation; None for that of input and kernel together.
       param_dtype: Of the latent kernel and the bias.
       kernel_init: Initializer of the latent kernel.
@@ -261,6 +300,7 @@ class BinaryLinear(_Binary):
         rule: str | Rule = "corrected",
         multiplier: float = 1.0,
         binary: bool = True,
+        backend: str = "auto",
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         kernel_init: Initializer = nnx.initializers.lecun_normal(),
@@ -271,12 +311,14 @@ class BinaryLinear(_Binary):
         self.out_features = out_features
         super().__init__(
             (in_features, out_features),
+            groups=1,
             use_bias=use_bias,
             dropout=dropout,
             input_scale=input_scale,
             rule=rule,
             multiplier=multiplier,
             binary=binary,
+            backend=backend,
             dtype=dtype,
             param_dtype=param_dtype,
             kernel_init=kernel_init,
@@ -286,12 +328,22 @@ class BinaryLinear(_Binary):
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Map `[..., C_in]` to `[..., C_out]`."""
+        return self.then(x, relu=False)
+
+    def then(self, x: ArrayLike, *, relu: bool) -> jax.Array:
+        """The layer and, where asked, a ReLU behind it, in one pass over memory."""
         x = jnp.asarray(x)
         if x.ndim < 1 or x.shape[-1] != self.in_features:
             raise ValueError(
                 f"BinaryLinear: expected [..., {self.in_features}], got shape {x.shape}"
             )
-        return self._apply(x, convolution.dot, lambda a: a)
+        rows = x.reshape(-1, self.in_features)
+
+        def product(rows: jax.Array, kernel: jax.Array, backend: str) -> jax.Array:
+            return convolution.dot(rows, kernel)
+
+        y = self._apply(rows, DENSE, product, lambda a: a, relu=relu)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class XnorBlock(nnx.Module):
@@ -345,44 +397,10 @@ class XnorBlock(nnx.Module):
         x = self.norm(jnp.asarray(x))
         if self.flatten:
             x = x.reshape(x.shape[0], -1)
+        if type(self.layer) in (BinaryConv, BinaryLinear):
+            return self.layer.then(x, relu=self.relu)
         x = self.layer(x)
         return nnx.relu(x) if self.relu else x
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scaled_product(
-    product: Callable[..., jax.Array], signs: jax.Array, binary_kernel: jax.Array
-) -> jax.Array:
-    """`product(signs, w̃)` for `w̃ = α·sign(w)`, as `α · product(signs, sign(w))`.
-
-    The sums are of integers, hence exact; the gradient is that of `product(signs, w̃)`.
-
-    Args:
-      product: `(x, kernel, *, accumulator) -> y`, linear in both.
-      signs: Activations in {−1, 0, +1}, or a multiple of them under dropout.
-      binary_kernel: `α · sign(w)`, `[..., C_in, C_out]`, in the dtype of the latent
-        kernel: a narrower one may have no room for α.
-
-    Returns:
-      The product, `[..., C_out]`, in the dtype of `signs`.
-    """
-    kernel_signs = sign(binary_kernel).astype(signs.dtype)
-    sums = product(signs, kernel_signs, accumulator=wide_dtype(signs))
-    return (scale(binary_kernel).astype(sums.dtype) * sums).astype(signs.dtype)
-
-
-def _scaled_product_fwd(product, signs, binary_kernel):
-    return scaled_product(product, signs, binary_kernel), (signs, binary_kernel)
-
-
-def _scaled_product_bwd(product, residuals, g):
-    def narrow(signs, binary_kernel):
-        return product(signs, binary_kernel.astype(signs.dtype))
-
-    return jax.vjp(narrow, *residuals)[1](g)
-
-
-scaled_product.defvjp(_scaled_product_fwd, _scaled_product_bwd)
 
 
 def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:

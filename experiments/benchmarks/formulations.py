@@ -1,4 +1,4 @@
-"""What `xnor_jax/convolution.py` chooses from, on the networks' shapes.
+"""What the library chooses from, on the networks' shapes.
 
 Each convolution and max-pool of LeNet-5 and NIN, forward, and forward with gradients,
 in every formulation that the module could run it in, in turn in one process.
@@ -25,6 +25,10 @@ class Conv(NamedTuple):
     features: int
     padding: int = 0
     first: bool = False  # its input is the image, which needs no gradient
+
+    @property
+    def binary(self) -> bool:
+        return "block" in self.name
 
     def __str__(self) -> str:
         shape = f"{self.size}×{self.size}×{self.channels}"
@@ -89,7 +93,7 @@ def main() -> None:
             continue
         ratios = compare(case, args)
         slower += [f"{case}, {name}" for name, ratio in ratios.items() if ratio < 1]
-    print("\n`*`: what convolution.py picks; the last column is of the last times.")
+    print("\n`*`: what the library picks; the last column is of the last times.")
     print(f"Quicker than the pick, with gradients: {'; '.join(slower) or 'none'}.")
 
 
@@ -162,30 +166,41 @@ def compare(case: Conv | Pool, args: argparse.Namespace) -> dict[str, float]:
 
 
 def conv_functions(case: Conv) -> dict[str, Function]:
+    import jax
     import jax.numpy as jnp
 
     from xnor_jax import convolution
+    from xnor_jax.ops import cpu, training
+    from xnor_jax.ops._geometry import Geometry
 
     unit, pads = (1, 1), ((case.padding, case.padding),) * 2
     xla = partial(
-        convolution._xla_conv,
+        convolution.xla_conv,
         strides=unit,
         padding=pads,
         dilation=unit,
         groups=1,
         accumulator=None,
     )
+    functions: dict[str, Function] = {"XLA convolution": xla}
+    if cpu.is_available() and jax.default_backend() == "cpu":
+        way = {"strides": unit, "padding": pads, "dilation": unit}
+        functions["C++"] = partial(training.conv, **way, backend="cpu")
+        geometry = Geometry((case.size,) * 2, (case.window,) * 2, *way.values())
+        if case.binary:
+            functions["C++, signs on bits"] = partial(
+                training.binary_product, geometry=geometry, backend="cpu"
+            )
     if case.window == 1:
-        return {
-            "XLA convolution": xla,
-            "dot": lambda x, kernel: jnp.matmul(x, kernel[0, 0]),
-        }
+        functions["dot"] = lambda x, kernel: jnp.matmul(x, kernel[0, 0])
+        return functions
 
     def patches(x, kernel):
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
         return convolution._patch_conv(unit, unit, None, x, kernel)
 
-    return {"XLA convolution": xla, "patch product": patches}
+    functions["patch product"] = patches
+    return functions
 
 
 def pool_functions(case: Pool) -> dict[str, Function]:
@@ -231,10 +246,11 @@ def draw(case: Conv | Pool, functions: dict[str, Function], batch: int):
 
 
 def picked(case: Conv | Pool, operands) -> str:
-    """The formulation that convolution.py runs here, read off its lowered program."""
+    """The formulation that the library runs here, read off its lowered program."""
     import jax
 
     from xnor_jax import convolution
+    from xnor_jax.ops import training
 
     if isinstance(case, Pool):
         window, strides, pads = pool_geometry(case)
@@ -246,7 +262,7 @@ def picked(case: Conv | Pool, operands) -> str:
         )
     else:
         function = partial(
-            convolution.conv,
+            training.conv,
             strides=(1, 1),
             padding=((case.padding, case.padding),) * 2,
             dilation=(1, 1),
@@ -254,6 +270,8 @@ def picked(case: Conv | Pool, operands) -> str:
     program = jax.jit(function).lower(*operands).as_text()
     if isinstance(case, Pool):
         return "reduce_window" if "reduce_window" in program else "shifted maxima"
+    if "xnor_jax_run" in program:
+        return "C++, signs on bits" if case.binary else "C++"
     if "stablehlo.convolution" in program:
         return "XLA convolution"
     return "dot" if case.window == 1 else "patch product"

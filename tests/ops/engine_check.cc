@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "engine.h"
@@ -136,6 +137,32 @@ void CheckCounts(const Engine& engine) {
   Expect(ours, portable, "count_taps", engine.name);
 }
 
+void CheckUnpack(const Engine& engine) {
+  const int64_t pixels = Draw(1, 5), channels = Draw(1, 100);
+  std::vector<uint32_t> a(pixels * ((channels + kPanel - 1) / kPanel)), b(a.size());
+  Fill(a), Fill(b);
+  std::vector<float> ours(pixels * channels), portable(ours.size());
+  engine.unpack(a.data(), b.data(), channels, pixels, ours.data());
+  xnor::kPortable.unpack(a.data(), b.data(), channels, pixels, portable.data());
+  Expect(ours, portable, "unpack", engine.name);
+}
+
+void CheckProducts(const Engine& engine) {
+  const int64_t rows = Draw(1, 20), count = Draw(1, 50), panels = Draw(1, 3);
+  std::vector<float> x(1000 + rows), gradient(panels * count * kPanel);
+  std::vector<int64_t> pixels(count);
+  for (int64_t& pixel : pixels) pixel = Draw(0, 1000);
+  Fill(x), Fill(gradient);
+  std::vector<float> ours(rows * panels * kPanel);
+  Fill(ours);
+  std::vector<float> portable = ours;
+  for (const auto& [e, sums] : {std::pair(&engine, &ours),
+                                std::pair(&xnor::kPortable, &portable)})
+    e->add_products(x.data(), rows, pixels.data(), count, gradient.data(), panels,
+                    sums->data());
+  Expect(ours, portable, "add_products", engine.name);
+}
+
 }  // namespace
 
 int main() {
@@ -157,6 +184,8 @@ int main() {
       CheckPack(*engine);
       CheckSumPool(*engine);
       CheckCounts(*engine);
+      CheckUnpack(*engine);
+      CheckProducts(*engine);
     }
     std::printf("%s\n", engine->name);
   }

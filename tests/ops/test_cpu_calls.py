@@ -184,3 +184,53 @@ def test_sizes_are_checked_before_memory_is_taken():
     with pytest.raises(Exception, match="xnor_jax: the result has not the shape"):
         call(SUM_POOL | huge)
     assert time.perf_counter() - begin < 10
+
+
+GRADIENT = {
+    "x": jax.ShapeDtypeStruct((2, 4, 4, 2), jnp.uint32),
+    "others": jax.ShapeDtypeStruct((2, 4, 4, 2), jnp.uint32),
+    "gradient": jax.ShapeDtypeStruct((2, 2, 2, 5), jnp.float32),
+    "out": jax.ShapeDtypeStruct((3, 3, 40, 5), jnp.float32),
+    "way": [1, 1, 0, 0, 0, 0, 1, 1],
+}
+
+
+def gradient(spec):
+    arrays = [jnp.zeros(spec[k].shape, spec[k].dtype) for k in list(GRADIENT)[:3]]
+    call = jax.ffi.ffi_call("xnor_jax_kernel_gradient", spec["out"])
+    return jax.block_until_ready(call(*arrays, way=np.array(spec["way"], np.int64)))
+
+
+def test_the_gradient_runs_when_all_fits():
+    assert (gradient(GRADIENT) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"way": [1] * 7}, "expected two strides"),
+        ({"way": [0, 1, 0, 0, 0, 0, 1, 1]}, "a stride is out of range"),
+        ({"way": [1, 1, -1, 0, 0, 0, 1, 1]}, "a padding is out of range"),
+        ({"way": [1, 1, 0, 0, 0, 0, 2, 1]}, "larger than the padded image"),
+        ({"way": [2, 1, 0, 0, 0, 0, 1, 1]}, "the shape of the convolution's result"),
+        ({"way": [1, 1, 2**31 - 1, 0, 2**31 - 1, 0, 1, 1]}, "result"),
+        ({"x": ((2, 4, 4, 1), jnp.uint32)}, "second images like the first"),
+        ({"others": ((2, 4, 4, 2), jnp.float32)}, "second images like the first"),
+        ({"out": ((3, 3, 70, 5), jnp.float32)}, "not the kernel's channels"),
+        ({"out": ((3, 3, 40, 6), jnp.float32)}, "the convolution's result"),
+        ({"out": ((3, 3, 40), jnp.float32)}, "four axes"),
+        ({"gradient": ((1, 2, 2, 5), jnp.float32)}, "the convolution's result"),
+        ({"gradient": ((2, 2, 2, 0), jnp.float32)}, "a size is out of range"),
+        (
+            {"x": ((2, 4, 4, 2), jnp.int32), "others": ((2, 4, 4, 2), jnp.int32)},
+            "expected float32 or uint32",
+        ),
+    ],
+)
+def test_the_gradient_of_what_does_not_fit_is_refused(change, message):
+    change = {
+        name: value if name == "way" else jax.ShapeDtypeStruct(*value)
+        for name, value in change.items()
+    }
+    with pytest.raises(Exception, match=message):
+        gradient(GRADIENT | change)

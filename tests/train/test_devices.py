@@ -85,7 +85,7 @@ def check_steps(dataset):
 
 def test_the_batch_is_split(dataset):
     two_devices()
-    trainer, state = loop.create(info_of(dataset))
+    trainer, state = loop.create(info_of(dataset), backend="float")
     train = step.make_train_epoch(trainer, mesh=(mesh := make_mesh(2, 8)))
     args = replicate((state, *dataset.train, jax.random.key(0)), mesh)
     program = train.lower(*args).compile().as_text()

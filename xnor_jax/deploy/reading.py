@@ -6,6 +6,7 @@ overrides it is another layer.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,10 +15,11 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
-from xnor_jax import convolution, layers, nn
+from xnor_jax import layers, nn
 from xnor_jax._tree import Mask, resolve_mask
 from xnor_jax.convolution import Padding
 from xnor_jax.masks import path_string
+from xnor_jax.ops.training import conv_general_dilated
 from xnor_jax.weights import binarize, scale, sign, sign_ste
 
 
@@ -255,7 +257,7 @@ def _geometry(layer: Any, name: str) -> dict[str, Any]:
 def _check_flax_layer(layer: Any, name: str) -> None:
     wanted: dict[str, tuple[Any, ...]] = {"preferred_element_type": (None, jnp.float32)}
     if isinstance(layer, nnx.Conv):
-        ours = convolution.conv_general_dilated
+        ours = conv_general_dilated
         wanted["conv_general_dilated"] = (jax.lax.conv_general_dilated, ours)
         wanted["mask"] = (None,)
         wanted["input_dilation"] = (None, 1, (1,) * len(layer.kernel_size))
@@ -263,6 +265,7 @@ def _check_flax_layer(layer: Any, name: str) -> None:
         wanted["dot_general"] = (jax.lax.dot_general,)
     for setting, values in wanted.items():
         value = getattr(layer, setting)
+        value = value.func if isinstance(value, partial) else value
         value = tuple(value) if isinstance(value, list) else value
         if not any(value is one or _equal(value, one) for one in values):
             raise ValueError(f"pack: {name}: {setting} cannot be packed, got {value!r}")

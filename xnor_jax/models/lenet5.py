@@ -1,16 +1,17 @@
 """LeNet-5 as in the public XNOR-Net code for MNIST."""
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any
 
 import jax
 from flax import nnx
 
-from xnor_jax.convolution import conv_general_dilated
 from xnor_jax.layers import Layered, MaxPool
 from xnor_jax.models._images import check_image_shape
 from xnor_jax.nn import XnorBlock
+from xnor_jax.ops.training import conv_general_dilated
 
 
 class LeNet5(Layered):
@@ -29,6 +30,7 @@ class LeNet5(Layered):
       image_shape: Height, width, channels of an image, at least 16×16.
       classes: How many logits.
       binary: False for the float twin.
+      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
       **block: Passed on to both `XnorBlock`s, such as `rule` or `input_scale`.
 
@@ -46,6 +48,7 @@ class LeNet5(Layered):
         image_shape: tuple[int, int, int] = (28, 28, 1),
         classes: int = 10,
         binary: bool = True,
+        backend: str = "auto",
         rngs: nnx.Rngs,
         **block: Any,
     ):
@@ -61,13 +64,13 @@ class LeNet5(Layered):
             20,
             (5, 5),
             padding="VALID",
-            conv_general_dilated=conv_general_dilated,
+            conv_general_dilated=partial(conv_general_dilated, backend=backend),
             rngs=rngs,
         )
         self.norm1 = nnx.BatchNorm(
             20, momentum=0.9, epsilon=1e-4, use_bias=False, use_scale=False, rngs=rngs
         )
-        block = {"binary": binary, "rngs": rngs, **block}
+        block = {"binary": binary, "backend": backend, "rngs": rngs, **block}
         self.block2 = XnorBlock(20, 50, (5, 5), padding="VALID", **block)
         self.block3 = XnorBlock(prod(pooled) * 50, 500, norm_features=50, **block)
         self.dense4 = nnx.Linear(500, classes, rngs=rngs)

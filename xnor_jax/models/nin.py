@@ -1,15 +1,16 @@
 """Network in Network as in the public XNOR-Net code for CIFAR-10."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 from flax import nnx
 
-from xnor_jax.convolution import conv_general_dilated
 from xnor_jax.layers import AvgPool, GlobalAveragePool, Layered, MaxPool
 from xnor_jax.models._images import check_image_shape
 from xnor_jax.nn import XnorBlock
+from xnor_jax.ops.training import conv_general_dilated
 
 
 class NIN(Layered):
@@ -31,6 +32,7 @@ class NIN(Layered):
       classes: How many logits.
       dropout: Probability of dropping a sign in the 5×5 and 3×3 blocks.
       binary: False for the float twin.
+      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters and the dropout.
       **block: Passed on to every `XnorBlock`, such as `rule` or `input_scale`.
 
@@ -49,6 +51,7 @@ class NIN(Layered):
         classes: int = 10,
         dropout: float = 0.5,
         binary: bool = True,
+        backend: str = "auto",
         rngs: nnx.Rngs,
         **block: Any,
     ):
@@ -56,7 +59,7 @@ class NIN(Layered):
         channels = self.image_shape[-1]
         real: dict[str, Any] = {
             "kernel_init": nnx.initializers.normal(0.05),
-            "conv_general_dilated": conv_general_dilated,
+            "conv_general_dilated": partial(conv_general_dilated, backend=backend),
             "rngs": rngs,
         }
         plain: dict[str, Any] = {
@@ -68,6 +71,7 @@ class NIN(Layered):
         }
         block = {
             "binary": binary,
+            "backend": backend,
             "kernel_init": nnx.initializers.normal(0.05),
             "rngs": rngs,
             **block,

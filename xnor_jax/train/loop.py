@@ -69,7 +69,8 @@ def train(
             f"training images; expected at most {info.train_images}"
         )
     open_folder(folder, info, resume=resume)
-    trainer, state = create(info)
+    # Calls of the compiled library are not split over devices; XLA's products are.
+    trainer, state = create(info, backend="auto" if mesh is None else "float")
     checkpoints = Checkpoints(folder)
     history: History = []
     done = checkpoints.newest() or 0
@@ -149,7 +150,7 @@ def train(
     return Result(folder, history, time.perf_counter() - begin)
 
 
-def create(info: RunInfo) -> tuple[Trainer, TrainState]:
+def create(info: RunInfo, *, backend: str = "auto") -> tuple[Trainer, TrainState]:
     """Build a run's network and optimizer, and their state before the first step."""
     return step.create(
         info.recipe,
@@ -157,6 +158,7 @@ def create(info: RunInfo) -> tuple[Trainer, TrainState]:
         image_shape=info.image_shape,
         classes=len(info.class_names),
         steps_per_epoch=info.steps_per_epoch,
+        backend=backend,
     )
 
 

@@ -52,6 +52,7 @@ def create(
     image_shape: tuple[int, ...],
     classes: int,
     steps_per_epoch: int,
+    backend: str = "auto",
 ) -> tuple[Trainer, TrainState]:
     """Build a recipe's network and optimizer, and their state before the first step.
 
@@ -61,6 +62,7 @@ def create(
       image_shape: Height, width, channels.
       classes: How many classes.
       steps_per_epoch: For the schedule.
+      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
 
     Returns:
       The trainer and the initial state, its kernels centred and clamped.
@@ -72,6 +74,7 @@ def create(
         rule=recipe.rule,
         multiplier=recipe.multiplier,
         input_scale=recipe.input_scale,
+        backend=backend,
         rngs=nnx.Rngs(recipe.seed),
     )
     inner = masks.inner_kernels(model)

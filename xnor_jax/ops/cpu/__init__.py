@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from xnor_jax.convolution import Pads
 from xnor_jax.ops.bits import words_for
-from xnor_jax.ops.cpu.steps import Step
+from xnor_jax.ops.cpu.steps import Step, window_way
 
 LIBRARY = "libxnor_jax_cpu.so"
 RANK = 2  # spatial axes of its images
@@ -101,9 +102,57 @@ def run(
     arrays = [array for step in steps for array in step.arrays]
     units = range(x.ndim - 1, RANK + 1)
     y = _over_images(call)(jnp.expand_dims(x, units), *arrays)
-    y = y.reshape(len(y), *spatial, depth)
-    # In shard_map a result varies over the mesh axes of all that it was made from.
-    missing = _varying(x, *arrays) - _varying(y)
+    return _vary_as(y.reshape(len(y), *spatial, depth), x, *arrays)
+
+
+def kernel_gradient(
+    x: jax.Array,
+    others: jax.Array,
+    gradient: jax.Array,
+    shape: tuple[int, ...],
+    *,
+    strides: tuple[int, ...],
+    padding: Pads,
+    dilation: tuple[int, ...],
+) -> jax.Array:
+    """The gradient of a convolution's kernel: its images times the result's gradient.
+
+    Args:
+      x: Floats `[N, *spatial, C]`, or words of signs `[N, *spatial, ceil(C / 32)]`; at
+        most `RANK` spatial axes, not empty.
+      others: The same again; or other words: each number is the mean of two signs.
+      gradient: float32 `[N, *out, C_out]`.
+      shape: The kernel's, `[*window, C, C_out]`.
+      strides: One per spatial axis.
+      padding: (before, after) each spatial axis; taps outside are 0.
+      dilation: Of the kernel, one per spatial axis.
+
+    Returns:
+      float32, of the kernel's shape.
+
+    Raises:
+      RuntimeError: If the library was not built.
+    """
+    _built()
+    units = range(x.ndim - 1, RANK + 1)
+    *window, channels, features = shape
+    window += (1,) * (RANK - len(window))
+    out = jax.ShapeDtypeStruct((*window, channels, features), jnp.float32)
+    call = jax.ffi.ffi_call("xnor_jax_kernel_gradient", out, vmap_method="sequential")
+    arrays = [jnp.expand_dims(array, units) for array in (x, others, gradient)]
+    y = call(*arrays, way=np.array(window_way(strides, padding, dilation), np.int64))
+    return _vary_as(y.reshape(shape), x, gradient)
+
+
+def summed_as(gradient: jax.Array, value: jax.Array) -> jax.Array:
+    """In `shard_map`, the sum over the mesh axes along which the value is the same."""
+    axes = _varying(gradient) - _varying(value)
+    return lax.psum(gradient, tuple(axes)) if axes else gradient
+
+
+def _vary_as(y: jax.Array, *arrays: jax.Array) -> jax.Array:
+    """In `shard_map` a result varies over the mesh axes of all it was made from."""
+    missing = _varying(*arrays) - _varying(y)
     return lax.pcast(y, tuple(missing), to="varying") if missing else y
 
 
@@ -166,7 +215,7 @@ def _library() -> ctypes.CDLL | None:
         raise RuntimeError(
             f"XNOR_JAX_INSTRUCTION_SET: this processor does not have {name!r}"
         )
-    jax.ffi.register_ffi_target(
-        "xnor_jax_run", jax.ffi.pycapsule(library.xnor_jax_run), platform="cpu"
-    )
+    for name in ("xnor_jax_run", "xnor_jax_kernel_gradient"):
+        function = jax.ffi.pycapsule(getattr(library, name))
+        jax.ffi.register_ffi_target(name, function, platform="cpu")
     return library

@@ -243,6 +243,69 @@ void Pack(const float* x, int64_t channels, uint32_t* out, int64_t begin, int64_
   }
 }
 
+// Bits become 1.0f or -1.0f, or 0 where the two words differ.
+inline void UnpackWord(uint32_t a, uint32_t b, float* out) {
+  uint32_t ones[kPanel];
+  const uint32_t differ = a ^ b;
+  for (uint32_t n = 0; n < kPanel; ++n) {
+    const uint32_t one = 0x3f800000u | (a >> n) << 31;
+    ones[n] = one & (((differ >> n) & 1u) - 1u);
+  }
+  std::memcpy(out, ones, sizeof(ones));
+}
+
+void Unpack(const uint32_t* a, const uint32_t* b, int64_t channels, int64_t pixels,
+            float* out) {
+  const int64_t words = channels / kPanel, rest = channels % kPanel;
+  for (int64_t p = 0; p < pixels; ++p, out += channels) {
+    for (int64_t w = 0; w < words; ++w) UnpackWord(*a++, *b++, out + w * kPanel);
+    if (rest == 0) continue;
+    float tail[kPanel];
+    UnpackWord(*a++, *b++, tail);
+    std::memcpy(out + words * kPanel, tail, rest * sizeof(float));
+  }
+}
+
+template <int M>
+inline void AddRows(int m, const float* x, const int64_t* pixels, int64_t count,
+                    const float* gradient, float* sums, int64_t stride) {
+  if constexpr (M > 1) {
+    if (m < M) return AddRows<M - 1>(m, x, pixels, count, gradient, sums, stride);
+  }
+  constexpr int kVectors = kPanel / Floats::kLanes;
+  using Vector = Floats::Vector;
+  Vector acc[M][kVectors];
+  for (int i = 0; i < M; ++i)
+    for (int v = 0; v < kVectors; ++v) acc[i][v] = Floats::Zero();
+  for (int64_t p = 0; p < count; ++p) {
+    const float* row = x + pixels[p];
+    Vector g[kVectors];
+    for (int v = 0; v < kVectors; ++v)
+      g[v] = Floats::Load(gradient + p * kPanel + v * Floats::kLanes);
+    for (int i = 0; i < M; ++i) {
+      const Vector each = Floats::Broadcast(row[i]);
+      for (int v = 0; v < kVectors; ++v)
+        acc[i][v] = Floats::MultiplyAdd(each, g[v], acc[i][v]);
+    }
+  }
+  const Vector one = Floats::Broadcast(1.0f);
+  for (int i = 0; i < M; ++i)
+    for (int v = 0; v < kVectors; ++v) {
+      float* at = sums + i * stride + v * Floats::kLanes;
+      Floats::Store(at, Floats::MultiplyAdd(acc[i][v], one, Floats::Load(at)));
+    }
+}
+
+void AddProducts(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
+                 const float* gradient, int64_t panels, float* sums) {
+  constexpr int kRows = Floats::kRows;
+  for (int64_t panel = 0; panel < panels; ++panel)
+    for (int64_t r = 0; r < rows; r += kRows)
+      AddRows<kRows>(static_cast<int>(Smaller(rows - r, kRows)), x + r, pixels, count,
+                     gradient + panel * count * kPanel,
+                     sums + r * panels * kPanel + panel * kPanel, panels * kPanel);
+}
+
 void SumPool(const PoolJob& job, int64_t begin, int64_t end) {
   const int64_t words = (job.channels + kPanel - 1) / kPanel;
   for (int64_t row = begin; row < end; ++row) {

@@ -5,14 +5,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <exception>
 #include <memory>
-#include <new>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "check.h"
+#include "handler.h"
 #include "operation.h"
 #include "team.h"
 #include "xla/ffi/api/ffi.h"
@@ -141,15 +139,12 @@ int64_t ChunkOf(int64_t images, int64_t elements, int64_t threads) {
 
 void Run(ffi::ThreadPool& pool, ffi::AnyBuffer& in, Arguments args, ffi::AnyBuffer& out,
          ffi::Span<const int64_t> numbers) {
-  constexpr double kForAThread = 1.5e6;  // work: about the time that waking one takes
   const Batch x(in), y(out);
   Chain chain(x, numbers, args);
   Require(y.images == x.images && y.shape == chain.out(),
           "the result has not the shape that the steps give");
   chain.Prepare();
-  const double most = static_cast<double>(pool.num_threads()) - 1;
-  const double worth = static_cast<double>(x.images) * chain.work / kForAThread - 1;
-  const int64_t helpers = static_cast<int64_t>(std::max(0.0, std::min(most, worth)));
+  const int64_t helpers = Helpers(pool, static_cast<double>(x.images) * chain.work);
   const int64_t chunk = ChunkOf(x.images, chain.largest, helpers + 1);
   Team team(pool, helpers, chunk == x.images ? chain.loops : 1);
   if (chunk == x.images) {
@@ -164,23 +159,9 @@ void Run(ffi::ThreadPool& pool, ffi::AnyBuffer& in, Arguments args, ffi::AnyBuff
   });
 }
 
-// What is thrown becomes XLA's error.
 ffi::Error Handler(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs args,
                    ffi::Result<ffi::AnyBuffer> y, ffi::Span<const int64_t> steps) {
-  try {
-    try {
-      Run(pool, x, Arguments(args), *y, steps);
-      return ffi::Error::Success();
-    } catch (const Refusal& refusal) {
-      return ffi::Error::InvalidArgument("xnor_jax: " + refusal.message);
-    } catch (const std::bad_alloc&) {
-      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "xnor_jax: out of memory");
-    } catch (const std::exception& error) {
-      return ffi::Error::Internal(std::string("xnor_jax: ") + error.what());
-    }
-  } catch (...) {  // No memory even for that text; this one needs none.
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
-  }
+  return Answer([&] { Run(pool, x, Arguments(args), *y, steps); });
 }
 
 }  // namespace

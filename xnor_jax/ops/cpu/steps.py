@@ -159,9 +159,17 @@ def _numbers(
     padding: Pads = (),
     dilation: tuple[int, ...] = (),
 ) -> tuple[int, ...]:
-    def pair(entries):
-        return (*entries, *(1,) * (2 - len(entries)))
+    way = window_way(strides, padding, dilation)
+    return (int(kind), *epilogue, *channels, *_pair(window), *way)
 
+
+def window_way(
+    strides: tuple[int, ...], padding: Pads, dilation: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Two strides, four paddings, two dilations: with units for the missing axes."""
     pads = [side for pads in padding for side in pads] + [0] * (4 - 2 * len(padding))
-    axes = (*pair(window), *pair(strides), *pads, *pair(dilation))
-    return (int(kind), *epilogue, *channels, *axes)
+    return (*_pair(strides), *pads, *_pair(dilation))
+
+
+def _pair(entries: tuple[int, ...]) -> tuple[int, ...]:
+    return (*entries, *(1,) * (2 - len(entries)))

@@ -1,0 +1,288 @@
+"""Products with gradients: the compiled ones beside XLA's floats."""
+
+from functools import partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+import xnor_jax as xnor
+from xnor_jax.ops import cpu, training
+from xnor_jax.ops._geometry import DENSE, Geometry
+
+needs_library = pytest.mark.skipif(
+    not cpu.is_available(), reason="the cpu backend was not built"
+)
+
+
+@st.composite
+def cases(draw):
+    """A geometry, then images, a kernel, a bias or none, signs to keep or none."""
+    size = partial(st.integers, 1)
+    rank = draw(st.integers(0, 2))
+    geometry = DENSE
+    if rank:
+        axes = [
+            (draw(size(5)), draw(size(3)), draw(size(2)), draw(st.integers(0, 9)))
+            for _ in range(rank)
+        ]
+        window, strides, dilation, more = zip(*axes, strict=True)
+        pads = tuple((draw(st.integers(0, 5)), draw(st.integers(0, 5))) for _ in axes)
+        reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+        spatial = tuple(
+            max(1, r - sum(pad)) + n
+            for r, pad, n in zip(reach, pads, more, strict=True)
+        )
+        geometry = Geometry(spatial, window, strides, pads, dilation)
+    channels, features = draw(size(70)), draw(size(70))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = (draw(size(4)), *geometry.spatial, channels)
+    x = rng.choice([-2, -1, -0.5, -0.0, 0, 0.25, 1, 3], shape).astype(np.float32)
+    kernel = rng.normal(size=(*geometry.window, channels, features)).astype(np.float32)
+    bias = rng.normal(size=features).astype(np.float32) if draw(st.booleans()) else None
+    keep = rng.random(shape) < 0.75 if draw(st.booleans()) else None
+    return geometry, x, kernel, bias, keep, draw(st.booleans())
+
+
+def result_and_gradients(function, *args):
+    @jax.jit
+    def run(*args):
+        y, pull = jax.vjp(function, *args)
+        return y, pull(jax.random.normal(jax.random.key(0), y.shape, y.dtype))
+
+    return run(*args)
+
+
+def check_close(ours, expected):
+    """Each array to rounding, against its largest number."""
+
+    def check(a, b):
+        np.testing.assert_allclose(
+            a, b, rtol=1e-5, atol=2e-5 * np.abs(b).max(initial=1)
+        )
+
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours, expected)
+    jax.tree.map(check, ours, expected)
+
+
+@needs_library
+@settings(max_examples=12)
+@given(cases())
+def test_product_of_signs_is_that_of_floats(case):
+    geometry, x, kernel, bias, keep, relu = case
+    kernel = np.asarray(xnor.binarize(kernel, rule="ste"))
+
+    def on(backend):
+        function = partial(
+            training.binary_product,
+            keep=keep,
+            keep_rate=1 if keep is None else 0.75,
+            geometry=geometry,
+            relu=relu,
+            backend=backend,
+        )
+        return result_and_gradients(function, x, kernel, bias)
+
+    check_close(on("cpu"), on("float"))
+
+
+@needs_library
+@settings(max_examples=12)
+@given(cases())
+def test_convolution_of_floats_is_xlas(case):
+    geometry, x, kernel, _, _, _ = case
+    if geometry == DENSE:
+        return
+    way = {
+        "strides": geometry.strides,
+        "padding": geometry.padding,
+        "dilation": geometry.dilation,
+    }
+
+    def on(backend):
+        function = partial(training.conv, **way, backend=backend)
+        return result_and_gradients(function, x, kernel)
+
+    check_close(on("cpu"), on("float"))
+
+
+@needs_library
+def test_sums_are_the_same_integers():
+    """Without a bias, and at a scale that is a power of two, nothing is rounded."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 9, 8, 37)).astype(np.float32)
+    kernel = rng.choice([-0.5, 0.5], (5, 3, 37, 41)).astype(np.float32)
+    way = Geometry((9, 8), (5, 3), (1, 2), ((2, 2), (1, 1)), (1, 1))
+    keep = rng.random(x.shape) < 0.5
+    for options in ({}, {"keep": keep, "keep_rate": 0.5}):
+        product = partial(training.binary_product, geometry=way, **options)
+        both = [partial(product, backend=name) for name in ("cpu", "float")]
+        np.testing.assert_array_equal(*(jax.jit(f)(x, kernel) for f in both))
+
+
+@needs_library
+@pytest.mark.parametrize("name", cpu.instruction_sets())
+def test_gradient_of_the_kernel_on_every_instruction_set(name):
+    """Whole numbers: their sums are exact in any order."""
+    rng = np.random.default_rng(0)
+    geometry = Geometry((7, 40), (3, 5), (2, 1), ((1, 0), (2, 3)), (1, 2))
+    way = {
+        "strides": geometry.strides,
+        "padding": geometry.padding,
+        "dilation": geometry.dilation,
+    }
+    x = jnp.float32(rng.integers(-8, 9, (3, 7, 40, 19)))
+    g = jnp.float32(rng.integers(-8, 9, (3, *geometry.out, 45)))
+    chosen = cpu.instruction_set()
+    try:
+        cpu.use_instruction_set(name)
+        ours = cpu.kernel_gradient(x, x, g, (3, 5, 19, 45), **way)
+    finally:
+        cpu.use_instruction_set(chosen)
+
+    def product(kernel):
+        return training.conv(x, kernel, **way, backend="float")
+
+    pull = jax.jit(lambda g: jax.vjp(product, jnp.zeros(ours.shape))[1](g)[0])
+    expected = pull(g)
+    np.testing.assert_array_equal(ours, expected)
+
+
+@needs_library
+def test_under_vmap_and_shard_map():
+    """Mapped gradients are those of one after another, and of all devices together."""
+    rng = np.random.default_rng(0)
+    x = jnp.float32(rng.normal(size=(4, 2, 6, 6, 33)))
+    kernel = xnor.binarize(jnp.float32(rng.normal(size=(3, 3, 33, 8))))
+    way = Geometry((6, 6), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
+
+    def loss(kernel, x):
+        y = training.binary_product(x, kernel, geometry=way, backend="cpu")
+        return jnp.sum(jnp.sin(y))
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    each = jax.tree.map(
+        lambda *a: jnp.stack(a), *(gradient(kernel, image) for image in x)
+    )
+    check_close(jax.vmap(gradient, (None, 0))(kernel, x), each)
+    if len(jax.devices()) < 2:
+        pytest.skip("needs two devices")
+    mesh = Mesh(np.array(jax.devices()[:2]), ("i",))
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("i")), out_specs=(P(), P("i")))
+    def sharded(kernel, x):
+        # The kernel is the same everywhere: its gradient is summed over the devices.
+        return gradient(kernel, x)
+
+    whole = x.reshape(8, 6, 6, 33)
+    check_close(sharded(kernel, whole), gradient(kernel, whole))
+
+
+def test_other_dtypes_and_ranks_are_xlas():
+    rng = np.random.default_rng(0)
+    for dtype, rank in ((jnp.bfloat16, 2), (jnp.float32, 3)):
+        x = jnp.asarray(rng.normal(size=(2, *(4,) * rank, 5)), dtype)
+        kernel = jnp.asarray(rng.normal(size=(*(3,) * rank, 5, 6)), dtype)
+        way = Geometry(
+            (4,) * rank, (3,) * rank, (1,) * rank, ((1, 1),) * rank, (1,) * rank
+        )
+        both = [
+            training.binary_product(x, kernel, geometry=way, backend=backend)
+            for backend in ("auto", "float")
+        ]
+        assert both[0].dtype == dtype
+        np.testing.assert_array_equal(*both)
+
+
+def test_layers_take_the_backend_they_are_given():
+    x = jnp.ones((2, 6, 6, 4))
+
+    def calls(backend):
+        layer = xnor.nn.BinaryConv(4, 5, (3, 3), backend=backend, rngs=nnx.Rngs(0))
+        text = jax.jit(layer).lower(x).as_text()
+        return text.count("xnor_jax_run")
+
+    assert calls("float") == 0
+    assert (calls("auto") > 0) == cpu.is_available()
+    with pytest.raises(ValueError, match="expected a backend out of 'auto'"):
+        calls("none")
+
+
+def numpy_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    del key  # Its own draw spares a compilation a shape.
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+
+
+ADAPTED: dict[str, dict[str, Any]] = {
+    "same": {"kernel_size": (3, 2), "padding": "SAME", "strides": 2},
+    "valid": {"kernel_size": (3, 3), "padding": "VALID", "kernel_dilation": (1, 2)},
+    "number": {"kernel_size": (5, 5), "padding": 2},
+    "pairs": {"kernel_size": (3, 3), "padding": ((0, 2), (1, 0)), "strides": (2, 1)},
+    "groups": {"kernel_size": (3, 3), "feature_group_count": 2},
+    "1×1": {"kernel_size": (1, 1), "strides": (1, 2)},
+    "circular": {"kernel_size": (3, 3), "padding": "CIRCULAR"},
+    "causal": {"kernel_size": 3, "padding": "CAUSAL"},
+    "wide": {"kernel_size": (5, 5), "in_features": 22, "padding": 1},
+    "accumulator": {
+        "kernel_size": (3, 3),
+        "dtype": jnp.bfloat16,
+        "preferred_element_type": jnp.float32,
+    },
+}
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapter_in_an_nnx_conv_changes_nothing(name: str):
+    options = {"in_features": 4, "out_features": 6, **ADAPTED[name]}
+    rank = 1 if options["kernel_size"] == 3 else 2
+    options["kernel_init"] = numpy_normal
+    plain = nnx.Conv(**options, rngs=nnx.Rngs(0))
+    adapted = nnx.Conv(
+        **options,
+        conv_general_dilated=training.conv_general_dilated,
+        rngs=nnx.Rngs(0),
+    )
+    shape = (3, 7, 8)[: rank + 1]
+    rng = np.random.default_rng(0)
+    x = jnp.float32(rng.normal(size=(*shape, options["in_features"])))
+    y, expected = adapted(x), plain(x)
+    chex.assert_trees_all_equal_shapes_and_dtypes(y, expected)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_dilation": 2}, r"conv: expected no input dilation, got \(2, 2\)"),
+        ({"precision": lax.Precision.HIGHEST}, "conv: precision is not supported"),
+    ],
+)
+def test_adapter_refuses_what_conv_cannot_do(options, message):
+    layer = nnx.Conv(
+        2,
+        3,
+        (3, 3),
+        conv_general_dilated=training.conv_general_dilated,
+        kernel_init=numpy_normal,
+        **options,
+        rngs=nnx.Rngs(0),
+    )
+    with pytest.raises(ValueError, match=message):
+        layer(jnp.ones((1, 5, 5, 2)))
+
+
+def test_adapter_refuses_channels_first():
+    x, kernel = jnp.ones((1, 5, 5, 5)), jnp.ones((3, 3, 5, 4))
+    with pytest.raises(ValueError, match="dimension_numbers"):
+        training.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=("NCHW", "HWIO", "NCHW")
+        )

@@ -1,0 +1,324 @@
+"""Products with gradients: what a training step runs.
+
+On a CPU the compiled library takes them where it can: two or fewer spatial axes, one
+group, float32. Elsewhere they are XLA's, in the formulations of `convolution.py`. Both
+give the same integers, and the same floats to rounding.
+
+A product of signs is one of bits going forward, and all that it keeps of its input are
+bits: the signs' words, and where the gradient passes. Going back it is one of floats.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from xnor_jax import convolution
+from xnor_jax._kernel import scale, sign, wide_dtype
+from xnor_jax.convolution import Pads, explicit_padding
+from xnor_jax.ops import backends, cpu
+from xnor_jax.ops._geometry import DENSE, Geometry
+from xnor_jax.ops.cpu import steps
+from xnor_jax.ops.epilogue import Affine, Sums
+from xnor_jax.ops.kernel import pack_kernel
+from xnor_jax.weights import sign_ste
+
+
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: tuple[int, ...],
+    padding: Pads,
+    dilation: tuple[int, ...],
+    groups: int = 1,
+    accumulator: Any = None,
+    backend: str = "auto",
+) -> jax.Array:
+    """A convolution of floats, rank 1 to 3, channels last.
+
+    Differentiable in reverse mode only.
+
+    Args:
+      x: Images, `[N, *spatial, C]`.
+      kernel: `[*window, C / groups, C_out]`, in the dtype of `x`.
+      strides: One per spatial axis.
+      padding: Zeros (before, after) each spatial axis.
+      dilation: One per spatial axis, of the kernel.
+      groups: How many groups the channels fall into.
+      accumulator: The dtype of the sums and of the result; None for that of `x`.
+      backend: `"auto"` or `"cpu"` for the compiled library; others are XLA's.
+
+    Returns:
+      `[N, *out, C_out]`.
+    """
+    way = Geometry(x.shape[1:-1], kernel.shape[:-2], strides, padding, dilation)
+    plain = partial(
+        convolution.conv,
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        accumulator=accumulator,
+    )
+    if accumulator not in (None, x.dtype) or not _compiles(x, way, groups):
+        return plain(x, kernel)
+    backend = backends.resolve("conv", backend, len(way.window))
+    return backends.choose(backend, partial(_conv, way), plain, x, kernel)
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: Any,
+    *,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    feature_group_count: int = 1,
+    preferred_element_type: Any = None,
+    dimension_numbers: Any = None,
+    backend: str = "auto",
+    **options: Any,
+) -> jax.Array:
+    """`conv` in the clothes of `jax.lax`, for `nnx.Conv(conv_general_dilated=…)`.
+
+    Raises:
+      ValueError: For an option that `conv` has not, such as a dilated input, or
+        dimensions that have not the channels last.
+    """
+    if dimension_numbers is not None:
+        numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+        last = lhs.ndim - 1
+        channels_last = (0, last, *range(1, last))
+        kernel_last = (last, last - 1, *range(last - 1))
+        if tuple(numbers) != (channels_last, kernel_last, channels_last):
+            raise ValueError(
+                "conv: expected channels last in dimension_numbers, got "
+                f"{dimension_numbers}"
+            )
+    for name, option in options.items():
+        if option is not None:
+            raise ValueError(f"conv: {name} is not supported, got {option!r}")
+    unit = (1,) * (rhs.ndim - 2)
+    if lhs_dilation is not None and any(d != 1 for d in lhs_dilation):
+        raise ValueError(f"conv: expected no input dilation, got {lhs_dilation}")
+    dilation = tuple(rhs_dilation or unit)
+    strides = tuple(window_strides)
+    return conv(
+        lhs,
+        rhs,
+        strides=strides,
+        padding=explicit_padding(
+            padding, lhs.shape[1:-1], rhs.shape[:-2], strides, dilation
+        ),
+        dilation=dilation,
+        groups=feature_group_count,
+        accumulator=preferred_element_type,
+        backend=backend,
+    )
+
+
+def binary_product(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    keep: jax.Array | None = None,
+    *,
+    geometry: Geometry,
+    groups: int = 1,
+    keep_rate: float = 1.0,
+    relu: bool = False,
+    backend: str = "auto",
+) -> jax.Array:
+    """`α · (sign(x) ⊛ sign(w̃)) + bias`, for `w̃ = α·sign(w)`, and its gradient.
+
+    The sums are of integers, hence exact. The gradient is that of `s ⊛ w̃ + bias` at
+    the signs `s`; from them to `x` it passes where `|x| < 1`.
+
+    Args:
+      x: Activations `[N, *spatial, C]`; their signs are taken.
+      kernel: `w̃`, `[*window, C / groups, C_out]`, in the dtype of the latent kernel.
+      bias: `[C_out]`, or None.
+      keep: Under dropout, the signs that stay: bool, as `x`. The others are 0.
+      geometry: The window's way over the image; `DENSE` for `[N, C]`.
+      groups: How many groups the channels fall into.
+      keep_rate: The share of signs that stay, in (0, 1]; what stays is divided by it.
+      relu: Whether a ReLU follows.
+      backend: `"auto"` or `"cpu"` for the compiled library; others are XLA's floats.
+
+    Returns:
+      `[N, *out, C_out]`, in the dtype of `x`.
+
+    References:
+      Rastegari et al., XNOR-Net, 2016, §3.1 and §3.2.
+    """
+    backend = backends.resolve("binary_product", backend, len(geometry.window))
+    plain = partial(_in_floats, geometry, groups, keep_rate, relu)
+    args = (x, kernel, bias, keep)
+    if kernel.dtype != jnp.float32 or not _compiles(x, geometry, groups):
+        return plain(*args)
+    on_bits = partial(_on_bits, geometry, keep_rate, relu)
+    return backends.choose(backend, on_bits, plain, *args)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def scaled_product(
+    product: Callable[..., jax.Array], signs: jax.Array, binary_kernel: jax.Array
+) -> jax.Array:
+    """`product(signs, w̃)` for `w̃ = α·sign(w)`, as `α · product(signs, sign(w))`.
+
+    The sums are of integers, hence exact; the gradient is that of `product(signs, w̃)`.
+
+    Args:
+      product: `(x, kernel, *, accumulator) -> y`, linear in both.
+      signs: Activations in {−1, 0, +1}, or a multiple of them under dropout.
+      binary_kernel: `α · sign(w)`, `[..., C_in, C_out]`, in the dtype of the latent
+        kernel: a narrower one may have no room for α.
+
+    Returns:
+      The product, `[..., C_out]`, in the dtype of `signs`.
+    """
+    kernel_signs = sign(binary_kernel).astype(signs.dtype)
+    sums = product(signs, kernel_signs, accumulator=wide_dtype(signs))
+    return (scale(binary_kernel).astype(sums.dtype) * sums).astype(signs.dtype)
+
+
+def _scaled_product_fwd(product, signs, binary_kernel):
+    return scaled_product(product, signs, binary_kernel), (signs, binary_kernel)
+
+
+def _scaled_product_bwd(product, residuals, g):
+    def narrow(signs, binary_kernel):
+        return product(signs, binary_kernel.astype(signs.dtype))
+
+    return jax.vjp(narrow, *residuals)[1](g)
+
+
+scaled_product.defvjp(_scaled_product_fwd, _scaled_product_bwd)
+
+
+def _in_floats(geometry, groups, keep_rate, relu, x, kernel, bias, keep):
+    signs = jnp.asarray(sign_ste(x))
+    if keep is not None:
+        signs = jnp.where(keep, signs / keep_rate, 0)
+    if geometry == DENSE:
+        product = convolution.dot
+    else:
+        product = partial(convolution.conv, groups=groups, **_options(geometry))
+    y = jnp.asarray(scaled_product(product, signs, kernel))
+    y = y if bias is None else y + bias.astype(y.dtype)
+    return jax.nn.relu(y) if relu else y
+
+
+# On bits, by the compiled library.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _on_bits(geometry, keep_rate, relu, x, kernel, bias, keep):
+    return _on_bits_fwd(geometry, keep_rate, relu, x, kernel, bias, keep)[0]
+
+
+def _on_bits_fwd(geometry, keep_rate, relu, x, kernel, bias, keep):
+    packed, alpha = pack_kernel(kernel), scale(kernel)
+    shift = jnp.zeros_like(alpha) if bias is None else bias
+
+    def run(words, epilogue, dtype):
+        step = steps.conv(packed, epilogue, **_options(geometry))
+        return cpu.run(words, [step], geometry.out, packed.out_features, dtype)
+
+    words, inside = _words(geometry, x), jnp.abs(x) < 1
+    if keep is None:
+        others = words
+        y = run(words, Affine(alpha, shift, relu), jnp.float32)
+    else:
+        # {−1, 0, +1} is the mean of two signs that differ where it is 0.
+        others = _words(geometry, jnp.where(keep, x, jnp.where(x >= 0, -1.0, 1.0)))
+        sums = run(words, Sums(), jnp.int32) + run(others, Sums(), jnp.int32)
+        y = (alpha / (2 * keep_rate)) * sums.astype(alpha.dtype) + shift
+        y = jax.nn.relu(y) if relu else y
+        inside = inside & keep
+    residuals = words, others, inside, kernel, bias, y if relu else None
+    return y, residuals
+
+
+def _on_bits_bwd(geometry, keep_rate, relu, residuals, g):
+    words, others, inside, kernel, bias, y = residuals
+    if relu:
+        g = jnp.where(y > 0, g, 0)
+    d_bias = None
+    if bias is not None:
+        d_bias = cpu.summed_as(g.sum(range(g.ndim - 1)), bias)
+    d_kernel = _kernel_gradient(geometry, words, others, g, kernel) / keep_rate
+    d_x = _input_gradient(geometry, g, kernel / keep_rate)
+    return jnp.where(inside, d_x, 0), d_kernel, d_bias, None
+
+
+_on_bits.defvjp(_on_bits_fwd, _on_bits_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _conv(geometry, x, kernel):
+    step = steps.real_conv(kernel, Sums(), **_options(geometry))
+    return cpu.run(x, [step], geometry.out, kernel.shape[-1], jnp.float32)
+
+
+def _conv_fwd(geometry, x, kernel):
+    return _conv(geometry, x, kernel), (x, kernel)
+
+
+def _conv_bwd(geometry, residuals, g):
+    x, kernel = residuals
+    d_kernel = _kernel_gradient(geometry, x, x, g, kernel)
+    return _input_gradient(geometry, g, kernel), d_kernel
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def _compiles(x, geometry, groups):
+    known = cpu.is_available() and len(geometry.window) <= cpu.RANK and groups == 1
+    return known and x.dtype == jnp.float32 and x.size > 0
+
+
+def _words(geometry, x):
+    return cpu.run(x, [steps.pack()], geometry.spatial, x.shape[-1], jnp.uint32)
+
+
+def _kernel_gradient(geometry, x, others, g, kernel):
+    gradient = cpu.kernel_gradient(x, others, g, kernel.shape, **_options(geometry))
+    return cpu.summed_as(gradient, kernel)
+
+
+def _input_gradient(geometry, g, kernel):
+    """The transposed convolution: the gradient in windows that look the other way."""
+    flipped = jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2)
+    window, strides = geometry.window, geometry.strides
+    if prod(window) == prod(strides) == 1 and not geometry.padded:
+        return convolution.dot(g, flipped.reshape(flipped.shape[-2:]))
+    reach = [(k - 1) * d for k, d in zip(window, geometry.dilation, strict=True)]
+    pads = []
+    axes = zip(geometry.spatial, geometry.out, strides, geometry.padding, reach)  # noqa: B905
+    for size, out, stride, (before, after), r in axes:
+        unread = size + before + after - r - 1 - (out - 1) * stride
+        pads.append((r - before, r - after + unread))
+    if prod(strides) > 1 or min(map(min, pads)) < 0:
+        spread = [(*pad, stride - 1) for pad, stride in zip(pads, strides, strict=True)]
+        g = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
+        pads = [(0, 0)] * len(window)
+    unit = (1,) * len(window)
+    way = Geometry(g.shape[1:-1], window, unit, tuple(pads), geometry.dilation)
+    step = steps.real_conv(flipped, Sums(), **_options(way))
+    return cpu.run(g, [step], geometry.spatial, flipped.shape[-1], jnp.float32)
+
+
+def _options(geometry):
+    return {
+        "strides": geometry.strides,
+        "padding": geometry.padding,
+        "dilation": geometry.dilation,
+    }

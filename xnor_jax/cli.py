@@ -6,6 +6,7 @@ one line on standard error.
 
 import contextlib
 import dataclasses
+import gc
 import io
 import logging
 import os
@@ -34,6 +35,8 @@ class RunOptions:
     """Go on with the run in the folder."""
     devices: int = 1
     """How many of JAX's devices share each batch."""
+    workers: int = 0
+    """Processes that prepare the pictures of imagenet and folder; 0 for threads."""
 
 
 _RecipeName = Annotated[
@@ -75,7 +78,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             raise
         status = _fail(error, 1)
     if interrupted:
-        # A plain exit would wait for the epoch that XLA still computes.
+        # A plain exit would wait for the epoch that XLA still computes; what workers
+        # shared with this process is given back before.
+        gc.collect()
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
@@ -91,6 +96,15 @@ def _train(args: list[str]) -> None:
     from xnor_jax.train.devices import make_mesh
 
     _check_data_dir(options.data_dir)
+    if recipe.dataset == "folder" and options.data_dir is None:
+        raise _UsageError(
+            "--data-dir: expected a folder of class folders, train/CLASS/* and "
+            "validation/CLASS/*"
+        )
+    if options.workers < 0:
+        raise _UsageError(
+            f"--workers: expected a number of at least 0, got {options.workers}"
+        )
     base = Path("runs") / name
     choose = folders.newest_folder if options.resume else folders.free_folder
     folder = options.output or choose(base)
@@ -100,7 +114,7 @@ def _train(args: list[str]) -> None:
         mesh = make_mesh(options.devices, recipe.batch_size)
     except ValueError as error:
         raise _UsageError(f"--devices {options.devices}: {error}") from error
-    dataset = data.load(recipe.dataset, options.data_dir)
+    dataset = data.load(recipe.dataset, options.data_dir, recipe.fit)
     info = folders.RunInfo.of(name, recipe, dataset)
     console = Console(highlight=False, soft_wrap=True)
     console.print(
@@ -108,7 +122,13 @@ def _train(args: list[str]) -> None:
         f"{info.steps_per_epoch} steps, seed {recipe.seed}, in {folder}"
     )
     result = loop.train(
-        info, dataset, folder, resume=options.resume, console=console, mesh=mesh
+        info,
+        dataset,
+        folder,
+        resume=options.resume,
+        console=console,
+        mesh=mesh,
+        workers=options.workers,
     )
     # Of equal ones the last, which is the checkpoint that is kept.
     last, best = result.history[-1], max(reversed(result.history), key=_test_accuracy)
@@ -152,24 +172,21 @@ def _evaluate(args: list[str]) -> None:
 
 
 def _evaluate_run(run: Path, data_dir: Path | None, *, best: bool) -> None:
-    import jax.numpy as jnp
-
     from xnor_jax import data
+    from xnor_jax.train import feeds, loop
     from xnor_jax.train import folder as folders
-    from xnor_jax.train import loop, step
 
     info = folders.read_info(run)
-    dataset = data.load(info.recipe.dataset, data_dir)
+    dataset = data.load(info.recipe.dataset, data_dir, info.recipe.fit)
     trainer, state, history = loop.restore(run, info, best=best)
-    images, labels = map(jnp.asarray, dataset.test)
-    if images.shape[1:] != info.image_shape:
+    if dataset.image_shape != info.image_shape:
         raise folders.RunError(
             f"{run} was trained on images of shape {info.image_shape}, the test images "
-            f"have {images.shape[1:]}; give its own data set with --data-dir"
+            f"have {dataset.image_shape}; give its own data set with --data-dir"
         )
-    metrics = step.make_evaluate(trainer)(state.params, state.rest, images, labels)
+    metrics, count = feeds.evaluate(trainer, state, dataset)
     print(
-        f"{info.name}, epoch {history[-1]['epoch']}: {len(labels):,} test images, loss "
+        f"{info.name}, epoch {history[-1]['epoch']}: {count:,} test images, loss "
         f"{float(metrics.loss):.4f}, test accuracy {float(metrics.accuracy):.2%}"
     )
 
@@ -179,10 +196,11 @@ def _evaluate_packed(file: Path, data_dir: Path | None) -> None:
     from xnor_jax.deploy import predict
 
     packed = _load(file)
-    dataset = data.load(predict.dataset_name(packed.info), data_dir)
+    name, fit = predict.dataset_name(packed.info), predict.fit(packed)
+    dataset = data.load(name, data_dir, fit)
     metrics = predict.evaluate(packed, dataset)
     print(
-        f"{packed.info.name or file}, packed: {len(dataset.test.labels):,} test "
+        f"{packed.info.name or file}, packed: {dataset.test_images:,} test "
         f"images, loss {metrics.loss:.4f}, test accuracy {metrics.accuracy:.2%}"
     )
 
@@ -257,7 +275,8 @@ def _predict(args: list[str]) -> None:
     from xnor_jax.deploy import images, predict
 
     packed = _load(file)
-    pictures = images.read(paths, packed.image_shape, invert=invert)
+    fit = predict.fit(packed)
+    pictures = images.read(paths, packed.image_shape, fit=fit, invert=invert)
     for note in pictures.notes:
         print(f"xnor-jax: note: {note}", file=sys.stderr)
     found = predict.classify(packed, pictures.pixels)

@@ -1,10 +1,22 @@
-"""Image sets as arrays: Hugging Face layouts, and scikit-learn's bundled digits."""
+"""Image sets: Hugging Face layouts, and scikit-learn's bundled digits.
+
+A set is in memory, as arrays, or it stays on disk (`xnor_jax.streams`).
+"""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from xnor_jax.hub import Table
+    from xnor_jax.streams import PictureSet
+
+
+# The label of a row that only fills up a batch, and counts for nothing.
+BLANK = -1
 
 
 class DataError(Exception):
@@ -19,12 +31,33 @@ class Split(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Fit:
+    """How a picture of any size becomes one of the network's.
+
+    Its shorter side becomes `resize` pixels long, then the middle `size × size` is cut.
+
+    Raises:
+      ValueError: If what is cut is larger than what is there.
+    """
+
+    size: int
+    resize: int
+
+    def __post_init__(self):
+        if not 1 <= self.size <= self.resize:
+            raise ValueError(
+                f"Fit: expected 1 ≤ size ≤ resize, got {self.size} and {self.resize}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """Where a set comes from and how its pixels, in [0, 1], are normalised."""
 
-    hub: str | None  # name on the Hugging Face hub; None for the bundled digits
+    hub: str | None  # name on the Hugging Face hub, if it is there
     mean: tuple[float, ...]  # one per channel
     std: tuple[float, ...]
+    streamed: bool = False  # pictures of any size, which stay on disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +69,25 @@ class Dataset:
     class_names: tuple[str, ...]
     source: Source
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width, channels."""
+        return tuple(self.train.images.shape[1:])
+
+    @property
+    def train_images(self) -> int:
+        """How many there are to train on."""
+        return len(self.train.labels)
+
+    @property
+    def test_images(self) -> int:
+        """How many there are to test on."""
+        return len(self.test.labels)
+
+    def test_splits(self) -> Iterator[Split]:
+        """The test images, as parts that fit in memory: here as one."""
+        yield self.test
+
 
 SOURCES = {
     "digits": Source(None, (0.22,), (0.34,)),
@@ -44,16 +96,26 @@ SOURCES = {
     "cifar10": Source(
         "uoft-cs/cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     ),
+    "imagenet": Source(
+        "ILSVRC/imagenet-1k", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), True
+    ),
+    # Pictures of nobody knows what.
+    "folder": Source(None, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), True),
 }
 
 
-def load(name: str, data_dir: str | Path | None = None) -> Dataset:
-    """Read a data set into memory.
+def load(
+    name: str, data_dir: str | Path | None = None, fit: Fit | None = None
+) -> "Dataset | PictureSet":
+    """Read a data set into memory, or open one that stays on disk.
 
     Args:
-      name: `digits`, `mnist`, `fashion` or `cifar10`.
-      data_dir: A folder in the layout of the Hugging Face hub; None for the hub itself.
-        The digits are built in and take none.
+      name: One of `SOURCES`: `digits`, `mnist`, `fashion`, `cifar10` into memory;
+        `imagenet` and `folder` stay on disk.
+      data_dir: A folder in the layout of the Hugging Face hub, or, of a set that stays
+        on disk, of class folders: `train/CLASS/*` and `validation/CLASS/*`. None for
+        the hub itself. The digits are built in and take none.
+      fit: The size of the images of a set that stays on disk; the others have theirs.
 
     Returns:
       The training and the test split.
@@ -65,11 +127,19 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     if name not in SOURCES:
         raise DataError(f"unknown data set {name!r}; expected one of {_names()}")
     source = SOURCES[name]
+    if source.streamed:
+        if fit is None:
+            raise DataError(f"{name} has pictures of any size; expected an image size")
+        if source.hub is None and data_dir is None:
+            raise DataError("no folder of class folders; give one with --data-dir")
+        from xnor_jax import streams
+
+        return streams.open_set(source, data_dir, fit)
     if source.hub is None:
         if data_dir is not None:
             raise DataError(f"{name} is built in and takes no data folder: {data_dir}")
         return _digits(source)
-    return _hugging_face(source, data_dir)
+    return _in_memory(source, data_dir)
 
 
 def _digits(source: Source) -> Dataset:
@@ -96,92 +166,36 @@ def _digits(source: Source) -> Dataset:
     )
 
 
-def _hugging_face(source: Source, data_dir: str | Path | None) -> Dataset:
-    import datasets
+def _in_memory(source: Source, data_dir: str | Path | None) -> Dataset:
+    from xnor_jax import hub
 
-    if data_dir is not None and not Path(data_dir).is_dir():
-        raise DataError(
-            f"no folder {data_dir}; expected one in the layout of the hub's "
-            f"{source.hub}"
-        )
-    where = str(data_dir) if data_dir is not None else str(source.hub)
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        table = datasets.load_dataset(where)
-        missing = {"train", "test"} - set(table)
-        if missing:
-            raise DataError(
-                f"{where} has no split {' and no split '.join(sorted(missing))}; "
-                f"expected train and test, found {', '.join(map(str, table))}"
-            )
-        image, label = _columns(where, table["train"].features)
-        names = tuple(table["train"].features[label].names)
-        train, test = (
-            _arrays(f"{where}, {split}", table[split], image, label, len(names))
-            for split in ("train", "test")
-        )
-    except DataError:
-        raise
-    except Exception as error:  # datasets raises its readers' own, of any kind
-        mend = (
-            "check the files"
-            if data_dir is not None
-            else "the hub may be out of reach: give a folder with --data-dir"
-        )
-        cause = error.__cause__ or error  # what the reader itself ran into
-        reason = str(cause).strip().splitlines() or [""]
-        raise DataError(
-            f"cannot read {where} ({type(cause).__name__}: {reason[0]}); {mend}"
-        ) from error
+    with hub.tables(source, data_dir, test=("test",)) as found:
+        train, test = map(_arrays, (found.train, found.test))
     channels = len(source.mean)
     for split in (train, test):
         if split.images.shape[1:] != (*train.images.shape[1:3], channels):
             raise DataError(
-                f"{where} has images of shape {split.images.shape[1:]}; expected "
+                f"{found.where} has images of shape {split.images.shape[1:]}; expected "
                 f"{channels} channels and one size in both splits"
             )
-    return Dataset(train, test, names, source)
+    return Dataset(train, test, found.class_names, source)
 
 
-def _columns(where: str, features: Any) -> tuple[str, str]:
-    import datasets
-
-    def only(kind: type, what: str) -> str:
-        found = [name for name, value in features.items() if isinstance(value, kind)]
-        if len(found) != 1:
-            raise DataError(
-                f"{where} has {len(found)} {what} columns; expected one, found columns "
-                f"{', '.join(features)}"
-            )
-        return found[0]
-
-    return only(datasets.Image, "image"), only(datasets.ClassLabel, "class label")
-
-
-def _arrays(where: str, table: Any, image: str, label: str, classes: int) -> Split:
-    labels = np.asarray(table[label][:], np.int64)
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if wrong.size:
-        raise DataError(
-            f"{where} has label {labels[wrong[0]]} in row {wrong[0]}; expected 0 to "
-            f"{classes - 1}"
-        )
+def _arrays(table: "Table") -> Split:
     images: np.ndarray | None = None
-    for row, picture in enumerate(table[image]):
+    for row, picture in enumerate(table.pictures):
         pixels = np.asarray(picture, np.uint8)
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
         if images is None:
-            images = np.empty((len(labels), *pixels.shape), np.uint8)
+            images = np.empty((len(table.labels), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
             raise DataError(
-                f"{where} has an image of shape {pixels.shape} in row {row}; expected "
-                f"{images.shape[1:]} as in row 0"
+                f"{table.name} has an image of shape {pixels.shape} in row {row}; "
+                f"expected {images.shape[1:]} as in row 0"
             )
         images[row] = pixels
-    if images is None:
-        raise DataError(f"{where} has no rows; expected at least one")
-    return Split(images, labels.astype(np.int32))
+    assert images is not None
+    return Split(images, table.labels)
 
 
 def _names() -> str:

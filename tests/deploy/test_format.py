@@ -142,12 +142,24 @@ def test_a_file_takes_less_than_an_eighteenth(network, least, tmp_path):
             "expected 2 numbers in mean",
         ),
         ({"preprocessing": Preprocessing((0, 0), (1, 0))}, "std: expected a finite"),
+        (
+            {"preprocessing": Preprocessing((0, 0), (1, 1), 5)},
+            "expected square images of at most 5 pixels a side",
+        ),
     ],
 )
 def test_what_is_said_of_a_network_has_to_fit(packed, tmp_path, info, said):
     with pytest.raises(ValueError, match=f"^save: .*{said}"):
         xnor.save(tmp_path / "file", packed, **info)
     assert not list(tmp_path.iterdir())
+
+
+def test_how_a_picture_is_cut_is_said_only_where_it_is(packed, data, tmp_path):
+    description, _ = split(data)
+    assert set(description["preprocessing"]) == {"mean", "std"}
+    pixels = Preprocessing((0, 0), (1, 1), 7)
+    xnor.save(tmp_path / "file", packed, preprocessing=pixels)
+    assert xnor.load(tmp_path / "file").info.preprocessing == pixels
 
 
 def test_a_file_is_replaced_as_a_whole(packed, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from xnor_jax.data import Fit
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.recipe import Recipe, RecipeError
 
@@ -68,6 +69,33 @@ def test_decay_epochs_rise(epochs):
 def test_decay_epochs_go_with_steps_only():
     with pytest.raises(RecipeError, match="cosine"):
         recipes.validate(dataclasses.replace(BASE, decay_epochs=(3,)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"dataset": "folder"}, "image_size: expected a whole number ≥ 1, got None"),
+        ({"dataset": "folder", "image_size": 0}, "image_size: expected .*, got 0"),
+        ({"image_size": 28}, "image_size: expected none for digits"),
+        ({"resize_crop": True}, "resize_crop: expected none for digits"),
+        (
+            {"dataset": "folder", "image_size": 9, "resize_crop": True, "shift": 1},
+            "shift: expected 0 with resize_crop, .*, got 1",
+        ),
+        ({"dataset": "else"}, "dataset: expected one of digits, .*, got 'else'"),
+    ],
+)
+def test_pictures_of_any_size_are_given_one(fields, said):
+    recipe = dataclasses.replace(BASE, **{"shift": 0, **fields})
+    with pytest.raises(RecipeError, match=said):
+        recipes.validate(recipe)
+
+
+def test_the_test_cuts_the_middle_as_imagenets_does():
+    recipe = dataclasses.replace(BASE, dataset="imagenet", image_size=224)
+    assert recipe.fit == Fit(224, 224)
+    assert dataclasses.replace(recipe, resize_crop=True).fit == Fit(224, 256)
+    assert BASE.fit is None
 
 
 def test_unknown_recipe_lists_the_known():

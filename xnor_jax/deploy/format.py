@@ -248,7 +248,7 @@ def _describe(found: dict[str, Any]) -> _Description:
         checks.limit("the bytes of a network in memory", memory, checks.LARGEST_NETWORK)
     if spec.bits:
         raise ValueError("expected a network that ends in floats, got bits")
-    info = _info_from_json(found, channels=shape[-1], classes=spec.shape[-1])
+    info = _info_from_json(found, shape, classes=spec.shape[-1])
     return _Description(shape, found["stages"], specs, info)
 
 
@@ -289,24 +289,37 @@ def _info_to_json(info: Info) -> dict[str, Any]:
     if info.preprocessing is not None:
         pixels = info.preprocessing
         lists = {"mean": pixels.mean, "std": pixels.std}
-        found["preprocessing"] = {k: list(map(float, v)) for k, v in lists.items()}
+        resize = {} if pixels.resize is None else {"resize": pixels.resize}
+        found["preprocessing"] = {
+            **{k: list(map(float, v)) for k, v in lists.items()},
+            **resize,
+        }
     if info.test_accuracy is not None:
         found["test_accuracy"] = float(info.test_accuracy)
     return {k: v for k, v in found.items() if v != _INFO_DEFAULTS[k]}
 
 
-def _info_from_json(found: dict[str, Any], *, channels: int, classes: int) -> Info:
+def _info_from_json(
+    found: dict[str, Any], shape: tuple[int, ...], *, classes: int
+) -> Info:
     names = found["class_names"]
     if names and len(names) != classes:
         raise ValueError(f"class_names: expected {classes}, got {len(names)}")
     pixels = found["preprocessing"]
     if pixels is not None:
-        for name, numbers in pixels.items():
-            if len(numbers) != channels:
+        for name in ("mean", "std"):
+            if len(pixels[name]) != shape[-1]:
                 raise ValueError(
-                    f"preprocessing: expected {channels} numbers in {name}, one per "
-                    f"channel, got {len(numbers)}"
+                    f"preprocessing: expected {shape[-1]} numbers in {name}, one per "
+                    f"channel, got {len(pixels[name])}"
                 )
+        resize = pixels["resize"]
+        square = len(shape) == 3 and shape[0] == shape[1]
+        if resize is not None and not (square and resize >= shape[0]):
+            raise ValueError(
+                f"preprocessing: expected square images of at most {resize} pixels a "
+                f"side where pictures are resized, got {list(shape)}"
+            )
         pixels = Preprocessing(**pixels)
     return Info(found["name"], pixels, names, found["test_accuracy"])
 
@@ -326,11 +339,16 @@ def _per_channel(value: Any, *, least: float) -> tuple[float, ...]:
 _PREPROCESSING = {
     "mean": partial(_per_channel, least=-1e6),
     "std": partial(_per_channel, least=1e-6),
+    "resize": lambda value: (
+        None if value is None else checks.integer(value, least=1, largest=2**16)
+    ),
 }
 _INFO: dict[str, Callable[[Any], Any]] = {
     "name": lambda value: value if value is None else checks.string(value),
     "preprocessing": lambda value: (
-        None if value is None else checks.fields(value, _PREPROCESSING)
+        None
+        if value is None
+        else checks.fields({"resize": None} | checks.mapping(value), _PREPROCESSING)
     ),
     "class_names": _strings,
     "test_accuracy": lambda value: (

@@ -28,10 +28,13 @@ class Preprocessing:
     Attributes:
       mean: Of the pixels as fractions of 255, one per channel.
       std: Their standard deviation, one per channel, above 0.
+      resize: What the shorter side of a picture becomes before the centre is cut, as
+        large as the network's images; None stretches it to their size.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: int | None = None
 
     def __call__(self, images: ArrayLike) -> jax.Array:
         """Map uint8 `[..., C]` to float32 of the same shape."""

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xnor_jax.data import SOURCES, DataError, Dataset
+from xnor_jax.data import SOURCES, DataError, Dataset, Fit
 from xnor_jax.deploy.packed import Info, PackedModel
+from xnor_jax.streams import PictureSet
 
 # Images at once: their activations, not the whole set's, are in memory.
 BATCH_SIZE = 500
@@ -81,7 +82,7 @@ def classify(packed: PackedModel, pixels: np.ndarray) -> list[Prediction]:
     ]
 
 
-def evaluate(packed: PackedModel, dataset: Dataset) -> Metrics:
+def evaluate(packed: PackedModel, dataset: Dataset | PictureSet) -> Metrics:
     """Loss and accuracy on a set's test split.
 
     Args:
@@ -91,22 +92,25 @@ def evaluate(packed: PackedModel, dataset: Dataset) -> Metrics:
     Raises:
       DataError: If it is another set: its images or classes are not the network's.
     """
-    images, labels = dataset.test
     names = packed.info.class_names
     if names and names != dataset.class_names:
         raise DataError(
             f"the network knows the classes {_some(names)}, the data set has "
             f"{_some(dataset.class_names)}; give its own data set with --data-dir"
         )
-    found = logits(packed, images)
-    if len(dataset.class_names) != found.shape[-1]:
-        raise DataError(
-            f"the network knows {found.shape[-1]} classes, the data set has "
-            f"{len(dataset.class_names)}; give its own data set with --data-dir"
-        )
-    losses = -np.asarray(jax.nn.log_softmax(found))[np.arange(len(labels)), labels]
-    right = found.argmax(-1) == labels
-    return Metrics(float(losses.mean(dtype=np.float64)), float(right.mean()))
+    losses, right = [], []
+    for images, labels in dataset.test_splits():
+        found = logits(packed, images)
+        if len(dataset.class_names) != found.shape[-1]:
+            raise DataError(
+                f"the network knows {found.shape[-1]} classes, the data set has "
+                f"{len(dataset.class_names)}; give its own data set with --data-dir"
+            )
+        scores = np.asarray(jax.nn.log_softmax(found))
+        losses.append(-scores[np.arange(len(labels)), labels])
+        right.append(found.argmax(-1) == labels)
+    loss = np.concatenate(losses).mean(dtype=np.float64)
+    return Metrics(float(loss), float(np.concatenate(right).mean()))
 
 
 def dataset_name(info: Info) -> str:
@@ -126,6 +130,14 @@ def dataset_name(info: Info) -> str:
         "the network's preprocessing is that of none of the data sets "
         f"{', '.join(SOURCES)}; evaluate it with the Python API"
     )
+
+
+def fit(packed: PackedModel) -> Fit | None:
+    """How a picture of any size becomes one of the network's, if its file says so."""
+    pixels = packed.info.preprocessing
+    if pixels is None or pixels.resize is None:
+        return None
+    return Fit(packed.image_shape[0], pixels.resize)
 
 
 @jax.jit

@@ -6,6 +6,7 @@ devices before the rule of binarization sees them. Where there is a single devic
 mesh is None, and its program holds no sharding at all.
 """
 
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -48,6 +49,15 @@ def replicate(tree: T, mesh: Mesh | None) -> T:
     if mesh is None:
         return tree
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def put_batch(batch: T, mesh: Mesh | None) -> T:
+    """This process's rows of a batch, onto its devices: together they are the batch."""
+    if mesh is None:
+        return jax.device_put(batch)
+    sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
+    put = partial(jax.make_array_from_process_local_data, sharding)
+    return jax.tree.map(put, batch)
 
 
 def constrain_batch(x: jax.Array, mesh: Mesh | None) -> jax.Array:

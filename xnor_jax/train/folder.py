@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xnor_jax.data import Dataset
+from xnor_jax.streams import PictureSet
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.recipe import Recipe, RecipeError
 
@@ -21,6 +22,9 @@ METRICS = (
     "flip_ratio",
     "images_per_second",
 )
+# Beside these, in runs on a set that stays on disk: the share of the training time in
+# which the devices waited for a batch.
+DATA_WAIT = "data_wait"
 
 
 class RunError(Exception):
@@ -38,11 +42,10 @@ class RunInfo:
     train_images: int
 
     @classmethod
-    def of(cls, name: str, recipe: Recipe, dataset: Dataset) -> "RunInfo":
+    def of(cls, name: str, recipe: Recipe, dataset: Dataset | PictureSet) -> "RunInfo":
         """Describe a run of `recipe` on `dataset`."""
-        images = dataset.train.images
-        shape = tuple(images.shape[1:])
-        return cls(name, recipe, shape, dataset.class_names, len(images))
+        shape, names = dataset.image_shape, dataset.class_names
+        return cls(name, recipe, shape, names, dataset.train_images)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -133,7 +136,10 @@ def read_info(folder: Path) -> RunInfo:
 
 def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
     """Write `metrics.jsonl`, one object an epoch, whole, as the checkpoint has it."""
-    lines = [json.dumps({key: epoch[key] for key in METRICS}) for epoch in history]
+    lines = [
+        json.dumps({key: epoch[key] for key in (*METRICS, DATA_WAIT) if key in epoch})
+        for epoch in history
+    ]
     write_atomically(folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
 
 

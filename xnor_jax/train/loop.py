@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from xnor_jax.data import SOURCES, Dataset
-from xnor_jax.train import report, step
+from xnor_jax.streams import PictureSet
+from xnor_jax.train import feeds, report, step
 from xnor_jax.train.checkpoint import Checkpoints, History
 from xnor_jax.train.devices import replicate
 from xnor_jax.train.folder import RunError, RunInfo, open_folder, write_metrics
@@ -31,12 +32,13 @@ class Result(NamedTuple):
 
 def train(
     info: RunInfo,
-    dataset: Dataset,
+    dataset: Dataset | PictureSet,
     folder: Path,
     *,
     resume: bool = False,
     console: Console | None = None,
     mesh: Mesh | None = None,
+    workers: int = 0,
 ) -> Result:
     """Train a recipe to its end.
 
@@ -52,6 +54,8 @@ def train(
       mesh: The devices that share each batch, from `make_mesh`; None for one. The
         numbers are those of one device but for rounding, and a run may go on with
         another mesh.
+      workers: Processes that prepare the batches of a set that stays on disk; 0 for
+        threads. They change no number.
 
     Returns:
       The history of all epochs.
@@ -79,11 +83,7 @@ def train(
         write_metrics(folder, history)
         console.print(f"{folder}: going on after epoch {done} of {recipe.epochs}")
 
-    images, labels = (replicate(jnp.asarray(a), mesh) for a in dataset.train)
-    test_images, test_labels = (replicate(jnp.asarray(a), mesh) for a in dataset.test)
-    state, key = replicate((state, jax.random.key(recipe.seed)), mesh)
-    evaluate = step.make_evaluate(trainer, mesh=mesh)
-    calibrate = step.make_calibrate(trainer, mesh=mesh)
+    state = replicate(state, mesh)
     trained_images = info.steps_per_epoch * recipe.batch_size
     display = Display(
         console,
@@ -94,27 +94,21 @@ def train(
     )
     # With or without a terminal it is one program: another might round otherwise, and a
     # run resumed elsewhere would not end with the same numbers.
-    train_epoch = step.make_train_epoch(trainer, display.on_step, mesh=mesh)
+    feed = feeds.make_feed(
+        trainer, dataset, display.on_step, mesh=mesh, done=done, workers=workers
+    )
     events = report.EventWriter(folder, done)
     try:
-        with display:
+        with display, feed:
             for epoch in range(done + 1, recipe.epochs + 1):
                 display.begin_epoch(epoch)
                 epoch_begin = time.perf_counter()
-                epoch_key, calibration_key = jax.random.split(
-                    jax.random.fold_in(key, epoch)
-                )
-                state, metrics, flips = _wait(
-                    train_epoch(state, images, labels, epoch_key)
-                )
+                state, metrics, flips = feed.train_epoch(state, epoch)
                 seconds = time.perf_counter() - epoch_begin
                 _check_finite(recipe, epoch, "loss", metrics)
                 if recipe.calibration_batches:
-                    rest = calibrate(state.params, state.rest, images, calibration_key)
-                    state = state._replace(rest=rest)
-                test = _wait(
-                    evaluate(state.params, state.rest, test_images, test_labels)
-                )
+                    state = state._replace(rest=feed.calibrate(state, epoch))
+                test = feed.evaluate(state)
                 _check_finite(recipe, epoch, "test loss", test)
                 record = _record(
                     trainer,
@@ -125,6 +119,8 @@ def train(
                     flips,
                     trained_images / seconds,
                 )
+                if feed.waited is not None:
+                    record["data_wait"] = feed.waited / seconds
                 history.append(record)
                 checkpoints.save(epoch, state, history)
                 write_metrics(folder, history)
@@ -186,15 +182,6 @@ def restore(
         return trainer, *checkpoints.restore(epoch, state)
     finally:
         checkpoints.close()
-
-
-def _wait(values: Any) -> Any:
-    """Wait in Python, which hears a Ctrl-C; a blocked wait hears it at the end."""
-    # Keys, such as a dropout's, cannot be asked; they come with the rest.
-    arrays = [leaf for leaf in jax.tree.leaves(values) if hasattr(leaf, "is_ready")]
-    while not all(array.is_ready() for array in arrays):
-        time.sleep(0.005)
-    return jax.block_until_ready(values)
 
 
 def _check_finite(recipe: Recipe, epoch: int, name: str, metrics: Metrics) -> None:

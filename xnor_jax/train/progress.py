@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from xnor_jax.train.folder import DATA_WAIT
+
 
 class Display:
     """A bar for the epoch that runs and one line for each that has ended.
@@ -78,6 +80,7 @@ class Display:
 
     def end_epoch(self, record: dict[str, Any]) -> None:
         """An epoch has ended: its line."""
+        wait = record.get(DATA_WAIT)
         self._console.print(
             f"epoch {record['epoch']:>3}/{self._epochs}  "
             f"train loss {record['train_loss']:.4f}  "
@@ -85,7 +88,8 @@ class Display:
             f"test loss {record['test_loss']:.4f}  "
             f"accuracy {record['test_accuracy']:7.2%}  |  "
             f"flips {record['flip_ratio']:.1e}  "
-            f"{record['images_per_second']:,.0f} images/s",
+            f"{record['images_per_second']:,.0f} images/s"
+            + ("" if wait is None else f", {wait:.1%} waiting for data"),
             highlight=False,
             soft_wrap=True,
         )

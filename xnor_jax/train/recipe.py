@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from xnor_jax import rules
+from xnor_jax.data import SOURCES, Fit
 
 
 class RecipeError(ValueError):
@@ -16,8 +17,9 @@ class RecipeError(ValueError):
 class Recipe:
     """Everything that decides a run's numbers."""
 
-    dataset: Literal["digits", "mnist", "fashion", "cifar10"]
-    """The images: the built-in digits, or a Hugging Face layout."""
+    dataset: Literal["digits", "mnist", "fashion", "cifar10", "imagenet", "folder"]
+    """The images: the built-in digits, or a Hugging Face layout, or, of imagenet and
+    folder, class folders; these two stay on disk."""
     model: Literal["lenet5", "nin"]
     """The network."""
     epochs: int
@@ -55,6 +57,20 @@ class Recipe:
     """Augmentation: translate each training image by up to this many pixels."""
     flip: bool = False
     """Augmentation: mirror half of the training images left to right."""
+    image_size: int | None = None
+    """The side that the pictures of imagenet and folder are given."""
+    resize_crop: bool = False
+    """Augmentation of these: a random part of 8 to 100 % of each picture, 3/4 to 4/3 as
+    wide as high. The test then cuts the centre of pictures whose shorter side is 8/7 of
+    image_size; without it, is image_size."""
+
+    @property
+    def fit(self) -> Fit | None:
+        """How the test makes a picture of any size one of the network's, if it does."""
+        if self.image_size is None:
+            return None
+        ratio = 8 / 7 if self.resize_crop else 1  # 256 for 224
+        return Fit(self.image_size, round(self.image_size * ratio))
 
 
 REFERENCE_STEPS = (15, 30, 45)
@@ -102,6 +118,15 @@ PRESETS = MappingProxyType(
             epochs=320,
             schedule="steps",
             decay_epochs=(120, 200, 240, 280),
+        ),
+        "folder-nin": Recipe(
+            dataset="folder",
+            model="nin",
+            epochs=90,
+            calibration_batches=20,
+            flip=True,
+            image_size=64,
+            resize_crop=True,
         ),
     }
 )
@@ -155,6 +180,19 @@ def validate(recipe: Recipe) -> Recipe:
         recipe.schedule == "steps" or not recipe.decay_epochs,
         "decay_epochs",
         "none with the cosine schedule",
+    )
+    require(recipe.dataset in SOURCES, "dataset", f"one of {', '.join(SOURCES)}")
+    if SOURCES[recipe.dataset].streamed:
+        size = recipe.image_size
+        require(size is not None and size >= 1, "image_size", "a whole number ≥ 1")
+    else:
+        own = f"none for {recipe.dataset}, whose images have a size"
+        require(recipe.image_size is None, "image_size", own)
+        require(not recipe.resize_crop, "resize_crop", own)
+    require(
+        not (recipe.resize_crop and recipe.shift),
+        "shift",
+        "0 with resize_crop, which moves images itself",
     )
     require(recipe.rule in rules.RULES, "rule", f"one of {', '.join(rules.RULES)}")
     return recipe

@@ -8,6 +8,7 @@ import numpy as np
 
 from xnor_jax.masks import path_string
 from xnor_jax.train.checkpoint import History
+from xnor_jax.train.folder import DATA_WAIT
 from xnor_jax.train.step import TrainState
 
 
@@ -49,8 +50,9 @@ class EventWriter:
             for split in ("train", "test"):
                 value = epoch[f"{split}_{key}"]
                 self._writer.add_scalar(f"{key}/{split}", value, number)
-        for key in ("learning_rate", "images_per_second"):
-            self._writer.add_scalar(key, epoch[key], number)
+        for key in ("learning_rate", "images_per_second", DATA_WAIT):
+            if key in epoch:
+                self._writer.add_scalar(key, epoch[key], number)
         for path, ratio in epoch["flip_ratios"].items():
             self._writer.add_scalar(f"flip_ratio/{path}", ratio, number)
         for path, values in weights.items():

@@ -43,17 +43,18 @@ def pack_run(
         packed = pack(model)
     except ValueError as error:
         raise RunError(f"{folder} cannot be packed: {error}") from error
-    source = data.SOURCES[run.recipe.dataset]
+    source, fit = data.SOURCES[run.recipe.dataset], run.recipe.fit
+    resize = None if fit is None else fit.resize
     info = Info(
         name=run.name,
-        preprocessing=Preprocessing(source.mean, source.std),
+        preprocessing=Preprocessing(source.mean, source.std, resize),
         class_names=run.class_names,
         test_accuracy=history[-1]["test_accuracy"],
     )
     packed = dataclasses.replace(packed, info=info)
     if data_dir is None:
         return packed
-    dataset = data.load(run.recipe.dataset, data_dir)
+    dataset = data.load(run.recipe.dataset, data_dir, run.recipe.fit)
     accuracy = predict.evaluate(packed, dataset).accuracy
     info = dataclasses.replace(info, test_accuracy=accuracy)
     return dataclasses.replace(packed, info=info)

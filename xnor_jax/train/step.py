@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from xnor_jax import masks, models, optim, weights
-from xnor_jax.data import Source
+from xnor_jax.data import BLANK, Source
 from xnor_jax.train.devices import constrain_batch, constrain_replicated
 from xnor_jax.train.recipe import Recipe
 
@@ -193,15 +193,40 @@ def make_train_epoch(
                 jax.lax.cond(now, report, lambda *_: None, at + 1, *so_far)
             return (state, total), None
 
-        flips = optax.tree.get(state.opt_state, "flip_ratio")
-        zeros = jax.tree.map(jnp.zeros_like, (Metrics(*2 * (jnp.zeros(()),)), flips))
         (state, total), _ = jax.lax.scan(
-            body, (state, zeros), (jnp.arange(steps), batches)
+            body, (state, zero_total(state)), (jnp.arange(steps), batches)
         )
         means = jax.tree.map(lambda x: x / steps, total)
         return constrain_replicated((state, *means), mesh)
 
     return epoch
+
+
+def make_train_batch(
+    trainer: Trainer, *, mesh: Mesh | None = None
+) -> Callable[..., tuple[TrainState, Any, Metrics]]:
+    """A step on a batch that comes from outside, already shuffled and augmented.
+
+    Returns:
+      `step(state, total, images, labels) -> state, total, metrics`, jitted, the state
+      donated. The images are uint8 `[batch, H, W, C]`; `total` is the sum over steps of
+      the metrics and the flip ratios, from `zero_total`; the metrics are the batch's.
+    """
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state, total, images, labels):
+        x = normalize(trainer.source, images)
+        state, metrics, flips = train_step(trainer, state, x, labels)
+        total = jax.tree.map(jnp.add, total, (metrics, flips))
+        return constrain_replicated((state, total, metrics), mesh)
+
+    return step
+
+
+def zero_total(state: TrainState) -> tuple[Metrics, Any]:
+    """The sum over no steps of the metrics and the flip ratios."""
+    flips = optax.tree.get(state.opt_state, "flip_ratio")
+    return jax.tree.map(jnp.zeros_like, (Metrics(*2 * (jnp.zeros(()),)), flips))
 
 
 def make_evaluate(
@@ -222,18 +247,13 @@ def make_evaluate(
     @jax.jit
     def evaluate(params, rest, images, labels):
         def batch(index):
-            model = nnx.merge(trainer.graphdef, params, rest, copy=True)
-            model.eval()
             # Past the end, the last image is read again and counts for nothing.
             real = index < len(labels)
             index = constrain_batch(index, mesh)
             index = jnp.minimum(index, len(labels) - 1)
-            logits = model(normalize(trainer.source, images[index]))
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                logits, labels[index]
+            return evaluate_batch(
+                trainer, params, rest, images[index], labels[index], real
             )
-            right = logits.argmax(-1) == labels[index]
-            return jnp.sum(losses * real), jnp.sum(right & real)
 
         devices = 1 if mesh is None else mesh.size
         size = -(-min(batch_size, len(labels)) // devices) * devices
@@ -241,6 +261,45 @@ def make_evaluate(
         index = jnp.arange(count * size).reshape(count, size)
         losses, right = jax.lax.map(batch, index)
         return Metrics(losses.sum() / len(labels), right.sum() / len(labels))
+
+    return evaluate
+
+
+def evaluate_batch(
+    trainer: Trainer,
+    params: Any,
+    rest: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    real: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The sum of the losses, and how many are right, of the images that are real."""
+    model = nnx.merge(trainer.graphdef, params, rest, copy=True)
+    model.eval()
+    logits = model(normalize(trainer.source, images))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    right = logits.argmax(-1) == labels
+    return jnp.sum(losses * real), jnp.sum(right & real)
+
+
+def make_evaluate_batch(
+    trainer: Trainer, *, mesh: Mesh | None = None
+) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    """Evaluation batch by batch: the sums of the losses, of what is right, of images.
+
+    Returns:
+      `evaluate(params, rest, total, images, labels) -> total`, jitted; `total` is None
+      at first. What has the label `BLANK` counts for nothing.
+    """
+
+    @jax.jit
+    def evaluate(params, rest, total, images, labels):
+        real = labels != BLANK
+        label = jnp.where(real, labels, 0)
+        sums = evaluate_batch(trainer, params, rest, images, label, real)
+        new = (*sums, jnp.sum(real))
+        new = new if total is None else jax.tree.map(jnp.add, total, new)
+        return constrain_replicated(new, mesh)
 
     return evaluate
 
@@ -264,17 +323,44 @@ def make_calibrate(
         order = jax.random.permutation(key, len(images))[: count * recipe.batch_size]
 
         def batch(index):
-            model = nnx.merge(trainer.graphdef, params, rest, copy=True)
-            model.eval()
-            model.set_attributes(nnx.BatchNorm, use_running_average=False, momentum=0.0)
-            model(normalize(trainer.source, images[constrain_batch(index, mesh)]))
-            return nnx.state(model, nnx.BatchStat)
+            picked = images[constrain_batch(index, mesh)]
+            return batch_statistics(trainer, params, rest, picked)
 
         statistics = jax.lax.map(batch, order.reshape(count, recipe.batch_size))
         mean = jax.tree.map(lambda x: x.mean(0), statistics)
         return constrain_replicated(nnx.merge_state(rest, mean), mesh)
 
     return calibrate
+
+
+def make_batch_statistics(
+    trainer: Trainer, *, mesh: Mesh | None = None
+) -> Callable[[Any, Any, jax.Array], Any]:
+    """Calibration batch by batch: `statistics(params, rest, images)`, jitted."""
+
+    @jax.jit
+    def statistics(params, rest, images):
+        found = batch_statistics(trainer, params, rest, images)
+        return constrain_replicated(found, mesh)
+
+    return statistics
+
+
+@jax.jit
+def merge_statistics(rest: Any, found: list[Any]) -> Any:
+    """The state `rest` with the means of some batches' statistics."""
+    return nnx.merge_state(rest, jax.tree.map(lambda *x: jnp.stack(x).mean(0), *found))
+
+
+def batch_statistics(
+    trainer: Trainer, params: Any, rest: Any, images: jax.Array
+) -> Any:
+    """The state of BatchNorm that is these images' statistics alone."""
+    model = nnx.merge(trainer.graphdef, params, rest, copy=True)
+    model.eval()
+    model.set_attributes(nnx.BatchNorm, use_running_average=False, momentum=0.0)
+    model(normalize(trainer.source, images))
+    return nnx.state(model, nnx.BatchStat)
 
 
 def normalize(source: Source, images: jax.Array) -> jax.Array:

@@ -31,7 +31,11 @@ def table(name: str, recipe: Recipe) -> Table:
     """
     model = nnx.eval_shape(
         lambda: MODELS[recipe.model](
-            image_shape=IMAGE_SHAPES[recipe.dataset],  # type: ignore[arg-type]
+            image_shape=(
+                IMAGE_SHAPES[recipe.dataset]
+                if recipe.image_size is None
+                else (recipe.image_size, recipe.image_size, 3)
+            ),
             binary=recipe.binary,
             rngs=nnx.Rngs(0),
         )

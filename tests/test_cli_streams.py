@@ -1,0 +1,166 @@
+"""The commands on a folder of class folders: train, evaluate, pack, predict."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import folders
+import pytest
+from PIL import Image
+
+import xnor_jax as xnor
+from xnor_jax import cli
+
+SMALL = ("--model", "lenet5", "--image-size", "16", "--batch-size", "6")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        cache = tmp_path_factory.mktemp("cache")
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return folders.class_folders(tmp_path_factory.mktemp("set"))
+
+
+def said(capsys, *args):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(map(str, args)))
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+def finished(capsys, *args):
+    code, out, err = said(capsys, *args)
+    assert (code, err) == (0, "")
+    return out
+
+
+def refused(capsys, *args):
+    code, out, err = said(capsys, *args)
+    assert err.startswith("xnor-jax: ") and len(err.splitlines()) == 1
+    return code, err
+
+
+def test_a_folder_is_trained_on_evaluated_packed_and_asked(place, tmp_path, capsys):
+    run, file = tmp_path / "run", tmp_path / "net.safetensors"
+    train = ("train", "folder-nin", *SMALL, "--epochs", 2, "--data-dir", place)
+    out = finished(capsys, *train, "--output", run)
+    assert "20 training images" in out and out.count("waiting for data") == 2
+    (_, last) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    found = finished(capsys, "evaluate", run, "--data-dir", place)
+    assert f"7 test images, loss {last['test_loss']:.4f}" in found
+    finished(capsys, "pack", run, "-o", file, "--data-dir", place)
+    packed = xnor.load(file)
+    assert packed.info.preprocessing.resize == 18  # of 16: as 256 of 224
+    assert packed.info.test_accuracy == pytest.approx(last["test_accuracy"])
+    found = finished(capsys, "evaluate", file, "--data-dir", place)
+    assert f"test accuracy {last['test_accuracy']:.2%}" in found
+    # Predicting sees what the test saw: the same pictures are right.
+    paths = sorted((place / "validation").rglob("*.jpg"))
+    lines = finished(capsys, "predict", file, *paths).splitlines()
+    names = [re.fullmatch(r".*: (\w+) [\d.]+%", line)[1] for line in lines]
+    right = sum(n == p.parent.name for n, p in zip(names, paths, strict=True))
+    assert right / len(paths) == pytest.approx(last["test_accuracy"])
+
+
+def test_a_wrong_word_or_picture_is_one_line(place, tmp_path, capsys):
+    code, err = refused(capsys, "train", "folder-nin")
+    assert code == 2 and "--data-dir: expected a folder of class folders" in err
+    train = ("train", "folder-nin", *SMALL, "--data-dir", place)
+    code, err = refused(capsys, *train, "--workers", "-1")
+    assert code == 2 and "--workers" in err
+    for wrong, words in (
+        (("--image-size", "0"), "image_size: expected a whole number ≥ 1"),
+        (("--shift", "2"), "shift: expected 0 with resize_crop"),
+        (("--dataset", "mnist"), "image_size: expected none for mnist"),
+    ):
+        code, err = refused(capsys, *train, *wrong)
+        assert code == 2 and words in err
+    bad = folders.class_folders(tmp_path / "set") / "train" / "bee" / "0004.jpg"
+    bad.write_text("hello")
+    train = ("train", "folder-nin", *SMALL, "--data-dir", tmp_path / "set")
+    code, err = refused(capsys, *train, "--output", tmp_path / "run")
+    assert code == 1 and f"{bad} is no image; expected one of PNG, JPEG" in err
+
+
+def test_summary_knows_the_size(capsys):
+    assert "9 kernels binary" in finished(capsys, "summary", "folder-nin")
+
+
+def children(pid):
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for thread in threads for child in thread.read_text().split()]
+
+
+def alive(pid):
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_worker_outlives_its_run(place, tmp_path, number):
+    # A shell's background jobs are started deaf to Ctrl-C, and their children too.
+    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{hear}\nfrom xnor_jax.cli import main\nmain()"
+    run = tmp_path / "run"
+    args = ("train", "folder-nin", *SMALL, "--epochs", 5000, "--data-dir", place)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, args)]
+        + ["--workers", "1", "--output", str(run)],
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+    )
+    try:
+        # Killed at once, or interrupted in the midst: what tracks shared memory is a
+        # child too.
+        ready = number == signal.SIGKILL
+        while len(workers := children(process.pid)) < 2 or not (
+            ready or (run / "metrics.jsonl").exists()
+        ):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        # As a terminal does: all of the session hear it.
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.kill()
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    end = time.monotonic() + 20
+    while any(map(alive, workers)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))
+    if number == signal.SIGINT:
+        assert process.returncode == 1
+        # At a worker's start Grain warns of jaxlib 0.10.0: no profiler for it there.
+        lines = [line for line in err.splitlines() if "WARNING:absl:Grain" not in line]
+        assert lines == ["xnor-jax: interrupted; go on with --resume"]
+
+
+def test_a_sideways_photograph_is_predicted_upright(tmp_path):
+    from xnor_jax.data import Fit
+    from xnor_jax.deploy import images
+
+    upright = folders.draw(1, (20, 28))
+    upright.save(tmp_path / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90° clockwise to see it upright
+    upright.rotate(90, expand=True).save(tmp_path / "b.png", exif=exif)
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    (first, second), notes = images.read(paths, (16, 16, 3), fit=Fit(16, 18))
+    assert not notes and (first == second).all()

@@ -1,0 +1,213 @@
+"""Runs whose pictures stay on disk, beside the same numbers computed from memory."""
+
+import dataclasses
+import io
+import os
+import signal
+import time
+
+import chex
+import datasets
+import folders
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from xnor_jax import data, streams
+from xnor_jax.pictures import Augment
+from xnor_jax.streams import grain
+from xnor_jax.train import feeds, loop, step
+from xnor_jax.train import recipe as recipes
+from xnor_jax.train.devices import make_mesh, replicate
+from xnor_jax.train.folder import RunError, RunInfo
+
+RECIPE = dataclasses.replace(
+    recipes.get("folder-nin"),
+    model="lenet5",
+    image_size=16,
+    batch_size=6,
+    epochs=3,
+    calibration_batches=2,
+)
+# The float twin, hardly moving: rounding turns no sign and no step of Adam's.
+STILL = dataclasses.replace(RECIPE, binary=False, learning_rate=1e-6)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        cache = tmp_path_factory.mktemp("cache")
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        yield
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    place = folders.class_folders(tmp_path_factory.mktemp("set"))
+    return data.load("folder", place, RECIPE.fit)
+
+
+@pytest.fixture(scope="module")
+def start(dataset):
+    """The trainer, and what makes its first state anew: a step donates it."""
+    trainer, state = loop.create(RunInfo.of("mine", STILL, dataset))
+    return trainer, lambda: jax.tree.map(lambda leaf: leaf.copy(), state)
+
+
+def feed_of(trainer, dataset, mesh=None, done=0, workers=0):
+    return feeds.make_feed(
+        trainer, dataset, lambda *_: None, mesh=mesh, done=done, workers=workers
+    )
+
+
+def read(batches):
+    with streams.reading(batches) as iterator:
+        return [tuple(map(jnp.asarray, batch)) for batch in iterator]
+
+
+def test_an_epoch_is_its_steps_and_the_test_counts_each_image_once(dataset, start):
+    trainer, state = start
+    with feed_of(trainer, dataset) as feed:
+        trained, metrics, flips = feed.train_epoch(state(), 1)
+        rest = feed.calibrate(trained, 1)
+        test = feed.evaluate(trained)
+        assert int(trained.step) == 3
+        again, _, _ = feed.train_epoch(trained, 2)
+    assert int(again.step) == 6
+    expected, sums = state(), []
+    train = jax.jit(step.train_step, static_argnums=0)
+    batches = dataset.train_batches(6, seed=0, augment=Augment(True, 0, True))
+    for images, labels in read(batches):
+        x = step.normalize(trainer.source, images)
+        expected, *more = train(Static(trainer), expected, x, labels)
+        sums.append(more)
+    means = jax.tree.map(lambda *x: sum(x) / 3, *sums)
+    chex.assert_trees_all_close([metrics, flips], means, rtol=1e-3, atol=1e-4)
+    images, labels = next(dataset.test_splits())
+    assert len(labels) == 7  # a batch, and one image more
+    memory = step.make_evaluate(trainer)(
+        expected.params, expected.rest, jnp.asarray(images), jnp.asarray(labels)
+    )
+    chex.assert_trees_all_close(test, memory, rtol=1e-3)
+    found = [
+        step.batch_statistics(trainer, expected.params, expected.rest, images)
+        for images, _ in read(dataset.calibration_batches(6, count=2, seed=0))
+    ]
+    statistics = step.merge_statistics(expected.rest, found)
+    chex.assert_trees_all_close(rest, statistics, rtol=1e-3, atol=1e-3)
+
+
+class Static:
+    """A trainer as a static argument: it holds trees, which have no hash."""
+
+    def __init__(self, trainer):
+        self._trainer = trainer
+
+    def __getattr__(self, name):
+        return getattr(self._trainer, name)
+
+
+def test_two_devices_share_each_batch(dataset, start):
+    if len(jax.devices()) < 2:
+        pytest.skip("needs two devices")
+    trainer, initial = start
+    results = []
+    for mesh in (None, make_mesh(2, 6)):
+        with feed_of(trainer, dataset, mesh) as feed:
+            state, metrics, _ = feed.train_epoch(replicate(initial(), mesh), 1)
+            state = state._replace(rest=feed.calibrate(state, 1))
+            results.append((metrics, feed.evaluate(state)))
+        for leaf in jax.tree.leaves(state):
+            assert len(leaf.sharding.device_set) == (1 if mesh is None else 2)
+    chex.assert_trees_all_close(*results, rtol=1e-3)
+
+
+def test_a_resumed_run_ends_with_the_very_numbers_of_one_left_alone(
+    dataset, tmp_path, monkeypatch
+):
+    info = RunInfo.of("mine", RECIPE, dataset)
+
+    def train(folder, **options):
+        console = Console(file=io.StringIO(), width=200)
+        loop.train(info, dataset, folder, console=console, **options)
+        _, state, history = loop.restore(folder, info)
+        return state, history, console.file.getvalue()
+
+    whole, records, said = train(tmp_path / "whole")
+    record, calls = loop._record, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return record(*args)
+
+    monkeypatch.setattr(loop, "_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", workers=1)
+    monkeypatch.undo()
+    resumed, again, _ = train(tmp_path / "run", resume=True)
+    chex.assert_trees_all_equal(resumed, whole)
+    for here, there in zip(again, records, strict=True):
+        assert 0 <= here.pop("data_wait") <= 1 and 0 <= there.pop("data_wait") <= 1
+        del here["images_per_second"], there["images_per_second"]
+        assert here == there
+    assert said.count("waiting for data") == 3
+    done, _, _ = train(tmp_path / "run", resume=True)  # nothing is left to do
+    chex.assert_trees_all_equal(done, whole)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 3 and all('"data_wait"' in line for line in lines)
+
+
+def sleepy(seconds):
+    def prepare(number):
+        time.sleep(seconds)
+        return np.full((2,), number)
+
+    return grain.MapDataset.range(4).map(prepare)
+
+
+def test_what_is_waited_is_told_apart_from_what_is_computed():
+    @jax.jit
+    def compute(x):
+        return jax.lax.fori_loop(0, 60, lambda _, a: jnp.sin(a @ a), x).sum()
+
+    x = jnp.ones((500, 500))
+    jax.block_until_ready(compute(x))
+    for pause, low, high in ((0.0, 0.0, 0.2), (0.5, 0.4, 2.2)):
+        with feeds.Ahead(sleepy(pause)) as ahead:
+            running, numbers = None, []
+            for _ in range(4):
+                numbers.append(int(ahead.take(running)[0]))
+                running = compute(x)
+                jax.block_until_ready(running)
+        assert numbers == [0, 1, 2, 3]
+        assert low <= ahead.waited <= high
+
+
+def test_an_error_in_a_worker_ends_the_run_and_its_threads(dataset):
+    def broken(number):
+        raise data.DataError(f"picture {number} is none")
+
+    with (
+        pytest.raises(data.DataError, match="picture 0"),
+        feeds.Ahead(grain.MapDataset.range(4).map(broken)) as ahead,
+    ):
+        ahead.take(None)
+    with pytest.raises(RuntimeError):
+        ahead._pool.submit(print)
+
+
+def test_a_worker_that_is_killed_is_told_in_a_line():
+    def killed(_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    batches = grain.MapDataset.range(4).map(killed)
+    with (
+        pytest.raises(RunError, match="exit code -9.*--resume") as error,
+        feeds.Ahead(batches, workers=1) as ahead,
+    ):
+        ahead.take(None)
+    assert "\n" not in str(error.value)

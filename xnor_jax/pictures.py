@@ -1,0 +1,151 @@
+"""Pictures of any kind and size as the pixels that a network takes, through Pillow."""
+
+import dataclasses
+import io
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from xnor_jax.data import DataError, Fit
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+MODES = {1: "L", 3: "RGB"}  # by channels
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What happens to a training picture; what each does is `Recipe`'s to tell."""
+
+    resize_crop: bool = False
+    shift: int = 0
+    flip: bool = False
+
+
+def read(picture: str | Path | bytes, channels: int, *, name: str) -> Image.Image:
+    """Decode a picture, turned upright, in grey or colour.
+
+    What is transparent becomes white. Of an animation, the first picture counts.
+
+    Args:
+      picture: A file of one of the `FORMATS`, or its bytes.
+      channels: 1 for grey, 3 for colour.
+      name: For errors.
+
+    Raises:
+      DataError: If it is no such image; the message names it.
+    """
+    file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+    try:
+        with warnings.catch_warnings():
+            # A small file that unfolds to a huge picture.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as image:
+                return _convert(ImageOps.exif_transpose(image), MODES[channels])
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{name} is no image; expected one of {', '.join(FORMATS)}"
+        ) from error
+    except Exception as error:  # Pillow's decoders raise their own, of any kind
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"cannot read the image {name}: {reason[0][:200]}") from error
+
+
+def centre(image: Image.Image, fit: Fit) -> Image.Image:
+    """Resize the shorter side, and cut the centre: what evaluation sees.
+
+    Args:
+      image: Of any size.
+      fit: The sizes.
+
+    Returns:
+      The middle `fit.size × fit.size` of the image whose shorter side is `fit.resize`.
+    """
+    shorter = min(image.size)
+    if shorter != fit.resize:
+        width, height = (side * fit.resize // shorter for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (round((side - fit.size) / 2) for side in image.size)
+    return image.crop((left, top, left + fit.size, top + fit.size))
+
+
+def random_box(
+    width: int, height: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A part of an image, as ImageNet's training takes one.
+
+    Args:
+      width: Of the image, at least 1.
+      height: Likewise.
+      rng: What to draw from.
+
+    Returns:
+      Left, top, right, bottom: of 8 to 100 % of the image's area and 3/4 to 4/3 as wide
+      as high, to rounding, anywhere in the image. An image so long that ten draws find
+      no such part gives its largest middle of that shape.
+
+    References:
+      Szegedy et al., Going Deeper with Convolutions, 2015.
+    """
+    low, high = 3 / 4, 4 / 3
+    for _ in range(10):
+        area = width * height * rng.uniform(0.08, 1)
+        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+            return int(left), int(top), int(left) + w, int(top) + h
+    w, h = min(width, round(height * high)), min(height, round(width / low))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def augment(
+    image: Image.Image, fit: Fit, how: Augment, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw a training example from a picture.
+
+    Args:
+      image: Of any size.
+      fit: The sizes.
+      how: What to do.
+      rng: What to draw from.
+
+    Returns:
+      uint8 `[fit.size, fit.size, C]`.
+    """
+    if how.resize_crop:
+        part = image.crop(random_box(*image.size, rng))
+        image = part.resize((fit.size, fit.size), Image.Resampling.BILINEAR)
+    else:
+        image = centre(image, fit)
+    pixels = to_array(image)
+    if by := how.shift:
+        padded = np.pad(pixels, ((by, by), (by, by), (0, 0)))
+        top, left = rng.integers(0, 2 * by + 1, 2)
+        pixels = padded[top : top + fit.size, left : left + fit.size]
+    if how.flip and rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """The pixels, uint8 `[H, W, C]`."""
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow would cut off what is above 255.
+        deep = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"expected 8 or 16 bits a channel, got mode {image.mode}")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert(mode)

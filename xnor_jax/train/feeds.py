@@ -1,0 +1,305 @@
+"""How a run's images reach its programs: from memory, or batch by batch from disk."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from xnor_jax.data import Dataset
+from xnor_jax.pictures import Augment
+from xnor_jax.streams import PictureSet, Shard, deafen, grain, reading
+from xnor_jax.train import step
+from xnor_jax.train.devices import put_batch, replicate
+from xnor_jax.train.folder import RunError
+from xnor_jax.train.step import Metrics, Trainer, TrainState
+
+OnStep = Callable[[Any, Any, Any], None]  # step of the epoch, mean loss and accuracy
+
+
+class Feed(Protocol):
+    """The three passes of an epoch, called in this order, the next epoch's after it."""
+
+    waited: float | None
+    """For how many seconds of the last `train_epoch` the devices waited for data; None
+    where they cannot."""
+
+    def train_epoch(
+        self, state: TrainState, epoch: int
+    ) -> tuple[TrainState, Metrics, Any]:
+        """Train on all images; the state, the means of metrics and flip ratios."""
+        ...
+
+    def calibrate(self, state: TrainState, epoch: int) -> Any:
+        """Re-estimate BatchNorm's statistics; the new `rest`."""
+        ...
+
+    def evaluate(self, state: TrainState) -> Metrics:
+        """The means over the test images, each counted once."""
+        ...
+
+    def __enter__(self) -> "Feed":
+        """Begin to read."""
+        ...
+
+    def __exit__(self, *error: object) -> None:
+        """End what reads."""
+        ...
+
+
+def make_feed(
+    trainer: Trainer,
+    dataset: Dataset | PictureSet,
+    on_step: OnStep,
+    *,
+    mesh: Mesh | None,
+    done: int,
+    workers: int,
+) -> Feed:
+    """The feed that fits the set.
+
+    Args:
+      trainer: What stays.
+      dataset: The images.
+      on_step: Called now and then with (step of the epoch, mean loss, mean accuracy).
+      mesh: The devices that share each batch; None for one.
+      done: Epochs that are done already.
+      workers: Processes that prepare the batches of a set on disk; 0 for threads.
+    """
+    if isinstance(dataset, PictureSet):
+        return Streamed(
+            trainer, dataset, on_step, mesh=mesh, done=done, workers=workers
+        )
+    return InMemory(trainer, dataset, on_step, mesh=mesh)
+
+
+def evaluate(
+    trainer: Trainer, state: TrainState, dataset: Dataset | PictureSet
+) -> tuple[Metrics, int]:
+    """The means over a set's test images, and their number."""
+    if isinstance(dataset, PictureSet):
+        batches = dataset.test_batches(trainer.recipe.batch_size)
+        with Ahead(batches) as ahead:
+            program = step.make_evaluate_batch(trainer)
+            metrics = _evaluate(program, state, ahead, len(batches))
+    else:
+        program = step.make_evaluate(trainer)
+        metrics = program(state.params, state.rest, *map(jnp.asarray, dataset.test))
+    return metrics, dataset.test_images
+
+
+class InMemory:
+    """Each pass is one compiled program that picks its batches itself."""
+
+    waited: float | None = None
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        dataset: Dataset,
+        on_step: OnStep,
+        *,
+        mesh: Mesh | None,
+    ):
+        self._train, self._test = replicate(
+            jax.tree.map(jnp.asarray, (dataset.train, dataset.test)), mesh
+        )
+        self._key = replicate(jax.random.key(trainer.recipe.seed), mesh)
+        self._train_epoch = step.make_train_epoch(trainer, on_step, mesh=mesh)
+        self._calibrate = step.make_calibrate(trainer, mesh=mesh)
+        self._evaluate = step.make_evaluate(trainer, mesh=mesh)
+
+    def __enter__(self) -> "InMemory":
+        """Nothing is left to read."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing reads."""
+
+    def train_epoch(
+        self, state: TrainState, epoch: int
+    ) -> tuple[TrainState, Metrics, Any]:
+        """Train on all images; the state, the means of metrics and flip ratios."""
+        return _wait(self._train_epoch(state, *self._train, self._keys(epoch)[0]))
+
+    def calibrate(self, state: TrainState, epoch: int) -> Any:
+        """Re-estimate BatchNorm's statistics; the new `rest`."""
+        images, key = self._train.images, self._keys(epoch)[1]
+        return self._calibrate(state.params, state.rest, images, key)
+
+    def evaluate(self, state: TrainState) -> Metrics:
+        """The means over the test images, each counted once."""
+        return _wait(self._evaluate(state.params, state.rest, *self._test))
+
+    def _keys(self, epoch: int) -> jax.Array:
+        return jax.random.split(jax.random.fold_in(self._key, epoch))
+
+
+class Streamed:
+    """Each pass is a jitted step a batch; the next batch comes while one computes.
+
+    The batches of all passes and epochs are one sequence, so that what prepares them
+    runs on through the ends of passes, and a run's place in it is its epoch.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        dataset: PictureSet,
+        on_step: OnStep,
+        *,
+        mesh: Mesh | None,
+        done: int,
+        workers: int,
+    ):
+        recipe = trainer.recipe
+        size, seed = recipe.batch_size, recipe.seed
+        shard = Shard(jax.process_index(), jax.process_count())
+        augment = Augment(recipe.resize_crop, recipe.shift, recipe.flip)
+        passes = [
+            dataset.train_batches(size, seed=seed, augment=augment, shard=shard),
+            dataset.calibration_batches(
+                size, count=recipe.calibration_batches, seed=seed, shard=shard
+            ),
+            dataset.test_batches(size, shard=shard),
+        ]
+        self._steps, self._calibrations, self._tests = map(len, passes)
+        epoch = grain.MapDataset.concatenate([part for part in passes if len(part)])
+        ahead = epoch.repeat(recipe.epochs)[done * len(epoch) :]
+        self._batches = Ahead(ahead, mesh=mesh, workers=workers)
+        self._on_step = on_step
+        self._train_batch = step.make_train_batch(trainer, mesh=mesh)
+        self._statistics = step.make_batch_statistics(trainer, mesh=mesh)
+        self._evaluate = step.make_evaluate_batch(trainer, mesh=mesh)
+        self._mesh = mesh
+        self.waited: float | None = None
+
+    def __enter__(self) -> "Streamed":
+        """Begin to prepare batches."""
+        self._batches.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the threads and processes that prepare them."""
+        self._batches.__exit__(*error)
+
+    def train_epoch(
+        self, state: TrainState, epoch: int
+    ) -> tuple[TrainState, Metrics, Any]:
+        """Train on all images; the state, the means of metrics and flip ratios."""
+        del epoch  # the sequence knows
+        before = self._batches.waited
+        total = replicate(step.zero_total(state), self._mesh)
+        running = None
+        for at in range(1, self._steps + 1):
+            batch = self._batches.take(running)
+            state, total, metrics = self._train_batch(state, total, *batch)
+            # No more than two steps are under way: each holds a batch.
+            jax.block_until_ready(running)
+            running = metrics
+            if at % 10 == 0:
+                self._on_step(at, *(float(mean) / at for mean in total[0]))
+        jax.block_until_ready(total)
+        self.waited = self._batches.waited - before
+        metrics, flips = jax.tree.map(lambda x: x / self._steps, total)
+        return state, metrics, flips
+
+    def calibrate(self, state: TrainState, epoch: int) -> Any:
+        """Re-estimate BatchNorm's statistics; the new `rest`."""
+        del epoch
+        found: list[Any] = []
+        for _ in range(self._calibrations):
+            images, _ = self._batches.take(found[-1:])
+            jax.block_until_ready(found[-1:])
+            found.append(self._statistics(state.params, state.rest, images))
+        return step.merge_statistics(state.rest, found)
+
+    def evaluate(self, state: TrainState) -> Metrics:
+        """The means over the test images, each counted once."""
+        return _evaluate(self._evaluate, state, self._batches, self._tests)
+
+
+class Ahead:
+    """Batches on the devices, the next one on its way while one is computed with.
+
+    Args:
+      batches: A batch an element.
+      mesh: The devices that share each batch; None for one.
+      workers: Processes that prepare them; 0 for threads.
+    """
+
+    def __init__(
+        self, batches: grain.MapDataset, *, mesh: Mesh | None = None, workers: int = 0
+    ):
+        self.waited = 0.0
+        self._batches, self._mesh, self._workers = batches, mesh, workers
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> "Ahead":
+        """Begin to prepare batches."""
+        self._iterator = self._open.enter_context(reading(self._batches, self._workers))
+        # Left first: it may be waiting for a worker.
+        pool = ThreadPoolExecutor(1, initializer=deafen if self._workers else None)
+        self._pool = self._open.enter_context(pool)
+        self._next = self._pool.submit(self._pull)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End what prepares them."""
+        self._open.close()
+
+    def take(self, running: Any) -> Any:
+        """The next batch.
+
+        Args:
+          running: What the devices still compute; the time after it is ready, until the
+            batch is there, has been waited.
+        """
+        if not self._next.done():
+            jax.block_until_ready(running)
+            begin = time.perf_counter()
+            wait([self._next])
+            self.waited += time.perf_counter() - begin
+        batch = self._next.result()
+        self._next = self._pool.submit(self._pull)
+        return batch
+
+    def _pull(self) -> Any:
+        try:
+            batch = next(self._iterator, None)
+        except RuntimeError as error:  # Grain's, for a process that has ended
+            reason = str(error).splitlines()[0][:100]
+            raise RunError(
+                f"no more pictures: {reason}; see to the memory, or give fewer "
+                "--workers, then go on with --resume"
+            ) from error
+        if batch is None:
+            return None
+        # A worker's batch lies in shared memory, which is to be given back at once.
+        return put_batch(jax.tree.map(np.array, batch), self._mesh)
+
+
+def _evaluate(
+    program: Callable[..., Any], state: TrainState, batches: Ahead, count: int
+) -> Metrics:
+    total = None
+    for _ in range(count):
+        images, labels = batches.take(total)
+        jax.block_until_ready(total)
+        total = program(state.params, state.rest, total, images, labels)
+    loss, right, images = jax.block_until_ready(total)
+    return Metrics(loss / images, right / images)
+
+
+def _wait(values: Any) -> Any:
+    """Wait in Python, which hears a Ctrl-C; a blocked wait hears it at the end."""
+    # Keys, such as a dropout's, cannot be asked; they come with the rest.
+    arrays = [leaf for leaf in jax.tree.leaves(values) if hasattr(leaf, "is_ready")]
+    while not all(array.is_ready() for array in arrays):
+        time.sleep(0.005)
+    return jax.block_until_ready(values)

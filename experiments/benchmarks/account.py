@@ -29,13 +29,14 @@ def main() -> None:
     run()
     seconds = measure.in_turn({"step": run}, args.rounds)["step"]
     step = measure.Spread.of([1000 * value / args.steps for value in seconds])
+    memory = program.memory_analysis()
     rows = account(profiled(run), scopes(program.as_text()), args.steps)
 
     print(f"{args.recipe}, batch {args.batch}, threads: {args.threads}; cpu: {cpu}")
     print(f"versions: {measure.versions('flax')}")
     print(
         f"{step.median:.1f} ms a step ({step.least:.1f} to {step.most:.1f}); "
-        f"temporary memory {program.memory_analysis().temp_size_in_bytes / 1e6:.0f} MB\n"
+        f"temporary memory {memory.temp_size_in_bytes / 1e6:.0f} MB\n"
     )
     print("| layer | forward, ms | of it products | backward, ms | of it products |")
     print("|---|---|---|---|---|")

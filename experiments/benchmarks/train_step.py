@@ -6,7 +6,10 @@ process.
 
 import argparse
 import dataclasses
+import resource
+import subprocess
 import sys
+from argparse import SUPPRESS
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,9 +34,17 @@ def main() -> None:
 
     cpu = measure.describe_cpu()
     images, labels = load(args)
+    makers = {"xnor_jax": library_side, "PyTorch": torch_side}
+    if args.alone:
+        run = makers[args.alone](args.recipe, images, labels, args.batch)
+        run()
+        run()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        return
+    memory = {name: peak_memory(name) for name in makers}
     sides = {
-        "xnor_jax": library_side(args.recipe, images, labels, args.batch),
-        "PyTorch": torch_side(args.recipe, images, labels, args.batch),
+        name: make(args.recipe, images, labels, args.batch)
+        for name, make in makers.items()
     }
     seconds = measure.in_turn(sides, args.rounds)
 
@@ -45,12 +56,16 @@ def main() -> None:
     print(f"cpu: {cpu}")
     print(f"versions: {versions()}\n")
     epoch_steps = EPOCH_IMAGES[args.recipe] // args.batch
-    print(f"| side | ms a step: median | min | max | s an epoch, {epoch_steps} steps |")
-    print("|---|---|---|---|---|")
+    print(
+        f"| side | ms a step: median | min | max | s an epoch, {epoch_steps} steps "
+        "| peak memory, MB |"
+    )
+    print("|---|---|---|---|---|---|")
     for name, values in seconds.items():
         step = measure.Spread.of([value / args.steps for value in values])
         times = " | ".join(f"{1000 * value:.2f}" for value in step)
-        print(f"| {name} | {times} | {step.median * epoch_steps:.2f} |")
+        epoch = step.median * epoch_steps
+        print(f"| {name} | {times} | {epoch:.2f} | {memory[name]:.0f} |")
     pairs = zip(seconds["xnor_jax"], seconds["PyTorch"], strict=True)
     ratio = measure.Spread.of([ours / theirs for ours, theirs in pairs])
     print(
@@ -84,6 +99,7 @@ def parse() -> argparse.Namespace:
             default=default,
             help=f"{text} (default {default})",
         )
+    parser.add_argument("--alone", choices=("xnor_jax", "PyTorch"), help=SUPPRESS)
     args = parser.parse_args()
     if args.batch == 1:
         parser.error("argument --batch: BatchNorm needs at least 2 images")
@@ -94,6 +110,13 @@ def parse() -> argparse.Namespace:
             f"{args.batch}, got {args.steps}"
         )
     return args
+
+
+def peak_memory(side: str) -> float:
+    """The most memory, in MB, of a process that runs this side alone."""
+    command = [sys.executable, *sys.argv, "--alone", side]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1]) * 1024 / 1e6
 
 
 def load(args: argparse.Namespace):

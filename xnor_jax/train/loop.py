@@ -3,16 +3,18 @@
 import math
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
 from xnor_jax.data import SOURCES, Dataset
-from xnor_jax.train import report, step
+from xnor_jax.train import processes, report, step
 from xnor_jax.train.checkpoint import Checkpoints, History
 from xnor_jax.train.devices import replicate
 from xnor_jax.train.folder import RunError, RunInfo, open_folder, write_metrics
@@ -41,7 +43,9 @@ def train(
     """Train a recipe to its end.
 
     Everything that decides the numbers comes from the recipe: a run that is cut off at
-    any moment and resumed ends with those of a run left alone.
+    any moment and resumed ends with those of a run left alone. Where JAX runs in
+    several processes, each of them calls this; the first one alone prints, and writes
+    all but the checkpoints.
 
     Args:
       info: The run: `RunInfo.of(name, recipe, dataset)`.
@@ -68,14 +72,18 @@ def train(
             f"batch_size {recipe.batch_size} is larger than the {info.train_images} "
             f"training images; expected at most {info.train_images}"
         )
-    open_folder(folder, info, resume=resume)
+    processes.check_alike(run=info, data_set=_digest(dataset), folder=folder.name)
+    processes.open_together(folder, lambda: open_folder(folder, info, resume=resume))
     trainer, state = create(info)
     checkpoints = Checkpoints(folder)
     history: History = []
     done = checkpoints.newest() or 0
+    processes.check_alike(newest_checkpoint=done)
+    first = processes.is_first()
     if done:
         state, history = checkpoints.restore(done, state)
-        write_metrics(folder, history)
+        if first:
+            write_metrics(folder, history)
         console.print(f"{folder}: going on after epoch {done} of {recipe.epochs}")
 
     images, labels = (replicate(jnp.asarray(a), mesh) for a in dataset.train)
@@ -94,7 +102,7 @@ def train(
     # With or without a terminal it is one program: another might round otherwise, and a
     # run resumed elsewhere would not end with the same numbers.
     train_epoch = step.make_train_epoch(trainer, display.on_step, mesh=mesh)
-    events = report.EventWriter(folder, done)
+    events = report.EventWriter(folder, done) if first else None
     try:
         with display:
             for epoch in range(done + 1, recipe.epochs + 1):
@@ -126,8 +134,10 @@ def train(
                 )
                 history.append(record)
                 checkpoints.save(epoch, state, history)
-                write_metrics(folder, history)
-                events.write(record, report.latent_weights(state, trainer.inner))
+                if first:
+                    write_metrics(folder, history)
+                if events:
+                    events.write(record, report.latent_weights(state, trainer.inner))
                 display.end_epoch(record)
     except OSError as error:
         raise RunError(
@@ -137,15 +147,17 @@ def train(
     finally:
         # A call that was interrupted may hold the lock that closing would wait for.
         if not isinstance(sys.exception(), KeyboardInterrupt):
-            events.close()
+            if events:
+                events.close()
             checkpoints.close()
     kind = "binary" if recipe.binary else "float twin"
-    report.draw(
-        folder / "report.png",
-        f"{info.name} ({kind}), seed {recipe.seed}",
-        history,
-        report.latent_weights(state, trainer.inner),
-    )
+    if first:
+        report.draw(
+            folder / "report.png",
+            f"{info.name} ({kind}), seed {recipe.seed}",
+            history,
+            report.latent_weights(state, trainer.inner),
+        )
     return Result(folder, history, time.perf_counter() - begin)
 
 
@@ -184,6 +196,14 @@ def restore(
         return trainer, *checkpoints.restore(epoch, state)
     finally:
         checkpoints.close()
+
+
+def _digest(dataset: Dataset) -> list[int]:
+    return [
+        zlib.crc32(np.ascontiguousarray(array).data)
+        for split in (dataset.train, dataset.test)
+        for array in split
+    ]
 
 
 def _wait(values: Any) -> Any:

@@ -119,7 +119,7 @@ def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
     try:
         mesh = make_mesh(options.devices, recipe.batch_size)
     except ValueError as error:
-        raise _UsageError(f"--devices: {error}") from error
+        raise _UsageError(error) from error
     dataset = data.load(recipe.dataset, options.data_dir)
     info = folders.RunInfo.of(name, recipe, dataset)
     console = Console(highlight=False, soft_wrap=True, quiet=not processes.is_first())

@@ -18,7 +18,9 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
+from xnor_jax.train import processes
 from xnor_jax.train import recipe as recipes
+from xnor_jax.train.processes import Cluster
 from xnor_jax.train.recipe import Recipe, RecipeError
 
 
@@ -33,10 +35,13 @@ class RunOptions:
     With --resume: the newest of these."""
     resume: bool = False
     """Go on with the run in the folder."""
-    devices: int = 1
-    """How many of JAX's devices share each batch."""
+    devices: int | None = None
+    """How many of JAX's devices share each batch; without it one, and in several
+    processes all of theirs."""
     workers: int = 0
     """Processes that prepare the pictures of imagenet and folder; 0 for threads."""
+    processes: tyro.conf.OmitArgPrefixes[Cluster] = Cluster()
+    """One run in several processes."""
 
 
 _RecipeName = Annotated[
@@ -88,6 +93,22 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def _train(args: list[str]) -> None:
     name, recipe, options = _parse_recipe("train", args, RunOptions())
+    from xnor_jax.train import supervisor
+
+    _check_data_dir(options.data_dir)
+    try:
+        cluster = processes.validate(options.processes)
+        if cluster.named and not supervisor.is_worker():
+            sys.exit(supervisor.supervise(["train", *args], cluster))
+        if cluster.named:
+            supervisor.be_worker()
+        with processes.joined(cluster):
+            _train_here(name, recipe, options)
+    except processes.OptionError as error:
+        raise _UsageError(error) from error
+
+
+def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
     from rich.console import Console
 
     from xnor_jax import data
@@ -95,7 +116,6 @@ def _train(args: list[str]) -> None:
     from xnor_jax.train import loop
     from xnor_jax.train.devices import make_mesh
 
-    _check_data_dir(options.data_dir)
     if recipe.dataset == "folder" and options.data_dir is None:
         raise _UsageError(
             "--data-dir: expected a folder of class folders, train/CLASS/* and "
@@ -113,10 +133,10 @@ def _train(args: list[str]) -> None:
     try:
         mesh = make_mesh(options.devices, recipe.batch_size)
     except ValueError as error:
-        raise _UsageError(f"--devices {options.devices}: {error}") from error
+        raise _UsageError(error) from error
     dataset = data.load(recipe.dataset, options.data_dir, recipe.fit)
     info = folders.RunInfo.of(name, recipe, dataset)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, quiet=not processes.is_first())
     console.print(
         f"{name}: {info.train_images:,} training images, {recipe.epochs} epochs of "
         f"{info.steps_per_epoch} steps, seed {recipe.seed}, in {folder}"

@@ -53,6 +53,11 @@ class Pictures:
     def __init__(self, table: hub.Table):
         self._table = table
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of each row, int32 `[N]`."""
+        return self._table.labels
+
     def __len__(self) -> int:
         return len(self._table.labels)
 

@@ -19,21 +19,29 @@ T = TypeVar("T")
 _AXIS = "batch"
 
 
-def make_mesh(devices: int, batch_size: int) -> Mesh | None:
+def make_mesh(devices: int | None, batch_size: int) -> Mesh | None:
     """The devices that share a batch; None for a single one.
 
     Args:
-      devices: How many of JAX's devices, at least 1.
+      devices: How many of JAX's devices, at least 1; None for one, and in several
+        processes for all of theirs, of which none can be left out.
       batch_size: Images a step.
 
     Raises:
       ValueError: If there are not so many, or the batch does not divide among them.
     """
-    found = jax.devices()
+    found, processes = jax.devices(), jax.process_count()
+    if devices is None:
+        devices = 1 if processes == 1 else len(found)
     if not 1 <= devices <= len(found):
         raise ValueError(
             f"devices: expected 1 to {len(found)}, which JAX has here "
             f"({found[0].platform}), got {devices}"
+        )
+    if processes > 1 and devices != len(found):
+        raise ValueError(
+            f"devices: expected all {len(found)} of the {processes} processes, got "
+            f"{devices}"
         )
     if rest := batch_size % devices:
         near = [n for n in (batch_size - rest, batch_size - rest + devices) if n]
@@ -48,7 +56,11 @@ def replicate(tree: T, mesh: Mesh | None) -> T:
     """The tree on every device of the mesh."""
     if mesh is None:
         return tree
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() > 1:
+        # device_put knows no keys there, and sends all values round to compare them.
+        return jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)
+    return jax.device_put(tree, everywhere)
 
 
 def put_batch(batch: T, mesh: Mesh | None) -> T:

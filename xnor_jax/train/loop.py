@@ -3,17 +3,19 @@
 import math
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
 from xnor_jax.data import SOURCES, Dataset
 from xnor_jax.streams import PictureSet
-from xnor_jax.train import feeds, report, step
+from xnor_jax.train import feeds, processes, report, step
 from xnor_jax.train.checkpoint import Checkpoints, History
 from xnor_jax.train.devices import replicate
 from xnor_jax.train.folder import RunError, RunInfo, open_folder, write_metrics
@@ -43,7 +45,9 @@ def train(
     """Train a recipe to its end.
 
     Everything that decides the numbers comes from the recipe: a run that is cut off at
-    any moment and resumed ends with those of a run left alone.
+    any moment and resumed ends with those of a run left alone. Where JAX runs in
+    several processes, each of them calls this; the first one alone prints, and writes
+    all but the checkpoints.
 
     Args:
       info: The run: `RunInfo.of(name, recipe, dataset)`.
@@ -72,15 +76,19 @@ def train(
             f"batch_size {recipe.batch_size} is larger than the {info.train_images} "
             f"training images; expected at most {info.train_images}"
         )
-    open_folder(folder, info, resume=resume)
+    processes.check_alike(run=info, data_set=_digest(dataset), folder=folder.name)
+    processes.open_together(folder, lambda: open_folder(folder, info, resume=resume))
     # Calls of the compiled library are not split over devices; XLA's products are.
     trainer, state = create(info, backend="auto" if mesh is None else "float")
     checkpoints = Checkpoints(folder)
     history: History = []
     done = checkpoints.newest() or 0
+    processes.check_alike(newest_checkpoint=done)
+    first = processes.is_first()
     if done:
         state, history = checkpoints.restore(done, state)
-        write_metrics(folder, history)
+        if first:
+            write_metrics(folder, history)
         console.print(f"{folder}: going on after epoch {done} of {recipe.epochs}")
 
     state = replicate(state, mesh)
@@ -97,7 +105,7 @@ def train(
     feed = feeds.make_feed(
         trainer, dataset, display.on_step, mesh=mesh, done=done, workers=workers
     )
-    events = report.EventWriter(folder, done)
+    events = report.EventWriter(folder, done) if first else None
     try:
         with display, feed:
             for epoch in range(done + 1, recipe.epochs + 1):
@@ -123,8 +131,10 @@ def train(
                     record["data_wait"] = feed.waited / seconds
                 history.append(record)
                 checkpoints.save(epoch, state, history)
-                write_metrics(folder, history)
-                events.write(record, report.latent_weights(state, trainer.inner))
+                if first:
+                    write_metrics(folder, history)
+                if events:
+                    events.write(record, report.latent_weights(state, trainer.inner))
                 display.end_epoch(record)
     except OSError as error:
         raise RunError(
@@ -134,15 +144,17 @@ def train(
     finally:
         # A call that was interrupted may hold the lock that closing would wait for.
         if not isinstance(sys.exception(), KeyboardInterrupt):
-            events.close()
+            if events:
+                events.close()
             checkpoints.close()
     kind = "binary" if recipe.binary else "float twin"
-    report.draw(
-        folder / "report.png",
-        f"{info.name} ({kind}), seed {recipe.seed}",
-        history,
-        report.latent_weights(state, trainer.inner),
-    )
+    if first:
+        report.draw(
+            folder / "report.png",
+            f"{info.name} ({kind}), seed {recipe.seed}",
+            history,
+            report.latent_weights(state, trainer.inner),
+        )
     return Result(folder, history, time.perf_counter() - begin)
 
 
@@ -182,6 +194,15 @@ def restore(
         return trainer, *checkpoints.restore(epoch, state)
     finally:
         checkpoints.close()
+
+
+def _digest(dataset: Dataset | PictureSet) -> list[int]:
+    """What tells a data set from another; of one on disk its labels."""
+    if isinstance(dataset, PictureSet):
+        arrays = [pictures.labels for pictures in (dataset.train, dataset.test)]
+    else:
+        arrays = [array for split in (dataset.train, dataset.test) for array in split]
+    return [zlib.crc32(np.ascontiguousarray(array).data) for array in arrays]
 
 
 def _check_finite(recipe: Recipe, epoch: int, name: str, metrics: Metrics) -> None:

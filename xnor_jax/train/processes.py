@@ -1,0 +1,240 @@
+"""One run in several processes, on one host or on many, through `jax.distributed`.
+
+Every process runs the same program on its own devices and computes its part of each
+batch. The first one alone writes the small files and speaks; checkpoints are written
+and read by all.
+"""
+
+import contextlib
+import dataclasses
+import re
+import socket
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from xnor_jax.train.folder import RunError
+
+# A dead process is one that has not been heard of for so long. JAX's own 100 s make
+# people wait; much less would take a host that is only slow for a dead one.
+HEARTBEAT_SECONDS = 20
+
+
+class OptionError(ValueError):
+    """Options that do not say which process of which cluster this is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """One run in several processes: start the same command once on each host."""
+
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 listens and the others find it; give --process-id
+    and --num-processes with it."""
+    process_id: int | None = None
+    """Which of the processes this is, from 0."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    cluster: bool = False
+    """Ask JAX for these three: it knows Slurm, Open MPI, Kubernetes and Cloud TPU."""
+    start_timeout: int = 120
+    """Seconds to wait for the other processes at the start."""
+
+    @property
+    def named(self) -> bool:
+        """Whether the options name a cluster at all."""
+        return self.cluster or self.coordinator is not None
+
+
+def validate(cluster: Cluster) -> Cluster:
+    """Check the options, and return them.
+
+    Raises:
+      OptionError: If they do not say which process of how many this is.
+    """
+    by_hand = {
+        "--coordinator": cluster.coordinator,
+        "--process-id": cluster.process_id,
+        "--num-processes": cluster.num_processes,
+    }
+    given = [name for name, value in by_hand.items() if value is not None]
+    missing = [name for name in by_hand if name not in given]
+    if cluster.cluster and given:
+        raise OptionError(f"--cluster: finds {given[0]} itself; leave one of them out")
+    if given and missing:
+        raise OptionError(f"{given[0]}: give {' and '.join(missing)} too")
+    if cluster.start_timeout < 1:
+        raise OptionError(
+            f"--start-timeout: expected at least 1 second, got {cluster.start_timeout}"
+        )
+    if cluster.coordinator is None:
+        return cluster
+    host, _, port = cluster.coordinator.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise OptionError(
+            f"--coordinator: expected HOST:PORT, such as 10.0.0.1:1234, got "
+            f"{cluster.coordinator}"
+        )
+    count, this = cluster.num_processes or 0, cluster.process_id or 0
+    if count < 1:
+        raise OptionError(f"--num-processes: expected at least 1, got {count}")
+    if not 0 <= this < count:
+        raise OptionError(
+            f"--process-id: expected 0 to {count - 1}, of {count} processes, got {this}"
+        )
+    return cluster
+
+
+def check_port(cluster: Cluster) -> None:
+    """See that process 0 can listen; JAX's coordinator crashes where it cannot.
+
+    Raises:
+      RunError: If something else has the port.
+    """
+    if cluster.coordinator is None or cluster.process_id != 0:
+        return
+    port = int(cluster.coordinator.rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise RunError(
+                f"--coordinator: cannot listen at port {port}: {error.strerror}; give "
+                "all processes another one"
+            ) from error
+
+
+@contextlib.contextmanager
+def joined(cluster: Cluster) -> Iterator[None]:
+    """Be one of the cluster's processes; all of them leave together.
+
+    It has to come before anything that starts JAX's backend. Where the options name no
+    cluster it does nothing.
+
+    Raises:
+      OptionError: If JAX is asked to find the cluster, and finds none.
+      RunError: If the processes do not come together, or another one is lost later.
+    """
+    if not cluster.named:
+        yield
+        return
+    _join(cluster)
+    try:
+        yield
+        multihost_utils.sync_global_devices("the run is done")
+    except Exception as error:
+        reason = _broken_transfer(error)
+        if reason is None:
+            raise
+        # JAX's heartbeats find out which process is gone, and end this one with it.
+        time.sleep(HEARTBEAT_SECONDS + 10)
+        raise RunError(
+            f"the processes lost each other ({reason}); start all of them again with "
+            "--resume"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks, as a single one does."""
+    return jax.process_index() == 0
+
+
+def open_together(folder: Path, open_first: Callable[[], None]) -> None:
+    """The first process opens the run's folder, then the others look for it.
+
+    Args:
+      folder: The run's folder.
+      open_first: What the first process does.
+
+    Raises:
+      RunError: What the first raised, or that a process does not see the folder. All
+        processes raise where one does.
+    """
+    if jax.process_count() == 1:
+        open_first()
+        return
+    for turn in (True, False):
+        error = None
+        try:
+            if is_first() and turn:
+                open_first()
+            elif not turn and not (folder / "recipe.json").exists():
+                raise RunError(
+                    f"process {jax.process_index()} does not see what process 0 wrote "
+                    f"in {folder}; give all processes a folder that they share with "
+                    "--output"
+                )
+        except RunError as failure:
+            error = failure
+        failed = multihost_utils.process_allgather(np.array(error is not None))
+        if error is not None:
+            raise error
+        if failed.any():
+            raise RunError(
+                f"process {np.argmax(failed)} cannot use {folder}: see what it says"
+            )
+
+
+def check_alike(**parts: object) -> None:
+    """Compare what has to be the same in all processes.
+
+    Args:
+      **parts: By name, values whose `repr` says all about them.
+
+    Raises:
+      RunError: If a process has another one.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = np.array([zlib.crc32(repr(part).encode()) for part in parts.values()])
+    found = multihost_utils.process_allgather(digests.astype(np.uint32))
+    for name, column in zip(parts, found.T, strict=True):
+        if (column != column[0]).any():
+            raise RunError(
+                f"process {np.argmax(column != column[0])} has another "
+                f"{name.replace('_', ' ')} than process 0; start all processes with "
+                "the same arguments, data and folder"
+            )
+
+
+def _join(cluster: Cluster) -> None:
+    try:
+        jax.distributed.initialize(
+            cluster.coordinator,
+            cluster.num_processes,
+            cluster.process_id,
+            cluster_detection_method=None if cluster.cluster else "deactivate",
+            initialization_timeout=cluster.start_timeout,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            # Who leaves alone has failed: the others shall hear of it soon.
+            shutdown_timeout_seconds=10,
+        )
+    except ValueError as error:
+        if "should be defined" not in str(error) and "must be defined" not in str(
+            error
+        ):
+            raise
+        raise OptionError(
+            "--cluster: JAX finds none here (it knows Slurm, Open MPI, Kubernetes and "
+            "Cloud TPU); give --coordinator, --process-id and --num-processes"
+        ) from error
+    except RuntimeError as error:
+        raise RunError(
+            f"cannot join the other processes: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _broken_transfer(error: BaseException | None) -> str | None:
+    """What the network said, where it is behind an error."""
+    while error is not None:
+        words = "" if isinstance(error, RunError) else str(error)
+        if re.search("Gloo|NCCL|RCCL|coordination|[Bb]arrier", words):
+            return words.strip().splitlines()[0][:200]
+        error = error.__cause__ or error.__context__
+    return None

@@ -55,6 +55,7 @@ class _Binary(nnx.Module):
         binary: bool,
         backend: str,
         dtype: Dtype | None,
+        compute_dtype: Dtype,
         param_dtype: Dtype,
         kernel_init: Initializer,
         bias_init: Initializer,
@@ -62,6 +63,16 @@ class _Binary(nnx.Module):
     ):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected a number in [0, 1), got {dropout}")
+        compute_dtype = jnp.dtype(compute_dtype)
+        if compute_dtype not in (jnp.float32, jnp.bfloat16):
+            raise ValueError(
+                f"compute_dtype: expected float32 or bfloat16, got {compute_dtype}"
+            )
+        if compute_dtype != jnp.float32 and not binary:
+            raise ValueError(
+                "compute_dtype: expected float32 with binary=False, whose products "
+                f"are not of signs and would be rounded, got {compute_dtype}"
+            )
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
         self.bias = (
             nnx.Param(bias_init(rngs.params(), shape[-1:], param_dtype))
@@ -76,6 +87,7 @@ class _Binary(nnx.Module):
         self.groups = groups
         self.backend = backend
         self.dtype = dtype
+        self.compute_dtype = compute_dtype
 
     def _apply(
         self,
@@ -100,6 +112,7 @@ class _Binary(nnx.Module):
             training.binary_product,
             geometry=geometry,
             groups=self.groups,
+            compute_dtype=self.compute_dtype,
             backend=self.backend,
             **self._drop(x),
         )
@@ -142,14 +155,18 @@ class BinaryConv(_Binary):
       backend: What computes the products: `"auto"` takes the compiled library on a
         CPU, and XLA's floats elsewhere; `"float"` takes these everywhere; or another
         of `xnor_jax.ops.available_backends()`. The sums of signs are the same.
-      dtype: Of the computation; None for that of input and kernel together.
+      dtype: Of what comes in and goes out; None for that of input and kernel together.
+      compute_dtype: Of the operands of the products of signs, float32 or bfloat16. The
+        sums are the same integers in both; gradients are rounded to it before they are
+        multiplied by signs.
       param_dtype: Of the latent kernel and the bias.
       kernel_init: Initializer of the latent kernel.
       bias_init: Initializer of the bias.
       rngs: Keys `params` and, with dropout, `dropout`.
 
     Raises:
-      ValueError: If channels do not divide into the groups, or a geometry does not fit.
+      ValueError: If channels do not divide into the groups, a geometry does not fit, or
+        `compute_dtype` is another or not float32 in the float twin.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.2.
@@ -173,6 +190,7 @@ class BinaryConv(_Binary):
         binary: bool = True,
         backend: str = "auto",
         dtype: Dtype | None = None,
+        compute_dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
         kernel_init: Initializer = nnx.initializers.lecun_normal(),
         bias_init: Initializer = nnx.initializers.zeros_init(),
@@ -210,6 +228,7 @@ class BinaryConv(_Binary):
             binary=binary,
             backend=backend,
             dtype=dtype,
+            compute_dtype=compute_dtype,
             param_dtype=param_dtype,
             kernel_init=kernel_init,
             bias_init=bias_init,
@@ -279,11 +298,17 @@ class BinaryLinear(_Binary):
       backend: What computes the products: `"auto"` takes the compiled library on a
         CPU, and XLA's floats elsewhere; `"float"` takes these everywhere; or another
         of `xnor_jax.ops.available_backends()`. The sums of signs are the same.
-      dtype: Of the computation; None for that of input and kernel together.
+      dtype: Of what comes in and goes out; None for that of input and kernel together.
+      compute_dtype: Of the operands of the products of signs, float32 or bfloat16. The
+        sums are the same integers in both; gradients are rounded to it before they are
+        multiplied by signs.
       param_dtype: Of the latent kernel and the bias.
       kernel_init: Initializer of the latent kernel.
       bias_init: Initializer of the bias.
       rngs: Keys `params` and, with dropout, `dropout`.
+
+    Raises:
+      ValueError: If `compute_dtype` is another, or not float32 in the float twin.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.2.
@@ -302,6 +327,7 @@ class BinaryLinear(_Binary):
         binary: bool = True,
         backend: str = "auto",
         dtype: Dtype | None = None,
+        compute_dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
         kernel_init: Initializer = nnx.initializers.lecun_normal(),
         bias_init: Initializer = nnx.initializers.zeros_init(),
@@ -320,6 +346,7 @@ class BinaryLinear(_Binary):
             binary=binary,
             backend=backend,
             dtype=dtype,
+            compute_dtype=compute_dtype,
             param_dtype=param_dtype,
             kernel_init=kernel_init,
             bias_init=bias_init,

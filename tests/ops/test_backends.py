@@ -26,13 +26,13 @@ def without_library(monkeypatch):
     monkeypatch.setattr(cpu, "is_available", lambda: False)
 
 
-def test_every_platform_has_float_and_xla():
-    assert ops.available_backends()[:2] == ("float", "xla")
+def test_every_platform_has_three():
+    assert ops.available_backends()[:3] == ("float", "xla", "gpu")
     assert ("cpu" in ops.available_backends()) == cpu.is_available()
 
 
 def test_auto_is_xla_where_nothing_was_compiled(without_library):
-    assert ops.available_backends() == ("float", "xla")
+    assert ops.available_backends() == ("float", "xla", "gpu")
     text = lowered(IMAGES, KERNEL)
     assert "popcnt" in text
     assert "custom_call" not in text
@@ -100,7 +100,7 @@ def layers(x, kernel, dense, backend):
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize("backend", ["auto", "float", "xla"])
+@pytest.mark.parametrize("backend", ["auto", "float", "xla", "gpu"])
 def test_programs_lower_for_other_platforms_without_the_cpu_call(platform, backend):
     run = jax.jit(partial(layers, backend=backend))
     exported = export.export(run, platforms=[platform])(
@@ -110,7 +110,7 @@ def test_programs_lower_for_other_platforms_without_the_cpu_call(platform, backe
     assert exported.platforms == (platform,)
 
 
-@pytest.mark.parametrize("backend", ["float", "xla"])
+@pytest.mark.parametrize("backend", ["float", "xla", "gpu"])
 def test_an_exported_program_gives_the_same_integers(backend):
     rng = np.random.default_rng(0)
     x = rng.normal(size=IMAGES.shape).astype("f")
@@ -119,6 +119,17 @@ def test_an_exported_program_gives_the_same_integers(backend):
     exported = export.export(jax.jit(run), platforms=["cpu", "cuda", "tpu"])(x, kernel)
     if jax.default_backend() in exported.platforms:
         np.testing.assert_array_equal(exported.call(x, kernel), run(x, kernel))
+
+
+def test_gpu_multiplies_int8_into_int32():
+    run = jax.jit(partial(call, backend="gpu"))
+    text = run.trace(IMAGES, KERNEL).lower(lowering_platforms=("cuda",)).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) == 1
+    operands, result = products[0].rsplit(" : ", 1)[1].split(" -> ")
+    assert operands.count("xi8>") == 2
+    assert result.strip().endswith("xi32>")
+    assert "stablehlo.convolution" not in text
 
 
 def test_more_weights_than_32_bits_can_sum_are_refused():

@@ -176,7 +176,11 @@ IMAGES, KERNEL = np.ones((2, 5, 5, 6), "f"), np.ones((3, 3, 6, 4), "f")
         ({"padding": "EVEN"}, ValueError, "got 'EVEN'"),
         ({"padding": (1, 1, 1)}, ValueError, "expected 2 entries"),
         ({"x": IMAGES[:, :0]}, ValueError, "images with pixels"),
-        ({"backend": "tpu"}, ValueError, "'auto', 'float', 'xla', 'cpu', got 'tpu'"),
+        (
+            {"backend": "tpu"},
+            ValueError,
+            "'auto', 'float', 'xla', 'gpu', 'cpu', got 'tpu'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(change, error, message):

@@ -124,3 +124,18 @@ def test_every_field_has_its_help():
         declared = source.index(f"\n    {field.name}:")
         after = source[declared:].split("\n")[2]
         assert after.strip().startswith('"""'), field.name
+
+
+def test_a_recipe_from_before_compute_dtype_is_one_of_float32():
+    fields = recipes.to_json(BASE)
+    del fields["compute_dtype"]
+    assert recipes.from_json(fields) == BASE
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"compute_dtype": "float16"}, {"compute_dtype": "bfloat16", "binary": False}],
+)
+def test_compute_dtype_is_one_that_keeps_the_integers(fields):
+    with pytest.raises(RecipeError, match="^compute_dtype: expected float32"):
+        recipes.validate(dataclasses.replace(BASE, **fields))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from xnor_jax import convolution
-from xnor_jax.ops import bits, cpu, xla
+from xnor_jax.ops import bits, cpu, gpu, xla
 from xnor_jax.ops import float as floats
 from xnor_jax.ops._geometry import Geometry
 from xnor_jax.ops.bits import WORD
@@ -18,7 +18,9 @@ from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel
 
-NAMES = ("float", "xla", "cpu")
+NAMES = ("float", "xla", "gpu", "cpu")
+# Those that multiply signs as numbers of their `DTYPE`, not as bits.
+UNPACKED = {"float": floats, "gpu": gpu}
 Function = Callable[..., jax.Array]
 
 # `n - 2 · popcount` of int32; the compiled library takes half of what that could hold.
@@ -29,10 +31,10 @@ def available_backends() -> tuple[str, ...]:
     """The backends that can be asked for by name here.
 
     Returns:
-      `"float"` and `"xla"`, which run on every platform, and `"cpu"` where the compiled
-      library is loaded.
+      `"float"`, `"xla"` and `"gpu"`, which run on every platform, and `"cpu"` where the
+      compiled library is loaded.
     """
-    return NAMES if cpu.is_available() else NAMES[:2]
+    return NAMES if cpu.is_available() else NAMES[:-1]
 
 
 def resolve(where: str, backend: str, rank: int = 2) -> str:
@@ -149,8 +151,8 @@ def conv_words(
         return apply_epilogue(jnp.zeros(shape, jnp.int32), epilogue)
     _check_filter(kernel)
     options = _options(geometry)
-    if backend == "float":
-        return floats.conv_words(words, kernel, epilogue, **options)
+    if backend in UNPACKED:
+        return UNPACKED[backend].conv_words(words, kernel, epilogue, **options)
 
     def compiled(words, kernel, epilogue):
         # Its thresholds make whole words of a group: others would share one.

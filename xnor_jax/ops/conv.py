@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from xnor_jax._kernel import check_kernel, sign
 from xnor_jax.convolution import Padding
 from xnor_jax.ops import _inference, backends
-from xnor_jax.ops import float as floats
 from xnor_jax.ops._geometry import Geometry, geometry
 from xnor_jax.ops.epilogue import Sums
 from xnor_jax.ops.kernel import pack_kernel
@@ -117,10 +115,10 @@ def check_channels(where: str, x: jax.Array, kernel: jax.Array, groups: int) -> 
 @partial(jax.jit, static_argnames=("way", "groups", "backend"))
 def _binary_conv(x, kernel, *, way: Geometry, groups: int, backend: str) -> jax.Array:
     x, kernel = _inference.no_gradient("binary_conv", (x, kernel))
-    if backend == "float":
-        return floats.conv_signs(
-            sign(x).astype(jnp.float32),
-            sign(kernel).astype(jnp.float32),
+    if unpacked := backends.UNPACKED.get(backend):
+        return unpacked.conv_signs(
+            sign(x).astype(unpacked.DTYPE),
+            sign(kernel).astype(unpacked.DTYPE),
             Sums(),
             strides=way.strides,
             padding=way.padding,

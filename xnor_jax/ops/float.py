@@ -15,6 +15,7 @@ from xnor_jax.ops import bits
 from xnor_jax.ops.epilogue import Epilogue, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel, unpack_kernel
 
+DTYPE = jnp.float32
 LARGEST_FILTER = 2**24
 
 
@@ -32,7 +33,7 @@ def conv_words(
     Raises:
       ValueError: If a filter has more than 2²⁴ weights.
     """
-    x = bits.signs(words, kernel.in_features)
+    x = bits.signs(words, kernel.in_features, DTYPE)
     return conv_signs(
         x.reshape(*x.shape[:-2], -1),
         unpack_kernel(kernel),

@@ -3,12 +3,10 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from xnor_jax._kernel import check_kernel, sign
 from xnor_jax.ops import _inference, backends
-from xnor_jax.ops import float as floats
 from xnor_jax.ops._geometry import DENSE
 from xnor_jax.ops.epilogue import Sums
 from xnor_jax.ops.kernel import pack_kernel
@@ -58,10 +56,10 @@ def binary_matmul(a: ArrayLike, b: ArrayLike, *, backend: str = "auto") -> jax.A
 def _binary_matmul(a, b, *, backend: str) -> jax.Array:
     a, b = _inference.no_gradient("binary_matmul", (a, b))
     rows = a.reshape(-1, a.shape[-1])
-    if backend == "float":
-        acc = floats.conv_signs(
-            sign(rows).astype(jnp.float32),
-            sign(b).astype(jnp.float32),
+    if unpacked := backends.UNPACKED.get(backend):
+        acc = unpacked.conv_signs(
+            sign(rows).astype(unpacked.DTYPE),
+            sign(b).astype(unpacked.DTYPE),
             Sums(),
             strides=(),
             padding=(),

@@ -6,6 +6,8 @@ give the same integers, and the same floats to rounding.
 
 A product of signs is one of bits going forward, and all that it keeps of its input are
 bits: the signs' words, and where the gradient passes. Going back it is one of floats.
+Where these are of bfloat16, the library rounds as a GPU would: a run's numbers do not
+hang on where it runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from xnor_jax import convolution
 from xnor_jax._kernel import scale, sign, wide_dtype
 from xnor_jax.convolution import Pads, explicit_padding
-from xnor_jax.ops import backends, cpu
+from xnor_jax.ops import backends, cpu, narrow
 from xnor_jax.ops._geometry import DENSE, Geometry
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Sums
@@ -133,6 +136,7 @@ def binary_product(
     groups: int = 1,
     keep_rate: float = 1.0,
     relu: bool = False,
+    compute_dtype: DTypeLike = jnp.float32,
     backend: str = "auto",
 ) -> jax.Array:
     """`α · (sign(x) ⊛ sign(w̃)) + bias`, for `w̃ = α·sign(w)`, and its gradient.
@@ -149,6 +153,9 @@ def binary_product(
       groups: How many groups the channels fall into.
       keep_rate: The share of signs that stay, in (0, 1]; what stays is divided by it.
       relu: Whether a ReLU follows.
+      compute_dtype: Of the products' operands, where it is narrower than that of `x`:
+        the sums stay the same integers, and gradients are rounded to it before they
+        are multiplied by signs.
       backend: `"auto"` or `"cpu"` for the compiled library; others are XLA's floats.
 
     Returns:
@@ -158,11 +165,13 @@ def binary_product(
       Rastegari et al., XNOR-Net, 2016, §3.1 and §3.2.
     """
     backend = backends.resolve("binary_product", backend, len(geometry.window))
-    plain = partial(_in_floats, geometry, groups, keep_rate, relu)
+    narrower = jnp.finfo(compute_dtype).bits < jnp.finfo(x.dtype).bits
+    dtype = jnp.dtype(compute_dtype) if narrower else None
+    plain = partial(_in_floats, geometry, groups, keep_rate, relu, dtype)
     args = (x, kernel, bias, keep)
     if kernel.dtype != jnp.float32 or not _compiles(x, geometry, groups):
         return plain(*args)
-    on_bits = partial(_on_bits, geometry, keep_rate, relu)
+    on_bits = partial(_on_bits, geometry, keep_rate, relu, dtype)
     return backends.choose(backend, on_bits, plain, *args)
 
 
@@ -176,7 +185,7 @@ def scaled_product(
 
     Args:
       product: `(x, kernel, *, accumulator) -> y`, linear in both.
-      signs: Activations in {−1, 0, +1}, or a multiple of them under dropout.
+      signs: Activations in {−1, 0, +1}.
       binary_kernel: `α · sign(w)`, `[..., C_in, C_out]`, in the dtype of the latent
         kernel: a narrower one may have no room for α.
 
@@ -202,15 +211,18 @@ def _scaled_product_bwd(product, residuals, g):
 scaled_product.defvjp(_scaled_product_fwd, _scaled_product_bwd)
 
 
-def _in_floats(geometry, groups, keep_rate, relu, x, kernel, bias, keep):
+def _in_floats(geometry, groups, keep_rate, relu, dtype, x, kernel, bias, keep):
     signs = jnp.asarray(sign_ste(x))
     if keep is not None:
-        signs = jnp.where(keep, signs / keep_rate, 0)
-    if geometry == DENSE:
-        product = convolution.dot
+        signs, kernel = jnp.where(keep, signs, 0), kernel / keep_rate
+    if dtype is not None:
+        product = partial(narrow.scaled_product, geometry, groups, dtype)
+    elif geometry == DENSE:
+        product = partial(scaled_product, convolution.dot)
     else:
-        product = partial(convolution.conv, groups=groups, **_options(geometry))
-    y = jnp.asarray(scaled_product(product, signs, kernel))
+        conv = partial(convolution.conv, groups=groups, **_options(geometry))
+        product = partial(scaled_product, conv)
+    y = jnp.asarray(product(signs, kernel))
     y = y if bias is None else y + bias.astype(y.dtype)
     return jax.nn.relu(y) if relu else y
 
@@ -218,12 +230,12 @@ def _in_floats(geometry, groups, keep_rate, relu, x, kernel, bias, keep):
 # On bits, by the compiled library.
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _on_bits(geometry, keep_rate, relu, x, kernel, bias, keep):
-    return _on_bits_fwd(geometry, keep_rate, relu, x, kernel, bias, keep)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _on_bits(geometry, keep_rate, relu, dtype, x, kernel, bias, keep):
+    return _on_bits_fwd(geometry, keep_rate, relu, dtype, x, kernel, bias, keep)[0]
 
 
-def _on_bits_fwd(geometry, keep_rate, relu, x, kernel, bias, keep):
+def _on_bits_fwd(geometry, keep_rate, relu, dtype, x, kernel, bias, keep):
     packed, alpha = pack_kernel(kernel), scale(kernel)
     shift = jnp.zeros_like(alpha) if bias is None else bias
 
@@ -246,15 +258,19 @@ def _on_bits_fwd(geometry, keep_rate, relu, x, kernel, bias, keep):
     return y, residuals
 
 
-def _on_bits_bwd(geometry, keep_rate, relu, residuals, g):
+def _on_bits_bwd(geometry, keep_rate, relu, dtype, residuals, g):
     words, others, inside, kernel, bias, y = residuals
     if relu:
         g = jnp.where(y > 0, g, 0)
     d_bias = None
     if bias is not None:
         d_bias = cpu.summed_as(g.sum(range(g.ndim - 1)), bias)
-    d_kernel = _kernel_gradient(geometry, words, others, g, kernel) / keep_rate
-    d_x = _input_gradient(geometry, g, kernel / keep_rate)
+    plain, scaled, factor = g, g, kernel / keep_rate
+    if dtype is not None:
+        plain = narrow.rounded(g, dtype)
+        scaled, factor = narrow.rounded(scale(factor) * g, dtype), sign(kernel)
+    d_kernel = _kernel_gradient(geometry, words, others, plain, kernel) / keep_rate
+    d_x = _input_gradient(geometry, scaled, factor)
     return jnp.where(inside, d_x, 0), d_kernel, d_bias, None
 
 

@@ -34,6 +34,9 @@ class Recipe:
     """The gradient rule of the binary kernels."""
     multiplier: float = 1.0
     """A factor on the rule's gradient."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the operands of the products of signs: in bfloat16, for a GPU's tensor cores,
+    the sums are the same integers, and gradients are rounded on their way back."""
     input_scale: bool = False
     """Whether to multiply by the paper's input scale K."""
     learning_rate: float = 0.01
@@ -193,6 +196,16 @@ def validate(recipe: Recipe) -> Recipe:
         not (recipe.resize_crop and recipe.shift),
         "shift",
         "0 with resize_crop, which moves images itself",
+    )
+    require(
+        recipe.compute_dtype in ("float32", "bfloat16"),
+        "compute_dtype",
+        "float32 or bfloat16",
+    )
+    require(
+        recipe.binary or recipe.compute_dtype == "float32",
+        "compute_dtype",
+        "float32 with the float twin, whose products bfloat16 would round",
     )
     require(recipe.rule in rules.RULES, "rule", f"one of {', '.join(rules.RULES)}")
     return recipe

@@ -74,6 +74,7 @@ def create(
         rule=recipe.rule,
         multiplier=recipe.multiplier,
         input_scale=recipe.input_scale,
+        compute_dtype=recipe.compute_dtype,
         backend=backend,
         rngs=nnx.Rngs(recipe.seed),
     )

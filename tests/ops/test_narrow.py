@@ -1,0 +1,197 @@
+"""Products of signs in bfloat16 beside those in float32."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xnor_jax as xnor
+from xnor_jax import convolution
+from xnor_jax.ops import cpu, narrow, training
+from xnor_jax.ops._geometry import DENSE, Geometry
+
+BACKENDS = ("float", "cpu") if cpu.is_available() else ("float",)
+SQUARE = Geometry((9, 8), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
+# Images, window, stride, padding and dilation of each axis; groups.
+CASES = {
+    "dense": (DENSE, 1),
+    "1×1": (Geometry((4, 5), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1)), 1),
+    "1×1, strided": (Geometry((7, 6), (1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1)), 1),
+    "3×3": (SQUARE, 1),
+    "uneven": (Geometry((9, 8), (3, 2), (2, 3), ((2, 0), (1, 3)), (1, 2)), 1),
+    "groups": (Geometry((6, 7), (3, 3), (2, 1), ((1, 1), (0, 1)), (1, 1)), 3),
+    "1-D": (Geometry((11,), (4,), (3,), ((1, 2),), (2,)), 3),
+    "3-D": (Geometry((4, 3, 5), (2, 3, 1), (1, 1, 2), ((1, 0),) * 3, (1, 1, 1)), 1),
+}
+
+
+def draw(geometry, groups, channels=12, features=9, batch=3):
+    rng = np.random.default_rng(0)
+    shape = (*geometry.window, channels // groups, features)
+    x = rng.normal(size=(batch, *geometry.spatial, channels)).astype(np.float32)
+    kernel = xnor.binarize(rng.normal(size=shape).astype(np.float32), rule="ste")
+    return jnp.asarray(x), jnp.asarray(kernel)
+
+
+def plain(geometry, groups, x, kernel):
+    if geometry == DENSE:
+        return x @ kernel
+    way = {n: getattr(geometry, n) for n in ("strides", "padding", "dilation")}
+    return convolution.xla_conv(x, kernel, **way, groups=groups)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_the_transposes_of_the_product(name):
+    """On whole numbers, which bfloat16 holds: to the last bit."""
+    geometry, groups = CASES[name]
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        jnp.float32(rng.integers(-8, 9, a.shape)) for a in draw(geometry, groups)
+    )
+
+    @jax.jit
+    def both(x, kernel):
+        y, pull = jax.vjp(partial(plain, geometry, groups), x, kernel)
+        g = jnp.round(8 * jnp.sin(jnp.arange(y.size, dtype=y.dtype))).reshape(y.shape)
+        b = [a.astype(jnp.bfloat16) for a in (x, kernel, g)]
+        ours = (
+            narrow.input_gradient(geometry, groups, b[2], b[1]),
+            narrow.kernel_gradient(geometry, groups, b[0], b[2]),
+        )
+        return ours, pull(g)
+
+    ours, expected = both(x, kernel)
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours, expected)
+    chex.assert_trees_all_equal(ours, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=8)
+@given(
+    channels=st.integers(1, 70),
+    features=st.integers(1, 40),
+    window=st.integers(1, 4),
+    kept=st.sampled_from([1.0, 0.7]),
+    relu=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_results_are_those_of_float32_to_the_last_bit(
+    backend, channels, features, window, kept, relu, seed
+):
+    rng = np.random.default_rng(seed)
+    x = jnp.float32(rng.normal(size=(2, 5, 6, channels)))
+    # At a scale that no bfloat16 holds.
+    kernel = rng.choice([-0.3, 0.3], (window, window, channels, features))
+    geometry = Geometry((5, 6), (window,) * 2, (2, 1), ((1, 1),) * 2, (1, 1))
+    product = partial(
+        training.binary_product,
+        x,
+        jnp.float32(kernel),
+        keep=None if kept == 1 else jnp.asarray(rng.random(x.shape) < kept),
+        keep_rate=kept,
+        geometry=geometry,
+        relu=relu,
+        backend=backend,
+    )
+    y = jax.jit(partial(product, compute_dtype=jnp.bfloat16))()
+    expected = jax.jit(product)()
+    assert y.dtype == jnp.float32
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kept", [1.0, 0.7])
+def test_gradients_round_what_comes_in_and_nothing_else(backend, kept):
+    """By the formula in float64, of a gradient that is rounded to 8 bits first."""
+    x, kernel = draw(SQUARE, 1)
+    rng = np.random.default_rng(1)
+    keep = jnp.asarray(rng.random(x.shape) < kept)
+    g = jnp.float32(rng.normal(size=(3, 9, 8, 9)))
+
+    def product(x, kernel):
+        return training.binary_product(
+            x,
+            kernel,
+            keep=None if kept == 1 else keep,
+            keep_rate=kept,
+            geometry=SQUARE,
+            compute_dtype=jnp.bfloat16,
+            backend=backend,
+        )
+
+    d_x, d_kernel = jax.jit(lambda x, k, g: jax.vjp(product, x, k)[1](g))(x, kernel, g)
+    alpha = xnor.scale(kernel) / np.float32(kept)
+    with jax.enable_x64(True):
+        signs, kernel_signs = (
+            jnp.asarray(np.where(a >= 0, 1.0, -1.0)) for a in (x, kernel)
+        )
+        dropped = jnp.where(keep, signs, 0) if kept < 1 else signs
+        _, pull = jax.vjp(partial(plain, SQUARE, 1), dropped, kernel_signs)
+
+        def bfloat16(a):
+            return jnp.asarray(np.asarray(a.astype(jnp.bfloat16), np.float64))
+
+        expected_x = np.where(jnp.abs(x) < 1, pull(bfloat16(alpha * g))[0], 0)
+        expected_x = np.where(keep, expected_x, 0) if kept < 1 else expected_x
+        expected_kernel = np.asarray(pull(bfloat16(g))[1]) / kept
+    np.testing.assert_allclose(d_x, expected_x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(d_kernel, expected_kernel, rtol=1e-5, atol=1e-4)
+
+
+def test_programs_for_a_gpu_multiply_bfloat16_into_float32():
+    for geometry, groups in CASES.values():
+        x, kernel = draw(geometry, groups)
+        product = partial(
+            training.binary_product,
+            geometry=geometry,
+            groups=groups,
+            compute_dtype=jnp.bfloat16,
+        )
+
+        def step(x, kernel, product=product):
+            y, pull = jax.vjp(product, x, kernel)
+            return y, pull(y)
+
+        traced = jax.jit(step).trace(x, kernel)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        lines = [
+            line
+            for line in text.splitlines()
+            if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
+        ]
+        assert len(lines) == 3
+        for line in lines:
+            operands, result = line.rsplit(" : ", 1)[1].split(" -> ")
+            assert operands.count("bf16>") == 2
+            assert result.strip().endswith("xf32>")
+
+
+def test_layers_hand_the_dtype_down():
+    x = jnp.ones((2, 6, 6, 4))
+    options = {"compute_dtype": "bfloat16", "backend": "float", "rngs": nnx.Rngs(0)}
+    for layer, inputs in (
+        (xnor.nn.XnorBlock(4, 5, (3, 3), **options), x),
+        (xnor.nn.BinaryLinear(4, 5, **options), x[0, 0]),
+    ):
+        layer.eval()
+        text = jax.jit(lambda x, layer=layer: layer(x)).lower(inputs).as_text()
+        assert "bf16" in text
+        assert layer(inputs).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compute_dtype": "float16"}, "expected float32 or bfloat16, got float16"),
+        ({"compute_dtype": "bfloat16", "binary": False}, "float32 with binary=False"),
+    ],
+)
+def test_other_dtypes_and_the_float_twin_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        xnor.nn.BinaryLinear(4, 5, **options, rngs=nnx.Rngs(0))

@@ -1,0 +1,80 @@
+"""The `gpu` backend: the same integers as products of int8 with sums of int32.
+
+It runs on every platform and is meant for the int8 tensor cores of a GPU. Windows are
+laid side by side (im2col), so that all is one product of matrices: XLA's GPU compiler
+has no convolution of int8 with sums of int32 (jax-ml/jax#7637).
+"""
+
+from itertools import product
+from math import prod
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from xnor_jax.convolution import Pads
+from xnor_jax.ops import bits
+from xnor_jax.ops._geometry import Geometry
+from xnor_jax.ops.epilogue import Epilogue, apply_epilogue
+from xnor_jax.ops.kernel import PackedKernel, unpack_kernel
+
+DTYPE = jnp.int8
+
+
+def conv_words(
+    words: jax.Array,
+    kernel: PackedKernel,
+    epilogue: Epilogue,
+    *,
+    strides: tuple[int, ...],
+    padding: Pads,
+    dilation: tuple[int, ...],
+) -> jax.Array:
+    """The convolution of signs on words: see `xla.conv_words`."""
+    x = bits.signs(words, kernel.in_features, DTYPE)
+    return conv_signs(
+        x.reshape(*x.shape[:-2], -1),
+        unpack_kernel(kernel).astype(DTYPE),
+        epilogue,
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        groups=kernel.groups,
+    )
+
+
+def conv_signs(
+    x: jax.Array,
+    kernel: jax.Array,
+    epilogue: Epilogue,
+    *,
+    strides: tuple[int, ...],
+    padding: Pads,
+    dilation: tuple[int, ...],
+    groups: int = 1,
+) -> jax.Array:
+    """The convolution of signs that are int8 already.
+
+    Args:
+      x: Signs `[N, *spatial, C]`, int8.
+      kernel: Signs `[*window, C / groups, C_out]`, int8.
+      epilogue: What becomes of the sums.
+      strides: One per spatial axis.
+      padding: Zeros (before, after) each spatial axis.
+      dilation: One per spatial axis.
+      groups: How many groups the channels fall into.
+    """
+    window, features = kernel.shape[:-2], kernel.shape[-1]
+    weights = prod(kernel.shape[:-1])
+    way = Geometry(x.shape[1:-1], window, strides, padding, dilation)
+    x = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0), (0, 0)))
+    taps = [x[(slice(None), *shift)] for shift in product(*way.shifts)]
+    # Rows and columns of each group: [M, G, K] and [K, G, O].
+    rows = jnp.stack(taps, axis=-2).reshape(len(x) * prod(way.out), groups, weights)
+    matrix = kernel.reshape(weights, groups, features // groups)
+    sums = lax.dot_general(
+        rows, matrix, (((2,), (0,)), ((1,), (1,))), preferred_element_type=jnp.int32
+    )
+    sums = jnp.moveaxis(sums, 0, 1).reshape(len(x), *way.out, features)
+    return apply_epilogue(sums, epilogue)

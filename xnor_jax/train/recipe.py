@@ -18,7 +18,7 @@ class Recipe:
 
     dataset: Literal["digits", "mnist", "fashion", "cifar10"]
     """The images: the built-in digits, or a Hugging Face layout."""
-    model: Literal["lenet5", "nin"]
+    model: Literal["lenet5", "nin", "resnet18"]
     """The network."""
     epochs: int
     """Passes over the training images."""

@@ -126,7 +126,12 @@ class Table:
 
 
 def check_evaluation(
-    table: type[Table], network: Any, image_shape: tuple[int, int, int], *, binary: bool
+    table: type[Table],
+    network: Any,
+    image_shape: tuple[int, int, int],
+    *,
+    binary: bool,
+    tolerance: float = 1e-9,
 ) -> None:
     """Hold the network against its table, on random parameters and statistics."""
     model = abstract(network, image_shape=image_shape, binary=binary)
@@ -139,5 +144,5 @@ def check_evaluation(
     expected = table(values, binary=binary)(x)
     assert (np.abs(expected) > 0).mean() > 0.2, "too little left to compare"
     np.testing.assert_allclose(
-        evaluate(model, values, x), expected, rtol=1e-9, atol=1e-9
+        evaluate(model, values, x), expected, rtol=tolerance, atol=tolerance
     )

@@ -14,7 +14,8 @@ def inner_kernels(model: nnx.Module) -> Any:
     assigned its attributes, a list's items in theirs. (A pytree's own order is
     alphabetical: `conv10` before `conv2`.) A kernel is an `nnx.Param` of rank 2 or more
     that a module holds as its attribute `kernel`; a module that is reached twice counts
-    where it is reached first.
+    where it is reached first. Kernels in a module whose attribute `keep_real` is True,
+    such as a residual network's shortcuts, stay real as well.
 
     Args:
       model: An NNX module.
@@ -34,7 +35,17 @@ def inner_kernels(model: nnx.Module) -> Any:
             "inner_kernels: expected a model with at least 3 convolution or dense "
             f"kernels, got {len(kernels)}; the first and the last stay real"
         )
-    inner = {path for paths in kernels[1:-1] for path in paths}
+    real = [
+        path
+        for path, module in nnx.iter_modules(model)
+        if getattr(module, "keep_real", False)
+    ]
+    inner = {
+        path
+        for paths in kernels[1:-1]
+        for path in paths
+        if not any(path[: len(start)] == start for start in real)
+    }
     return _paths_to_mask(model, inner)
 
 

@@ -37,9 +37,11 @@ class XnorBlock(nn.Module):
         norm_features: int,
         product: nn.Conv2d | nn.Linear,
         dropout: float = 0.0,
+        relu: bool = True,
     ):
         super().__init__()
         self.norm = nn.BatchNorm2d(norm_features, eps=1e-4, momentum=0.1)
+        self.relu = relu
         self.product = product
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
@@ -47,7 +49,8 @@ class XnorBlock(nn.Module):
         x = self.dropout(Sign.apply(self.norm(x)))
         if isinstance(self.product, nn.Linear):
             x = x.flatten(1)
-        return F.relu(self.product(x), inplace=True)
+        x = self.product(x)
+        return F.relu(x, inplace=True) if self.relu else x
 
 
 class LeNet5(nn.Module):
@@ -117,6 +120,60 @@ class NIN(nn.Module):
         return [block for block in self.blocks if isinstance(block, XnorBlock)]
 
 
+class Residual(nn.Module):
+    """Two binary blocks, the second's ReLU behind the sum with the shortcut."""
+
+    def __init__(self, before: int, after: int, stride: int = 1):
+        super().__init__()
+        self.block1 = XnorBlock(
+            before, nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        )
+        self.block2 = XnorBlock(
+            after, nn.Conv2d(after, after, 3, padding=1, bias=False), relu=False
+        )
+        self.shortcut = nn.Identity()
+        if stride > 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False),
+                nn.BatchNorm2d(after, eps=1e-4, momentum=0.1),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.block2(self.block1(x)) + self.shortcut(x), inplace=True)
+
+
+class ResNet18(nn.Module):
+    """Images `[N, 3, H, W]` to logits; first, last and shortcuts are real."""
+
+    def __init__(self, classes: int = 1000):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.norm1 = nn.BatchNorm2d(64, eps=1e-4, momentum=0.1)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.residuals = nn.Sequential(
+            Residual(64, 64),
+            Residual(64, 64),
+            Residual(64, 128, 2),
+            Residual(128, 128),
+            Residual(128, 256, 2),
+            Residual(256, 256),
+            Residual(256, 512, 2),
+            Residual(512, 512),
+        )
+        self.dense10 = nn.Linear(512, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(F.relu(self.norm1(self.conv1(x)), inplace=True))
+        return self.dense10(self.residuals(x).mean((2, 3)))
+
+    def inner_kernels(self) -> list[nn.Parameter]:
+        """The kernels of the binary blocks."""
+        return [m.product.weight for m in self.modules() if isinstance(m, XnorBlock)]
+
+    def norm_scales(self) -> list[nn.Parameter]:
+        return [m.weight for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
 class LatentKernels:
     """Kernels that are latent between two steps and `α·sign(w)` within one."""
 
@@ -158,7 +215,10 @@ class Training:
     """The network, its kernels and Adam with L2 decay added to the gradient."""
 
     def __init__(
-        self, net: LeNet5 | NIN, learning_rate: float = 0.01, weight_decay: float = 1e-5
+        self,
+        net: LeNet5 | NIN | ResNet18,
+        learning_rate: float = 0.01,
+        weight_decay: float = 1e-5,
     ):
         self.net = net
         self.latent = LatentKernels(net.inner_kernels())
@@ -207,7 +267,7 @@ class Training:
         """
         steps = len(labels) // batch_size
         order = torch.randperm(len(labels))[: steps * batch_size]
-        losses, accuracies = torch.zeros(()), torch.zeros(())
+        losses, accuracies = torch.zeros(2, device=images.device)
         for index in order.split(batch_size):
             loss, accuracy = self.step(
                 normalize(images[index], mean, std), labels[index]

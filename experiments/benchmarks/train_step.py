@@ -11,9 +11,14 @@ import subprocess
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import measure
+
+if TYPE_CHECKING:
+    from xnor_jax.train.recipe import Recipe
 
 EPOCH_IMAGES = {"mnist-lenet5-reference": 60_000, "cifar10-nin-reference": 50_000}
 
@@ -33,19 +38,19 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     cpu = measure.describe_cpu()
+    from xnor_jax.train import recipe as recipes
+
     images, labels = load(args)
+    recipe = dataclasses.replace(recipes.get(args.recipe), batch_size=args.batch)
     makers = {"xnor_jax": library_side, "PyTorch": torch_side}
     if args.alone:
-        run = makers[args.alone](args.recipe, images, labels, args.batch)
+        run = makers[args.alone](recipe, images, labels)
         run()
         run()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
     memory = {name: peak_memory(name) for name in makers}
-    sides = {
-        name: make(args.recipe, images, labels, args.batch)
-        for name, make in makers.items()
-    }
+    sides = {name: make(recipe, images, labels) for name, make in makers.items()}
     seconds = measure.in_turn(sides, args.rounds)
 
     print(
@@ -145,23 +150,14 @@ def load(args: argparse.Namespace):
     return train.images[:count], train.labels[:count]
 
 
-def library_side(name: str, images, labels, batch_size: int) -> Callable[[], None]:
+def library_side(recipe: "Recipe", images, labels, classes=10) -> Callable[[], None]:
     """A function that trains for as many steps as there are batches of images."""
     import jax
     import jax.numpy as jnp
 
-    from xnor_jax.data import SOURCES
-    from xnor_jax.train import recipe as recipes
     from xnor_jax.train import step
 
-    recipe = dataclasses.replace(recipes.get(name), batch_size=batch_size)
-    trainer, state = step.create(
-        recipe,
-        SOURCES[recipe.dataset],
-        image_shape=images.shape[1:],
-        classes=10,
-        steps_per_epoch=EPOCH_IMAGES[name] // batch_size,
-    )
+    trainer, state = create(recipe, images.shape[1:], classes)
     epoch = step.make_train_epoch(trainer)
     x, y = jnp.asarray(images), jnp.asarray(labels)
     key = jax.random.key(0)
@@ -175,25 +171,61 @@ def library_side(name: str, images, labels, batch_size: int) -> Callable[[], Non
     return run
 
 
-def torch_side(name: str, images, labels, batch_size: int) -> Callable[[], None]:
-    """The same in PyTorch."""
+def create(recipe: "Recipe", image_shape, classes: int, backend: str = "auto"):
+    """The recipe's trainer and its first state."""
+    from xnor_jax.data import SOURCES
+    from xnor_jax.train import step
+
+    return step.create(
+        recipe,
+        SOURCES[recipe.dataset],
+        image_shape=image_shape,
+        classes=classes,
+        steps_per_epoch=50_000 // recipe.batch_size,
+        backend=backend,
+    )
+
+
+def torch_side(
+    recipe: "Recipe",
+    images,
+    labels,
+    classes: int = 10,
+    *,
+    device: str = "cpu",
+    compiled: bool = False,
+) -> Callable[[], None]:
+    """The same in PyTorch; on a GPU with the channels last."""
     import torch
     import torch_reference
 
     from xnor_jax.data import SOURCES
-    from xnor_jax.train import recipe as recipes
 
-    recipe = recipes.get(name)
-    source = SOURCES[recipe.dataset]
-    mean, std = (torch.tensor(a).reshape(-1, 1, 1) for a in (source.mean, source.std))
+    source, gpu = SOURCES[recipe.dataset], device != "cpu"
+    mean, std = (
+        torch.tensor(a, device=device).reshape(-1, 1, 1)
+        for a in (source.mean, source.std)
+    )
     torch.manual_seed(0)
-    nets = {"lenet5": torch_reference.LeNet5, "nin": torch_reference.NIN}
-    training = torch_reference.Training(nets[recipe.model]())
-    x = torch.tensor(images.transpose(0, 3, 1, 2))
-    y = torch.tensor(labels, dtype=torch.int64)
+    net: torch.nn.Module = {
+        "lenet5": torch_reference.LeNet5,
+        "nin": torch_reference.NIN,
+        "resnet18": partial(torch_reference.ResNet18, classes=classes),
+    }[recipe.model]()
+    x = torch.tensor(images.transpose(0, 3, 1, 2), device=device)
+    y = torch.tensor(labels, dtype=torch.int64, device=device)
+    net = net.to(device)
+    if gpu:
+        net = net.to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+    training = torch_reference.Training(net)
+    if compiled:
+        net.compile()
 
     def run() -> None:
-        training.epoch(x, y, batch_size, mean, std)
+        training.epoch(x, y, recipe.batch_size, mean, std)
+        if gpu:
+            torch.cuda.synchronize()
 
     return run
 

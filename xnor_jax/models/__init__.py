@@ -2,5 +2,6 @@
 
 from xnor_jax.models.lenet5 import LeNet5
 from xnor_jax.models.nin import NIN
+from xnor_jax.models.resnet18 import ResNet18
 
-__all__ = ["NIN", "LeNet5"]
+__all__ = ["NIN", "LeNet5", "ResNet18"]

@@ -153,9 +153,9 @@ def binary_product(
       groups: How many groups the channels fall into.
       keep_rate: The share of signs that stay, in (0, 1]; what stays is divided by it.
       relu: Whether a ReLU follows.
-      compute_dtype: Of the products' operands, where it is narrower than that of `x`:
-        the sums stay the same integers, and gradients are rounded to it before they
-        are multiplied by signs.
+      compute_dtype: Of the products' operands, where it is narrower than float32 and
+        than that of `x`: the sums stay the same integers, and gradients are rounded to
+        it before they are multiplied by signs.
       backend: `"auto"` or `"cpu"` for the compiled library; others are XLA's floats.
 
     Returns:
@@ -165,7 +165,7 @@ def binary_product(
       Rastegari et al., XNOR-Net, 2016, §3.1 and §3.2.
     """
     backend = backends.resolve("binary_product", backend, len(geometry.window))
-    narrower = jnp.finfo(compute_dtype).bits < jnp.finfo(x.dtype).bits
+    narrower = jnp.finfo(compute_dtype).bits < min(32, jnp.finfo(x.dtype).bits)
     dtype = jnp.dtype(compute_dtype) if narrower else None
     plain = partial(_in_floats, geometry, groups, keep_rate, relu, dtype)
     args = (x, kernel, bias, keep)

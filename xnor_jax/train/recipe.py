@@ -20,7 +20,7 @@ class Recipe:
     dataset: Literal["digits", "mnist", "fashion", "cifar10", "imagenet", "folder"]
     """The images: the built-in digits, or a Hugging Face layout, or, of imagenet and
     folder, class folders; these two stay on disk."""
-    model: Literal["lenet5", "nin"]
+    model: Literal["lenet5", "nin", "resnet18"]
     """The network."""
     epochs: int
     """Passes over the training images."""

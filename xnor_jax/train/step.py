@@ -15,7 +15,7 @@ from xnor_jax.data import BLANK, Source
 from xnor_jax.train.devices import constrain_batch, constrain_replicated
 from xnor_jax.train.recipe import Recipe
 
-MODELS = {"lenet5": models.LeNet5, "nin": models.NIN}
+MODELS = {"lenet5": models.LeNet5, "nin": models.NIN, "resnet18": models.ResNet18}
 
 
 class TrainState(NamedTuple):

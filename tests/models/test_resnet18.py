@@ -1,0 +1,141 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import model_oracles as oracles
+import numpy as np
+import pytest
+import reference_loop as loop
+
+import xnor_jax as xnor
+from xnor_jax import data
+from xnor_jax.models import ResNet18
+from xnor_jax.train import recipe, step
+
+WIDTHS = (64, 64, 64, 128, 128, 256, 256, 512, 512)
+RESIDUALS = [f"residual{number}" for number in range(2, 10)]
+WIDER = ("residual4", "residual6", "residual8")
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    """By hand, from the table of the papers."""
+    found = {"conv1/kernel": (7, 7, 3, 64), "norm1/scale": (64,), "norm1/bias": (64,)}
+    for name, before, after in zip(RESIDUALS, WIDTHS, WIDTHS[1:], strict=False):
+        for block, channels in (("block1", before), ("block2", after)):
+            found[f"{name}/{block}/layer/kernel"] = (3, 3, channels, after)
+            found[f"{name}/{block}/norm/scale"] = (channels,)
+            found[f"{name}/{block}/norm/bias"] = (channels,)
+        if before != after:
+            found[f"{name}/shortcut/conv/kernel"] = (1, 1, before, after)
+            found[f"{name}/shortcut/norm/scale"] = (after,)
+            found[f"{name}/shortcut/norm/bias"] = (after,)
+    return {**found, "dense10/kernel": (512, 1000), "dense10/bias": (1000,)}
+
+
+class Table(oracles.Table):
+    def conv(self, name, x, kernel, stride, pad):
+        return loop.conv(x, kernel, (stride,) * 2, ((pad, pad),) * 2, (1, 1))
+
+    def block(self, name, x, stride=1):
+        x, kernel = self.norm(f"{name}/norm", x), self.values[f"{name}/layer/kernel"]
+        if self.binary:
+            x, kernel = loop.sign(x), loop.binarize(kernel)
+        return self.conv(name, x, kernel, stride, 1)
+
+    def residual(self, name, x):
+        stride = 2 if name in WIDER else 1
+        y = np.maximum(self.block(f"{name}/block1", x, stride), 0)
+        y = self.block(f"{name}/block2", y)
+        if name in WIDER:
+            kernel = self.values[f"{name}/shortcut/conv/kernel"]
+            x = self.conv(name, x, kernel, stride, 0)
+            x = self.norm(f"{name}/shortcut/norm", x)
+        return np.maximum(y + x, 0)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        x = self.conv("conv1", x, self.values["conv1/kernel"], 2, 3)
+        x = loop.max_pool(np.maximum(self.norm("norm1", x), 0), 3, 2, ((1, 1), (1, 1)))
+        for name in RESIDUALS:
+            x = self.residual(name, x)
+        x = x.mean((1, 2))
+        return x @ self.values["dense10/kernel"] + self.values["dense10/bias"]
+
+
+def test_parameters_are_those_of_the_table():
+    assert oracles.param_shapes(oracles.abstract(ResNet18)) == shapes()
+    # He's network has 11,689,512: its BatchNorms stand behind the convolutions.
+    assert sum(map(math.prod, shapes().values())) == 11_688_616
+
+
+def test_layers_have_the_tables_outputs():
+    model = oracles.abstract(ResNet18)
+    assert oracles.out_shape(model.conv1, 2, 224, 224, 3) == (2, 112, 112, 64)
+    assert oracles.out_shape(model.residual3, 2, 56, 56, 64) == (2, 56, 56, 64)
+    assert oracles.out_shape(model.residual4, 2, 56, 56, 64) == (2, 28, 28, 128)
+    assert oracles.out_shape(model.residual8, 2, 14, 14, 256) == (2, 7, 7, 512)
+    assert oracles.out_shape(model, 2, 224, 224, 3) == (2, 1000)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_answers_are_those_of_the_loops(binary: bool):
+    # Not square, and odd on the way. BatchNorms of dead channels multiply rounding.
+    shape = (20, 12, 3)
+    oracles.check_evaluation(Table, ResNet18, shape, binary=binary, tolerance=1e-7)
+
+
+def test_inner_kernels_are_those_of_the_blocks_and_no_shortcut():
+    inner = oracles.inner_kernels(oracles.abstract(ResNet18))
+    names = [n for n in shapes() if "block" in n and n.endswith("kernel")]
+    assert sorted(inner) == sorted(names)
+    assert len(inner) == 16
+
+
+def test_block_settings_reach_every_block():
+    model = oracles.abstract(ResNet18, rule="ste", compute_dtype="bfloat16")
+    for name in RESIDUALS:
+        residual = getattr(model, name)
+        for block in (residual.block1, residual.block2):
+            assert (block.layer.rule, block.layer.compute_dtype) == ("ste", "bfloat16")
+        assert (residual.shortcut is not None) == (name in WIDER)
+
+
+def test_images_without_pixels_are_refused():
+    with pytest.raises(ValueError, match="image_shape: expected"):
+        oracles.abstract(ResNet18, image_shape=(0, 224, 3))
+
+
+def test_trains_as_a_recipe():
+    fields = {"model": "resnet18", "batch_size": 4, "compute_dtype": "bfloat16"}
+    trainer, state = step.create(
+        dataclasses.replace(recipe.get("cifar10-nin"), **fields),
+        data.SOURCES["cifar10"],
+        image_shape=(8, 8, 3),
+        classes=5,
+        steps_per_epoch=2,
+    )
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(0, 256, (8, 8, 8, 3), np.uint8))
+    labels = jnp.asarray(rng.integers(0, 5, 8, np.int32))
+    before = jax.tree.map(np.asarray, state.params)
+    args = state, images, labels, jax.random.key(0)
+    # Compiling costs more than it does.
+    quick = {"xla_backend_optimization_level": 0}
+    epoch = step.make_train_epoch(trainer).lower(*args).compile(quick)
+    state, metrics, _ = epoch(*args)
+    assert math.isfinite(metrics.loss)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
+    assert all(jax.tree.leaves(moved))
+    kernels = jax.tree.leaves(state.params)
+    for kernel, inner in zip(kernels, jax.tree.leaves(trainer.inner), strict=True):
+        if inner:
+            np.testing.assert_allclose(kernel.mean(-2), 0, atol=1e-6)
+
+
+def test_packs_its_blocks_and_nothing_else():
+    model = oracles.with_numbers(oracles.abstract(ResNet18, image_shape=(8, 8, 3)))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+    packed = xnor.pack(model, example=x)
+    binary = [row.name for row in packed.report.rows if row.kind == "binary"]
+    assert len(binary) == 16
+    np.testing.assert_allclose(packed(x), model(x), rtol=1e-3, atol=1e-3)

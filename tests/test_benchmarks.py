@@ -1,0 +1,103 @@
+"""The benchmarks that no other test runs: the script on a GPU, the model on paper."""
+
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import jax
+import model_oracles as oracles
+import numpy as np
+import pytest
+
+from xnor_jax import models
+
+BENCHMARKS = Path(__file__).parent.parent / "experiments" / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture
+def scaling():
+    return importlib.import_module("scaling")
+
+
+def test_gpu_step_refuses_a_machine_without_one(monkeypatch):
+    if jax.default_backend() == "gpu":
+        pytest.skip("there is one here")
+    monkeypatch.setattr(sys, "argv", ["gpu_step"])
+    with pytest.raises(SystemExit, match="expected a GPU that JAX can use, found cpu"):
+        importlib.import_module("gpu_step").main()
+
+
+def test_gpu_step_runs_small(monkeypatch, capsys):
+    pytest.importorskip("torch", reason="PyTorch is the optional extra `experiments`")
+    # The other network takes a minute to compile.
+    options = ["--tiny", "--rounds", "1", "--only", "NIN"]
+    monkeypatch.setattr(sys, "argv", ["gpu_step", *options])
+    importlib.import_module("gpu_step").main()
+    out = capsys.readouterr().out
+    assert "no GPU: these figures say only that the script runs" in out
+    for name in ("| xnor_jax, float32 |", "| xnor_jax, bfloat16 |"):
+        assert out.count(name) == 2
+    assert out.count("| PyTorch |") == 1
+    assert "an epoch of 8 images" in out
+
+
+def test_gpu_step_counts_the_products_operations(scaling):
+    step = importlib.import_module("gpu_step")
+    nin = scaling.nin()
+    counted = step.flops(step.CASES[0]) / 128
+    # What it counts beside them, and taps outside the image that it leaves out.
+    assert 0.9 < counted / nin.flops < 1.1
+
+
+@pytest.mark.parametrize(("name", "model"), [("nin", "NIN"), ("resnet18", "ResNet18")])
+def test_scaling_counts_what_the_model_has(scaling, name, model):
+    network = getattr(scaling, name)()
+    abstract = oracles.abstract(getattr(models, model))
+    shapes = oracles.param_shapes(abstract)
+    assert network.parameters == sum(map(math.prod, shapes.values()))
+    norms = oracles.norms(abstract).values()
+    assert sorted(network.norms) == sorted(norm.num_features for norm in norms)
+    kernels = sorted(math.prod(s) for n, s in shapes.items() if n.endswith("kernel"))
+    products = sorted(p.window**2 * p.before * p.after for p in network.products)
+    assert products == kernels
+
+
+def test_torchs_resnet_has_the_librarys_parameters():
+    pytest.importorskip("torch", reason="PyTorch is the optional extra `experiments`")
+    net = importlib.import_module("torch_reference").ResNet18()
+
+    def sizes(shapes):
+        # [C_out, C_in, kh, kw] there, [kh, kw, C_in, C_out] here.
+        return sorted(tuple(sorted(shape)) for shape in shapes)
+
+    shapes = oracles.param_shapes(oracles.abstract(models.ResNet18))
+    assert sizes(p.shape for p in net.parameters()) == sizes(shapes.values())
+    assert len(net.inner_kernels()) == 16
+    assert len(net.norm_scales()) == 20
+
+
+def test_all_reduces_are_the_textbooks(scaling):
+    node = scaling.H100
+    assert node.large(1, 1e9) == node.small(1) == 0
+    ring = node.large(8, 8e9) - node.small(8)
+    np.testing.assert_allclose(ring, 2 * 7 / 8 * 8e9 / 450e9)
+    # Of many nodes: the ring's, and twice an eighth through each device's own link.
+    many = node.large(8 * 2**20, 8e9) - node.small(8 * 2**20)
+    np.testing.assert_allclose(many, ring + 2 * 1e9 / 50e9, rtol=1e-5)
+    assert node.small(16) - node.small(8) == pytest.approx(2 * node.far)
+
+
+def test_the_page_has_the_scripts_tables(scaling, capsys):
+    scaling.main()
+    tables = capsys.readouterr().out
+    page = (BENCHMARKS / "SCALING.md").read_text()
+    for line in filter(None, tables.splitlines()):
+        assert line in page, line

@@ -1,0 +1,167 @@
+"""ResNet-18 as an XNOR-Network, for ImageNet."""
+
+from functools import partial
+from typing import Any
+
+import jax
+from flax import nnx
+
+from xnor_jax.layers import GlobalAveragePool, MaxPool
+from xnor_jax.models._images import check_image_shape
+from xnor_jax.nn import XnorBlock
+from xnor_jax.ops.training import conv_general_dilated
+
+
+class ResNet18(nnx.Module):
+    """Eighteen layers with shortcuts; all but the first and the last are binary.
+
+    | layer | out, for 224×224×3 |
+    |---|---|
+    | conv 7×7/2, pad 3, real; BatchNorm; ReLU | 112×112×64 |
+    | max-pool 3/2, pad 1 | 56×56×64 |
+    | residual, 64; residual, 64 | 56×56×64 |
+    | residual, 128, stride 2; residual, 128 | 28×28×128 |
+    | residual, 256, stride 2; residual, 256 | 14×14×256 |
+    | residual, 512, stride 2; residual, 512 | 7×7×512 |
+    | average over all positions | 512 |
+    | dense, real | 1000 |
+
+    A residual is two binary blocks of 3×3, pad 1, the ReLU of the second behind the sum
+    with the shortcut: what comes in, or where the shape changes a real 1×1 convolution
+    of it with BatchNorm. (The paper has "short-cut type B", which is that, and does not
+    say whether it is binary; the authors' code has no ResNet. Real is what later work
+    does.) No convolution has a bias.
+
+    Args:
+      image_shape: Height, width, channels of an image.
+      classes: How many logits.
+      binary: False for the float twin.
+      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      rngs: Keys for the parameters.
+      **block: Passed on to every `XnorBlock`, such as `rule` or `input_scale`.
+
+    Raises:
+      ValueError: If `image_shape` is not three numbers of at least 1.
+
+    References:
+      He et al., Deep Residual Learning for Image Recognition, 2015, Table 1;
+      Rastegari et al., XNOR-Net, 2016, §4.2.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int] = (224, 224, 3),
+        classes: int = 1000,
+        binary: bool = True,
+        backend: str = "auto",
+        rngs: nnx.Rngs,
+        **block: Any,
+    ):
+        self.image_shape = check_image_shape(image_shape)
+        residual = partial(Residual, binary=binary, backend=backend, rngs=rngs, **block)
+        self.conv1 = nnx.Conv(
+            self.image_shape[-1],
+            64,
+            (7, 7),
+            strides=2,
+            padding=3,
+            use_bias=False,
+            conv_general_dilated=partial(conv_general_dilated, backend=backend),
+            rngs=rngs,
+        )
+        self.norm1 = nnx.BatchNorm(64, momentum=0.9, epsilon=1e-4, rngs=rngs)
+        self.residual2 = residual(64, 64)
+        self.residual3 = residual(64, 64)
+        self.residual4 = residual(64, 128, strides=2)
+        self.residual5 = residual(128, 128)
+        self.residual6 = residual(128, 256, strides=2)
+        self.residual7 = residual(256, 256)
+        self.residual8 = residual(256, 512, strides=2)
+        self.residual9 = residual(512, 512)
+        self.dense10 = nnx.Linear(512, classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map images `[N, H, W, C]` to logits `[N, classes]`."""
+        x = nnx.relu(self.norm1(self.conv1(x)))
+        x = MaxPool(3, 2, 1)(x)
+        x = self.residual3(self.residual2(x))
+        x = self.residual5(self.residual4(x))
+        x = self.residual7(self.residual6(x))
+        x = self.residual9(self.residual8(x))
+        return self.dense10(GlobalAveragePool()(x))
+
+
+class Residual(nnx.Module):
+    """Two binary blocks and a shortcut: `ReLU(block2(block1(x)) + shortcut(x))`.
+
+    Args:
+      in_features: Channels in.
+      out_features: Channels out.
+      strides: Of the first block, and of the shortcut.
+      rngs: Keys for the parameters.
+      **block: Passed on to both `XnorBlock`s.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        strides: int = 1,
+        rngs: nnx.Rngs,
+        **block: Any,
+    ):
+        block = {"padding": 1, "use_bias": False, "rngs": rngs, **block}
+        self.block1 = XnorBlock(
+            in_features, out_features, (3, 3), strides=strides, **block
+        )
+        self.block2 = XnorBlock(out_features, out_features, (3, 3), relu=False, **block)
+        same = strides == 1 and in_features == out_features
+        self.shortcut = (
+            None
+            if same
+            else Shortcut(
+                in_features,
+                out_features,
+                strides=strides,
+                backend=block.get("backend", "auto"),
+                rngs=rngs,
+            )
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[N, H, W, C]` to `[N, H', W', C_out]`."""
+        aside = x if self.shortcut is None else self.shortcut(x)
+        return nnx.relu(self.block2(self.block1(x)) + aside)
+
+
+class Shortcut(nnx.Module):
+    """A real 1×1 convolution and BatchNorm, where a residual changes the shape."""
+
+    keep_real = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        strides: int,
+        backend: str,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = nnx.Conv(
+            in_features,
+            out_features,
+            (1, 1),
+            strides=strides,
+            use_bias=False,
+            padding="VALID",
+            conv_general_dilated=partial(conv_general_dilated, backend=backend),
+            rngs=rngs,
+        )
+        self.norm = nnx.BatchNorm(out_features, momentum=0.9, epsilon=1e-4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[N, H, W, C]` to `[N, H', W', C_out]`."""
+        return self.norm(self.conv(x))

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ class Table(oracles.Table):
     def conv(self, name, x, kernel, stride, pad):
         return loop.conv(x, kernel, (stride,) * 2, ((pad, pad),) * 2, (1, 1))
 
-    def block(self, name, x, stride=1):
+    def signed(self, name, x, stride=1):
         x, kernel = self.norm(f"{name}/norm", x), self.values[f"{name}/layer/kernel"]
         if self.binary:
             x, kernel = loop.sign(x), loop.binarize(kernel)
@@ -45,8 +46,8 @@ class Table(oracles.Table):
 
     def residual(self, name, x):
         stride = 2 if name in WIDER else 1
-        y = np.maximum(self.block(f"{name}/block1", x, stride), 0)
-        y = self.block(f"{name}/block2", y)
+        y = np.maximum(self.signed(f"{name}/block1", x, stride), 0)
+        y = self.signed(f"{name}/block2", y)
         if name in WIDER:
             kernel = self.values[f"{name}/shortcut/conv/kernel"]
             x = self.conv(name, x, kernel, stride, 0)
@@ -105,7 +106,7 @@ def test_images_without_pixels_are_refused():
         oracles.abstract(ResNet18, image_shape=(0, 224, 3))
 
 
-def test_trains_as_a_recipe():
+def test_trains_as_a_recipe(quick_compilation):
     fields = {"model": "resnet18", "batch_size": 4, "compute_dtype": "bfloat16"}
     trainer, state = step.create(
         dataclasses.replace(recipe.get("cifar10-nin"), **fields),
@@ -119,10 +120,8 @@ def test_trains_as_a_recipe():
     labels = jnp.asarray(rng.integers(0, 5, 8, np.int32))
     before = jax.tree.map(np.asarray, state.params)
     args = state, images, labels, jax.random.key(0)
-    # Compiling costs more than it does.
-    quick = {"xla_backend_optimization_level": 0}
-    epoch = step.make_train_epoch(trainer).lower(*args).compile(quick)
-    state, metrics, _ = epoch(*args)
+    traced = step.make_train_epoch(trainer).trace(*args)
+    state, metrics, _ = traced.lower().compile()(*args)
     assert math.isfinite(metrics.loss)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
     assert all(jax.tree.leaves(moved))
@@ -130,12 +129,18 @@ def test_trains_as_a_recipe():
     for kernel, inner in zip(kernels, jax.tree.leaves(trainer.inner), strict=True):
         if inner:
             np.testing.assert_allclose(kernel.mean(-2), 0, atol=1e-6)
+    # On a GPU: each binary layer's three products are of bfloat16 into float32.
+    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "xnor_jax_run" not in program
+    narrow = r"stablehlo\.convolution.*xbf16>, tensor<\w*xbf16>\) -> tensor<\w*xf32>"
+    assert len(re.findall(narrow, program)) == 3 * 16
 
 
-def test_packs_its_blocks_and_nothing_else():
+def test_packs_its_blocks_and_nothing_else(quick_compilation):
     model = oracles.with_numbers(oracles.abstract(ResNet18, image_shape=(8, 8, 3)))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
     packed = xnor.pack(model, example=x)
     binary = [row.name for row in packed.report.rows if row.kind == "binary"]
     assert len(binary) == 16
-    np.testing.assert_allclose(packed(x), model(x), rtol=1e-3, atol=1e-3)
+    y, expected = jax.jit(lambda x: (packed(x), model(x)))(x)
+    np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-3)

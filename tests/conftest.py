@@ -36,3 +36,11 @@ jax.monitoring.register_event_duration_secs_listener(_on_event)
 def compilations():
     """A function that returns how many programs XLA has compiled so far."""
     return lambda: len(_compiled)
+
+
+@pytest.fixture
+def quick_compilation():
+    """Programs that are compiled sooner and run slower: for those that run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -35,7 +35,7 @@ def test_gpu_step_refuses_a_machine_without_one(monkeypatch):
         importlib.import_module("gpu_step").main()
 
 
-def test_gpu_step_runs_small(monkeypatch, capsys):
+def test_gpu_step_runs_small(monkeypatch, capsys, quick_compilation):
     pytest.importorskip("torch", reason="PyTorch is the optional extra `experiments`")
     # The other network takes a minute to compile.
     options = ["--tiny", "--rounds", "1", "--only", "NIN"]

@@ -220,7 +220,7 @@ def test_a_float_twin_is_refused(run, tmp_path, capsys):
         (("bench", "FILE", "--batch-sizes"), 2, "--batch-sizes"),
         (("bench", "FILE", "--batch-sizes", "0"), 2, "--batch-sizes"),
         (("bench", "FILE", "--rounds", "0"), 2, "--rounds"),
-        (("bench", "FILE", "--backend", "gpu"), 2, "--backend"),
+        (("bench", "FILE", "--backend", "tpu"), 2, "--backend"),
     ],
 )
 def test_a_wrong_word_is_one_line(

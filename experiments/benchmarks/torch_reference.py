@@ -266,8 +266,9 @@ class Training:
           std: Their standard deviation, `[C, 1, 1]`.
         """
         steps = len(labels) // batch_size
-        order = torch.randperm(len(labels))[: steps * batch_size]
-        losses, accuracies = torch.zeros(2, device=images.device)
+        device = images.device
+        order = torch.randperm(len(labels), device=device)[: steps * batch_size]
+        losses, accuracies = torch.zeros(2, device=device)
         for index in order.split(batch_size):
             loss, accuracy = self.step(
                 normalize(images[index], mean, std), labels[index]

@@ -84,5 +84,5 @@ def test_what_ran_is_named():
         *(f"cpu, {name}" for name in ("avx512", "avx2", "neon", "portable")),
     )
     assert bench.describe_cpu()
-    with pytest.raises(ValueError, match="gpu"):
-        bench.describe_backend("gpu")
+    with pytest.raises(ValueError, match="tpu"):
+        bench.describe_backend("tpu")

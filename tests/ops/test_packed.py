@@ -391,9 +391,9 @@ FLOATS = np.ones((2, 5, 5, 40), "f")
             "threshold of shape (39,), got (40,)",
         ),
         (
-            lambda: sum_pool(FLOATS, LIMIT, backend="gpu"),
+            lambda: sum_pool(FLOATS, LIMIT, backend="tpu"),
             ValueError,
-            "got 'gpu'",
+            "got 'tpu'",
         ),
     ],
 )

@@ -126,7 +126,7 @@ def account(
     # jit(epoch)/while/body/closed_call/transpose(jvp(block2))/…/dot_general
     layer = re.compile(r"/(transpose\()?jvp\((?:transpose\(jvp\()?(\w+)\)")
     rows: dict[str, list[float]] = {}
-    for operation, time in sorted(times.items(), key=lambda item: order(item[0])):
+    for operation, time in times.items():
         if operation.startswith(("while", "call", "conditional")):
             continue  # Its operations are counted one by one.
         scope = scopes.get(operation, "")
@@ -137,12 +137,7 @@ def account(
         row[at] += time / steps
         if scope.endswith(PRODUCTS):
             row[at + 1] += time / steps
-    return dict(sorted(rows.items(), key=lambda item: item[0] == OTHERS))
-
-
-def order(operation: str) -> tuple[str, int]:
-    kind, _, number = operation.rpartition(".")
-    return kind, int(number) if number.isdigit() else 0
+    return dict(sorted(rows.items(), key=lambda row: -row[1][0] - row[1][2]))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ On a CPU the compiled library takes them where it can: two or fewer spatial axes
 group, float32. Elsewhere they are XLA's, in the formulations of `convolution.py`. Both
 give the same integers, and the same floats to rounding.
 
-A product of signs is one of bits going forward. What it keeps of its input are the signs'
-words, a bit each, and a bool where the gradient passes. Going back it is one of floats.
+A product of signs is one of bits going forward. What it keeps of its input are words of
+signs, a bit each, and a bool where the gradient passes. Going back it is one of floats.
 Where these are of bfloat16, the library rounds as a GPU would: a run's numbers do not
 hang on where it runs.
 """

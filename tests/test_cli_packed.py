@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from commands import finished, refused, said
 from PIL import Image
 from safetensors import safe_open
 
@@ -13,25 +14,6 @@ import xnor_jax as xnor
 from xnor_jax import cli, data
 from xnor_jax.deploy import bench
 from xnor_jax.ops import backends
-
-
-def said(capsys, *args):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(list(map(str, args)))
-    captured = capsys.readouterr()
-    return stop.value.code, captured.out, captured.err
-
-
-def finished(capsys, *args):
-    code, out, err = said(capsys, *args)
-    assert (code, err) == (0, "")
-    return out
-
-
-def refused(capsys, *args):
-    code, out, err = said(capsys, *args)
-    assert not out and err.startswith("xnor-jax: ") and len(err.splitlines()) == 1
-    return code, err
 
 
 @pytest.fixture(scope="module")

@@ -9,47 +9,21 @@ import sys
 import time
 from pathlib import Path
 
-import datasets
 import folders
 import pytest
+from commands import finished, refused
 from PIL import Image
 
 import xnor_jax as xnor
-from xnor_jax import cli
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 SMALL = ("--model", "lenet5", "--image-size", "16", "--batch-size", "6")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        cache = tmp_path_factory.mktemp("cache")
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-        yield
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return folders.class_folders(tmp_path_factory.mktemp("set"))
-
-
-def said(capsys, *args):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(list(map(str, args)))
-    captured = capsys.readouterr()
-    return stop.value.code, captured.out, captured.err
-
-
-def finished(capsys, *args):
-    code, out, err = said(capsys, *args)
-    assert (code, err) == (0, "")
-    return out
-
-
-def refused(capsys, *args):
-    code, out, err = said(capsys, *args)
-    assert err.startswith("xnor-jax: ") and len(err.splitlines()) == 1
-    return code, err
 
 
 def test_a_folder_is_trained_on_evaluated_packed_and_asked(place, tmp_path, capsys):

@@ -3,7 +3,6 @@
 import re
 import shutil
 
-import datasets
 import folders
 import numpy as np
 import pytest
@@ -14,15 +13,9 @@ from xnor_jax.data import BLANK, DataError, Fit
 from xnor_jax.pictures import Augment
 from xnor_jax.streams import Shard
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 FIT, CROP = Fit(16, 18), Augment(resize_crop=True, flip=True)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        cache = tmp_path_factory.mktemp("cache")
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import signal
 import time
 
 import chex
-import datasets
 import folders
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,8 @@ from xnor_jax.train import recipe as recipes
 from xnor_jax.train.devices import make_mesh, replicate
 from xnor_jax.train.folder import RunError, RunInfo
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 RECIPE = dataclasses.replace(
     recipes.get("folder-nin"),
     model="lenet5",
@@ -33,14 +34,6 @@ RECIPE = dataclasses.replace(
 )
 # The float twin, hardly moving: rounding turns no sign and no step of Adam's.
 STILL = dataclasses.replace(RECIPE, binary=False, learning_rate=1e-6)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        cache = tmp_path_factory.mktemp("cache")
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-        yield
 
 
 @pytest.fixture(scope="module")

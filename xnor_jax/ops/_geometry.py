@@ -32,6 +32,27 @@ class Geometry:
         return any(map(any, self.padding))
 
     @property
+    def unread(self) -> tuple[int, ...]:
+        """Per axis, the places of the padded image behind its last window."""
+        return tuple(
+            size + sum(pads) - (k - 1) * d - 1 - (out - 1) * s
+            for out, (size, k, s, pads, d) in zip(self.out, self._axes, strict=True)
+        )
+
+    @property
+    def transposed_padding(self) -> Pads:
+        """What the transposed convolution has around its input, per axis.
+
+        It is below 0 where the padding is wider than the window reaches.
+        """
+        return tuple(
+            ((k - 1) * d - before, (k - 1) * d - after + unread)
+            for unread, (_, k, _, (before, after), d) in zip(
+                self.unread, self._axes, strict=True
+            )
+        )
+
+    @property
     def shifts(self) -> tuple[tuple[slice, ...], ...]:
         """Per axis and tap, the places of the padded image that the windows meet."""
         axes = zip(self.out, self.window, self.strides, self.dilation, strict=True)

@@ -16,7 +16,7 @@ from xnor_jax.ops._geometry import Geometry
 from xnor_jax.ops.bits import WORD
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold, apply_epilogue
-from xnor_jax.ops.kernel import PackedKernel
+from xnor_jax.ops.kernel import PackedKernel, unpack_kernel
 
 NAMES = ("float", "xla", "gpu", "cpu")
 # Those that multiply signs as numbers of their `DTYPE`, not as bits.
@@ -152,7 +152,15 @@ def conv_words(
     _check_filter(kernel)
     options = _options(geometry)
     if backend in UNPACKED:
-        return UNPACKED[backend].conv_words(words, kernel, epilogue, **options)
+        numbers = UNPACKED[backend]
+        x = bits.signs(words, kernel.in_features, numbers.DTYPE)
+        return numbers.conv_signs(
+            x.reshape(*x.shape[:-2], -1),
+            unpack_kernel(kernel).astype(numbers.DTYPE),
+            epilogue,
+            **options,
+            groups=kernel.groups,
+        )
 
     def compiled(words, kernel, epilogue):
         # Its thresholds make whole words of a group: others would share one.

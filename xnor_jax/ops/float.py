@@ -11,38 +11,10 @@ import jax.numpy as jnp
 
 from xnor_jax import convolution
 from xnor_jax.convolution import Pads
-from xnor_jax.ops import bits
 from xnor_jax.ops.epilogue import Epilogue, apply_epilogue
-from xnor_jax.ops.kernel import PackedKernel, unpack_kernel
 
 DTYPE = jnp.float32
 LARGEST_FILTER = 2**24
-
-
-def conv_words(
-    words: jax.Array,
-    kernel: PackedKernel,
-    epilogue: Epilogue,
-    *,
-    strides: tuple[int, ...],
-    padding: Pads,
-    dilation: tuple[int, ...],
-) -> jax.Array:
-    """The convolution of signs on words: see `xla.conv_words`.
-
-    Raises:
-      ValueError: If a filter has more than 2²⁴ weights.
-    """
-    x = bits.signs(words, kernel.in_features, DTYPE)
-    return conv_signs(
-        x.reshape(*x.shape[:-2], -1),
-        unpack_kernel(kernel),
-        epilogue,
-        strides=strides,
-        padding=padding,
-        dilation=dilation,
-        groups=kernel.groups,
-    )
 
 
 def conv_signs(

@@ -13,34 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from xnor_jax.convolution import Pads
-from xnor_jax.ops import bits
 from xnor_jax.ops._geometry import Geometry
 from xnor_jax.ops.epilogue import Epilogue, apply_epilogue
-from xnor_jax.ops.kernel import PackedKernel, unpack_kernel
 
 DTYPE = jnp.int8
-
-
-def conv_words(
-    words: jax.Array,
-    kernel: PackedKernel,
-    epilogue: Epilogue,
-    *,
-    strides: tuple[int, ...],
-    padding: Pads,
-    dilation: tuple[int, ...],
-) -> jax.Array:
-    """The convolution of signs on words: see `xla.conv_words`."""
-    x = bits.signs(words, kernel.in_features, DTYPE)
-    return conv_signs(
-        x.reshape(*x.shape[:-2], -1),
-        unpack_kernel(kernel).astype(DTYPE),
-        epilogue,
-        strides=strides,
-        padding=padding,
-        dilation=dilation,
-        groups=kernel.groups,
-    )
 
 
 def conv_signs(

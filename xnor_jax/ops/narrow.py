@@ -73,16 +73,12 @@ def input_gradient(
     turned = turned.reshape(*turned.shape[:-1], groups, features // groups)
     turned = jnp.moveaxis(turned, (-3, -1), (-1, -3))
     turned = turned.reshape(*geometry.window, features // groups, -1)
-    pads = [
-        (reach - before, reach - after + unread)
-        for reach, (before, after), unread in _margins(geometry)
-    ]
     axes = _LETTERS[-rank:]
     return lax.conv_general_dilated(
         g,
         turned,
         (1,) * rank,
-        pads,
+        geometry.transposed_padding,
         lhs_dilation=geometry.strides,
         rhs_dilation=geometry.dilation,
         feature_group_count=groups,
@@ -111,11 +107,12 @@ def kernel_gradient(
         matrix = lax.dot_general(x, g, contracted, preferred_element_type=jnp.float32)
         return matrix.reshape(*geometry.window, *matrix.shape)
     axes = _LETTERS[-len(geometry.window) :]
+    sides = zip(geometry.padding, geometry.unread, strict=True)
     return lax.conv_general_dilated(
         x,
         g,
         geometry.dilation,
-        [(before, after - unread) for _, (before, after), unread in _margins(geometry)],
+        [(before, after - unread) for (before, after), unread in sides],
         rhs_dilation=geometry.strides,
         batch_group_count=groups,
         dimension_numbers=(f"C{axes}N", f"I{axes}O", f"{axes}NC"),
@@ -158,15 +155,3 @@ def _pointwise(geometry: Geometry, groups: int) -> bool:
     """Whether the convolution is one product of matrices."""
     one = prod(geometry.window) == prod(geometry.strides) == groups == 1
     return one and not geometry.padded
-
-
-def _margins(geometry: Geometry) -> list[tuple[int, tuple[int, int], int]]:
-    """Per axis a window's reach, the padding, and the places that no window reads."""
-    margins = []
-    sizes = zip(geometry.spatial, geometry.out, geometry.window, strict=True)
-    ways = zip(geometry.strides, geometry.padding, geometry.dilation, strict=True)
-    for (size, out, k), (stride, pads, d) in zip(sizes, ways, strict=True):
-        reach = (k - 1) * d
-        unread = size + sum(pads) - reach - 1 - (out - 1) * stride
-        margins.append((reach, pads, unread))
-    return margins

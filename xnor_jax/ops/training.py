@@ -316,18 +316,13 @@ def _input_gradient(geometry, g, kernel):
     window, strides = geometry.window, geometry.strides
     if prod(window) == prod(strides) == 1 and not geometry.padded:
         return convolution.dot(g, flipped.reshape(flipped.shape[-2:]))
-    reach = [(k - 1) * d for k, d in zip(window, geometry.dilation, strict=True)]
-    pads = []
-    axes = zip(geometry.spatial, geometry.out, strides, geometry.padding, reach)  # noqa: B905
-    for size, out, stride, (before, after), r in axes:
-        unread = size + before + after - r - 1 - (out - 1) * stride
-        pads.append((r - before, r - after + unread))
+    pads = geometry.transposed_padding
     if prod(strides) > 1 or min(map(min, pads)) < 0:
         spread = [(*pad, stride - 1) for pad, stride in zip(pads, strides, strict=True)]
         g = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
-        pads = [(0, 0)] * len(window)
+        pads = ((0, 0),) * len(window)
     unit = (1,) * len(window)
-    way = Geometry(g.shape[1:-1], window, unit, tuple(pads), geometry.dilation)
+    way = Geometry(g.shape[1:-1], window, unit, pads, geometry.dilation)
     step = steps.real_conv(flipped, Sums(), **_options(way))
     return cpu.run(g, [step], geometry.spatial, flipped.shape[-1], jnp.float32)
 

@@ -1,10 +1,12 @@
 """Runs whose pictures stay on disk, beside the same numbers computed from memory."""
 
 import dataclasses
+import gc
 import io
 import os
 import signal
 import time
+import weakref
 
 import chex
 import folders
@@ -178,6 +180,15 @@ def test_what_is_waited_is_told_apart_from_what_is_computed():
                 jax.block_until_ready(running)
         assert numbers == [0, 1, 2, 3]
         assert low <= ahead.waited <= high
+
+
+def test_what_is_shared_with_workers_is_given_back_at_the_end():
+    """Something else may hold the feed: what asyncio makes of an interruption, say."""
+    with feeds.Ahead(sleepy(0), workers=1) as ahead:
+        ahead.take(None)
+        iterator = weakref.ref(ahead._iterator)
+    gc.collect()
+    assert iterator() is None
 
 
 def test_an_error_in_a_worker_ends_the_run_and_its_threads(dataset):

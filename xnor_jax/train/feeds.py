@@ -252,6 +252,9 @@ class Ahead:
     def __exit__(self, *error: object) -> None:
         """End what prepares them."""
         self._open.close()
+        # Memory shared with workers goes with the iterator; what was interrupted may
+        # hold this object for as long as the process lives.
+        del self._iterator, self._next
 
     def take(self, running: Any) -> Any:
         """The next batch.

@@ -12,7 +12,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import xnor_jax as xnor
@@ -185,6 +185,45 @@ def test_under_vmap_and_shard_map():
 
     whole = x.reshape(8, 6, 6, 33)
     check_close(sharded(kernel, whole), gradient(kernel, whole))
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "images, weights",
+    [(P("i"), P()), (P(), P()), (P(None, "i"), P()), (P(None, None, None, "i"), P())]
+    + [(P("i"), P(None, None, None, "i")), (P(), P(None, None, "i"))],
+)
+def test_in_a_program_for_two_devices(images, weights):
+    """However the arrays are split: values and gradients are those of one device."""
+    if len(jax.devices()) < 2:
+        pytest.skip("needs two devices")
+    rng = np.random.default_rng(0)
+    x = jnp.float32(rng.normal(size=(4, 6, 6, 34)))
+    kernel = xnor.binarize(jnp.float32(rng.normal(size=(3, 3, 34, 8))))
+    floats = jnp.float32(rng.normal(size=(5, 5, 8, 6)))
+    way = Geometry((6, 6), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
+
+    @jax.jit
+    def run(x, kernel):
+        def loss(x, kernel):
+            y = training.binary_product(x, kernel, geometry=way, backend="cpu")
+            way2 = {"strides": (2, 2), "padding": ((2, 2),) * 2, "dilation": (1, 1)}
+            return jnp.sum(jnp.sin(training.conv(y, floats, **way2, backend="cpu"))), y
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x, kernel)
+
+    mesh = Mesh(np.array(jax.devices()[:2]), ("i",))
+    put = partial(NamedSharding, mesh)
+    given = jax.device_put(x, put(images)), jax.device_put(kernel, put(weights))
+    check_close(run(*given), run(x, kernel))
+    if images == P("i"):
+        # Nobody gathers images: calls see two of the four.
+        calls = [
+            line.partition("custom-call(")[0]
+            for line in run.lower(*given).compile().as_text().splitlines()
+            if 'custom_call_target="xnor_jax_run"' in line
+        ]
+        assert len(calls) >= 5 and all("[2," in line for line in calls)
 
 
 def test_other_dtypes_and_ranks_are_xlas():

@@ -83,9 +83,18 @@ def check_steps(dataset):
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-9)
 
 
-def test_the_batch_is_split(dataset):
+@pytest.mark.parametrize("backend", ["auto", "float"])
+def test_the_batch_is_split(dataset, backend):
     two_devices()
-    trainer, state = loop.create(info_of(dataset), backend="float")
+    info = info_of(dataset)
+    trainer, state = step.create(
+        info.recipe,
+        data.SOURCES["digits"],
+        image_shape=info.image_shape,
+        classes=10,
+        steps_per_epoch=info.steps_per_epoch,
+        backend=backend,
+    )
     train = step.make_train_epoch(trainer, mesh=(mesh := make_mesh(2, 8)))
     args = replicate((state, *dataset.train, jax.random.key(0)), mesh)
     program = train.lower(*args).compile().as_text()

@@ -4,8 +4,8 @@ Signs come as floats (`binary_conv`, `binary_matmul`) or as bits (`packed_conv`,
 `packed_matmul`, the pools). Nothing outside this package knows how bits are laid out.
 `run_chain` runs several operations in one call of the compiled backend.
 
-All of it runs under `jit`, `vmap` and `shard_map`. Where arrays are sharded, call it in
-`shard_map`: under `jit` alone XLA gathers the operands of the compiled backend's calls.
+All of it runs under `jit`, `vmap` and `shard_map`. Under `jit` alone, images sharded along
+their first axis stay on their devices; what else is sharded, the compiled backend gathers.
 """
 
 from xnor_jax.ops.backends import available_backends

@@ -78,8 +78,7 @@ def train(
         )
     processes.check_alike(run=info, data_set=_digest(dataset), folder=folder.name)
     processes.open_together(folder, lambda: open_folder(folder, info, resume=resume))
-    # Calls of the compiled library are not split over devices; XLA's products are.
-    trainer, state = create(info, backend="auto" if mesh is None else "float")
+    trainer, state = create(info)
     checkpoints = Checkpoints(folder)
     history: History = []
     done = checkpoints.newest() or 0
@@ -158,7 +157,7 @@ def train(
     return Result(folder, history, time.perf_counter() - begin)
 
 
-def create(info: RunInfo, *, backend: str = "auto") -> tuple[Trainer, TrainState]:
+def create(info: RunInfo) -> tuple[Trainer, TrainState]:
     """Build a run's network and optimizer, and their state before the first step."""
     return step.create(
         info.recipe,
@@ -166,7 +165,6 @@ def create(info: RunInfo, *, backend: str = "auto") -> tuple[Trainer, TrainState
         image_shape=info.image_shape,
         classes=len(info.class_names),
         steps_per_epoch=info.steps_per_epoch,
-        backend=backend,
     )
 
 

@@ -22,6 +22,7 @@ from jax import lax
 
 from xnor_jax.convolution import Pads
 from xnor_jax.ops.bits import words_for
+from xnor_jax.ops.cpu.split import split_images
 from xnor_jax.ops.cpu.steps import Step, window_way
 
 LIBRARY = "libxnor_jax_cpu.so"
@@ -98,6 +99,7 @@ def run(
         out = jax.ShapeDtypeStruct((len(x), *sizes, depth), dtype)
         return jax.ffi.ffi_call("xnor_jax_run", out)(x, *arrays, steps=numbers)
 
+    call = split_images(call, images=1)
     depth = words_for(features) if dtype == jnp.uint32 else features
     arrays = [array for step in steps for array in step.arrays]
     units = range(x.ndim - 1, RANK + 1)
@@ -138,9 +140,17 @@ def kernel_gradient(
     *window, channels, features = shape
     window += (1,) * (RANK - len(window))
     out = jax.ShapeDtypeStruct((*window, channels, features), jnp.float32)
-    call = jax.ffi.ffi_call("xnor_jax_kernel_gradient", out, vmap_method="sequential")
+    way = np.array(window_way(strides, padding, dilation), np.int64)
+
+    def call(x, others, gradient):
+        call = jax.ffi.ffi_call("xnor_jax_kernel_gradient", out)
+        return call(x, others, gradient, way=way)
+
+    call = jax.custom_batching.sequential_vmap(
+        split_images(call, images=3, summed=True)
+    )
     arrays = [jnp.expand_dims(array, units) for array in (x, others, gradient)]
-    y = call(*arrays, way=np.array(window_way(strides, padding, dilation), np.int64))
+    y = call(*arrays)
     return _vary_as(y.reshape(shape), x, gradient)
 
 

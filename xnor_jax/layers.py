@@ -6,7 +6,9 @@ place: what `layers()` lists is what runs.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
+from typing import Any
 
 import jax
 import numpy as np
@@ -58,8 +60,26 @@ class Layered(nnx.Module):
         for layer in self.layers():
             # So that a profile of the compiled program tells the layers apart.
             with jax.named_scope(names.get(id(layer)) or _name(layer)):
-                x = layer(x)
+                norm = isinstance(layer, nnx.BatchNorm)
+                x = batch_norm(layer, x) if norm else layer(x)
         return x
+
+
+def batch_norm(norm: nnx.BatchNorm, x: jax.Array) -> jax.Array:
+    """`norm(x)`, whose gradient in training keeps `x` and the batch's statistics alone.
+
+    JAX's own would keep `x − mean` as well, as large as `x`; here it is computed again.
+    """
+    return norm(x) if norm.use_running_average else _of_batch(norm, x)
+
+
+def _statistics(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in ("reduce_sum", "rsqrt")
+
+
+@partial(nnx.remat, policy=_statistics)
+def _of_batch(norm: nnx.BatchNorm, x: jax.Array) -> jax.Array:
+    return norm(x)
 
 
 def _name(layer: Callable[..., jax.Array]) -> str:

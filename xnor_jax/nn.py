@@ -19,7 +19,14 @@ from jax.typing import ArrayLike
 
 from xnor_jax import convolution
 from xnor_jax.convolution import Padding
-from xnor_jax.layers import AvgPool, Flatten, GlobalAveragePool, Layered, MaxPool
+from xnor_jax.layers import (
+    AvgPool,
+    Flatten,
+    GlobalAveragePool,
+    Layered,
+    MaxPool,
+    batch_norm,
+)
 from xnor_jax.ops import training
 from xnor_jax.ops._geometry import DENSE, Geometry
 from xnor_jax.ops.training import scaled_product
@@ -421,7 +428,7 @@ class XnorBlock(nnx.Module):
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Map `[N, *spatial, C]` to `[N, *out, C_out]`, dense to `[N, C_out]`."""
-        x = self.norm(jnp.asarray(x))
+        x = batch_norm(self.norm, jnp.asarray(x))
         if self.flatten:
             x = x.reshape(x.shape[0], -1)
         if type(self.layer) in (BinaryConv, BinaryLinear):

@@ -140,7 +140,7 @@ def compare(
     if not alone:
         label = "PyTorch, channels last, TF32, compiled" if on_gpu else "PyTorch"
         sides[label] = train_step.torch_side(
-            recipe(case),
+            train_step.plan_of(recipe(case)),
             images,
             labels,
             case.classes,

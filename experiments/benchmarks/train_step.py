@@ -6,19 +6,31 @@ process.
 
 import argparse
 import dataclasses
+import pickle
 import resource
 import subprocess
 import sys
+import tempfile
 from argparse import SUPPRESS
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import measure
 
 if TYPE_CHECKING:
     from xnor_jax.train.recipe import Recipe
+
+
+class Plan(NamedTuple):
+    """What both sides train, in numbers that need no package of theirs."""
+
+    model: str
+    batch_size: int
+    mean: Any
+    std: Any
+
 
 EPOCH_IMAGES = {"mnist-lenet5-reference": 60_000, "cifar10-nin-reference": 50_000}
 
@@ -26,6 +38,9 @@ EPOCH_IMAGES = {"mnist-lenet5-reference": 60_000, "cifar10-nin-reference": 50_00
 def main() -> None:
     args = parse()
     cores = measure.pin(args.threads)
+    if args.alone:
+        print(run_alone(args))
+        return
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -42,15 +57,11 @@ def main() -> None:
 
     images, labels = load(args)
     recipe = dataclasses.replace(recipes.get(args.recipe), batch_size=args.batch)
-    makers = {"xnor_jax": library_side, "PyTorch": torch_side}
-    if args.alone:
-        run = makers[args.alone](recipe, images, labels)
-        run()
-        run()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        return
-    memory = {name: peak_memory(name) for name in makers}
-    sides = {name: make(recipe, images, labels) for name, make in makers.items()}
+    plan = plan_of(recipe)
+    names = ("xnor_jax", "PyTorch")
+    memory = {name: peak_memory(name, plan, images, labels) for name in names}
+    makers = library_side(recipe, images, labels), torch_side(plan, images, labels)
+    sides = dict(zip(names, makers, strict=True))
     seconds = measure.in_turn(sides, args.rounds)
 
     print(
@@ -105,6 +116,7 @@ def parse() -> argparse.Namespace:
             help=f"{text} (default {default})",
         )
     parser.add_argument("--alone", choices=("xnor_jax", "PyTorch"), help=SUPPRESS)
+    parser.add_argument("--plan", type=Path, help=SUPPRESS)
     args = parser.parse_args()
     if args.batch == 1:
         parser.error("argument --batch: BatchNorm needs at least 2 images")
@@ -117,11 +129,43 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def peak_memory(side: str) -> float:
-    """The most memory, in MB, of a process that runs this side alone."""
-    command = [sys.executable, *sys.argv, "--alone", side]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+def plan_of(recipe: "Recipe") -> Plan:
+    """The recipe's network and batch, and its images' mean and deviation."""
+    from xnor_jax.data import SOURCES
+
+    source = SOURCES[recipe.dataset]
+    return Plan(recipe.model, recipe.batch_size, source.mean, source.std)
+
+
+def peak_memory(side: str, plan: Plan, images, labels) -> float:
+    """The most memory, in MB, of a process that imports and runs this side alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plan"
+        path.write_bytes(pickle.dumps((tuple(plan), images, labels)))
+        command = [sys.executable, *sys.argv, "--alone", side, "--plan", str(path)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1]) * 1024 / 1e6
+
+
+def run_alone(args: argparse.Namespace) -> int:
+    """Run one side for two rounds; the process's peak memory in KiB."""
+    fields, images, labels = pickle.loads(args.plan.read_bytes())
+    if args.alone == "PyTorch":
+        import torch
+
+        torch.set_num_threads(args.threads)
+        run = torch_side(Plan(*fields), images, labels)
+    else:
+        import jax
+
+        from xnor_jax.train import recipe as recipes
+
+        jax.config.update("jax_platforms", "cpu")
+        recipe = dataclasses.replace(recipes.get(args.recipe), batch_size=args.batch)
+        run = library_side(recipe, images, labels)
+    run()
+    run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def load(args: argparse.Namespace):
@@ -187,7 +231,7 @@ def create(recipe: "Recipe", image_shape, classes: int, backend: str = "auto"):
 
 
 def torch_side(
-    recipe: "Recipe",
+    plan: Plan,
     images,
     labels,
     classes: int = 10,
@@ -199,19 +243,16 @@ def torch_side(
     import torch
     import torch_reference
 
-    from xnor_jax.data import SOURCES
-
-    source, gpu = SOURCES[recipe.dataset], device != "cpu"
+    gpu = device != "cpu"
     mean, std = (
-        torch.tensor(a, device=device).reshape(-1, 1, 1)
-        for a in (source.mean, source.std)
+        torch.tensor(a, device=device).reshape(-1, 1, 1) for a in (plan.mean, plan.std)
     )
     torch.manual_seed(0)
     net: torch.nn.Module = {
         "lenet5": torch_reference.LeNet5,
         "nin": torch_reference.NIN,
         "resnet18": partial(torch_reference.ResNet18, classes=classes),
-    }[recipe.model]()
+    }[plan.model]()
     x = torch.tensor(images.transpose(0, 3, 1, 2), device=device)
     y = torch.tensor(labels, dtype=torch.int64, device=device)
     net = net.to(device)
@@ -223,7 +264,7 @@ def torch_side(
         net.compile()
 
     def run() -> None:
-        training.epoch(x, y, recipe.batch_size, mean, std)
+        training.epoch(x, y, plan.batch_size, mean, std)
         if gpu:
             torch.cuda.synchronize()
 

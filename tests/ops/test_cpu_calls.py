@@ -53,7 +53,17 @@ MEAN = NORM | {
     "arrays": [],
     "out": jax.ShapeDtypeStruct((1, 1, 1, 40), jnp.float32),
 }
+FOLD = CONV | {  # of a 3×3 window on images of 4×5
+    "kind": 8,
+    "x": jax.ShapeDtypeStruct((1, 2, 3, 9 * 4), jnp.float32),
+    "arrays": [],
+    "channels": 4,
+    "out_channels": 5,
+    "window": [3, 3],
+    "out": jax.ShapeDtypeStruct((1, 4, 5, 4), jnp.float32),
+}
 FLAT = MEAN | {"kind": 7, "out": jax.ShapeDtypeStruct((1, 1, 1, 640), jnp.float32)}
+STEPS = [CONV, REAL, PACK, POOL, SUM_POOL, NORM, MEAN, FLAT, FOLD]
 
 
 def call(*steps, cut=0):
@@ -80,7 +90,7 @@ def shaped(spec, *shape):
     return jax.ShapeDtypeStruct(shape, spec.dtype)
 
 
-@pytest.mark.parametrize("step", [CONV, REAL, PACK, POOL, SUM_POOL, NORM, MEAN, FLAT])
+@pytest.mark.parametrize("step", STEPS)
 def test_the_library_runs_what_fits(step):
     y = np.asarray(call(step))
     assert (y == (9 * 40 if step is CONV else 0)).all()
@@ -91,22 +101,22 @@ OTHER = {
     "padding": [[0, 0, 0, -1], [2**62, 2**62, 0, 0]],
     "dilation": [[0, 1], [2**62, 1]],
     "window": [[0, 1], [-1, 3], [2**62, 1], [5, 1]],
-    "kind": [-1, 8, 2**40],
+    "kind": [-1, 9, 2**40],
 }
 
 
-@pytest.mark.parametrize("step", [CONV, REAL, POOL, SUM_POOL])
+@pytest.mark.parametrize("step", [CONV, REAL, POOL, SUM_POOL, FOLD])
 @pytest.mark.parametrize("name", OTHER)
 def test_the_library_refuses_numbers_out_of_range(step, name):
     pools = step in (POOL, SUM_POOL)
-    if name == ("dilation" if pools else "window"):
+    if name == ("dilation" if pools else "window") and step is not FOLD:
         return  # not read
     for value in OTHER[name]:
         with pytest.raises(Exception, match="xnor_jax: "):
             call(step | {name: value})
 
 
-@pytest.mark.parametrize("step", [CONV, REAL, PACK, POOL, SUM_POOL, NORM, MEAN, FLAT])
+@pytest.mark.parametrize("step", STEPS)
 def test_the_library_refuses_buffers_of_other_shapes(step):
     x, out, arrays = step["x"], step["out"], step["arrays"]
     other = [
@@ -133,7 +143,7 @@ def test_the_library_refuses_buffers_of_other_shapes(step):
             )
         ),
     ]
-    if step not in (MEAN, NORM, FLAT, PACK):
+    if step not in (MEAN, NORM, FLAT, PACK, FOLD):
         other += [{"x": shaped(x, 1, 2, *x.shape[2:])}]  # smaller than the window
     for changed in other:
         with pytest.raises(Exception, match="xnor_jax: "):
@@ -154,6 +164,21 @@ def test_the_library_refuses_buffers_of_other_shapes(step):
 def test_the_library_refuses_channels_that_do_not_fit(changed):
     with pytest.raises(Exception, match="xnor_jax: "):
         call(CONV | changed)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"channels": value} for value in (-1, 0, 2, 5, 2**40)),
+        *({"out_channels": value} for value in (-1, 0, 2, 6, 2**40)),
+        {"x": shaped(FLOATS, 1, 2, 3, 35)},
+        {"x": shaped(FLOATS, 1, 3, 2, 36)},
+        {"x": shaped(CONV["x"], 1, 2, 3, 36)},
+    ],
+)
+def test_the_library_refuses_patches_that_do_not_fit(changed):
+    with pytest.raises(Exception, match="xnor_jax: "):
+        call(FOLD | changed)
 
 
 def test_the_library_refuses_chains_that_do_not_fit():

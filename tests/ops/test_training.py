@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import xnor_jax as xnor
-from xnor_jax.ops import cpu, training
+from xnor_jax.ops import cpu, gradients, training
 from xnor_jax.ops._geometry import DENSE, Geometry
 
 needs_library = pytest.mark.skipif(
@@ -102,17 +102,43 @@ def test_convolution_of_floats_is_xlas(case):
     geometry, x, kernel, _, _, _ = case
     if geometry == DENSE:
         return
-    way = {
-        "strides": geometry.strides,
-        "padding": geometry.padding,
-        "dilation": geometry.dilation,
-    }
 
     def on(backend):
-        function = partial(training.conv, **way, backend=backend)
+        function = partial(training.conv, **geometry.way, backend=backend)
         return result_and_gradients(function, x, kernel)
 
     check_close(on("cpu"), on("float"))
+
+
+@needs_library
+@settings(max_examples=12)
+@given(cases())
+def test_gradient_of_the_images_either_way(case):
+    """Whichever is to be the quicker one."""
+    geometry, x, kernel, _, _, _ = case
+    if geometry == DENSE:
+        return
+    conv = partial(training.conv, **geometry.way, backend="float")
+    y, pull = jax.vjp(lambda x: conv(x, kernel), x)
+    g = jax.random.normal(jax.random.key(0), y.shape)
+    for way in (gradients.folded, gradients.transposed):
+        check_close(jax.jit(partial(way, geometry))(g, kernel), pull(g)[0])
+
+
+@pytest.mark.parametrize(
+    "size, kernel, strides, padding, folded",
+    [
+        ((12, 12), (5, 5, 20, 50), 1, 0, True),  # LeNet-5: 20 channels fill no panel
+        ((16, 16), (5, 5, 96, 192), 1, 2, False),  # NIN
+        ((56, 56), (3, 3, 64, 128), 2, 1, True),  # ResNet: zeros between strides
+        ((56, 56), (1, 1, 64, 128), 2, 0, True),
+        ((56, 56), (3, 3, 64, 64), 1, 1, False),
+    ],
+)
+def test_what_folds(size, kernel, strides, padding, folded):
+    pads, unit = ((padding, padding),) * 2, (1, 1)
+    geometry = Geometry(size, kernel[:2], (strides, strides), pads, unit)
+    assert gradients.folds(geometry, jnp.zeros(kernel)) == folded
 
 
 @needs_library
@@ -131,21 +157,18 @@ def test_sums_are_the_same_integers():
 
 @needs_library
 @pytest.mark.parametrize("name", cpu.instruction_sets())
-def test_gradient_of_the_kernel_on_every_instruction_set(name):
+@pytest.mark.parametrize("channels", [19, 90])  # 90: one sum that all threads share
+def test_gradient_of_the_kernel_on_every_instruction_set(name, channels):
     """Whole numbers: their sums are exact in any order."""
     rng = np.random.default_rng(0)
     geometry = Geometry((7, 40), (3, 5), (2, 1), ((1, 0), (2, 3)), (1, 2))
-    way = {
-        "strides": geometry.strides,
-        "padding": geometry.padding,
-        "dilation": geometry.dilation,
-    }
-    x = jnp.float32(rng.integers(-8, 9, (3, 7, 40, 19)))
+    way = geometry.way
+    x = jnp.float32(rng.integers(-8, 9, (3, 7, 40, channels)))
     g = jnp.float32(rng.integers(-8, 9, (3, *geometry.out, 45)))
     chosen = cpu.instruction_set()
     try:
         cpu.use_instruction_set(name)
-        ours = cpu.kernel_gradient(x, x, g, (3, 5, 19, 45), **way)
+        ours = cpu.kernel_gradient(x, x, g, (3, 5, channels, 45), **way)
     finally:
         cpu.use_instruction_set(chosen)
 

@@ -4,8 +4,9 @@ Signs come as floats (`binary_conv`, `binary_matmul`) or as bits (`packed_conv`,
 `packed_matmul`, the pools). Nothing outside this package knows how bits are laid out.
 `run_chain` runs several operations in one call of the compiled backend.
 
-All of it runs under `jit`, `vmap` and `shard_map`. Under `jit` alone, images sharded along
-their first axis stay on their devices; what else is sharded, the compiled backend gathers.
+All of it runs under `jit`, `vmap` and `shard_map`. Under `jit` alone, images that are
+sharded along their first axis stay on their devices; the compiled backend gathers what
+else is sharded.
 """
 
 from xnor_jax.ops.backends import available_backends

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,12 @@ class Geometry:
             (size + sum(pads) - (k - 1) * d - 1) // s + 1
             for size, k, s, pads, d in self._axes
         )
+
+    @property
+    def way(self) -> dict[str, Any]:
+        """Strides, padding and dilation, as keyword arguments."""
+        names = "strides", "padding", "dilation"
+        return {name: getattr(self, name) for name in names}
 
     @property
     def padded(self) -> bool:

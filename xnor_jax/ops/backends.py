@@ -114,12 +114,12 @@ def conv_signs(
     _check_filter(kernel)
 
     def compiled(x, kernel):
-        both = [steps.pack(), steps.conv(kernel, Sums(), **_options(geometry))]
+        both = [steps.pack(), steps.conv(kernel, Sums(), **geometry.way)]
         return cpu.run(x, both, geometry.out, kernel.out_features, jnp.int32)
 
     def plain(x, kernel):
         words = bits.pack_signs(x.reshape(grouped.shape))
-        return xla.conv_words(words, kernel, Sums(), **_options(geometry))
+        return xla.conv_words(words, kernel, Sums(), **geometry.way)
 
     return choose(backend, compiled, plain, x.astype(jnp.float32), kernel)
 
@@ -150,7 +150,7 @@ def conv_words(
         shape = (words.shape[0], *geometry.out, kernel.out_features)
         return apply_epilogue(jnp.zeros(shape, jnp.int32), epilogue)
     _check_filter(kernel)
-    options = _options(geometry)
+    options = geometry.way
     if backend in UNPACKED:
         numbers = UNPACKED[backend]
         x = bits.signs(words, kernel.in_features, numbers.DTYPE)
@@ -196,7 +196,7 @@ def real_conv(
     Returns:
       float32 `[N, *out, C_out]`, or uint32 `[N, *out, ceil(C_out / 32)]`.
     """
-    options = _options(geometry)
+    options = geometry.way
 
     def plain(x, kernel, epilogue):
         acc = convolution.conv(x, kernel, groups=groups, **options)
@@ -272,14 +272,6 @@ def _check_filter(kernel: PackedKernel) -> None:
             f"expected a filter of at most {_LARGEST_FILTER} weights, for sums of 32 "
             f"bits, got {weights}"
         )
-
-
-def _options(geometry: Geometry) -> dict[str, Any]:
-    return {
-        "strides": geometry.strides,
-        "padding": geometry.padding,
-        "dilation": geometry.dilation,
-    }
 
 
 def _run(

@@ -12,7 +12,6 @@ hang on where it runs.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import prod
 from typing import Any
 
 import jax
@@ -27,6 +26,7 @@ from xnor_jax.ops import backends, cpu, narrow
 from xnor_jax.ops._geometry import DENSE, Geometry
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Sums
+from xnor_jax.ops.gradients import input_gradient, kernel_gradient
 from xnor_jax.ops.kernel import pack_kernel
 from xnor_jax.weights import sign_ste
 
@@ -220,7 +220,7 @@ def _in_floats(geometry, groups, keep_rate, relu, dtype, x, kernel, bias, keep):
     elif geometry == DENSE:
         product = partial(scaled_product, convolution.dot)
     else:
-        conv = partial(convolution.conv, groups=groups, **_options(geometry))
+        conv = partial(convolution.conv, groups=groups, **geometry.way)
         product = partial(scaled_product, conv)
     y = jnp.asarray(product(signs, kernel))
     y = y if bias is None else y + bias.astype(y.dtype)
@@ -240,7 +240,7 @@ def _on_bits_fwd(geometry, keep_rate, relu, dtype, x, kernel, bias, keep):
     shift = jnp.zeros_like(alpha) if bias is None else bias
 
     def run(words, epilogue, dtype):
-        step = steps.conv(packed, epilogue, **_options(geometry))
+        step = steps.conv(packed, epilogue, **geometry.way)
         return cpu.run(words, [step], geometry.out, packed.out_features, dtype)
 
     words, inside = _words(geometry, x), jnp.abs(x) < 1
@@ -269,8 +269,8 @@ def _on_bits_bwd(geometry, keep_rate, relu, dtype, residuals, g):
     if dtype is not None:
         plain = narrow.rounded(g, dtype)
         scaled, factor = narrow.rounded(scale(factor) * g, dtype), sign(kernel)
-    d_kernel = _kernel_gradient(geometry, words, others, plain, kernel) / keep_rate
-    d_x = _input_gradient(geometry, scaled, factor)
+    d_kernel = kernel_gradient(geometry, words, others, plain, kernel) / keep_rate
+    d_x = input_gradient(geometry, scaled, factor)
     return jnp.where(inside, d_x, 0), d_kernel, d_bias, None
 
 
@@ -279,7 +279,7 @@ _on_bits.defvjp(_on_bits_fwd, _on_bits_bwd)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(geometry, x, kernel):
-    step = steps.real_conv(kernel, Sums(), **_options(geometry))
+    step = steps.real_conv(kernel, Sums(), **geometry.way)
     return cpu.run(x, [step], geometry.out, kernel.shape[-1], jnp.float32)
 
 
@@ -289,8 +289,8 @@ def _conv_fwd(geometry, x, kernel):
 
 def _conv_bwd(geometry, residuals, g):
     x, kernel = residuals
-    d_kernel = _kernel_gradient(geometry, x, x, g, kernel)
-    return _input_gradient(geometry, g, kernel), d_kernel
+    d_kernel = kernel_gradient(geometry, x, x, g, kernel)
+    return input_gradient(geometry, g, kernel), d_kernel
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
@@ -303,33 +303,3 @@ def _compiles(x, geometry, groups):
 
 def _words(geometry, x):
     return cpu.run(x, [steps.pack()], geometry.spatial, x.shape[-1], jnp.uint32)
-
-
-def _kernel_gradient(geometry, x, others, g, kernel):
-    gradient = cpu.kernel_gradient(x, others, g, kernel.shape, **_options(geometry))
-    return cpu.summed_as(gradient, kernel)
-
-
-def _input_gradient(geometry, g, kernel):
-    """The transposed convolution: the gradient in windows that look the other way."""
-    flipped = jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2)
-    window, strides = geometry.window, geometry.strides
-    if prod(window) == prod(strides) == 1 and not geometry.padded:
-        return convolution.dot(g, flipped.reshape(flipped.shape[-2:]))
-    pads = geometry.transposed_padding
-    if prod(strides) > 1 or min(map(min, pads)) < 0:
-        spread = [(*pad, stride - 1) for pad, stride in zip(pads, strides, strict=True)]
-        g = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
-        pads = ((0, 0),) * len(window)
-    unit = (1,) * len(window)
-    way = Geometry(g.shape[1:-1], window, unit, pads, geometry.dilation)
-    step = steps.real_conv(flipped, Sums(), **_options(way))
-    return cpu.run(g, [step], geometry.spatial, flipped.shape[-1], jnp.float32)
-
-
-def _options(geometry):
-    return {
-        "strides": geometry.strides,
-        "padding": geometry.padding,
-        "dilation": geometry.dilation,
-    }

@@ -181,8 +181,9 @@ class Conv : public Operation {
       : Operation(OutShape<Element>(g, target.epilogue, out_channels)),
         g_(g), depth_(depth), channels_(channels), columns_(out_channels / groups),
         pixel_(Times(groups, depth)), target_(target), kernel_(kernel) {
-    Times(Times(g.padded_height, g.padded_width), pixel_);
+    const int64_t padded = Times(Times(g.padded_height, g.padded_width), pixel_);
     out.size();  // Both fit into 64 bits.
+    if (g.padded()) scratch = padded;
     const double taps = static_cast<double>(g.window_height) * g.window_width;
     work = taps * depth * WordsFor(columns_) * kPanel * groups * g.pixels();
     loops = 1 + groups;

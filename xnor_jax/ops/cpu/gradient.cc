@@ -57,17 +57,53 @@ class KernelGradient {
     band_ = std::clamp<int64_t>(kPixels / g.out_width, 1, g.out_height);
     bands_ = (g.out_height + band_ - 1) / band_;
     blocks_ = (images + at_once_ - 1) / at_once_ * bands_;
+    rows_ = static_cast<int64_t>(offsets_.size()) * length_;
+    size_ = Times(rows_, panels_ * kPanel);
+    shares_ = size_ <= kSmall ? std::min(blocks_, kShares) : 1;
   }
 
-  double work() const {
-    return static_cast<double>(offsets_.size()) * length_ * panels_ * kPanel *
-           g_.pixels() * images_;
-  }
-  int64_t loops() const { return blocks_ + 1; }
+  double work() const { return static_cast<double>(size_) * g_.pixels() * images_; }
+  int64_t loops() const { return shares_ > 1 ? 1 : blocks_ + 1; }
 
   void Run(Team& team, float* out) {
-    const int64_t rows = static_cast<int64_t>(offsets_.size()) * length_;
-    sums_.assign(Times(rows, panels_ * kPanel), 0);
+    sums_.assign(Times(shares_, size_), 0);
+    if (shares_ > 1)
+      AddShares(team);
+    else
+      AddTogether(team);
+    for (int64_t r = 0; r < rows_; ++r)
+      std::memcpy(out + r * columns_, sums_.data() + r * panels_ * kPanel,
+                  columns_ * sizeof(float));
+  }
+
+ private:
+  // Output pixels whose products are added up in registers: so many that the gradient's
+  // panel of them stays in the first-level cache, and all of them in the second.
+  static constexpr int64_t kPixels = 256;
+  static constexpr int64_t kTile = 16;  // rows of the kernel
+  // Kernels of which a core's second-level cache holds a sum of its own besides a block.
+  static constexpr int64_t kSmall = 1 << 16;
+  // Not the number of threads: on any of them the sums are rounded in the same order.
+  static constexpr int64_t kShares = 16;
+
+  // A small kernel: every share of the blocks has sums of its own, and no thread waits.
+  void AddShares(Team& team) {
+    team.For(shares_, [&](int64_t share) {
+      Block block;
+      float* const sums = sums_.data() + share * size_;
+      const int64_t last = (share + 1) * blocks_ / shares_;
+      for (int64_t b = share * blocks_ / shares_; b < last; ++b) {
+        Begin(block, b);
+        for (int64_t piece = 0; piece < 2 * block.images; ++piece) LayOut(block, piece);
+        for (int64_t t = 0; t < tiles_; ++t) AddTile(block, t, sums);
+      }
+    });
+    for (int64_t share = 1; share < shares_; ++share)
+      for (int64_t i = 0; i < size_; ++i) sums_[i] += sums_[share * size_ + i];
+  }
+
+  // A large kernel: one block after another, the kernel's rows shared out.
+  void AddTogether(Team& team) {
     const int64_t parts = std::min(tiles_, 4 * team.threads());
     Block blocks[2];
     Begin(blocks[0], 0);
@@ -82,19 +118,10 @@ class KernelGradient {
         if (task < pieces) return LayOut(next, task);
         const int64_t part = task - pieces;
         for (int64_t t = part * tiles_ / parts; t < (part + 1) * tiles_ / parts; ++t)
-          AddTile(now, t);
+          AddTile(now, t, sums_.data());
       });
     }
-    for (int64_t r = 0; r < rows; ++r)
-      std::memcpy(out + r * columns_, sums_.data() + r * panels_ * kPanel,
-                  columns_ * sizeof(float));
   }
-
- private:
-  // Output pixels whose products are added up in registers: so many that the gradient's
-  // panel of them stays in the first-level cache, and all of them in the second.
-  static constexpr int64_t kPixels = 256;
-  static constexpr int64_t kTile = 16;  // rows of the kernel
 
   int64_t RowsIn(const Block& b) const {
     const int64_t reach = (g_.window_height - 1) * g_.dilation_height + 1;
@@ -157,13 +184,13 @@ class KernelGradient {
     }
   }
 
-  void AddTile(const Block& b, int64_t tile) {
+  void AddTile(const Block& b, int64_t tile, float* sums) const {
     const int64_t segment = tile / tiles_a_segment_;
     const int64_t first = tile % tiles_a_segment_ * kTile;
     ChosenEngine().add_products(
         b.x.data() + offsets_[segment] + first, std::min(length_ - first, kTile),
         b.pixels.data(), static_cast<int64_t>(b.pixels.size()), b.gradient.data(), panels_,
-        sums_.data() + (segment * length_ + first) * panels_ * kPanel);
+        sums + (segment * length_ + first) * panels_ * kPanel);
   }
 
   const Geometry g_;
@@ -172,10 +199,11 @@ class KernelGradient {
   const float* const gradient_;
   // The kernel's rows are those of its segments, `length_` each.
   std::vector<int64_t> offsets_;
-  int64_t length_, tiles_a_segment_, tiles_;
+  int64_t rows_, length_, tiles_a_segment_, tiles_;
   // Blocks of `at_once_` images, or of bands of `band_` rows of one image.
   int64_t at_once_, band_, bands_, blocks_;
-  std::vector<float> sums_;  // [rows of the kernel][panels * kPanel]
+  int64_t size_, shares_;
+  std::vector<float> sums_;  // [shares][rows of the kernel][panels * kPanel]
 };
 
 // `x`: floats `[images, height, width, channels]`, or words of their signs; then the same

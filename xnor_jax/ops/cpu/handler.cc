@@ -27,7 +27,8 @@ enum class Kind : int64_t {
   kSumPool,
   kNorm,
   kMean,
-  kFlatten
+  kFlatten,
+  kFold
 };
 
 // The same numbers as one pixel an image; of words only where they are one already.
@@ -51,6 +52,7 @@ std::unique_ptr<Operation> Make(const Shape& in, const Step& step, Arguments& ar
     case Kind::kNorm: return MakeNorm(in, args);
     case Kind::kMean: return MakeMean(in);
     case Kind::kFlatten: return std::make_unique<Flatten>(in);
+    case Kind::kFold: return MakeFold(in, step);
   }
   throw Refusal("there is no such operation");
 }
@@ -95,6 +97,7 @@ class Chain {
       Require(shape.depth >= 1 && shape.depth <= kLargest, "a size is out of range");
       const int64_t size = shape.size();
       Times(x.images, size);  // Fits into 64 bits.
+      largest = std::max(largest, operations_.back()->scratch);
       if (i + 1 < count) largest = std::max(largest, size);
       work += operations_.back()->work;
       loops += operations_.back()->loops;
@@ -119,7 +122,7 @@ class Chain {
     }
   }
 
-  int64_t largest = 0;  // elements between two operations, of an image
+  int64_t largest = 0;  // elements between two operations or within one, of an image
   double work = 0;      // an image's
   int64_t loops = 0;
 

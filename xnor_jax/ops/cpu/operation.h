@@ -32,6 +32,7 @@ struct Shape {
 };
 
 // What Python says of an operation; xnor_jax/ops/cpu writes these numbers in this order.
+// Of a fold, `channels` and `out_channels` are the image's height and width.
 struct Step {
   int64_t kind, epilogue, relu, channels, out_channels;
   int64_t window[2], strides[2], padding[4], dilation[2];
@@ -76,6 +77,7 @@ class Operation {
   virtual void Run(Team& team, int64_t images, const void* in, void* to) const = 0;
 
   const Shape out;
+  int64_t scratch = 0;  // elements that `Run` writes besides `out`, for an image
   double work = 0;    // an image's multiplications, of floats or of words of signs
   int64_t loops = 1;  // of `Run`, at most
 };
@@ -90,6 +92,7 @@ std::unique_ptr<Operation> MakeSumPool(const Shape& in, const Step& step,
                                        Arguments& args);
 std::unique_ptr<Operation> MakeNorm(const Shape& in, Arguments& args);
 std::unique_ptr<Operation> MakeMean(const Shape& in);
+std::unique_ptr<Operation> MakeFold(const Shape& in, const Step& step);
 
 // How many words hold the signs of these channels; also panels of so many columns.
 inline int64_t WordsFor(int64_t channels) {

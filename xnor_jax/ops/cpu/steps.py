@@ -17,7 +17,7 @@ from xnor_jax.ops.kernel import PackedKernel
 
 # As in handler.cc.
 class _Kind(IntEnum):
-    CONV, REAL_CONV, PACK, POOL_BITS, SUM_POOL, NORM, MEAN, FLATTEN = range(8)
+    CONV, REAL_CONV, PACK, POOL_BITS, SUM_POOL, NORM, MEAN, FLATTEN, FOLD = range(9)
 
 
 @jax.tree_util.register_dataclass
@@ -132,6 +132,28 @@ def mean() -> Step:
 def flatten() -> Step:
     """Everything of an image as one position; words only of a single one."""
     return Step((), _numbers(_Kind.FLATTEN))
+
+
+def fold(
+    spatial: tuple[int, ...],
+    *,
+    window: tuple[int, ...],
+    strides: tuple[int, ...],
+    padding: Pads,
+    dilation: tuple[int, ...],
+) -> Step:
+    """Floats `[*window, C]` at each of a window's places to their sums in the image.
+
+    Args:
+      spatial: The image's spatial sizes.
+      window: The window's sizes.
+      strides: One per spatial axis.
+      padding: (before, after) each spatial axis; what falls there is dropped.
+      dilation: Of the window, one per spatial axis.
+    """
+    way = {"strides": strides, "padding": padding, "dilation": dilation}
+    height, width = _pair(spatial)
+    return Step((), _numbers(_Kind.FOLD, (0, 0), (height, width), window=window, **way))
 
 
 def _epilogue(epilogue: Epilogue, sums: type) -> tuple[int, int, tuple]:

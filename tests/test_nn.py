@@ -366,8 +366,9 @@ def dropped_signs(layer: nnx.Module, x: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.asarray(y) @ hadamard(size) / size, np.asarray(d_x) / size
 
 
-def test_dropout_keeps_or_drops_signs_and_rests_in_evaluation():
-    rate, size = 0.25, 16
+@pytest.mark.parametrize("rate", [0.25, 0.5])
+def test_dropout_keeps_or_drops_signs_and_rests_in_evaluation(rate):
+    size = 16
     layer = conv(size, size, (1, 1), dropout=rate)
     layer.kernel[...] = jnp.float32(hadamard(size).reshape(layer.kernel.shape))
     x = awkward(np.random.default_rng(0), (4, 5, 5, size))

@@ -29,6 +29,7 @@ from xnor_jax.layers import (
 )
 from xnor_jax.ops import training
 from xnor_jax.ops._geometry import DENSE, Geometry
+from xnor_jax.ops.bits import random_bits
 from xnor_jax.ops.training import scaled_product
 from xnor_jax.rules import Rule
 from xnor_jax.weights import binarize
@@ -134,7 +135,11 @@ class _Binary(nnx.Module):
         """Which signs stay, in training."""
         if self.dropout is None or self.dropout.deterministic:
             return {}
-        keep = self.dropout(jnp.ones_like(x)) > 0
+        stream = self.dropout.rngs
+        if self.dropout.rate == 0.5 and stream is not None:
+            keep = random_bits(stream(), x.shape)
+        else:
+            keep = self.dropout(jnp.ones_like(x)) > 0
         return {"keep": keep, "keep_rate": 1 - self.dropout.rate}
 
 

@@ -31,6 +31,18 @@ def test_words_hold_the_signs_and_unpack_to_them(x, data):
     np.testing.assert_array_equal(signs, oracle.sign(x))
 
 
+def test_random_bits_are_fair_and_independent():
+    shape = (40, 50, 70)
+    drawn = np.asarray(bits.random_bits(jax.random.key(0), shape))
+    assert drawn.shape == shape and drawn.dtype == bool
+    others = np.asarray(bits.random_bits(jax.random.key(1), shape))
+    # Each channel's share, then how often two neighbours and two draws agree.
+    pairs = drawn[..., 1:] == drawn[..., :-1], drawn[1:] == drawn[:-1], drawn == others
+    for even in (drawn, *pairs):
+        share = even.mean((0, 1))
+        assert (abs(share - 0.5) < 5 * 0.5 / np.sqrt(even[..., 0].size)).all()
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("backend", ops.available_backends())
 def test_every_number_packs_to_the_sign_that_training_sees(dtype, backend):

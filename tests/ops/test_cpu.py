@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from xnor_jax import ops
 from xnor_jax.ops import PackedKernel, cpu
+from xnor_jax.ops.bits import unpack_negative, words_for
+from xnor_jax.ops.cpu import steps
 
 pytestmark = pytest.mark.skipif(
     not cpu.is_available(), reason="the cpu backend was not built"
@@ -397,3 +399,23 @@ def test_a_chain_is_its_operations_one_by_one():
         [chained(many[:60]), chained(many[60:63]), chained(many[63:])]
     )
     np.testing.assert_array_equal(chained(many), some)
+
+
+def test_where_the_straight_through_gradient_passes():
+    """On every instruction set, in whole words and in a last one that is not full."""
+    one = np.float32(1)
+    below, above = np.nextafter(one, np.float32([0, 2]))
+    values = [0.0, 1e-42, 0.5, below, one, above, 3.0, np.inf, np.nan]
+    values = np.float32([sign * value for value in values for sign in (1, -1)])
+    for channels in (18, 32, 37, 64, 70):
+        x = np.resize(values, (3, 5, channels))
+        depth = 2 * words_for(channels) * 32
+
+        def both(x=x, depth=depth):
+            return cpu.run(jnp.asarray(x), [steps.pack_ste()], (5,), depth, jnp.uint32)
+
+        for words in on_every_instruction_set(both).values():
+            signs, outside = np.split(words, 2, axis=-1)
+            np.testing.assert_array_equal(signs, ops.pack_bits(x))
+            blocked = np.asarray(unpack_negative(jnp.asarray(outside), channels))
+            np.testing.assert_array_equal(blocked, ~(abs(x) < 1))

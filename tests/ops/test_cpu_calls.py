@@ -45,6 +45,7 @@ PACK = CONV | {
     "arrays": [],
     "out": jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.uint32),
 }
+PACK_STE = PACK | {"kind": 9, "out": jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.uint32)}
 POOL = CONV | {"kind": 3, "arrays": [FLIP], "window": [3, 3], "out": BITS}
 SUM_POOL = POOL | {"kind": 4, "x": FLOATS, "arrays": [VECTORS[0], FLIP]}
 NORM = CONV | {"kind": 5, "x": FLOATS, "arrays": VECTORS, "out": FLOATS}
@@ -63,7 +64,7 @@ FOLD = CONV | {  # of a 3×3 window on images of 4×5
     "out": jax.ShapeDtypeStruct((1, 4, 5, 4), jnp.float32),
 }
 FLAT = MEAN | {"kind": 7, "out": jax.ShapeDtypeStruct((1, 1, 1, 640), jnp.float32)}
-STEPS = [CONV, REAL, PACK, POOL, SUM_POOL, NORM, MEAN, FLAT, FOLD]
+STEPS = [CONV, REAL, PACK, PACK_STE, POOL, SUM_POOL, NORM, MEAN, FLAT, FOLD]
 
 
 def call(*steps, cut=0):
@@ -101,7 +102,7 @@ OTHER = {
     "padding": [[0, 0, 0, -1], [2**62, 2**62, 0, 0]],
     "dilation": [[0, 1], [2**62, 1]],
     "window": [[0, 1], [-1, 3], [2**62, 1], [5, 1]],
-    "kind": [-1, 9, 2**40],
+    "kind": [-1, 10, 2**40],
 }
 
 
@@ -143,7 +144,7 @@ def test_the_library_refuses_buffers_of_other_shapes(step):
             )
         ),
     ]
-    if step not in (MEAN, NORM, FLAT, PACK, FOLD):
+    if step not in (MEAN, NORM, FLAT, PACK, PACK_STE, FOLD):
         other += [{"x": shaped(x, 1, 2, *x.shape[2:])}]  # smaller than the window
     for changed in other:
         with pytest.raises(Exception, match="xnor_jax: "):

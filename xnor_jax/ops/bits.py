@@ -132,6 +132,12 @@ def unpack_negative(words: jax.Array, size: int) -> jax.Array:
     return bits.reshape(*words.shape[:-1], words.shape[-1] * WORD)[..., :size] != 0
 
 
+def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Booleans, each True with probability 1/2: a random bit each, and not a word."""
+    words = (*shape[:-1], words_for(shape[-1]))
+    return unpack_negative(jax.random.bits(key, words, jnp.uint32), shape[-1])
+
+
 def signs(words: jax.Array, size: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Signs `[..., size]` in {−1, +1} of words `[..., ceil(size / 32)]`."""
     negative = unpack_negative(words, size)

@@ -5,7 +5,7 @@ group, float32. Elsewhere they are XLA's, in the formulations of `convolution.py
 give the same integers, and the same floats to rounding.
 
 A product of signs is one of bits going forward. What it keeps of its input are words of
-signs, a bit each, and a bool where the gradient passes. Going back it is one of floats.
+signs, and of where the gradient passes: two bits. Going back it is one of floats.
 Where these are of bfloat16, the library rounds as a GPU would: a run's numbers do not
 hang on where it runs.
 """
@@ -24,6 +24,7 @@ from xnor_jax._kernel import scale, sign, wide_dtype
 from xnor_jax.convolution import Pads, explicit_padding
 from xnor_jax.ops import backends, cpu, narrow
 from xnor_jax.ops._geometry import DENSE, Geometry
+from xnor_jax.ops.bits import WORD, unpack_negative, words_for
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Sums
 from xnor_jax.ops.gradients import input_gradient, kernel_gradient
@@ -243,23 +244,26 @@ def _on_bits_fwd(geometry, keep_rate, relu, dtype, x, kernel, bias, keep):
         step = steps.conv(packed, epilogue, **geometry.way)
         return cpu.run(words, [step], geometry.out, packed.out_features, dtype)
 
-    words, inside = _words(geometry, x), jnp.abs(x) < 1
+    both = 2 * WORD * words_for(x.shape[-1])
+    halves = cpu.run(x, [steps.pack_ste()], geometry.spatial, both, jnp.uint32)
+    words, outside = jnp.split(halves, 2, axis=-1)
     if keep is None:
         others = words
         y = run(words, Affine(alpha, shift, relu), jnp.float32)
     else:
         # {−1, 0, +1} is the mean of two signs that differ where it is 0.
-        others = _words(geometry, jnp.where(keep, x, jnp.where(x >= 0, -1.0, 1.0)))
+        other = jnp.where(keep, x, jnp.where(x >= 0, -1.0, 1.0))
+        step, channels = steps.pack(), x.shape[-1]
+        others = cpu.run(other, [step], geometry.spatial, channels, jnp.uint32)
         sums = run(words, Sums(), jnp.int32) + run(others, Sums(), jnp.int32)
         y = (alpha / (2 * keep_rate)) * sums.astype(alpha.dtype) + shift
         y = jax.nn.relu(y) if relu else y
-        inside = inside & keep
-    residuals = words, others, inside, kernel, bias, y if relu else None
+    residuals = words, others, outside, kernel, bias, y if relu else None
     return y, residuals
 
 
 def _on_bits_bwd(geometry, keep_rate, relu, dtype, residuals, g):
-    words, others, inside, kernel, bias, y = residuals
+    words, others, outside, kernel, bias, y = residuals
     if relu:
         g = jnp.where(y > 0, g, 0)
     d_bias = None
@@ -271,7 +275,9 @@ def _on_bits_bwd(geometry, keep_rate, relu, dtype, residuals, g):
         scaled, factor = narrow.rounded(scale(factor) * g, dtype), sign(kernel)
     d_kernel = kernel_gradient(geometry, words, others, plain, kernel) / keep_rate
     d_x = input_gradient(geometry, scaled, factor)
-    return jnp.where(inside, d_x, 0), d_kernel, d_bias, None
+    # Nor does it pass what was dropped.
+    blocked = unpack_negative(outside | (words ^ others), d_x.shape[-1])
+    return jnp.where(blocked, 0, d_x), d_kernel, d_bias, None
 
 
 _on_bits.defvjp(_on_bits_fwd, _on_bits_bwd)
@@ -299,7 +305,3 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 def _compiles(x, geometry, groups):
     known = cpu.is_available() and len(geometry.window) <= cpu.RANK and groups == 1
     return known and x.dtype == jnp.float32 and x.size > 0
-
-
-def _words(geometry, x):
-    return cpu.run(x, [steps.pack()], geometry.spatial, x.shape[-1], jnp.uint32)

@@ -78,6 +78,9 @@ struct Engine {
   // Signs of pixels [begin, end) of `channels` floats, to whole words.
   void (*pack)(const float* x, int64_t channels, uint32_t* out, int64_t begin,
                int64_t end);
+  // The same, then as many words of where !(|x| < 1), each pixel's behind its signs.
+  void (*pack_ste)(const float* x, int64_t channels, uint32_t* out, int64_t begin,
+                   int64_t end);
   // Floats of so many pixels, each the mean of the signs in `a` and `b`.
   void (*unpack)(const uint32_t* a, const uint32_t* b, int64_t channels, int64_t pixels,
                  float* out);

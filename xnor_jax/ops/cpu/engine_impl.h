@@ -225,22 +225,47 @@ void CountTaps(const uint32_t* kernel, int64_t panels, int64_t taps, int64_t wor
     }
 }
 
-// Bit 1 where !(x >= 0), with subnormal numbers as zeros, as XLA's CPU programs see them.
-void Pack(const float* x, int64_t channels, uint32_t* out, int64_t begin, int64_t end) {
+// Calls pack(numbers, pixel, word) for each word; behind the last channel stand zeros.
+template <class PackWord>
+inline void PackWords(const float* x, int64_t channels, int64_t begin, int64_t end,
+                      const PackWord& pack) {
   const int64_t words = (channels + kPanel - 1) / kPanel;
   for (int64_t pixel = begin; pixel < end; ++pixel) {
     const float* row = x + pixel * channels;
     for (int64_t word = 0; word < words; ++word) {
       const int64_t rest = channels - word * kPanel;
       if (rest >= kPanel) {
-        out[pixel * words + word] = NegativeMask(row + word * kPanel);
+        pack(row + word * kPanel, pixel, word);
       } else {
         float tail[kPanel] = {};
         std::memcpy(tail, row + word * kPanel, rest * sizeof(float));
-        out[pixel * words + word] = NegativeMask(tail);
+        pack(tail, pixel, word);
       }
     }
   }
+}
+
+// Bit 1 where !(x >= 0), with subnormal numbers as zeros, as XLA's CPU programs see them.
+void Pack(const float* x, int64_t channels, uint32_t* out, int64_t begin, int64_t end) {
+  const int64_t words = (channels + kPanel - 1) / kPanel;
+  PackWords(x, channels, begin, end, [=](const float* from, int64_t pixel, int64_t word) {
+    out[pixel * words + word] = NegativeMask(from);
+  });
+}
+
+// The same; then, in a pixel's other half, bit 1 where !(|x| < 1).
+void PackSte(const float* x, int64_t channels, uint32_t* out, int64_t begin,
+             int64_t end) {
+  const int64_t words = (channels + kPanel - 1) / kPanel;
+  float largest[kPanel];  // of those below 1
+  for (float& value : largest) value = 1.0f - FLT_EPSILON / 2;
+  PackWords(x, channels, begin, end, [&](const float* from, int64_t pixel, int64_t word) {
+    float magnitude[kPanel];
+    for (int n = 0; n < kPanel; ++n) magnitude[n] = __builtin_fabsf(from[n]);
+    uint32_t* to = out + pixel * 2 * words + word;
+    to[0] = NegativeMask(from);
+    to[words] = LessMask(largest, magnitude);
+  });
 }
 
 // Bits become 1.0f or -1.0f, or 0 where the two words differ.

@@ -76,5 +76,5 @@ inline uint32_t NegativeMask(const float* x) {
 
 namespace xnor {
 const Engine kNeon = {"neon", Convolve<uint32_t>, Convolve<float>, CountTaps,
-                     Pack, Unpack, AddProducts, SumPool};
+                     Pack, PackSte, Unpack, AddProducts, SumPool};
 }  // namespace xnor

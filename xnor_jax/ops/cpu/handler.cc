@@ -28,7 +28,8 @@ enum class Kind : int64_t {
   kNorm,
   kMean,
   kFlatten,
-  kFold
+  kFold,
+  kPackSte
 };
 
 // The same numbers as one pixel an image; of words only where they are one already.
@@ -46,13 +47,14 @@ std::unique_ptr<Operation> Make(const Shape& in, const Step& step, Arguments& ar
   switch (static_cast<Kind>(step.kind)) {
     case Kind::kConv: return MakeConv(in, step, args);
     case Kind::kRealConv: return MakeRealConv(in, step, args);
-    case Kind::kPack: return MakePack(in);
+    case Kind::kPack: return MakePack(in, false);
     case Kind::kPoolBits: return MakePoolBits(in, step, args);
     case Kind::kSumPool: return MakeSumPool(in, step, args);
     case Kind::kNorm: return MakeNorm(in, args);
     case Kind::kMean: return MakeMean(in);
     case Kind::kFlatten: return std::make_unique<Flatten>(in);
     case Kind::kFold: return MakeFold(in, step);
+    case Kind::kPackSte: return MakePack(in, true);
   }
   throw Refusal("there is no such operation");
 }

@@ -85,7 +85,7 @@ class Operation {
 std::unique_ptr<Operation> MakeConv(const Shape& in, const Step& step, Arguments& args);
 std::unique_ptr<Operation> MakeRealConv(const Shape& in, const Step& step,
                                         Arguments& args);
-std::unique_ptr<Operation> MakePack(const Shape& in);
+std::unique_ptr<Operation> MakePack(const Shape& in, bool ste);
 std::unique_ptr<Operation> MakePoolBits(const Shape& in, const Step& step,
                                         Arguments& args);
 std::unique_ptr<Operation> MakeSumPool(const Shape& in, const Step& step,

@@ -42,20 +42,22 @@ double RowReads(const Geometry& g) {
 
 class Pack : public Operation {
  public:
-  explicit Pack(const Shape& in)
-      : Operation({Type::kWords, in.height, in.width, WordsFor(in.depth)}),
-        channels_(in.depth) {
+  Pack(const Shape& in, bool ste)
+      : Operation({Type::kWords, in.height, in.width, WordsFor(in.depth) * (ste ? 2 : 1)}),
+        channels_(in.depth), ste_(ste) {
     work = kOnce * static_cast<double>(in.size());
   }
   void Run(Team& team, int64_t images, const void* in, void* to) const override {
     InParts(team, images * out.pixels(), channels_, [&](int64_t begin, int64_t end) {
-      ChosenEngine().pack(static_cast<const float*>(in), channels_,
-                          static_cast<uint32_t*>(to), begin, end);
+      const auto pack = ste_ ? ChosenEngine().pack_ste : ChosenEngine().pack;
+      pack(static_cast<const float*>(in), channels_, static_cast<uint32_t*>(to), begin,
+           end);
     });
   }
 
  private:
   const int64_t channels_;
+  const bool ste_;
 };
 
 // The sign of a maximum is the `and` of the sign bits, of a minimum the `or`.
@@ -182,9 +184,9 @@ class Mean : public Operation {
 
 }  // namespace
 
-std::unique_ptr<Operation> MakePack(const Shape& in) {
+std::unique_ptr<Operation> MakePack(const Shape& in, bool ste) {
   Require(in.type == Type::kFloats, "expected floats");
-  return std::make_unique<Pack>(in);
+  return std::make_unique<Pack>(in, ste);
 }
 
 std::unique_ptr<Operation> MakePoolBits(const Shape& in, const Step& step,

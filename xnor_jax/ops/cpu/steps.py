@@ -17,7 +17,9 @@ from xnor_jax.ops.kernel import PackedKernel
 
 # As in handler.cc.
 class _Kind(IntEnum):
-    CONV, REAL_CONV, PACK, POOL_BITS, SUM_POOL, NORM, MEAN, FLATTEN, FOLD = range(9)
+    CONV, REAL_CONV, PACK, POOL_BITS, SUM_POOL, NORM, MEAN, FLATTEN, FOLD, PACK_STE = (
+        range(10)
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -96,6 +98,14 @@ def real_conv(
 def pack() -> Step:
     """Floats to the words of their signs."""
     return Step((), _numbers(_Kind.PACK))
+
+
+def pack_ste() -> Step:
+    """Floats to the words of their signs, then as many of where `!(|x| < 1)`.
+
+    There the straight-through gradient of the sign is 0.
+    """
+    return Step((), _numbers(_Kind.PACK_STE))
 
 
 def pool_bits(

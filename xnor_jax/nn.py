@@ -136,7 +136,7 @@ class _Binary(nnx.Module):
         if self.dropout is None or self.dropout.deterministic:
             return {}
         stream = self.dropout.rngs
-        if self.dropout.rate == 0.5 and stream is not None:
+        if self.dropout.rate == 0.5 and isinstance(stream, nnx.RngStream):
             keep = random_bits(stream(), x.shape)
         else:
             keep = self.dropout(jnp.ones_like(x)) > 0

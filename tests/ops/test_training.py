@@ -133,6 +133,7 @@ def test_gradient_of_the_images_either_way(case):
         ((56, 56), (3, 3, 64, 128), 2, 1, True),  # ResNet: zeros between strides
         ((56, 56), (1, 1, 64, 128), 2, 0, True),
         ((56, 56), (3, 3, 64, 64), 1, 1, False),
+        ((128, 128), (9, 9, 3, 3), 1, 0, False),  # patches of 14 MB an image
     ],
 )
 def test_what_folds(size, kernel, strides, padding, folded):
@@ -247,6 +248,65 @@ def test_in_a_program_for_two_devices(images, weights):
             if 'custom_call_target="xnor_jax_run"' in line
         ]
         assert len(calls) >= 5 and all("[2," in line for line in calls)
+
+
+def loss_of(way):
+    def loss(kernel, x):
+        y = training.conv(x, kernel, **way, backend="cpu")
+        geometry = Geometry(y.shape[1:-1], (3, 3), *way.values())
+        z = training.binary_product(y, kernel, geometry=geometry, backend="cpu")
+        return jnp.sum(jnp.cos(z) * y)
+
+    return loss
+
+
+@needs_library
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_images_that_do_not_divide_are_whole_on_each_device(count):
+    """XLA's last share would hold anything behind the last image."""
+    if len(jax.devices()) < 2:
+        pytest.skip("needs two devices")
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        jnp.float32(rng.normal(size=size)) for size in ((8, 6, 6, 8), (3, 3, 8, 8))
+    )
+    way = {"strides": (1, 1), "padding": ((1, 1),) * 2, "dilation": (1, 1)}
+    loss = loss_of(way)
+
+    @jax.jit
+    def run(kernel, x):
+        some = jnp.concatenate([jnp.exp(x[:count]), x[:1]])
+        return jax.value_and_grad(loss, argnums=(0, 1))(kernel, some)
+
+    mesh = Mesh(np.array(jax.devices()[:2]), ("i",))
+    split = jax.device_put(x, NamedSharding(mesh, P("i")))
+    check_close(run(kernel, split), run(kernel, x))
+
+
+@needs_library
+def test_in_a_shard_map_over_some_axes_of_a_mesh():
+    if len(jax.devices()) < 2:
+        pytest.skip("needs two devices")
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        jnp.float32(rng.normal(size=size)) for size in ((4, 6, 6, 8), (3, 3, 8, 8))
+    )
+    way = {"strides": (1, 1), "padding": ((1, 1),) * 2, "dilation": (1, 1)}
+    gradient = jax.grad(loss_of(way))
+    mesh = Mesh(np.array(jax.devices()[:2]).reshape(2, 1), ("a", "b"))
+
+    @jax.jit
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), P("a")),
+        out_specs=P(),
+        axis_names={"a"},
+    )
+    def sharded(kernel, x):
+        return gradient(kernel, x)
+
+    check_close(sharded(kernel, x), gradient(kernel, x))
 
 
 def test_other_dtypes_and_ranks_are_xlas():

@@ -70,8 +70,8 @@ class PackedModel:
     """A network of packed kernels, thresholds and what stays real: a pytree.
 
     Call it on float images to get logits. `jax.jit`, `jax.vmap`, `jax.shard_map` and
-    inputs sharded over a mesh's Auto axes work; it has no gradient. Images of another
-    shape than `image_shape` are refused.
+    inputs sharded over a mesh's Auto axes work: each device computes its own images. It
+    has no gradient. Images of another shape than `image_shape` are refused.
 
     Attributes:
       stages: What runs, in this order.

@@ -17,8 +17,10 @@ from xnor_jax.ops.bits import WORD, words_for
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Sums
 
-# So many multiplications take the time of adding up a number of a patch.
+# So many multiplications take the time of adding up a number of a patch; as in fold.cc.
 _ADDED = 16
+# Numbers of an image's patches that memory is taken for, a thread: 8 MiB.
+_LARGEST = 1 << 21
 
 
 def kernel_gradient(
@@ -68,6 +70,8 @@ def folds(geometry: Geometry, kernel: jax.Array) -> bool:
         return words_for(columns) * WORD
 
     taps, (channels, features) = prod(geometry.window), kernel.shape[-2:]
+    if prod(geometry.out) * taps * channels > _LARGEST:
+        return False
     patch = features * panels(taps * channels) + _ADDED * taps * channels
     window = features * panels(channels) * taps
     return prod(geometry.out) * patch < prod(geometry.spatial) * window

@@ -244,9 +244,9 @@ def _on_bits_fwd(geometry, keep_rate, relu, dtype, x, kernel, bias, keep):
         step = steps.conv(packed, epilogue, **geometry.way)
         return cpu.run(words, [step], geometry.out, packed.out_features, dtype)
 
-    both = 2 * WORD * words_for(x.shape[-1])
-    halves = cpu.run(x, [steps.pack_ste()], geometry.spatial, both, jnp.uint32)
-    words, outside = jnp.split(halves, 2, axis=-1)
+    bits = 2 * WORD * words_for(x.shape[-1])  # of the signs, and of where |x| is large
+    both = cpu.run(x, [steps.pack_ste()], geometry.spatial, bits, jnp.uint32)
+    words, outside = jnp.split(both, 2, axis=-1)
     if keep is None:
         others = words
         y = run(words, Affine(alpha, shift, relu), jnp.float32)

@@ -94,12 +94,12 @@ def run(
     _built()
     numbers = np.array([number for step in steps for number in step.numbers], np.int64)
 
-    def call(x, *arrays):
+    def result_of(x, *arrays):
         sizes = (*spatial, *(1,) * (RANK - len(spatial)))
         out = jax.ShapeDtypeStruct((len(x), *sizes, depth), dtype)
         return jax.ffi.ffi_call("xnor_jax_run", out)(x, *arrays, steps=numbers)
 
-    call = split_images(call, images=1)
+    call = split_images(result_of, images=1)
     depth = words_for(features) if dtype == jnp.uint32 else features
     arrays = [array for step in steps for array in step.arrays]
     units = range(x.ndim - 1, RANK + 1)
@@ -142,15 +142,13 @@ def kernel_gradient(
     out = jax.ShapeDtypeStruct((*window, channels, features), jnp.float32)
     way = np.array(window_way(strides, padding, dilation), np.int64)
 
-    def call(x, others, gradient):
+    def kernel_of(x, others, gradient):
         call = jax.ffi.ffi_call("xnor_jax_kernel_gradient", out)
         return call(x, others, gradient, way=way)
 
-    call = jax.custom_batching.sequential_vmap(
-        split_images(call, images=3, summed=True)
-    )
+    call = split_images(kernel_of, images=3, summed=True)
     arrays = [jnp.expand_dims(array, units) for array in (x, others, gradient)]
-    y = call(*arrays)
+    y = jax.custom_batching.sequential_vmap(call)(*arrays)
     return _vary_as(y.reshape(shape), x, gradient)
 
 

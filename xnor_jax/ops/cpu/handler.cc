@@ -137,6 +137,8 @@ class Chain {
 int64_t ChunkOf(int64_t images, int64_t elements, int64_t threads) {
   constexpr int64_t kCached = 1 << 17;  // elements: 512 KiB
   if (elements == 0) return images;
+  // What no cache holds is not to be there for all images at once either.
+  if (elements > kCached) return images < threads ? images : 1;
   const int64_t cached = std::max<int64_t>(1, kCached / elements);
   const int64_t shared = threads < 2 ? images : images / (4 * threads);
   return shared < 1 ? images : std::min(cached, shared);

@@ -1,16 +1,19 @@
 """Calls of the library in programs that XLA splits over devices.
 
 XLA cannot look into a call, and would gather its arguments on every device. It is told
-here that images can be split, and that all else has to be whole.
+here that images can be split, and that all else has to be whole. Images that do not
+divide among the devices are whole too: XLA would fill up the last share with anything.
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def split_images(
@@ -47,7 +50,10 @@ def split_images(
         return f"{', '.join(given)} -> {made}", kinds
 
     def partition(mesh: Any, args: Any, result: Any) -> Any:
-        axes = args[0].sharding.spec[0]
+        # Other arguments with images that are split in another way are brought to this.
+        axes = _dividing(args[0])
+        if mesh.empty:
+            mesh = Mesh(np.array([*args[0].sharding.device_set]), ("devices",))
         split = NamedSharding(mesh, PartitionSpec(axes))
         whole = NamedSharding(mesh, PartitionSpec())
 
@@ -60,4 +66,20 @@ def split_images(
 
     divided = custom_partitioning(call)
     divided.def_partition(partition, sharding_rule=rule)
-    return divided
+
+    def run(*arrays: jax.Array) -> jax.Array:
+        # In `shard_map` the arrays are a device's own already.
+        manual = jax.sharding.get_abstract_mesh().manual_axes
+        return call(*arrays) if manual else divided(*arrays)
+
+    return run
+
+
+def _dividing(x: Any) -> tuple[str, ...]:
+    """The mesh axes that share the first axis of `x`, if it divides among them."""
+    if not isinstance(x.sharding, NamedSharding):
+        return ()
+    axes = x.sharding.spec[0] or ()
+    axes = (axes,) if isinstance(axes, str) else axes
+    shares = prod(x.sharding.mesh.shape[axis] for axis in axes)
+    return () if x.shape[0] % shares else axes

@@ -38,8 +38,7 @@ def kernel_gradient(
     Returns:
       In the kernel's shape.
     """
-    gradient = cpu.kernel_gradient(x, others, g, kernel.shape, **geometry.way)
-    return cpu.summed_as(gradient, kernel)
+    return cpu.kernel_gradient(x, others, g, kernel.shape, **geometry.way)
 
 
 def input_gradient(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:

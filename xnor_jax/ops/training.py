@@ -72,6 +72,8 @@ def conv(
     if accumulator not in (None, x.dtype) or not _compiles(x, way, groups):
         return plain(x, kernel)
     backend = backends.resolve("conv", backend, len(way.window))
+    x = cpu.vary_as(x, kernel)  # As in `binary_product`.
+    kernel = cpu.vary_as(kernel, x)
     return backends.choose(backend, partial(_conv, way), plain, x, kernel)
 
 
@@ -169,6 +171,11 @@ def binary_product(
     narrower = jnp.finfo(compute_dtype).bits < min(32, jnp.finfo(x.dtype).bits)
     dtype = jnp.dtype(compute_dtype) if narrower else None
     plain = partial(_in_floats, geometry, groups, keep_rate, relu, dtype)
+    # In `shard_map`, so that JAX and not the gradients below sums what is the same on
+    # all devices: a branch for a platform forgets that it is.
+    x = cpu.vary_as(x, kernel)
+    kernel = cpu.vary_as(kernel, x)
+    bias = None if bias is None else cpu.vary_as(bias, x)
     args = (x, kernel, bias, keep)
     if kernel.dtype != jnp.float32 or not _compiles(x, geometry, groups):
         return plain(*args)
@@ -268,7 +275,7 @@ def _on_bits_bwd(geometry, keep_rate, relu, dtype, residuals, g):
         g = jnp.where(y > 0, g, 0)
     d_bias = None
     if bias is not None:
-        d_bias = cpu.summed_as(g.sum(range(g.ndim - 1)), bias)
+        d_bias = g.sum(range(g.ndim - 1))
     plain, scaled, factor = g, g, kernel / keep_rate
     if dtype is not None:
         plain = narrow.rounded(g, dtype)

@@ -104,7 +104,7 @@ def run(
     arrays = [array for step in steps for array in step.arrays]
     units = range(x.ndim - 1, RANK + 1)
     y = _over_images(call)(jnp.expand_dims(x, units), *arrays)
-    return _vary_as(y.reshape(len(y), *spatial, depth), x, *arrays)
+    return vary_as(y.reshape(len(y), *spatial, depth), x, *arrays)
 
 
 def kernel_gradient(
@@ -149,17 +149,11 @@ def kernel_gradient(
     call = split_images(kernel_of, images=3, summed=True)
     arrays = [jnp.expand_dims(array, units) for array in (x, others, gradient)]
     y = jax.custom_batching.sequential_vmap(call)(*arrays)
-    return _vary_as(y.reshape(shape), x, gradient)
+    return vary_as(y.reshape(shape), x, gradient)
 
 
-def summed_as(gradient: jax.Array, value: jax.Array) -> jax.Array:
-    """In `shard_map`, the sum over the mesh axes along which the value is the same."""
-    axes = _varying(gradient) - _varying(value)
-    return lax.psum(gradient, tuple(axes)) if axes else gradient
-
-
-def _vary_as(y: jax.Array, *arrays: jax.Array) -> jax.Array:
-    """In `shard_map` a result varies over the mesh axes of all it was made from."""
+def vary_as(y: jax.Array, *arrays: jax.Array) -> jax.Array:
+    """In `shard_map`, the same array, varying over the mesh axes of the others too."""
     missing = _varying(*arrays) - _varying(y)
     return lax.pcast(y, tuple(missing), to="varying") if missing else y
 

@@ -73,6 +73,7 @@ def batch_norm(norm: nnx.BatchNorm, x: jax.Array) -> jax.Array:
     return norm(x) if norm.use_running_average else _of_batch(norm, x)
 
 
+# The sums over the batch, and 1/σ: a number a channel each.
 def _statistics(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name in ("reduce_sum", "rsqrt")
 

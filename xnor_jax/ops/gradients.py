@@ -1,7 +1,7 @@
-"""The gradients of a convolution on a CPU, by the compiled library.
+"""The gradient of a convolution's images on a CPU, by the compiled library.
 
-The place that decides how a gradient of images is computed; `input_gradient.py` among
-the benchmarks measures what it chooses from.
+The place that decides how it is computed; `input_gradient.py` among the benchmarks
+measures what it chooses from.
 """
 
 from math import prod
@@ -21,24 +21,6 @@ from xnor_jax.ops.epilogue import Sums
 _ADDED = 16
 # Numbers of an image's patches that memory is taken for, a thread: 8 MiB.
 _LARGEST = 1 << 21
-
-
-def kernel_gradient(
-    geometry: Geometry, x: jax.Array, others: jax.Array, g: jax.Array, kernel: jax.Array
-) -> jax.Array:
-    """The kernel's gradient.
-
-    Args:
-      geometry: The window's way over the images.
-      x: Images, float32 `[N, *spatial, C]`, or words of their signs.
-      others: The same again; or other words: each number is the mean of two signs.
-      g: The result's gradient, float32 `[N, *out, C_out]`.
-      kernel: `[*window, C, C_out]`.
-
-    Returns:
-      In the kernel's shape.
-    """
-    return cpu.kernel_gradient(x, others, g, kernel.shape, **geometry.way)
 
 
 def input_gradient(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -96,6 +78,6 @@ def transposed(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array
         g = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
         pads = ((0, 0),) * len(window)
     unit = (1,) * len(window)
-    way = Geometry(g.shape[1:-1], window, unit, pads, geometry.dilation)
-    step = steps.real_conv(flipped, Sums(), **way.way)
+    back = Geometry(g.shape[1:-1], window, unit, pads, geometry.dilation)
+    step = steps.real_conv(flipped, Sums(), **back.way)
     return cpu.run(g, [step], geometry.spatial, flipped.shape[-1], jnp.float32)

@@ -27,7 +27,7 @@ from xnor_jax.ops._geometry import DENSE, Geometry
 from xnor_jax.ops.bits import WORD, unpack_negative, words_for
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Sums
-from xnor_jax.ops.gradients import input_gradient, kernel_gradient
+from xnor_jax.ops.gradients import input_gradient
 from xnor_jax.ops.kernel import pack_kernel
 from xnor_jax.weights import sign_ste
 
@@ -280,7 +280,8 @@ def _on_bits_bwd(geometry, keep_rate, relu, dtype, residuals, g):
     if dtype is not None:
         plain = narrow.rounded(g, dtype)
         scaled, factor = narrow.rounded(scale(factor) * g, dtype), sign(kernel)
-    d_kernel = kernel_gradient(geometry, words, others, plain, kernel) / keep_rate
+    shape, way = kernel.shape, geometry.way
+    d_kernel = cpu.kernel_gradient(words, others, plain, shape, **way) / keep_rate
     d_x = input_gradient(geometry, scaled, factor)
     # Nor does it pass what was dropped.
     blocked = unpack_negative(outside | (words ^ others), d_x.shape[-1])
@@ -302,7 +303,7 @@ def _conv_fwd(geometry, x, kernel):
 
 def _conv_bwd(geometry, residuals, g):
     x, kernel = residuals
-    d_kernel = kernel_gradient(geometry, x, x, g, kernel)
+    d_kernel = cpu.kernel_gradient(x, x, g, kernel.shape, **geometry.way)
     return input_gradient(geometry, g, kernel), d_kernel
 
 

@@ -12,7 +12,6 @@ import reference_loop as loop
 from flax import nnx
 
 import xnor_jax as xnor
-from xnor_jax.layers import batch_norm
 
 
 def quadratic_rule(kernel: Any, grad: Any):
@@ -511,30 +510,6 @@ def test_block_normalizes_signs_multiplies_and_rectifies_in_this_order():
     unrectified = np.asarray(call(block, jnp.float32(x)))
     assert unrectified.min() < 0
     np.testing.assert_array_equal(np.maximum(unrectified, 0), y)
-
-
-def test_batch_norm_keeps_its_input_alone_for_the_gradient():
-    """Its own gradient, which keeps `x − mean` too."""
-    graph, params, rest = nnx.split(
-        nnx.BatchNorm(5, rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat
-    )
-    x = jax.random.normal(jax.random.key(0), (3, 4, 4, 5))
-    g = jax.random.normal(jax.random.key(1), x.shape)
-
-    def run(normalize):
-        def of(params, x):
-            norm = nnx.merge(graph, params, rest, copy=True)
-            y = normalize(norm, x)
-            return y, nnx.state(norm, nnx.BatchStat)
-
-        y, pull, statistics = jax.vjp(of, params, x, has_aux=True)
-        kept = sum(leaf.size == x.size for leaf in jax.tree.leaves(pull))
-        return kept, (y, pull(g), statistics)
-
-    ours, result = run(batch_norm)
-    theirs, expected = run(lambda norm, x: norm(x))
-    assert (ours, theirs) == (1, 2)
-    chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_dense_block_normalizes_channels_then_flattens():

@@ -6,15 +6,15 @@ place: what `layers()` lists is what runs.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import prod
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from xnor_jax.convolution import Padding, Pads, explicit_padding, max_pool, sum_pool
+from xnor_jax.ops import norm as ops_norm
 
 
 class Layered(nnx.Module):
@@ -29,6 +29,8 @@ class Layered(nnx.Module):
     Attributes:
       image_shape: The input's shape without the batch, such as (height, width,
         channels).
+      backend: What computes the sums of BatchNorms that stand by themselves, in
+        training; see `xnor_jax.nn.BinaryConv`.
 
     Examples:
       >>> import jax, xnor_jax as xnor
@@ -49,6 +51,7 @@ class Layered(nnx.Module):
     """
 
     image_shape: tuple[int, ...]
+    backend: str = "auto"
 
     def layers(self) -> Sequence[Callable[[jax.Array], jax.Array]]:
         """What runs, in this order: modules and functions of one array."""
@@ -61,26 +64,40 @@ class Layered(nnx.Module):
             # So that a profile of the compiled program tells the layers apart.
             with jax.named_scope(names.get(id(layer)) or _name(layer)):
                 norm = isinstance(layer, nnx.BatchNorm)
-                x = batch_norm(layer, x) if norm else layer(x)
+                x = batch_norm(layer, x, self.backend) if norm else layer(x)
         return x
 
 
-def batch_norm(norm: nnx.BatchNorm, x: jax.Array) -> jax.Array:
-    """`norm(x)`, whose gradient in training keeps `x` and the batch's statistics alone.
+def batch_norm(norm: nnx.BatchNorm, x: jax.Array, backend: str = "auto") -> jax.Array:
+    """`norm(x)`; in training by `xnor_jax.ops.norm`, which is to do what Flax does.
 
-    JAX's own would keep `x − mean` as well, as large as `x`; here it is computed again.
+    Args:
+      norm: The layer. What Flax alone knows, such as statistics over a named axis or
+        in another dtype, Flax computes.
+      x: `[N, ..., C]`.
+      backend: What computes the sums; see `xnor_jax.ops.norm.batch_norm`.
     """
-    return norm(x) if norm.use_running_average else _of_batch(norm, x)
-
-
-# The sums over the batch, and 1/σ: a number a channel each.
-def _statistics(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name in ("reduce_sum", "rsqrt")
-
-
-@partial(nnx.remat, policy=_statistics)
-def _of_batch(norm: nnx.BatchNorm, x: jax.Array) -> jax.Array:
-    return norm(x)
+    if not (
+        type(norm) is nnx.BatchNorm
+        and norm.use_running_average is False
+        and norm.use_fast_variance
+        and norm.axis_name is None
+        and norm.axis == -1
+        and norm.dtype in (None, jnp.float32)
+        and x.dtype == norm.param_dtype == jnp.float32
+        and x.shape[-1:] == norm.mean.shape
+    ):
+        return norm(x)
+    y, mean, variance = ops_norm.batch_norm(
+        x,
+        None if norm.scale is None else norm.scale[...],
+        None if norm.bias is None else norm.bias[...],
+        epsilon=norm.epsilon,
+        backend=backend,
+    )
+    for average, now in ((norm.mean, mean), (norm.var, variance)):
+        average[...] = norm.momentum * average[...] + (1 - norm.momentum) * now
+    return y
 
 
 def _name(layer: Callable[..., jax.Array]) -> str:

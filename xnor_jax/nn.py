@@ -433,7 +433,8 @@ class XnorBlock(nnx.Module):
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Map `[N, *spatial, C]` to `[N, *out, C_out]`, dense to `[N, C_out]`."""
-        x = batch_norm(self.norm, jnp.asarray(x))
+        backend = getattr(self.layer, "backend", "auto")
+        x = batch_norm(self.norm, jnp.asarray(x), backend)
         if self.flatten:
             x = x.reshape(x.shape[0], -1)
         if type(self.layer) in (BinaryConv, BinaryLinear):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from xnor_jax import ops
 from xnor_jax.ops import PackedKernel, cpu
-from xnor_jax.ops.bits import unpack_negative, words_for
+from xnor_jax.ops.bits import pack_negative, unpack_negative, words_for
 from xnor_jax.ops.cpu import steps
 
 pytestmark = pytest.mark.skipif(
@@ -401,21 +401,39 @@ def test_a_chain_is_its_operations_one_by_one():
     np.testing.assert_array_equal(chained(many), some)
 
 
-def test_where_the_straight_through_gradient_passes():
-    """On every instruction set, in whole words and in a last one that is not full."""
-    one = np.float32(1)
-    below, above = np.nextafter(one, np.float32([0, 2]))
-    values = [0.0, 1e-42, 0.5, below, one, above, 3.0, np.inf, np.nan]
-    values = np.float32([sign * value for value in values for sign in (1, -1)])
-    for channels in (18, 32, 37, 64, 70):
-        x = np.resize(values, (3, 5, channels))
-        depth = 2 * words_for(channels) * 32
+@pytest.mark.parametrize("channels", [1, 18, 32, 37, 64, 70])
+def test_flags_become_the_words_of_each(channels):
+    flags = np.random.default_rng(channels).integers(0, 256, (3, 5, channels), np.uint8)
+    for count in (1, 2, 3, 8):
+        words = cpu.run(
+            jnp.asarray(flags),
+            [steps.pack_flags(count)],
+            (5,),
+            count * words_for(channels) * 32,
+            jnp.uint32,
+        )
+        for at, plane in enumerate(np.split(words, count, axis=-1)):
+            bits = unpack_negative(jnp.asarray(plane), channels)
+            np.testing.assert_array_equal(bits, flags >> at & 1)
+            np.testing.assert_array_equal(plane, pack_negative(bits))
 
-        def both(x=x, depth=depth):
-            return cpu.run(jnp.asarray(x), [steps.pack_ste()], (5,), depth, jnp.uint32)
 
-        for words in on_every_instruction_set(both).values():
-            signs, outside = np.split(words, 2, axis=-1)
-            np.testing.assert_array_equal(signs, ops.pack_bits(x))
-            blocked = np.asarray(unpack_negative(jnp.asarray(outside), channels))
-            np.testing.assert_array_equal(blocked, ~(abs(x) < 1))
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (7, 3), (300, 20), (5, 9, 9, 67), (3, 40, 40, 129), (2, 20_000)]
+)
+def test_channel_sums(shape):
+    """Of a few rows and of many tasks, of whole vectors and of a rest."""
+    rng = np.random.default_rng(len(shape))
+    a, x = (np.float32(rng.normal(size=shape)) for _ in range(2))
+    x += 100  # so that a product without its center would lose digits
+    center = np.float32(rng.normal(100, 0.1, shape[-1]))
+    axes = tuple(range(len(shape) - 1))
+    products = np.float64(a) * (np.float64(x) - center)
+    expected = [np.float64(a).sum(axes), products.sum(axes)]
+    size = [abs(np.float64(a)).sum(axes), abs(products).sum(axes)]
+
+    def sums():
+        return cpu.channel_sums(*map(jnp.asarray, (a, x, center)))
+
+    for found in on_every_instruction_set(sums).values():
+        assert (abs(found - expected) <= 1e-6 * np.array(size) + 1e-6).all()

@@ -45,7 +45,12 @@ PACK = CONV | {
     "arrays": [],
     "out": jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.uint32),
 }
-PACK_STE = PACK | {"kind": 9, "out": jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.uint32)}
+PACK_FLAGS = PACK | {
+    "kind": 9,
+    "x": jax.ShapeDtypeStruct((1, 4, 4, 40), jnp.uint8),
+    "channels": 3,
+    "out": jax.ShapeDtypeStruct((1, 4, 4, 6), jnp.uint32),
+}
 POOL = CONV | {"kind": 3, "arrays": [FLIP], "window": [3, 3], "out": BITS}
 SUM_POOL = POOL | {"kind": 4, "x": FLOATS, "arrays": [VECTORS[0], FLIP]}
 NORM = CONV | {"kind": 5, "x": FLOATS, "arrays": VECTORS, "out": FLOATS}
@@ -64,7 +69,7 @@ FOLD = CONV | {  # of a 3×3 window on images of 4×5
     "out": jax.ShapeDtypeStruct((1, 4, 5, 4), jnp.float32),
 }
 FLAT = MEAN | {"kind": 7, "out": jax.ShapeDtypeStruct((1, 1, 1, 640), jnp.float32)}
-STEPS = [CONV, REAL, PACK, PACK_STE, POOL, SUM_POOL, NORM, MEAN, FLAT, FOLD]
+STEPS = [CONV, REAL, PACK, PACK_FLAGS, POOL, SUM_POOL, NORM, MEAN, FLAT, FOLD]
 
 
 def call(*steps, cut=0):
@@ -144,7 +149,7 @@ def test_the_library_refuses_buffers_of_other_shapes(step):
             )
         ),
     ]
-    if step not in (MEAN, NORM, FLAT, PACK, PACK_STE, FOLD):
+    if step not in (MEAN, NORM, FLAT, PACK, PACK_FLAGS, FOLD):
         other += [{"x": shaped(x, 1, 2, *x.shape[2:])}]  # smaller than the window
     for changed in other:
         with pytest.raises(Exception, match="xnor_jax: "):
@@ -180,6 +185,19 @@ def test_the_library_refuses_channels_that_do_not_fit(changed):
 def test_the_library_refuses_patches_that_do_not_fit(changed):
     with pytest.raises(Exception, match="xnor_jax: "):
         call(FOLD | changed)
+
+
+@pytest.mark.parametrize("count", [-1, 0, 2, 9, 2**40])
+def test_the_library_refuses_flags_that_do_not_fit(count):
+    with pytest.raises(Exception, match="xnor_jax: "):
+        call(PACK_FLAGS | {"channels": count})
+
+
+def test_bytes_are_flags_and_nothing_else():
+    for step in STEPS:
+        if step is not PACK_FLAGS:
+            with pytest.raises(Exception, match="xnor_jax: expected"):
+                call(step | {"x": jax.ShapeDtypeStruct(step["x"].shape, jnp.uint8)})
 
 
 def test_the_library_refuses_chains_that_do_not_fit():
@@ -260,3 +278,41 @@ def test_the_gradient_of_what_does_not_fit_is_refused(change, message):
     }
     with pytest.raises(Exception, match=message):
         gradient(GRADIENT | change)
+
+
+SUMS = {
+    "a": ((2, 4, 5), jnp.float32),
+    "x": ((2, 4, 5), jnp.float32),
+    "center": ((5,), jnp.float32),
+    "out": ((2, 5), jnp.float32),
+}
+
+
+def channel_sums(spec):
+    *arrays, out = (jax.ShapeDtypeStruct(*value) for value in spec.values())
+    given = (jnp.zeros(array.shape, array.dtype) for array in arrays)
+    return jax.block_until_ready(jax.ffi.ffi_call("xnor_jax_channel_sums", out)(*given))
+
+
+def test_the_sums_run_when_all_fits():
+    assert (channel_sums(SUMS) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": ((2, 4, 6), jnp.float32)}, "two arrays of one shape"),
+        ({"x": ((8, 5), jnp.float32)}, "two arrays of one shape"),
+        ({"a": ((), jnp.float32), "x": ((), jnp.float32)}, "two arrays of one shape"),
+        ({"a": ((0, 5), jnp.float32), "x": ((0, 5), jnp.float32)}, "out of range"),
+        ({"center": ((4,), jnp.float32)}, "a center for each channel"),
+        ({"center": ((5, 1), jnp.float32)}, "a center for each channel"),
+        ({"out": ((3, 5), jnp.float32)}, "two sums for each channel"),
+        ({"out": ((10,), jnp.float32)}, "two sums for each channel"),
+        ({"x": ((2, 4, 5), jnp.int32)}, "Wrong buffer dtype"),
+        ({"out": ((2, 5), jnp.int32)}, "Wrong buffer dtype"),
+    ],
+)
+def test_sums_of_what_does_not_fit_are_refused(change, message):
+    with pytest.raises(Exception, match=message):
+        channel_sums(SUMS | change)

@@ -53,6 +53,7 @@ class LeNet5(Layered):
         **block: Any,
     ):
         self.image_shape = check_image_shape(image_shape)
+        self.backend = backend
         *spatial, channels = self.image_shape
         if min(spatial) < 16:
             raise ValueError(

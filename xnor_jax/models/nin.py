@@ -56,6 +56,7 @@ class NIN(Layered):
         **block: Any,
     ):
         self.image_shape = check_image_shape(image_shape)
+        self.backend = backend
         channels = self.image_shape[-1]
         real: dict[str, Any] = {
             "kernel_init": nnx.initializers.normal(0.05),

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from xnor_jax.layers import GlobalAveragePool, MaxPool
+from xnor_jax.layers import GlobalAveragePool, MaxPool, batch_norm
 from xnor_jax.models._images import check_image_shape
 from xnor_jax.nn import XnorBlock
 from xnor_jax.ops.training import conv_general_dilated
@@ -59,6 +59,7 @@ class ResNet18(nnx.Module):
         **block: Any,
     ):
         self.image_shape = check_image_shape(image_shape)
+        self.backend = backend
         residual = partial(Residual, binary=binary, backend=backend, rngs=rngs, **block)
         self.conv1 = nnx.Conv(
             self.image_shape[-1],
@@ -83,7 +84,7 @@ class ResNet18(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map images `[N, H, W, C]` to logits `[N, classes]`."""
-        x = nnx.relu(self.norm1(self.conv1(x)))
+        x = nnx.relu(batch_norm(self.norm1, self.conv1(x), self.backend))
         x = MaxPool(3, 2, 1)(x)
         x = self.residual3(self.residual2(x))
         x = self.residual5(self.residual4(x))
@@ -150,6 +151,7 @@ class Shortcut(nnx.Module):
         backend: str,
         rngs: nnx.Rngs,
     ):
+        self.backend = backend
         self.conv = nnx.Conv(
             in_features,
             out_features,
@@ -164,4 +166,4 @@ class Shortcut(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, H, W, C]` to `[N, H', W', C_out]`."""
-        return self.norm(self.conv(x))
+        return batch_norm(self.norm, self.conv(x), self.backend)

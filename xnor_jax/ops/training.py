@@ -11,7 +11,7 @@ hang on where it runs.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -251,22 +251,39 @@ def _on_bits_fwd(geometry, keep_rate, relu, dtype, x, kernel, bias, keep):
         step = steps.conv(packed, epilogue, **geometry.way)
         return cpu.run(words, [step], geometry.out, packed.out_features, dtype)
 
-    bits = 2 * WORD * words_for(x.shape[-1])  # of the signs, and of where |x| is large
-    both = cpu.run(x, [steps.pack_ste()], geometry.spatial, bits, jnp.uint32)
-    words, outside = jnp.split(both, 2, axis=-1)
+    words, outside, others = _planes(geometry, x, keep)
     if keep is None:
-        others = words
         y = run(words, Affine(alpha, shift, relu), jnp.float32)
     else:
         # {−1, 0, +1} is the mean of two signs that differ where it is 0.
-        other = jnp.where(keep, x, jnp.where(x >= 0, -1.0, 1.0))
-        step, channels = steps.pack(), x.shape[-1]
-        others = cpu.run(other, [step], geometry.spatial, channels, jnp.uint32)
         sums = run(words, Sums(), jnp.int32) + run(others, Sums(), jnp.int32)
         y = (alpha / (2 * keep_rate)) * sums.astype(alpha.dtype) + shift
         y = jax.nn.relu(y) if relu else y
     residuals = words, others, outside, kernel, bias, y if relu else None
     return y, residuals
+
+
+def _planes(geometry, x, keep):
+    """Words of the signs, of where the gradient does not pass, of the other signs.
+
+    Flags in a byte a number, and not the words at once: so XLA computes them where it
+    computes `x`, such as BatchNorm's result, which then is never in memory.
+    """
+    negative = ~(x >= 0)  # of NaN too, as `sign` has it
+    flags = [negative, ~(jnp.abs(x) < 1)]
+    if keep is not None:
+        flags.append(negative ^ ~keep)
+    weights = [flag.astype(jnp.uint8) << at for at, flag in enumerate(flags)]
+    step, bits = steps.pack_flags(len(flags)), WORD * words_for(x.shape[-1])
+    planes = cpu.run(
+        reduce(jnp.bitwise_or, weights),
+        [step],
+        geometry.spatial,
+        len(flags) * bits,
+        jnp.uint32,
+    )
+    words, outside, *others = jnp.split(planes, len(flags), axis=-1)
+    return words, outside, others[0] if others else words
 
 
 def _on_bits_bwd(geometry, keep_rate, relu, dtype, residuals, g):
@@ -275,7 +292,7 @@ def _on_bits_bwd(geometry, keep_rate, relu, dtype, residuals, g):
         g = jnp.where(y > 0, g, 0)
     d_bias = None
     if bias is not None:
-        d_bias = g.sum(range(g.ndim - 1))
+        d_bias = cpu.channel_sums(g, g, jnp.zeros_like(bias))[0]
     plain, scaled, factor = g, g, kernel / keep_rate
     if dtype is not None:
         plain = narrow.rounded(g, dtype)

@@ -79,7 +79,8 @@ def run(
     """A chain of operations in one call, each on what the one before gave.
 
     Args:
-      x: Floats or words `[N, *spatial, depth]`, at most `RANK` spatial axes, not empty.
+      x: Floats, words or bytes `[N, *spatial, depth]`, at most `RANK` spatial axes, not
+        empty.
       steps: At least one.
       spatial: The result's spatial sizes.
       features: Its channels.
@@ -152,6 +153,31 @@ def kernel_gradient(
     return vary_as(y.reshape(shape), x, gradient)
 
 
+def channel_sums(a: jax.Array, x: jax.Array, center: jax.Array) -> jax.Array:
+    """The sums of `a` and of `a · (x − center)`, in one pass: all axes but the last.
+
+    Args:
+      a: float32 `[N, ..., C]`, not empty.
+      x: float32, of the same shape.
+      center: float32 `[C]`.
+
+    Returns:
+      float32 `[2, C]`.
+
+    Raises:
+      RuntimeError: If the library was not built.
+    """
+    _built()
+    out = jax.ShapeDtypeStruct((2, x.shape[-1]), jnp.float32)
+
+    def sums_of(a, x, center):
+        return jax.ffi.ffi_call("xnor_jax_channel_sums", out)(a, x, center)
+
+    call = split_images(sums_of, images=2, summed=True)
+    y = jax.custom_batching.sequential_vmap(call)(a, x, center)
+    return vary_as(y, a, x, center)
+
+
 def vary_as(y: jax.Array, *arrays: jax.Array) -> jax.Array:
     """In `shard_map`, the same array, varying over the mesh axes of the others too."""
     missing = _varying(*arrays) - _varying(y)
@@ -217,7 +243,8 @@ def _library() -> ctypes.CDLL | None:
         raise RuntimeError(
             f"XNOR_JAX_INSTRUCTION_SET: this processor does not have {name!r}"
         )
-    for name in ("xnor_jax_run", "xnor_jax_kernel_gradient"):
+    for call in ("run", "kernel_gradient", "channel_sums"):
+        name = f"xnor_jax_{call}"
         function = jax.ffi.pycapsule(getattr(library, name))
         jax.ffi.register_ffi_target(name, function, platform="cpu")
     return library

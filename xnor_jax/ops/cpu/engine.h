@@ -78,9 +78,6 @@ struct Engine {
   // Signs of pixels [begin, end) of `channels` floats, to whole words.
   void (*pack)(const float* x, int64_t channels, uint32_t* out, int64_t begin,
                int64_t end);
-  // The same, then as many words of where !(|x| < 1), each pixel's behind its signs.
-  void (*pack_ste)(const float* x, int64_t channels, uint32_t* out, int64_t begin,
-                   int64_t end);
   // Floats of so many pixels, each the mean of the signs in `a` and `b`.
   void (*unpack)(const uint32_t* a, const uint32_t* b, int64_t channels, int64_t pixels,
                  float* out);
@@ -88,6 +85,10 @@ struct Engine {
   // gradient [panels][count][kPanel], sums [rows][panels * kPanel].
   void (*add_products)(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
                        const float* gradient, int64_t panels, float* sums);
+  // sums[c] += a[row][c] and sums[channels + c] += a[row][c] * (x[row][c] - center[c]),
+  // summed over the rows.
+  void (*channel_sums)(const float* a, const float* x, const float* center, int64_t rows,
+                       int64_t channels, float* sums);
   // Output rows [begin, end), counted through all images.
   void (*sum_pool)(const PoolJob&, int64_t begin, int64_t end);
 };

@@ -94,5 +94,5 @@ inline uint32_t NegativeMask(const float* x) {
 
 namespace xnor {
 const Engine kAvx2 = {"avx2", Convolve<uint32_t>, Convolve<float>, CountTaps,
-                     Pack, PackSte, Unpack, AddProducts, SumPool};
+                     Pack, Unpack, AddProducts, ChannelSums, SumPool};
 }  // namespace xnor

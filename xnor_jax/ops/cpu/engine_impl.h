@@ -225,47 +225,22 @@ void CountTaps(const uint32_t* kernel, int64_t panels, int64_t taps, int64_t wor
     }
 }
 
-// Calls pack(numbers, pixel, word) for each word; behind the last channel stand zeros.
-template <class PackWord>
-inline void PackWords(const float* x, int64_t channels, int64_t begin, int64_t end,
-                      const PackWord& pack) {
+// Bit 1 where !(x >= 0), with subnormal numbers as zeros, as XLA's CPU programs see them.
+void Pack(const float* x, int64_t channels, uint32_t* out, int64_t begin, int64_t end) {
   const int64_t words = (channels + kPanel - 1) / kPanel;
   for (int64_t pixel = begin; pixel < end; ++pixel) {
     const float* row = x + pixel * channels;
     for (int64_t word = 0; word < words; ++word) {
       const int64_t rest = channels - word * kPanel;
       if (rest >= kPanel) {
-        pack(row + word * kPanel, pixel, word);
+        out[pixel * words + word] = NegativeMask(row + word * kPanel);
       } else {
         float tail[kPanel] = {};
         std::memcpy(tail, row + word * kPanel, rest * sizeof(float));
-        pack(tail, pixel, word);
+        out[pixel * words + word] = NegativeMask(tail);
       }
     }
   }
-}
-
-// Bit 1 where !(x >= 0), with subnormal numbers as zeros, as XLA's CPU programs see them.
-void Pack(const float* x, int64_t channels, uint32_t* out, int64_t begin, int64_t end) {
-  const int64_t words = (channels + kPanel - 1) / kPanel;
-  PackWords(x, channels, begin, end, [=](const float* from, int64_t pixel, int64_t word) {
-    out[pixel * words + word] = NegativeMask(from);
-  });
-}
-
-// The same; then, in a pixel's other half, bit 1 where !(|x| < 1).
-void PackSte(const float* x, int64_t channels, uint32_t* out, int64_t begin,
-             int64_t end) {
-  const int64_t words = (channels + kPanel - 1) / kPanel;
-  float largest[kPanel];  // of those below 1
-  for (float& value : largest) value = 1.0f - FLT_EPSILON / 2;
-  PackWords(x, channels, begin, end, [&](const float* from, int64_t pixel, int64_t word) {
-    float magnitude[kPanel];
-    for (int n = 0; n < kPanel; ++n) magnitude[n] = __builtin_fabsf(from[n]);
-    uint32_t* to = out + pixel * 2 * words + word;
-    to[0] = NegativeMask(from);
-    to[words] = LessMask(largest, magnitude);
-  });
 }
 
 // Bits become 1.0f or -1.0f, or 0 where the two words differ.
@@ -329,6 +304,53 @@ void AddProducts(const float* x, int64_t rows, const int64_t* pixels, int64_t co
       AddRows<kRows>(static_cast<int>(Smaller(rows - r, kRows)), x + r, pixels, count,
                      gradient + panel * count * kPanel,
                      sums + r * panels * kPanel + panel * kPanel, panels * kPanel);
+}
+
+// Adds to the sums of V vectors of channels.
+template <int V>
+inline void SumVectors(const float* a, const float* x, const float* center, int64_t rows,
+                       int64_t channels, float* sums) {
+  using Vector = Floats::Vector;
+  const Vector one = Floats::Broadcast(1.0f), minus = Floats::Broadcast(-1.0f);
+  Vector middle[V], plain[V], centred[V];
+  for (int v = 0; v < V; ++v) {
+    middle[v] = Floats::Load(center + v * Floats::kLanes);
+    plain[v] = Floats::Load(sums + v * Floats::kLanes);
+    centred[v] = Floats::Load(sums + channels + v * Floats::kLanes);
+  }
+  for (int64_t row = 0; row < rows; ++row, a += channels, x += channels)
+    for (int v = 0; v < V; ++v) {
+      const Vector value = Floats::Load(a + v * Floats::kLanes);
+      const Vector other = Floats::Load(x + v * Floats::kLanes);
+      plain[v] = Floats::MultiplyAdd(value, one, plain[v]);
+      centred[v] = Floats::MultiplyAdd(
+          value, Floats::MultiplyAdd(middle[v], minus, other), centred[v]);
+    }
+  for (int v = 0; v < V; ++v) {
+    Floats::Store(sums + v * Floats::kLanes, plain[v]);
+    Floats::Store(sums + channels + v * Floats::kLanes, centred[v]);
+  }
+}
+
+void ChannelSums(const float* a, const float* x, const float* center, int64_t rows,
+                 int64_t channels, float* sums) {
+  constexpr int64_t kAtOnce = 8;  // rows, so that memory is read nearly in order
+  constexpr int kVectors = 4;     // in registers
+  constexpr int64_t kOne = Floats::kLanes, kAll = kVectors * kOne;
+  for (int64_t left = rows; left > 0; left -= kAtOnce) {
+    const int64_t some = Smaller(left, kAtOnce);
+    int64_t c = 0;
+    for (; c + kAll <= channels; c += kAll)
+      SumVectors<kVectors>(a + c, x + c, center + c, some, channels, sums + c);
+    for (; c + kOne <= channels; c += kOne)
+      SumVectors<1>(a + c, x + c, center + c, some, channels, sums + c);
+    for (; c < channels; ++c)
+      for (int64_t i = c; i < some * channels; i += channels) {
+        sums[c] += a[i];
+        sums[channels + c] += a[i] * (x[i] - center[c]);
+      }
+    a += some * channels, x += some * channels;
+  }
 }
 
 void SumPool(const PoolJob& job, int64_t begin, int64_t end) {

@@ -76,5 +76,5 @@ inline uint32_t NegativeMask(const float* x) {
 
 namespace xnor {
 const Engine kNeon = {"neon", Convolve<uint32_t>, Convolve<float>, CountTaps,
-                     Pack, PackSte, Unpack, AddProducts, SumPool};
+                     Pack, Unpack, AddProducts, ChannelSums, SumPool};
 }  // namespace xnor

@@ -73,5 +73,5 @@ inline uint32_t NegativeMask(const float* x) {
 
 namespace xnor {
 const Engine kPortable = {"portable", Convolve<uint32_t>, Convolve<float>, CountTaps,
-                     Pack, PackSte, Unpack, AddProducts, SumPool};
+                     Pack, Unpack, AddProducts, ChannelSums, SumPool};
 }  // namespace xnor

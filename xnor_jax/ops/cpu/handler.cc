@@ -29,13 +29,14 @@ enum class Kind : int64_t {
   kMean,
   kFlatten,
   kFold,
-  kPackSte
+  kPackFlags
 };
 
 // The same numbers as one pixel an image; of words only where they are one already.
 class Flatten : public Operation {
  public:
   explicit Flatten(const Shape& in) : Operation({in.type, 1, 1, in.size()}) {
+    Require(in.type != Type::kBytes, "expected floats, integers or words");
     Require(in.type != Type::kWords || in.pixels() == 1, "expected words of one pixel");
   }
   void Run(Team&, int64_t images, const void* in, void* to) const override {
@@ -47,14 +48,14 @@ std::unique_ptr<Operation> Make(const Shape& in, const Step& step, Arguments& ar
   switch (static_cast<Kind>(step.kind)) {
     case Kind::kConv: return MakeConv(in, step, args);
     case Kind::kRealConv: return MakeRealConv(in, step, args);
-    case Kind::kPack: return MakePack(in, false);
+    case Kind::kPack: return MakePack(in);
     case Kind::kPoolBits: return MakePoolBits(in, step, args);
     case Kind::kSumPool: return MakeSumPool(in, step, args);
     case Kind::kNorm: return MakeNorm(in, args);
     case Kind::kMean: return MakeMean(in);
     case Kind::kFlatten: return std::make_unique<Flatten>(in);
     case Kind::kFold: return MakeFold(in, step);
-    case Kind::kPackSte: return MakePack(in, true);
+    case Kind::kPackFlags: return MakePackFlags(in, step);
   }
   throw Refusal("there is no such operation");
 }
@@ -62,10 +63,10 @@ std::unique_ptr<Operation> Make(const Shape& in, const Step& step, Arguments& ar
 struct Batch {
   int64_t images;
   Shape shape;  // of one of them
-  uint32_t* data;  // Every element is four bytes long, whatever it is.
+  char* data;
 
   explicit Batch(ffi::AnyBuffer& buffer)
-      : data(static_cast<uint32_t*>(buffer.untyped_data())) {
+      : data(static_cast<char*>(buffer.untyped_data())) {
     const auto d = buffer.dimensions();
     Require(d.size() == 4, "expected a batch of shape [images, height, width, depth]");
     for (int64_t n : d) Require(n >= 1 && n <= kLargest, "a size is out of range");
@@ -73,12 +74,14 @@ struct Batch {
     shape = {TypeOf(buffer.element_type()), d[1], d[2], d[3]};
     Times(images, shape.size());  // Fits into 64 bits.
   }
+  char* image(int64_t n) const { return data + n * shape.size() * BytesOf(shape.type); }
 
  private:
   static Type TypeOf(ffi::DataType type) {
     if (type == ffi::F32) return Type::kFloats;
     if (type == ffi::S32) return Type::kIntegers;
-    Require(type == ffi::U32, "expected float32, int32 or uint32");
+    if (type == ffi::U8) return Type::kBytes;
+    Require(type == ffi::U32, "expected float32, int32, uint32 or uint8");
     return Type::kWords;
   }
 };
@@ -113,12 +116,12 @@ class Chain {
     for (auto& operation : operations_) operation->Prepare();
   }
 
-  void Run(Team& team, int64_t images, const uint32_t* x, uint32_t* y) const {
+  void Run(Team& team, int64_t images, const void* x, void* y) const {
     std::unique_ptr<uint32_t[]> before, after;
     for (const auto& operation : operations_) {
       const bool last = operation == operations_.back();
       if (!last) after.reset(new uint32_t[images * operation->out.size()]);
-      operation->Run(team, images, x, last ? y : after.get());
+      operation->Run(team, images, x, last ? y : static_cast<void*>(after.get()));
       before = std::move(after);
       x = before.get();
     }
@@ -161,8 +164,7 @@ void Run(ffi::ThreadPool& pool, ffi::AnyBuffer& in, Arguments args, ffi::AnyBuff
   team.For((x.images + chunk - 1) / chunk, [&](int64_t task) {
     const int64_t first = task * chunk;
     Team alone(pool, 0, 0);
-    chain.Run(alone, std::min(chunk, x.images - first), x.data + first * x.shape.size(),
-              y.data + first * y.shape.size());
+    chain.Run(alone, std::min(chunk, x.images - first), x.image(first), y.image(first));
   });
 }
 

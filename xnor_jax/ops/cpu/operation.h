@@ -16,7 +16,10 @@ namespace xnor {
 
 namespace ffi = ::xla::ffi;
 
-enum class Type { kFloats, kIntegers, kWords };
+// Bytes come in only: what an operation gives has elements of four bytes.
+enum class Type { kFloats, kIntegers, kWords, kBytes };
+
+inline int64_t BytesOf(Type type) { return type == Type::kBytes ? 1 : 4; }
 
 // An image `[height, width, depth]`; words of signs: so many words a pixel.
 struct Shape {
@@ -32,7 +35,8 @@ struct Shape {
 };
 
 // What Python says of an operation; xnor_jax/ops/cpu writes these numbers in this order.
-// Of a fold, `channels` and `out_channels` are the image's height and width.
+// Of a fold, `channels` and `out_channels` are the image's height and width; of flags to
+// pack, `channels` is how many.
 struct Step {
   int64_t kind, epilogue, relu, channels, out_channels;
   int64_t window[2], strides[2], padding[4], dilation[2];
@@ -85,7 +89,8 @@ class Operation {
 std::unique_ptr<Operation> MakeConv(const Shape& in, const Step& step, Arguments& args);
 std::unique_ptr<Operation> MakeRealConv(const Shape& in, const Step& step,
                                         Arguments& args);
-std::unique_ptr<Operation> MakePack(const Shape& in, bool ste);
+std::unique_ptr<Operation> MakePack(const Shape& in);
+std::unique_ptr<Operation> MakePackFlags(const Shape& in, const Step& step);
 std::unique_ptr<Operation> MakePoolBits(const Shape& in, const Step& step,
                                         Arguments& args);
 std::unique_ptr<Operation> MakeSumPool(const Shape& in, const Step& step,

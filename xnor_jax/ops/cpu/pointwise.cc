@@ -42,22 +42,62 @@ double RowReads(const Geometry& g) {
 
 class Pack : public Operation {
  public:
-  Pack(const Shape& in, bool ste)
-      : Operation({Type::kWords, in.height, in.width, WordsFor(in.depth) * (ste ? 2 : 1)}),
-        channels_(in.depth), ste_(ste) {
+  explicit Pack(const Shape& in)
+      : Operation({Type::kWords, in.height, in.width, WordsFor(in.depth)}),
+        channels_(in.depth) {
     work = kOnce * static_cast<double>(in.size());
   }
   void Run(Team& team, int64_t images, const void* in, void* to) const override {
     InParts(team, images * out.pixels(), channels_, [&](int64_t begin, int64_t end) {
-      const auto pack = ste_ ? ChosenEngine().pack_ste : ChosenEngine().pack;
-      pack(static_cast<const float*>(in), channels_, static_cast<uint32_t*>(to), begin,
-           end);
+      ChosenEngine().pack(static_cast<const float*>(in), channels_,
+                          static_cast<uint32_t*>(to), begin, end);
     });
   }
 
  private:
   const int64_t channels_;
-  const bool ste_;
+};
+
+// Bytes of flags to the words of each flag, a pixel's words of one behind the other.
+class PackFlags : public Operation {
+ public:
+  PackFlags(const Shape& in, int64_t flags)
+      : Operation({Type::kWords, in.height, in.width, Times(WordsFor(in.depth), flags)}),
+        channels_(in.depth), flags_(flags) {
+    work = kOnce * static_cast<double>(in.size());
+  }
+  void Run(Team& team, int64_t images, const void* in, void* to) const override {
+    InParts(team, images * out.pixels(), channels_, [&](int64_t begin, int64_t end) {
+      for (int64_t pixel = begin; pixel < end; ++pixel)
+        Pixel(static_cast<const uint8_t*>(in) + pixel * channels_,
+              static_cast<uint32_t*>(to) + pixel * out.depth);
+    });
+  }
+
+ private:
+  void Pixel(const uint8_t* x, uint32_t* y) const {
+    const int64_t words = WordsFor(channels_);
+    for (int64_t word = 0; word < words; ++word, x += kPanel) {
+      const int64_t rest = channels_ - word * kPanel;
+      uint64_t eights[kPanel / 8] = {};
+      if (rest < kPanel)
+        std::memcpy(eights, x, rest);
+      else
+        std::memcpy(eights, x, kPanel);  // Its size known, it is no call.
+      for (int64_t flag = 0; flag < flags_; ++flag) {
+        uint32_t bits = 0;
+        for (int i = 0; i < kPanel / 8; ++i)
+          bits |= Gathered(eights[i] >> flag) << (8 * i);
+        y[flag * words + word] = bits;
+      }
+    }
+  }
+  // The lowest bits of eight bytes.
+  static uint32_t Gathered(uint64_t bytes) {
+    return ((bytes & 0x0101010101010101u) * 0x0102040810204080u) >> 56;
+  }
+
+  const int64_t channels_, flags_;
 };
 
 // The sign of a maximum is the `and` of the sign bits, of a minimum the `or`.
@@ -184,9 +224,15 @@ class Mean : public Operation {
 
 }  // namespace
 
-std::unique_ptr<Operation> MakePack(const Shape& in, bool ste) {
+std::unique_ptr<Operation> MakePack(const Shape& in) {
   Require(in.type == Type::kFloats, "expected floats");
-  return std::make_unique<Pack>(in, ste);
+  return std::make_unique<Pack>(in);
+}
+
+std::unique_ptr<Operation> MakePackFlags(const Shape& in, const Step& step) {
+  Require(in.type == Type::kBytes, "expected bytes");
+  Require(step.channels >= 1 && step.channels <= 8, "expected 1 to 8 flags");
+  return std::make_unique<PackFlags>(in, step.channels);
 }
 
 std::unique_ptr<Operation> MakePoolBits(const Shape& in, const Step& step,

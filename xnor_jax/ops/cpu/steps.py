@@ -17,9 +17,18 @@ from xnor_jax.ops.kernel import PackedKernel
 
 # As in handler.cc.
 class _Kind(IntEnum):
-    CONV, REAL_CONV, PACK, POOL_BITS, SUM_POOL, NORM, MEAN, FLATTEN, FOLD, PACK_STE = (
-        range(10)
-    )
+    (
+        CONV,
+        REAL_CONV,
+        PACK,
+        POOL_BITS,
+        SUM_POOL,
+        NORM,
+        MEAN,
+        FLATTEN,
+        FOLD,
+        PACK_FLAGS,
+    ) = range(10)
 
 
 @jax.tree_util.register_dataclass
@@ -100,12 +109,9 @@ def pack() -> Step:
     return Step((), _numbers(_Kind.PACK))
 
 
-def pack_ste() -> Step:
-    """Floats to the words of their signs, then as many of where `!(|x| < 1)`.
-
-    There the straight-through gradient of the sign is 0.
-    """
-    return Step((), _numbers(_Kind.PACK_STE))
+def pack_flags(count: int) -> Step:
+    """Bytes, uint8, to the words of their bits 0, then 1, up to `count` of 8."""
+    return Step((), _numbers(_Kind.PACK_FLAGS, channels=(count, 0)))
 
 
 def pool_bits(

@@ -5,6 +5,7 @@ takes two at once. That was a tenth of NIN's step, too much to leave to Flax's l
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +44,11 @@ def batch_norm(
         backend = "xla"
     # As in `training.binary_product`.
     given = [array for array in (x, scale, bias) if array is not None]
-    x, scale, bias = (
-        None if array is None else cpu.vary_as(array, *given)
-        for array in (x, scale, bias)
-    )
-    y, mean, variance = _batch_norm(epsilon, backend, x, scale, bias)
+    x = cpu.vary_as(x, *given)
+    scale = None if scale is None else cpu.vary_as(scale, *given)
+    bias = None if bias is None else cpu.vary_as(bias, *given)
+    result: Any = _batch_norm(epsilon, backend, x, scale, bias)
+    y, mean, variance = result
     return y, lax.stop_gradient(mean), lax.stop_gradient(variance)
 
 

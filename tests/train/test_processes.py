@@ -16,7 +16,7 @@ from rich.console import Console
 from xnor_jax import cli, data
 from xnor_jax.train import loop, processes, supervisor
 from xnor_jax.train import recipe as recipes
-from xnor_jax.train.folder import METRICS, RunInfo
+from xnor_jax.train.folder import METRICS, RunError, RunInfo
 from xnor_jax.train.processes import Cluster
 
 SECONDS = 150  # after which a process that hangs is ended
@@ -44,23 +44,24 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(*args):
-    """Start `xnor-jax train ARGS` on one device."""
+def start(*args, devices=1):
+    """Start `xnor-jax train ARGS` on so many virtual devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", "xnor_jax.cli", "train", *map(str, args)],
         text=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
     )
 
 
-def start_two(*args, second=()):
+def start_two(*args, second=(), devices=1):
     where = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2)
     return (
-        start(*args, *where, "--process-id", 0),
-        start(*args, *second, *where, "--process-id", 1),
+        start(*args, *where, "--process-id", 0, devices=devices),
+        start(*args, *second, *where, "--process-id", 1, devices=devices),
     )
 
 
@@ -113,7 +114,7 @@ def said(capsys, *args):
 
 def test_a_lost_process_ends_the_others_and_the_run_goes_on(tmp_path):
     folder = tmp_path / "run"
-    first, second = start_two(*RECIPE, "--output", folder)
+    first, second = start_two(*RECIPE, "--output", folder, devices=2)
     written = folder / "metrics.jsonl"
     wait_for(lambda: written.exists() and written.read_text(), (first, second))
     second.send_signal(signal.SIGKILL)
@@ -227,6 +228,11 @@ def test_no_cluster_is_said():
             "F1122 client.h:80] Terminating. absl::Status: ABORTED: something new.\n",
             "JAX stopped this process: ABORTED: something new.; ",
         ),
+        (
+            "F1122 client.h:80] Terminating. absl::Status: DEADLINE_EXCEEDED: "
+            "Deadline Exceeded\n",
+            "process 0 of 16 is gone; ",
+        ),
         ("", "this process was ended by SIGABRT; "),
     ],
 )
@@ -234,6 +240,30 @@ def test_the_last_words_of_jax_become_a_line(log, words):
     cluster = Cluster("host:1", 0, 16)
     line = supervisor.explain(log, signal.SIGABRT, cluster)
     assert line == words + AGAIN.strip()
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "address", "words"),
+    [
+        ("10.9.0.1:1234", "127.0.0.1", "a host's name stands for 127.0.0.1, where "),
+        ("host0:1234", "127.0.1.1", "a host's name stands for 127.0.1.1, where "),
+        ("127.0.0.1:1234", "127.0.0.1", "the processes lost each other (UNKNOWN: "),
+        ("10.9.0.1:1234", "10.9.0.2", "the processes lost each other (UNKNOWN: "),
+    ],
+)
+def test_a_host_that_others_do_not_reach_is_said(
+    coordinator, address, words, monkeypatch
+):
+    monkeypatch.setattr(processes, "_join", lambda cluster: None)
+    monkeypatch.setattr(processes.time, "sleep", lambda seconds: None)
+    with pytest.raises(RunError) as error:
+        with processes.joined(Cluster(coordinator, 0, 2)):
+            raise ValueError(
+                "UNKNOWN: Gloo context initialization failed: timed out connecting: "
+                f"SO_ERROR: Connection refused, remote=[{address}]:9613$0"
+            )
+    assert str(error.value).startswith(words)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_single_process_needs_no_agreement(tmp_path):

@@ -134,10 +134,7 @@ def joined(cluster: Cluster) -> Iterator[None]:
             raise
         # JAX's heartbeats find out which process is gone, and end this one with it.
         time.sleep(HEARTBEAT_SECONDS + 10)
-        raise RunError(
-            f"the processes lost each other ({reason}); start all of them again with "
-            "--resume"
-        ) from error
+        raise RunError(_lost(cluster, reason)) from error
 
 
 def is_first() -> bool:
@@ -228,6 +225,23 @@ def _join(cluster: Cluster) -> None:
         raise RunError(
             f"cannot join the other processes: {str(error).splitlines()[0]}"
         ) from error
+
+
+def _lost(cluster: Cluster, reason: str) -> str:
+    """One line for processes that do not reach each other, or no longer do."""
+    local = re.match(r"(localhost|127\.[\d.]+):", cluster.coordinator or "")
+    # A process gives the others the address that its own host's name stands for.
+    if found := re.search(r"remote=\[(127\.[\d.]+)\]", reason):
+        if not local:
+            return (
+                f"a host's name stands for {found[1]}, where other hosts do not reach "
+                "it; give it its own address in that host's /etc/hosts, and start all "
+                "processes again"
+            )
+    return (
+        f"the processes lost each other ({reason}); start all of them again with "
+        "--resume"
+    )
 
 
 def _broken_transfer(error: BaseException | None) -> str | None:

@@ -101,7 +101,7 @@ def explain(log: str, number: int, cluster: Cluster) -> str:
         return f"{several[0]} {', '.join(gone)}{of} {several[1]} gone; {_AGAIN}"
     if found := re.search(r"first task at the barrier: (\d+)", log):
         return f"process {found[1]}{of} has stopped: see what it said; {_AGAIN}"
-    if "Failed to send RPC to coordination service" in log:
+    if re.search("Failed to send RPC to coordination service|DEADLINE_EXCEEDED", log):
         return f"process 0{of} is gone; {_AGAIN}"
     if found := re.search(r"absl::Status: (.*)", log):
         return f"JAX stopped this process: {found[1]}; {_AGAIN}"

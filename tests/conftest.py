@@ -1,5 +1,6 @@
 """Two devices, repeatable examples, and a counter of compilations."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,9 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# Compiled programs fill the heap with objects that stay: walk through them seldom.
+gc.set_threshold(200_000, 50, 1000)
 
 hypothesis.settings.register_profile(
     "xnor", deadline=None, derandomize=True, max_examples=20

@@ -6,7 +6,9 @@ place: what `layers()` lists is what runs.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from flax import nnx
 
 from xnor_jax.convolution import Padding, Pads, explicit_padding, max_pool, sum_pool
 from xnor_jax.ops import norm as ops_norm
+from xnor_jax.ops.training import conv, conv_general_dilated
 
 
 class Layered(nnx.Module):
@@ -63,8 +66,12 @@ class Layered(nnx.Module):
         for layer in self.layers():
             # So that a profile of the compiled program tells the layers apart.
             with jax.named_scope(names.get(id(layer)) or _name(layer)):
-                norm = isinstance(layer, nnx.BatchNorm)
-                x = batch_norm(layer, x, self.backend) if norm else layer(x)
+                if isinstance(layer, nnx.BatchNorm):
+                    x = batch_norm(layer, x, self.backend)
+                elif isinstance(layer, nnx.Conv):
+                    x = real_conv(layer, x)
+                else:
+                    x = layer(x)
         return x
 
 
@@ -98,6 +105,54 @@ def batch_norm(norm: nnx.BatchNorm, x: jax.Array, backend: str = "auto") -> jax.
     for average, now in ((norm.mean, mean), (norm.var, variance)):
         average[...] = norm.momentum * average[...] + (1 - norm.momentum) * now
     return y
+
+
+def real_conv(layer: nnx.Conv, x: jax.Array) -> jax.Array:
+    """`layer(x)`; where its product is `xnor_jax.ops.training`'s, with its bias.
+
+    Args:
+      layer: The layer. What Flax alone knows, such as a mask or another dtype, Flax
+        computes.
+      x: `[N, *spatial, C]`.
+    """
+    product, rank = layer.conv_general_dilated, len(layer.kernel_size)
+    function = product.func if isinstance(product, partial) else product
+    options = product.keywords if isinstance(product, partial) else {}
+    if not (
+        type(layer) is nnx.Conv
+        and function is conv_general_dilated
+        and options.keys() <= {"backend"}
+        and layer.bias is not None
+        and layer.precision is None
+        and layer.mask is None
+        and layer.preferred_element_type is None
+        and layer.input_dilation in (None, 1)
+        and layer.padding not in ("CAUSAL", "CIRCULAR", "REFLECT")
+        and layer.dtype in (None, jnp.float32)
+        and x.dtype == layer.param_dtype == jnp.float32
+        and x.ndim == rank + 2
+        and x.shape[-1] == layer.in_features
+    ):
+        return layer(x)
+
+    def per_axis(value: int | Sequence[int] | None) -> tuple[int, ...]:
+        value = 1 if value is None else value
+        return (value,) * rank if isinstance(value, int) else tuple(value)
+
+    padding: Any = layer.padding
+    strides, dilation = per_axis(layer.strides), per_axis(layer.kernel_dilation)
+    return conv(
+        x,
+        layer.kernel[...],
+        layer.bias[...],
+        strides=strides,
+        padding=explicit_padding(
+            padding, x.shape[1:-1], layer.kernel_size, strides, dilation
+        ),
+        dilation=dilation,
+        groups=layer.feature_group_count,
+        **options,
+    )
 
 
 def _name(layer: Callable[..., jax.Array]) -> str:

@@ -62,7 +62,8 @@ def main() -> None:
     memory = {name: peak_memory(name, plan, images, labels) for name in names}
     makers = library_side(recipe, images, labels), torch_side(plan, images, labels)
     sides = dict(zip(names, makers, strict=True))
-    seconds = measure.in_turn(sides, args.rounds)
+    # Threads of PyTorch spin for a while after their last call.
+    seconds = measure.in_turn(sides, args.rounds, pause=0.5)
 
     print(
         f"{args.recipe}, batch {args.batch}, {args.rounds} rounds of {args.steps} "

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import xnor_jax as xnor
+from xnor_jax.layers import real_conv
 from xnor_jax.ops import cpu, gradients, training
 from xnor_jax.ops._geometry import DENSE, Geometry
 
@@ -379,6 +380,49 @@ def test_adapter_in_an_nnx_conv_changes_nothing(name: str):
     y, expected = adapted(x), plain(x)
     chex.assert_trees_all_equal_shapes_and_dtypes(y, expected)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTED if name != "accumulator"])
+@pytest.mark.parametrize("backend", ["auto", "float"])
+def test_a_real_layer_with_its_bias_is_flaxs(name: str, backend: str):
+    options = {"in_features": 4, "out_features": 6, **ADAPTED[name]}
+    rank = 1 if options["kernel_size"] == 3 else 2
+    ours = partial(training.conv_general_dilated, backend=backend)
+    layers = [
+        nnx.Conv(**options, **way, bias_init=numpy_normal, rngs=nnx.Rngs(0))
+        for way in ({}, {"conv_general_dilated": ours})
+    ]
+    rng = np.random.default_rng(0)
+    x = jnp.float32(
+        rng.normal(size=(3, 7, 8, 9)[: rank + 1] + (layers[0].in_features,))
+    )
+
+    def run(layer, x):
+        graph, state = nnx.split(layer, nnx.Param)
+
+        def of(state, x):
+            return real_conv(nnx.merge(graph, state), x)
+
+        y, pull = jax.vjp(of, state, x)
+        return y, pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+    expected, found = (run(layer, x) for layer in layers)
+    chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@needs_library
+def test_a_real_layers_bias_is_no_operation_of_its_own():
+    layer = nnx.Conv(
+        3,
+        8,
+        (3, 3),
+        conv_general_dilated=training.conv_general_dilated,
+        rngs=nnx.Rngs(0),
+    )
+    graph, state = nnx.split(layer)
+    run = jax.jit(lambda state, x: real_conv(nnx.merge(graph, state), x))
+    text = run.lower(state, jnp.ones((2, 6, 6, 3))).as_text()
+    assert "xnor_jax_run" in text and "stablehlo.add" not in text
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from xnor_jax.weights import sign_ste
 def conv(
     x: jax.Array,
     kernel: jax.Array,
+    bias: jax.Array | None = None,
     *,
     strides: tuple[int, ...],
     padding: Pads,
@@ -43,13 +44,14 @@ def conv(
     accumulator: Any = None,
     backend: str = "auto",
 ) -> jax.Array:
-    """A convolution of floats, rank 1 to 3, channels last.
+    """A convolution of floats, rank 1 to 3, channels last: `x ⊛ w + bias`.
 
     Differentiable in reverse mode only.
 
     Args:
       x: Images, `[N, *spatial, C]`.
       kernel: `[*window, C / groups, C_out]`, in the dtype of `x`.
+      bias: `[C_out]`, in the dtype of `x`, or None.
       strides: One per spatial axis.
       padding: Zeros (before, after) each spatial axis.
       dilation: One per spatial axis, of the kernel.
@@ -61,20 +63,26 @@ def conv(
       `[N, *out, C_out]`.
     """
     way = Geometry(x.shape[1:-1], kernel.shape[:-2], strides, padding, dilation)
-    plain = partial(
-        convolution.conv,
-        strides=strides,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        accumulator=accumulator,
-    )
+
+    def plain(x, kernel, bias):
+        y = convolution.conv(
+            x,
+            kernel,
+            strides=strides,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            accumulator=accumulator,
+        )
+        return y if bias is None else y + bias.astype(y.dtype)
+
     if accumulator not in (None, x.dtype) or not _compiles(x, way, groups):
-        return plain(x, kernel)
+        return plain(x, kernel, bias)
     backend = backends.resolve("conv", backend, len(way.window))
     x = cpu.vary_as(x, kernel)  # As in `binary_product`.
     kernel = cpu.vary_as(kernel, x)
-    return backends.choose(backend, partial(_conv, way), plain, x, kernel)
+    bias = None if bias is None else cpu.vary_as(bias, x)
+    return backends.choose(backend, partial(_conv, way), plain, x, kernel, bias)
 
 
 def conv_general_dilated(
@@ -290,9 +298,7 @@ def _on_bits_bwd(geometry, keep_rate, relu, dtype, residuals, g):
     words, others, outside, kernel, bias, y = residuals
     if relu:
         g = jnp.where(y > 0, g, 0)
-    d_bias = None
-    if bias is not None:
-        d_bias = cpu.channel_sums(g, g, jnp.zeros_like(bias))[0]
+    d_bias = _bias_gradient(g, bias)
     plain, scaled, factor = g, g, kernel / keep_rate
     if dtype is not None:
         plain = narrow.rounded(g, dtype)
@@ -309,22 +315,27 @@ _on_bits.defvjp(_on_bits_fwd, _on_bits_bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _conv(geometry, x, kernel):
-    step = steps.real_conv(kernel, Sums(), **geometry.way)
+def _conv(geometry, x, kernel, bias):
+    epilogue = Sums() if bias is None else Affine(jnp.ones_like(bias), bias)
+    step = steps.real_conv(kernel, epilogue, **geometry.way)
     return cpu.run(x, [step], geometry.out, kernel.shape[-1], jnp.float32)
 
 
-def _conv_fwd(geometry, x, kernel):
-    return _conv(geometry, x, kernel), (x, kernel)
+def _conv_fwd(geometry, x, kernel, bias):
+    return _conv(geometry, x, kernel, bias), (x, kernel, bias)
 
 
 def _conv_bwd(geometry, residuals, g):
-    x, kernel = residuals
+    x, kernel, bias = residuals
     d_kernel = cpu.kernel_gradient(x, x, g, kernel.shape, **geometry.way)
-    return input_gradient(geometry, g, kernel), d_kernel
+    return input_gradient(geometry, g, kernel), d_kernel, _bias_gradient(g, bias)
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def _bias_gradient(g, bias):
+    return None if bias is None else cpu.channel_sums(g, g, jnp.zeros_like(bias))[0]
 
 
 def _compiles(x, geometry, groups):

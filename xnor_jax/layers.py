@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 
 from xnor_jax.convolution import Padding, Pads, explicit_padding, max_pool, sum_pool
 from xnor_jax.ops import norm as ops_norm
@@ -33,7 +34,8 @@ class Layered(nnx.Module):
       image_shape: The input's shape without the batch, such as (height, width,
         channels).
       backend: What computes the sums of BatchNorms that stand by themselves, in
-        training; see `xnor_jax.nn.BinaryConv`.
+        training; see `xnor_jax.nn.BinaryConv`. With `"auto"` on a CPU a training step
+        holds calls of the compiled library, which `jax.export` does not take.
 
     Examples:
       >>> import jax, xnor_jax as xnor
@@ -76,7 +78,7 @@ class Layered(nnx.Module):
 
 
 def batch_norm(norm: nnx.BatchNorm, x: jax.Array, backend: str = "auto") -> jax.Array:
-    """`norm(x)`; in training by `xnor_jax.ops.norm`, which is to do what Flax does.
+    """`norm(x)`, to rounding; in training by `xnor_jax.ops.norm`.
 
     Args:
       norm: The layer. What Flax alone knows, such as statistics over a named axis or
@@ -84,6 +86,8 @@ def batch_norm(norm: nnx.BatchNorm, x: jax.Array, backend: str = "auto") -> jax.
       x: `[N, ..., C]`.
       backend: What computes the sums; see `xnor_jax.ops.norm.batch_norm`.
     """
+    scale = None if norm.scale is None else norm.scale[...]
+    bias = None if norm.bias is None else norm.bias[...]
     if not (
         type(norm) is nnx.BatchNorm
         and norm.use_running_average is False
@@ -91,19 +95,18 @@ def batch_norm(norm: nnx.BatchNorm, x: jax.Array, backend: str = "auto") -> jax.
         and norm.axis_name is None
         and norm.axis == -1
         and norm.dtype in (None, jnp.float32)
-        and x.dtype == norm.param_dtype == jnp.float32
+        and norm.promote_dtype is promote_dtype
+        and all(a is None or a.dtype == jnp.float32 for a in (x, scale, bias))
+        and x.ndim >= 2
         and x.shape[-1:] == norm.mean.shape
     ):
         return norm(x)
     y, mean, variance = ops_norm.batch_norm(
-        x,
-        None if norm.scale is None else norm.scale[...],
-        None if norm.bias is None else norm.bias[...],
-        epsilon=norm.epsilon,
-        backend=backend,
+        x, scale, bias, epsilon=norm.epsilon, backend=backend
     )
+    momentum = float(norm.momentum)
     for average, now in ((norm.mean, mean), (norm.var, variance)):
-        average[...] = norm.momentum * average[...] + (1 - norm.momentum) * now
+        average[...] = momentum * average[...] + (1 - momentum) * now
     return y
 
 
@@ -129,7 +132,8 @@ def real_conv(layer: nnx.Conv, x: jax.Array) -> jax.Array:
         and layer.input_dilation in (None, 1)
         and layer.padding not in ("CAUSAL", "CIRCULAR", "REFLECT")
         and layer.dtype in (None, jnp.float32)
-        and x.dtype == layer.param_dtype == jnp.float32
+        and layer.promote_dtype is promote_dtype
+        and x.dtype == layer.kernel[...].dtype == layer.bias[...].dtype == jnp.float32
         and x.ndim == rank + 2
         and x.shape[-1] == layer.in_features
     ):

@@ -433,6 +433,7 @@ class XnorBlock(nnx.Module):
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Map `[N, *spatial, C]` to `[N, *out, C_out]`, dense to `[N, C_out]`."""
+        # Packing puts a layer without one in its place.
         backend = getattr(self.layer, "backend", "auto")
         x = batch_norm(self.norm, jnp.asarray(x), backend)
         if self.flatten:

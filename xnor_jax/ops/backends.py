@@ -247,7 +247,7 @@ def choose(backend: str, compiled: Function, plain: Function, *args: Any) -> Any
 
     Args:
       backend: What `resolve` gave: `"auto"`, `"cpu"`, or one without compiled code.
-      compiled: Calls `cpu.run`.
+      compiled: Calls the compiled library.
       plain: JAX for any platform.
       *args: What both take.
     """

@@ -5,6 +5,7 @@ takes two at once. That was a tenth of NIN's step, too much to leave to Flax's l
 """
 
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
@@ -24,7 +25,8 @@ def batch_norm(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`(x − μ) / √(σ² + ε) · scale + bias`, with μ and σ² of the batch.
 
-    The gradient keeps `x` and a few numbers a channel.
+    The gradient keeps `x` and a few numbers a channel. Differentiable in reverse mode
+    only, and with a backend of XLA's twice.
 
     Args:
       x: float32 `[N, ..., C]`; the statistics are over all but the last axis.
@@ -36,18 +38,21 @@ def batch_norm(
     Returns:
       The result, of the shape of `x`; μ and σ², `[C]`, through which no gradient goes.
 
+    Raises:
+      ValueError: If `x` has no axis besides the channels.
+
     References:
       Ioffe and Szegedy, Batch Normalization, 2015, Algorithm 1 and §3.
     """
-    backend = backends.resolve("batch_norm", backend)
-    if not cpu.is_available() or x.size == 0:
-        backend = "xla"
+    if x.ndim < 2:
+        raise ValueError(f"batch_norm: expected [N, ..., C], got shape {x.shape}")
+    backend = backends.resolve("batch_norm", backend) if x.size else "xla"
     # As in `training.binary_product`.
     given = [array for array in (x, scale, bias) if array is not None]
     x = cpu.vary_as(x, *given)
     scale = None if scale is None else cpu.vary_as(scale, *given)
     bias = None if bias is None else cpu.vary_as(bias, *given)
-    result: Any = _batch_norm(epsilon, backend, x, scale, bias)
+    result: Any = _batch_norm(float(epsilon), backend, x, scale, bias)
     y, mean, variance = result
     return y, lax.stop_gradient(mean), lax.stop_gradient(variance)
 
@@ -58,34 +63,41 @@ def _batch_norm(epsilon, backend, x, scale, bias):
 
 
 def _batch_norm_fwd(epsilon, backend, x, scale, bias):
-    count = x.size // x.shape[-1]
-    mean, square = _sums(backend, x, x, jnp.zeros(x.shape[-1], x.dtype)) / count
+    mean, square = _means(backend, x, x, jnp.zeros(x.shape[-1], x.dtype))
     variance = jnp.maximum(0, square - mean**2)
     inverse = lax.rsqrt(variance + epsilon)
     y = (x - mean) * (inverse if scale is None else inverse * scale)
     y = y if bias is None else y + bias
-    return (y, mean, variance), (x, mean, inverse, scale, bias)
+    return (y, mean, variance), (x, mean, variance, inverse, scale, bias)
 
 
 def _batch_norm_bwd(epsilon, backend, residuals, gradients):
-    x, mean, inverse, scale, bias = residuals
+    x, mean, variance, inverse, scale, bias = residuals
     g = gradients[0]  # of μ and σ² they are zeros
-    count = x.size // x.shape[-1]
-    sums, products = _sums(backend, g, x, mean)  # Σ g and Σ g · (x − μ)
-    through_mean = sums / count
-    through_variance = (x - mean) * (inverse**2 * products / count)
+    plain, centred = _means(backend, g, x, mean)  # of g and of g · (x − μ)
+    # What rounding has left no variance has no gradient through it.
+    through_variance = jnp.where(variance > 0, inverse**2 * centred, 0)
     factor = inverse if scale is None else inverse * scale
-    d_x = factor * (g - through_mean - through_variance)
-    d_scale = None if scale is None else inverse * products
-    return d_x, d_scale, None if bias is None else sums
+    d_x = factor * (g - plain - (x - mean) * through_variance)
+    count = _count(x)
+    d_scale = None if scale is None else count * inverse * centred
+    return d_x, d_scale, None if bias is None else count * plain
 
 
 _batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
 
 
-def _sums(backend, a, x, center):
+def _means(backend, a, x, center):
+    """The means of `a` and of `a · (x − center)`, float32 `[2, C]`."""
+
     def plain(a, x, center):
         axes = tuple(range(x.ndim - 1))
         return jnp.stack([a.sum(axes), (a * (x - center)).sum(axes)])
 
-    return backends.choose(backend, cpu.channel_sums, plain, a, x, center)
+    sums = backends.choose(backend, cpu.channel_sums, plain, a, x, center)
+    return sums / _count(x)
+
+
+def _count(x):
+    count = prod(x.shape[:-1])
+    return float(count) if isinstance(count, int) else count  # one of `jax.export`

@@ -335,6 +335,7 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
 def _bias_gradient(g, bias):
+    # The sums of g · g are for nothing, but quicker than XLA's sums of g alone.
     return None if bias is None else cpu.channel_sums(g, g, jnp.zeros_like(bias))[0]
 
 

@@ -229,19 +229,16 @@ def _join(cluster: Cluster) -> None:
 
 def _lost(cluster: Cluster, reason: str) -> str:
     """One line for processes that do not reach each other, or no longer do."""
-    local = re.match(r"(localhost|127\.[\d.]+):", cluster.coordinator or "")
+    line = f"the processes lost each other ({reason}); "
+    here = re.match(r"(localhost|127\.[\d.]+|\[::1\]):", cluster.coordinator or "")
     # A process gives the others the address that its own host's name stands for.
-    if found := re.search(r"remote=\[(127\.[\d.]+)\]", reason):
-        if not local:
-            return (
-                f"a host's name stands for {found[1]}, where other hosts do not reach "
-                "it; give it its own address in that host's /etc/hosts, and start all "
-                "processes again"
-            )
-    return (
-        f"the processes lost each other ({reason}); start all of them again with "
-        "--resume"
-    )
+    loopback = re.search(r"remote=\[(127\.[\d.]+|::1)\]", reason)
+    if loopback and not here:
+        line += (
+            f"if they are on several hosts, one's name stands for {loopback[1]} there: "
+            "give it its own address in /etc/hosts; "
+        )
+    return line + "start all of them again with --resume"
 
 
 def _broken_transfer(error: BaseException | None) -> str | None:
@@ -249,6 +246,6 @@ def _broken_transfer(error: BaseException | None) -> str | None:
     while error is not None:
         words = "" if isinstance(error, RunError) else str(error)
         if re.search("Gloo|NCCL|RCCL|coordination|[Bb]arrier", words):
-            return words.strip().splitlines()[0][:200]
+            return words.strip().splitlines()[0][:300]
         error = error.__cause__ or error.__context__
     return None

@@ -24,6 +24,9 @@ _LOST = re.compile(
     r"[EFW]\d{4} .*(coordination_service|preemption_sync_manager|client\.h)"
 )
 _CHATTER = re.compile(r"\[Gloo\] Rank \d+ is connected")
+_NO_ANSWER = (
+    r"Failed to send RPC to coordination service|absl::Status: DEADLINE_EXCEEDED"
+)
 _AGAIN = "start all processes again with --resume"
 
 
@@ -101,7 +104,7 @@ def explain(log: str, number: int, cluster: Cluster) -> str:
         return f"{several[0]} {', '.join(gone)}{of} {several[1]} gone; {_AGAIN}"
     if found := re.search(r"first task at the barrier: (\d+)", log):
         return f"process {found[1]}{of} has stopped: see what it said; {_AGAIN}"
-    if re.search("Failed to send RPC to coordination service|DEADLINE_EXCEEDED", log):
+    if re.search(_NO_ANSWER, log):
         return f"process 0{of} is gone; {_AGAIN}"
     if found := re.search(r"absl::Status: (.*)", log):
         return f"JAX stopped this process: {found[1]}; {_AGAIN}"

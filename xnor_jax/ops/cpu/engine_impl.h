@@ -15,7 +15,6 @@
 //
 // Everything is in an unnamed namespace, and no template of the standard library is used:
 // each copy is compiled for its own instructions, and the linker must not merge them.
-#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <type_traits>

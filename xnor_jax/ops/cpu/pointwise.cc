@@ -77,13 +77,13 @@ class PackFlags : public Operation {
  private:
   void Pixel(const uint8_t* x, uint32_t* y) const {
     const int64_t words = WordsFor(channels_);
-    for (int64_t word = 0; word < words; ++word, x += kPanel) {
+    for (int64_t word = 0; word < words; ++word) {
       const int64_t rest = channels_ - word * kPanel;
       uint64_t eights[kPanel / 8] = {};
       if (rest < kPanel)
-        std::memcpy(eights, x, rest);
+        std::memcpy(eights, x + word * kPanel, rest);
       else
-        std::memcpy(eights, x, kPanel);  // Its size known, it is no call.
+        std::memcpy(eights, x + word * kPanel, kPanel);  // Its size known, it is no call.
       for (int64_t flag = 0; flag < flags_; ++flag) {
         uint32_t bits = 0;
         for (int i = 0; i < kPanel / 8; ++i)

@@ -1,6 +1,7 @@
 // Sums over all pixels, channel by channel: what BatchNorm and biases ask for.
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "check.h"
@@ -15,6 +16,8 @@ namespace {
 
 constexpr int64_t kElements = 16384;  // a task's, about
 constexpr int64_t kLeast = 64;        // rows, so that the tasks' sums are few
+constexpr int64_t kNarrow = 128;      // channels
+constexpr int64_t kLanes = 16;        // of the widest vectors
 constexpr double kOnce = 4;  // multiplications in the time of an element read once
 
 using Floats = ffi::Buffer<ffi::F32>;
@@ -36,21 +39,32 @@ void Run(ffi::ThreadPool& pool, Floats& a, Floats& x, Floats& center, Floats& ou
   Require(o.size() == 2 && o[0] == 2 && o[1] == channels,
           "expected two sums for each channel");
 
+  // Few channels fill no vectors, but those of some rows side by side do.
+  const int64_t side = channels < kNarrow ? kLanes / std::gcd(channels, kLanes) : 1;
+  const int64_t wide = side * channels, whole = rows / side, size = 2 * wide;
+  std::vector<float> centers(wide);
+  for (int64_t i = 0; i < wide; ++i) centers[i] = center.typed_data()[i % channels];
+
   // What a task sums does not hang on the number of threads, and so no result does.
-  const int64_t each = std::max(kElements / channels, kLeast);
-  const int64_t tasks = (rows + each - 1) / each, size = 2 * channels;
-  std::vector<float> parts(tasks * size);
+  const int64_t each = std::max(kElements / wide, kLeast);
+  const int64_t tasks = (whole + each - 1) / each;
+  std::vector<float> parts(tasks * size), rest(2 * channels);
   const double work = kOnce * static_cast<double>(rows) * channels;
   Team team(pool, Helpers(pool, work), 1);
   team.For(tasks, [&](int64_t task) {
-    const int64_t first = task * each, at = first * channels;
-    ChosenEngine().channel_sums(a.typed_data() + at, x.typed_data() + at,
-                                center.typed_data(), std::min(each, rows - first),
-                                channels, parts.data() + task * size);
+    const int64_t first = task * each, at = first * wide;
+    ChosenEngine().channel_sums(a.typed_data() + at, x.typed_data() + at, centers.data(),
+                                std::min(each, whole - first), wide,
+                                parts.data() + task * size);
   });
-  std::vector<double> sums(size);
+  const int64_t at = whole * wide;
+  ChosenEngine().channel_sums(a.typed_data() + at, x.typed_data() + at, centers.data(),
+                              rows - whole * side, channels, rest.data());
+
+  std::vector<double> sums(rest.begin(), rest.end());
   for (int64_t task = 0; task < tasks; ++task)
-    for (int64_t i = 0; i < size; ++i) sums[i] += parts[task * size + i];
+    for (int64_t i = 0; i < size; ++i)
+      sums[i / wide * channels + i % channels] += parts[task * size + i];
   std::copy(sums.begin(), sums.end(), out.typed_data());
 }
 

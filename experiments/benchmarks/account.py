@@ -15,6 +15,8 @@ import measure
 from train_step import EPOCH_IMAGES
 
 PRODUCTS = ("ffi_call", "dot_general", "conv_general_dilated")
+# Calls of the library that multiply nothing: sums, and packing signs or flags.
+PASSES = re.compile(r'"xnor_jax_channel_sums"|steps = dense<\[(2|9),')
 OTHERS = "the batch; rule, Adam, projection"
 
 
@@ -115,8 +117,12 @@ def profiled(run) -> dict[str, float]:
 
 def scopes(program: str) -> dict[str, str]:
     """What JAX says an operation of a program's text comes from."""
-    named = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"', re.M)
-    return dict(named.findall(program))
+    named = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"')
+    found = {}
+    for line in program.splitlines():
+        if operation := named.match(line):
+            found[operation[1]] = operation[2] + "/pass" * bool(PASSES.search(line))
+    return found
 
 
 def account(

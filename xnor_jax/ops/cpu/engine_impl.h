@@ -333,23 +333,18 @@ inline void SumVectors(const float* a, const float* x, const float* center, int6
 
 void ChannelSums(const float* a, const float* x, const float* center, int64_t rows,
                  int64_t channels, float* sums) {
-  constexpr int64_t kAtOnce = 8;  // rows, so that memory is read nearly in order
-  constexpr int kVectors = 4;     // in registers
+  constexpr int kVectors = 4;  // in registers
   constexpr int64_t kOne = Floats::kLanes, kAll = kVectors * kOne;
-  for (int64_t left = rows; left > 0; left -= kAtOnce) {
-    const int64_t some = Smaller(left, kAtOnce);
-    int64_t c = 0;
-    for (; c + kAll <= channels; c += kAll)
-      SumVectors<kVectors>(a + c, x + c, center + c, some, channels, sums + c);
-    for (; c + kOne <= channels; c += kOne)
-      SumVectors<1>(a + c, x + c, center + c, some, channels, sums + c);
-    for (; c < channels; ++c)
-      for (int64_t i = c; i < some * channels; i += channels) {
-        sums[c] += a[i];
-        sums[channels + c] += a[i] * (x[i] - center[c]);
-      }
-    a += some * channels, x += some * channels;
-  }
+  int64_t c = 0;
+  for (; c + kAll <= channels; c += kAll)
+    SumVectors<kVectors>(a + c, x + c, center + c, rows, channels, sums + c);
+  for (; c + kOne <= channels; c += kOne)
+    SumVectors<1>(a + c, x + c, center + c, rows, channels, sums + c);
+  for (; c < channels; ++c)
+    for (int64_t i = c; i < rows * channels; i += channels) {
+      sums[c] += a[i];
+      sums[channels + c] += a[i] * (x[i] - center[c]);
+    }
 }
 
 void SumPool(const PoolJob& job, int64_t begin, int64_t end) {

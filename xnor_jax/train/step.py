@@ -18,6 +18,13 @@ from xnor_jax.train.recipe import Recipe
 MODELS = {"lenet5": models.LeNet5, "nin": models.NIN, "resnet18": models.ResNet18}
 
 
+# For what runs once: as `jax_disable_most_optimizations` has it, for one program.
+_IN_A_HURRY: Any = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
 class TrainState(NamedTuple):
     """Everything that a step changes; what a checkpoint holds."""
 
@@ -67,25 +74,35 @@ def create(
     Returns:
       The trainer and the initial state, its kernels centred and clamped.
     """
-    model = MODELS[recipe.model](
-        image_shape=image_shape,  # type: ignore[arg-type]
-        classes=classes,
-        binary=recipe.binary,
-        rule=recipe.rule,
-        multiplier=recipe.multiplier,
-        input_scale=recipe.input_scale,
-        compute_dtype=recipe.compute_dtype,
-        backend=backend,
-        rngs=nnx.Rngs(recipe.seed),
-    )
+
+    def build() -> nnx.Module:
+        return MODELS[recipe.model](
+            image_shape=image_shape,  # type: ignore[arg-type]
+            classes=classes,
+            binary=recipe.binary,
+            rule=recipe.rule,
+            multiplier=recipe.multiplier,
+            input_scale=recipe.input_scale,
+            compute_dtype=recipe.compute_dtype,
+            backend=backend,
+            rngs=nnx.Rngs(recipe.seed),
+        )
+
+    model = nnx.eval_shape(build)
     inner = masks.inner_kernels(model)
     schedule = make_schedule(recipe, steps_per_epoch)
     optimizer = make_optimizer(recipe, schedule, inner, masks.norm_scales(model))
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    if recipe.binary:
-        params = weights.project(params, inner)
-    state = TrainState(params, rest, optimizer.init(params), jnp.zeros((), jnp.int32))
-    return Trainer(recipe, source, graphdef, optimizer, schedule, inner), state
+    graphdef = nnx.graphdef(model)
+
+    @partial(jax.jit, compiler_options=_IN_A_HURRY)
+    def init() -> TrainState:
+        _, params, rest = nnx.split(build(), nnx.Param, ...)
+        if recipe.binary:
+            params = weights.project(params, inner)
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(params, rest, optimizer.init(params), step)
+
+    return Trainer(recipe, source, graphdef, optimizer, schedule, inner), init()
 
 
 def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from xnor_jax import models
 from xnor_jax.layers import batch_norm
 from xnor_jax.ops import cpu, norm
 
@@ -213,8 +214,6 @@ def test_under_vmap_and_shard_map():
 
 
 def test_networks_hand_their_backend_down():
-    from xnor_jax import models
-
     def calls(backend):
         model = models.LeNet5(backend=backend, rngs=nnx.Rngs(0))
         graph, state = nnx.split(model)

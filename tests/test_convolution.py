@@ -85,6 +85,24 @@ def on_xla(conv, *shapes: tuple[int, ...]) -> bool:
     return "convolution(" in jax.jit(conv).lower(*args).compile().as_text()
 
 
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_on_a_gpu_a_1x1_convolution_is_a_product_without_strides(strides):
+    """XLA's GPU compiler in JAX 0.10 fails where the strides are slices."""
+    pads, unit = ((0, 0),) * 2, (1, 1)
+    conv = partial(convolution.conv, strides=strides, padding=pads, dilation=unit)
+
+    def both(x, kernel):
+        y, pullback = jax.vjp(conv, x, kernel)
+        return y, pullback(y)
+
+    args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 6, 6, 4), (1, 1, 4, 5))]
+    text = jax.jit(both).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+    counts = [
+        text.count(f"stablehlo.{kind}") for kind in ("dot_general", "convolution")
+    ]
+    assert counts == ([3, 0] if strides == unit else [0, 3])
+
+
 # Odd sizes, a stride and a dilation that differ by axis, padding that differs by side.
 GEOMETRIES = {
     "rank 1": Geometry((9,), (4,), (2,), (2,), ((3, 1),)),

@@ -106,10 +106,17 @@ def conv(
     )
     if groups > 1:
         return xla(x, kernel)
-    if window == unit and not any(map(any, padding)):
+
+    def pointwise(x, kernel):
         pixels = x[(slice(None), *(slice(None, None, s) for s in strides))]
         matrix = kernel.reshape(kernel.shape[-2:])
         return jnp.matmul(pixels, matrix, preferred_element_type=accumulator)
+
+    if window == unit and not any(map(any, padding)):
+        if strides == unit:
+            return pointwise(x, kernel)
+        # XLA's GPU compiler draws the strides into the product: JAX 0.10's fails at it.
+        return lax.platform_dependent(x, kernel, cpu=pointwise, default=xla)
     if prod(kernel.shape[:-1]) > _LARGEST_PATCH:
         return xla(x, kernel)
 

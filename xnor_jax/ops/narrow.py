@@ -1,8 +1,9 @@
-"""Products of signs in bfloat16, their sums and results in float32.
+"""Products of signs in bfloat16, their sums in float32.
 
 Signs are exact in bfloat16 and their sums in float32, so a GPU's tensor cores give the
-integers of float32. Going back, what is rounded is the incoming gradient, once: its
-other operand is signs. (JAX's own transposition would widen both to float32.)
+integers of float32. Going back, the incoming gradient is rounded, its other operand is
+signs, and what comes out is rounded again: cuDNN multiplies in bfloat16 only where the
+result is of it, and XLA widens the operands of any other convolution to float32.
 """
 
 from functools import partial
@@ -16,8 +17,6 @@ from jax.typing import DTypeLike
 from xnor_jax import convolution
 from xnor_jax._kernel import scale, sign
 from xnor_jax.ops._geometry import DENSE, Geometry
-
-_LETTERS = "DHW"
 
 
 def rounded(x: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -51,75 +50,6 @@ def scaled_product(
     return _forward(geometry, groups, dtype, signs, binary_kernel)[0]
 
 
-def input_gradient(
-    geometry: Geometry, groups: int, g: jax.Array, kernel: jax.Array
-) -> jax.Array:
-    """The gradient at a convolution's input, in float32.
-
-    Args:
-      geometry: The convolution's.
-      groups: How many groups the channels fall into.
-      g: The gradient at its result, `[N, *out, C_out]`.
-      kernel: `[*window, C / groups, C_out]`, in the dtype of `g`.
-
-    Returns:
-      `[N, *spatial, C]`.
-    """
-    if _pointwise(geometry, groups):
-        matrix = kernel.reshape(kernel.shape[-2:])
-        return jnp.matmul(g, matrix.T, preferred_element_type=jnp.float32)
-    rank, features = len(geometry.window), kernel.shape[-1]
-    turned = jnp.flip(kernel, range(rank))
-    turned = turned.reshape(*turned.shape[:-1], groups, features // groups)
-    turned = jnp.moveaxis(turned, (-3, -1), (-1, -3))
-    turned = turned.reshape(*geometry.window, features // groups, -1)
-    axes = _LETTERS[-rank:]
-    return lax.conv_general_dilated(
-        g,
-        turned,
-        (1,) * rank,
-        geometry.transposed_padding,
-        lhs_dilation=geometry.strides,
-        rhs_dilation=geometry.dilation,
-        feature_group_count=groups,
-        dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
-        preferred_element_type=jnp.float32,
-    )
-
-
-def kernel_gradient(
-    geometry: Geometry, groups: int, x: jax.Array, g: jax.Array
-) -> jax.Array:
-    """The gradient at a convolution's kernel, in float32.
-
-    Args:
-      geometry: The convolution's.
-      groups: How many groups the channels fall into.
-      x: Its input, `[N, *spatial, C]`.
-      g: The gradient at its result, `[N, *out, C_out]`, in the dtype of `x`.
-
-    Returns:
-      `[*window, C / groups, C_out]`.
-    """
-    if _pointwise(geometry, groups):
-        rows = tuple(range(g.ndim - 1))
-        contracted = ((rows, rows), ((), ()))
-        matrix = lax.dot_general(x, g, contracted, preferred_element_type=jnp.float32)
-        return matrix.reshape(*geometry.window, *matrix.shape)
-    axes = _LETTERS[-len(geometry.window) :]
-    sides = zip(geometry.padding, geometry.unread, strict=True)
-    return lax.conv_general_dilated(
-        x,
-        g,
-        geometry.dilation,
-        [(before, after - unread) for (before, after), unread in sides],
-        rhs_dilation=geometry.strides,
-        batch_group_count=groups,
-        dimension_numbers=(f"C{axes}N", f"I{axes}O", f"{axes}NC"),
-        preferred_element_type=jnp.float32,
-    )
-
-
 def _forward(geometry, groups, dtype, signs, binary_kernel):
     narrow, kernel = signs.astype(dtype), sign(binary_kernel).astype(dtype)
     if geometry == DENSE:
@@ -143,15 +73,24 @@ def _backward(geometry, groups, dtype, residuals, g):
     plain, scaled = (
         rounded(a, dtype).astype(dtype) for a in (g, scale(kernel).astype(g.dtype) * g)
     )
-    d_signs = input_gradient(geometry, groups, scaled, sign(kernel).astype(dtype))
-    d_kernel = kernel_gradient(geometry, groups, signs, plain)
-    return d_signs.astype(g.dtype), d_kernel.astype(kernel.dtype)
+    product = partial(_product, geometry, groups)
+    kernel_signs = sign(kernel).astype(dtype)
+    to_signs = jax.linear_transpose(lambda s: product(s, kernel_signs), signs)
+    to_kernel = jax.linear_transpose(lambda k: product(signs, k), kernel_signs)
+    (d_signs,), (d_kernel,) = to_signs(scaled), to_kernel(plain)
+    # Once more: XLA may have kept the precision of its sums.
+    return (
+        rounded(d_signs.astype(g.dtype), dtype),
+        rounded(d_kernel.astype(kernel.dtype), dtype),
+    )
+
+
+def _product(geometry, groups, signs, kernel):
+    """The convolution in the dtype of its operands, as XLA's one operation."""
+    pixels = prod(geometry.window) == prod(geometry.strides) == groups == 1
+    if pixels and not geometry.padded:
+        return convolution.dot(signs, kernel.reshape(kernel.shape[-2:]))
+    return convolution.xla_conv(signs, kernel, groups=groups, **geometry.way)
 
 
 scaled_product.defvjp(_forward, _backward)
-
-
-def _pointwise(geometry: Geometry, groups: int) -> bool:
-    """Whether the convolution is one product of matrices."""
-    one = prod(geometry.window) == prod(geometry.strides) == groups == 1
-    return one and not geometry.padded

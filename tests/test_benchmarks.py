@@ -1,7 +1,9 @@
 """The benchmarks that no other test runs: the script on a GPU, the model on paper."""
 
 import importlib
+import importlib.util
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -101,3 +103,27 @@ def test_the_page_has_the_scripts_tables(scaling, capsys):
     page = (BENCHMARKS / "SCALING.md").read_text()
     for line in filter(None, tables.splitlines()):
         assert line in page, line
+
+
+def test_gpu_compile_reads_a_program_and_needs_the_plugin(monkeypatch):
+    script = importlib.import_module("gpu_compile")
+    back = 'metadata={op_name="jit(step)/transpose(jvp(block4))/conv_general_dilated"}'
+    text = f"""
+%fused (parameter_0: bf16[8,192], parameter_1: bf16[192,160]) -> f32[8,160] {{
+  ROOT %dot.1 = f32[8,160]{{1,0}} dot(%parameter_0, %parameter_1), \
+metadata={{op_name="jit(step)/jvp(block2)/jit(conv)/dot_general"}}
+}}
+  %a = s8[8,8]{{1,0}} parameter(0)
+  %conv.2 = (s32[8,8]{{1,0}}, u8[0]) custom-call(%a, %a), \
+custom_call_target="__cudnn$convBackwardFilter", {back}
+  %sorted = s8[8,8]{{1,0}} custom-call(%a, %a), custom_call_target="Sort", {back}
+"""
+    assert [*script.products(text)] == [
+        (False, "XLA's own, Triton", "bf16 · bf16", "f32", "block2"),
+        (True, "cuDNN", "s8 · s8", "s32", "block4"),
+    ]
+    if importlib.util.find_spec("jax_plugins") is None:
+        monkeypatch.setattr(sys, "argv", ["gpu_compile", "--tiny"])
+        monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+        with pytest.raises(SystemExit, match=r"needs JAX's plugin, pip install 'jax\["):
+            script.main()

@@ -310,7 +310,7 @@ def _bench(args: list[str]) -> None:
         /,
         batch_sizes: tuple[int, ...] = (1, 128),
         rounds: int = 10,
-        backend: Literal["auto", "float", "xla", "gpu", "cpu"] = "auto",
+        backend: Literal["auto", "float", "xla", "gpu", "pallas", "cpu"] = "auto",
     ) -> tuple[Path, tuple[int, ...], int, str]:
         """Time a packed network on the CPU, beside the same network in floats.
 

@@ -26,13 +26,13 @@ def without_library(monkeypatch):
     monkeypatch.setattr(cpu, "is_available", lambda: False)
 
 
-def test_every_platform_has_three():
-    assert ops.available_backends()[:3] == ("float", "xla", "gpu")
+def test_every_platform_has_four():
+    assert ops.available_backends()[:4] == ("float", "xla", "gpu", "pallas")
     assert ("cpu" in ops.available_backends()) == cpu.is_available()
 
 
 def test_auto_is_xla_where_nothing_was_compiled(without_library):
-    assert ops.available_backends() == ("float", "xla", "gpu")
+    assert ops.available_backends() == ("float", "xla", "gpu", "pallas")
     text = lowered(IMAGES, KERNEL)
     assert "popcnt" in text
     assert "custom_call" not in text

@@ -179,7 +179,7 @@ IMAGES, KERNEL = np.ones((2, 5, 5, 6), "f"), np.ones((3, 3, 6, 4), "f")
         (
             {"backend": "tpu"},
             ValueError,
-            "'auto', 'float', 'xla', 'gpu', 'cpu', got 'tpu'",
+            "'auto', 'float', 'xla', 'gpu', 'pallas', 'cpu', got 'tpu'",
         ),
     ],
 )

@@ -14,12 +14,12 @@ def test_popcounts_over_any_number_of_words(count, groups):
     a = rng.integers(0, 2**32, (5, groups, count), dtype=np.uint32)
     b = rng.integers(0, 2**32, (groups, count, 7), dtype=np.uint32)
     expected = np.bitwise_count(a[..., None] ^ b).sum(axis=2, dtype=np.int64)
-    np.testing.assert_array_equal(jax.jit(xla._popcounts)(a, b), expected)
+    np.testing.assert_array_equal(jax.jit(xla.popcounts)(a, b), expected)
 
 
 def test_no_array_has_the_size_of_the_broadcast_product():
     rows, words, columns = 128, 72, 256
-    text = jax.jit(xla._popcounts).lower(
+    text = jax.jit(xla.popcounts).lower(
         jnp.zeros((rows, 1, words), jnp.uint32),
         jnp.zeros((1, words, columns), jnp.uint32),
     )

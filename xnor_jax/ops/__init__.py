@@ -7,7 +7,8 @@ Signs come as floats (`binary_conv`, `binary_matmul`) or as bits (`packed_conv`,
 All of it runs under `jit`, `vmap` and `shard_map`. Under `jit` alone, images that are
 sharded along their first axis, and divide, stay on their devices; the compiled backend
 gathers what else is sharded. A program with it has one mesh, and `jax.export` takes it
-for a single device only: other backends have no such limits.
+for a single device only: other backends have no such limits, but that under `jit` alone
+`pallas` gathers whatever is sharded.
 """
 
 from xnor_jax.ops.backends import available_backends

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from xnor_jax import convolution
-from xnor_jax.ops import bits, cpu, gpu, xla
+from xnor_jax.ops import bits, cpu, gpu, pallas, xla
 from xnor_jax.ops import float as floats
 from xnor_jax.ops._geometry import Geometry
 from xnor_jax.ops.bits import WORD
@@ -18,7 +18,7 @@ from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel, unpack_kernel
 
-NAMES = ("float", "xla", "gpu", "cpu")
+NAMES = ("float", "xla", "gpu", "pallas", "cpu")
 # Those that multiply signs as numbers of their `DTYPE`, not as bits.
 UNPACKED = {"float": floats, "gpu": gpu}
 Function = Callable[..., jax.Array]
@@ -31,8 +31,8 @@ def available_backends() -> tuple[str, ...]:
     """The backends that can be asked for by name here.
 
     Returns:
-      `"float"`, `"xla"` and `"gpu"`, which run on every platform, and `"cpu"` where the
-      compiled library is loaded.
+      `"float"`, `"xla"`, `"gpu"` and `"pallas"`, which run on every platform, and
+      `"cpu"` where the compiled library is loaded.
     """
     return NAMES if cpu.is_available() else NAMES[:-1]
 
@@ -172,6 +172,9 @@ def conv_words(
         return _run(x, step, epilogue, jnp.int32, geometry.out, kernel.out_features)
 
     plain = partial(xla.conv_words, **options)
+    if backend == "pallas":
+        own = partial(plain, count=pallas.popcounts)
+        return lax.platform_dependent(words, kernel, epilogue, cuda=own, default=plain)
     return choose(backend, compiled, plain, words, kernel, epilogue)
 
 

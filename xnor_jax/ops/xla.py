@@ -5,6 +5,7 @@ then word by word `popcount(a xor b)` is added onto all sums at once: some words
 fused pass over the sums, and those passes in a loop.
 """
 
+from collections.abc import Callable
 from functools import reduce
 from itertools import product
 from math import ceil, prod
@@ -33,6 +34,7 @@ def conv_words(
     strides: tuple[int, ...],
     padding: Pads,
     dilation: tuple[int, ...],
+    count: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """The convolution of signs on words; a tap outside the image adds 0.
 
@@ -43,16 +45,18 @@ def conv_words(
       strides: One per spatial axis.
       padding: (before, after) each spatial axis.
       dilation: One per spatial axis.
+      count: What `popcounts`, the default, does.
 
     Returns:
       int32 or float32 `[N, *out, C_out]`, or uint32 `[N, *out, ceil(C_out / 32)]`.
     """
+    count = count or popcounts
     way = Geometry(words.shape[1:-2], kernel.window, strides, padding, dilation)
     taps, groups = prod(kernel.window), kernel.groups
     matrix = columns(kernel)
     matrix = matrix.reshape(groups, taps, -1, matrix.shape[-1])
     flat = matrix.reshape(groups, -1, matrix.shape[-1])
-    different = _popcounts(_patches(words, way), flat)
+    different = count(_patches(words, way), flat)
     # Modulo 2³², so a product that overflows on the way still ends at the right sum.
     acc = jnp.int32(taps * kernel.in_features) - 2 * different
     if way.padded:
@@ -98,8 +102,16 @@ def _patches(words: jax.Array, way: Geometry) -> jax.Array:
     return patches.reshape(-1, groups, len(shifted) * each)
 
 
-def _popcounts(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`Σ_w popcount(a[r, g, w] xor b[g, w, n])`: int32 `[R, G, O]`."""
+def popcounts(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`Σ_w popcount(a[r, g, w] xor b[g, w, n])`.
+
+    Args:
+      a: uint32 `[R, G, W]`.
+      b: uint32 `[G, W, N]`.
+
+    Returns:
+      int32 `[R, G, N]`.
+    """
     count = a.shape[-1]
     passes = 1 if count <= _ONE_PASS else ceil(count / _PASS)
     size = ceil(count / passes)

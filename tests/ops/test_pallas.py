@@ -1,0 +1,69 @@
+"""The `pallas` backend: its kernel interpreted, lowered for CUDA, and run on a GPU."""
+
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+
+from xnor_jax import ops
+from xnor_jax.ops import pallas, xla
+
+interpreted = partial(pallas.popcounts, interpret=True)
+
+
+def words(rng, *shape):
+    return rng.integers(0, 2**32, shape, dtype=np.uint32)
+
+
+@given(
+    rows=st.integers(0, 2 * pallas.TILE + 1),
+    groups=st.integers(1, 3),
+    count=st.integers(0, 40),
+    columns=st.integers(0, pallas.TILE + 1),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_counts_are_the_popcounts(rows, groups, count, columns, seed):
+    rng = np.random.default_rng(seed)
+    a, b = words(rng, rows, groups, count), words(rng, groups, count, columns)
+    expected = np.bitwise_count(a[..., None] ^ b).sum(axis=2, dtype=np.int32)
+    counts = interpreted(a, b)
+    assert counts.dtype == jnp.int32
+    np.testing.assert_array_equal(counts, expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_padded_convolution_is_the_xla_backends(groups):
+    rng = np.random.default_rng(0)
+    kernel = ops.pack_kernel(rng.normal(size=(3, 3, 40, 80)).astype("f"), groups)
+    way = dict(strides=(2, 1), padding=((1, 1), (2, 0)), dilation=(1, 2))
+    run = partial(xla.conv_words, words(rng, 2, 9, 8, groups, 2), kernel, ops.Sums())
+    np.testing.assert_array_equal(run(**way, count=interpreted), run(**way))
+
+
+def test_programs_for_cuda_call_the_kernel():
+    options = {"device_kind": "NVIDIA H100 80GB HBM3", "num_cores": None}
+    if "platform" in inspect.signature(AbstractDevice).parameters:  # not in JAX 0.10.0
+        options["platform"] = "cuda"
+    mesh = AbstractMesh((), (), abstract_device=AbstractDevice(**options))
+    x, kernel = jnp.ones((2, 11, 13, 40)), jnp.ones((3, 3, 40, 70))
+    run = jax.jit(partial(ops.binary_conv, strides=1, padding="SAME", backend="pallas"))
+    with use_abstract_mesh(mesh):
+        text = run.trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
+    (call,) = (line for line in text.splitlines() if "custom_call" in line)
+    assert "triton" in call
+    # 286 rows and 70 columns in tiles of 64.
+    assert "grid_x = 5 : i32, grid_y = 2 : i32, grid_z = 1 : i32" in call
+
+
+def test_it_gives_the_integers_of_xla_on_every_platform():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 17, 16, 70)).astype("f")
+    kernel = rng.normal(size=(3, 3, 70, 130)).astype("f")
+    run = partial(ops.binary_conv, x, kernel, strides=1, padding="SAME")
+    np.testing.assert_array_equal(run(backend="pallas"), run(backend="xla"))

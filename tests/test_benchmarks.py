@@ -29,12 +29,26 @@ def scaling():
     return importlib.import_module("scaling")
 
 
-def test_gpu_step_refuses_a_machine_without_one(monkeypatch):
+@pytest.mark.parametrize("name", ["gpu_step", "gpu_packed"])
+def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch, name):
     if jax.default_backend() == "gpu":
         pytest.skip("there is one here")
-    monkeypatch.setattr(sys, "argv", ["gpu_step"])
+    monkeypatch.setattr(sys, "argv", [name])
     with pytest.raises(SystemExit, match="expected a GPU that JAX can use, found cpu"):
-        importlib.import_module("gpu_step").main()
+        importlib.import_module(name).main()
+
+
+def test_gpu_packed_runs_small(monkeypatch, capsys, quick_compilation):
+    options = ["--tiny", "--rounds", "1", "--seconds", "0.01"]
+    monkeypatch.setattr(sys, "argv", ["gpu_packed", *options])
+    importlib.import_module("gpu_packed").main()
+    out = capsys.readouterr().out
+    assert "no GPU: these figures say only that the script runs" in out
+    for row in ("| tiny | 2 |", "| LeNet5, packed | 2 |"):
+        (line,) = (line for line in out.splitlines() if line.startswith(row))
+        cells = [cell.strip(" *") for cell in line.split("|")[3:-1]]
+        assert len(cells) == 4
+        assert all(float(cell) > 0 for cell in cells)
 
 
 def test_gpu_step_runs_small(monkeypatch, capsys, quick_compilation):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import gpu_packed
 import gpu_step
 import measure
 import train_step
@@ -44,12 +45,6 @@ dnn_version_info { major: 9 minor: 10 }
 runtime_version { major: 12 minor: 9 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-# Layers of NIN and XNOR-ResNet-18: images' height, width and channels, then the kernel.
-LAYERS = {
-    "NIN block4": ((16, 16, 96), (5, 5, 96, 192)),
-    "NIN block7": ((8, 8, 192), (3, 3, 192, 192)),
-    "ResNet-18 stage 4": ((14, 14, 512), (3, 3, 512, 512)),
-}
 CALLS = {"__cudnn": "cuDNN", "__cublas": "cuBLAS", "__gpu": "ours, Triton"}
 
 
@@ -137,7 +132,7 @@ def layers(batch: int, device: Any) -> None:
     print(f"\nbinary layers, batch {batch}, float images in, sums out")
     print("| layer | backend | by | operands | MB beside both |")
     print("|---|---|---|---|---|")
-    for name, (image, kernel) in LAYERS.items():
+    for name, (image, kernel) in gpu_packed.LAYERS.items():
         for backend in ("xla", "gpu", "pallas"):
             run = partial(ops.binary_conv, strides=1, padding="SAME", backend=backend)
             shapes = [

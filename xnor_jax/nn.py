@@ -170,7 +170,7 @@ class BinaryConv(_Binary):
       dtype: Of what comes in and goes out; None for that of input and kernel together.
       compute_dtype: Of the operands of the products of signs, float32 or bfloat16. The
         sums are the same integers in both; gradients are rounded to it before they are
-        multiplied by signs, and after.
+        multiplied by signs, and those of signs after it too.
       param_dtype: Of the latent kernel and the bias.
       kernel_init: Initializer of the latent kernel.
       bias_init: Initializer of the bias.
@@ -313,7 +313,7 @@ class BinaryLinear(_Binary):
       dtype: Of what comes in and goes out; None for that of input and kernel together.
       compute_dtype: Of the operands of the products of signs, float32 or bfloat16. The
         sums are the same integers in both; gradients are rounded to it before they are
-        multiplied by signs, and after.
+        multiplied by signs, and those of signs after it too.
       param_dtype: Of the latent kernel and the bias.
       kernel_init: Initializer of the latent kernel.
       bias_init: Initializer of the bias.

@@ -79,9 +79,17 @@ def test_results_are_those_of_float32_to_the_last_bit(
     np.testing.assert_array_equal(y, expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_round_what_comes_in_and_what_goes_out(backend, name):
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        (backend, name)
+        for backend in BACKENDS
+        for name, (geometry, groups) in CASES.items()
+        # The library has no others.
+        if backend == "float" or (groups == 1 and len(geometry.window) < 3)
+    ],
+)
+def test_gradients_round_what_comes_in_and_what_goes_to_the_signs(backend, name):
     """By the formula in float64, of a gradient that is rounded to 8 bits first."""
     geometry, groups = CASES[name]
     x, kernel = draw(geometry, groups)
@@ -98,7 +106,7 @@ def test_gradients_round_what_comes_in_and_what_goes_out(backend, name):
             geometry=geometry,
             groups=groups,
             compute_dtype=jnp.bfloat16,
-            backend=backend if len(geometry.window) < 3 else "float",
+            backend=backend,
         )
 
     y = jax.eval_shape(product, x, kernel)
@@ -118,15 +126,16 @@ def test_gradients_round_what_comes_in_and_what_goes_out(backend, name):
         expected_x = np.where(jnp.abs(x) < 1, pull(bfloat16(alpha * g))[0], 0)
         expected_x = expected_x if keep is None else np.where(keep, expected_x, 0)
         expected_kernel = np.asarray(pull(bfloat16(g))[1])
-    for found, expected in ((d_x, expected_x), (d_kernel * kept, expected_kernel)):
-        # A sum that cancels is as exact as float32 adds it up.
-        np.testing.assert_allclose(found, expected, rtol=2**-8, atol=1e-4)
+        expected_kernel = expected_kernel / kept
+    # A sum that cancels is as exact as float32 adds it up.
+    np.testing.assert_allclose(d_x, expected_x, rtol=2**-8, atol=1e-5)
     np.testing.assert_array_equal(d_x, narrow.rounded(d_x, jnp.bfloat16))
+    np.testing.assert_allclose(d_kernel, expected_kernel, rtol=1e-5, atol=1e-4)
 
 
 def test_programs_for_a_gpu_multiply_bfloat16():
-    """Into float32 on the way forward, which is exact, and into bfloat16 back."""
-    for geometry, groups in CASES.values():
+    """Forward into float32, which is exact; back into bfloat16, but for the kernel."""
+    for name, (geometry, groups) in CASES.items():
         x, kernel = draw(geometry, groups)
         product = partial(
             training.binary_product,
@@ -146,12 +155,15 @@ def test_programs_for_a_gpu_multiply_bfloat16():
             for line in text.splitlines()
             if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
         ]
-        results = []
+        found = []
         for line in lines:
             operands, result = line.rsplit(" : ", 1)[1].split(" -> ")
-            assert operands.count("bf16>") == 2
-            results.append(result.strip().rsplit("x")[-1])
-        assert sorted(results) == ["bf16>", "bf16>", "f32>"]
+            found.append((operands.count("bf16>"), result.strip().rsplit("x")[-1]))
+        # XLA widens a window's product whose result is of float32: so does the program.
+        kernel_gradient = 2 if name in ("dense", "1×1") else 0
+        assert sorted(found) == sorted(
+            [(2, "f32>"), (2, "bf16>"), (kernel_gradient, "f32>")]
+        )
 
 
 def test_layers_hand_the_dtype_down():

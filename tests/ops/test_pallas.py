@@ -57,11 +57,26 @@ def test_programs_for_cuda_call_the_kernel():
         text = run.trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
     (call,) = (line for line in text.splitlines() if "custom_call" in line)
     assert "triton" in call
+    assert "popc.b32" in call
     # 286 rows and 70 columns in tiles of 64.
     assert "grid_x = 5 : i32, grid_y = 2 : i32, grid_z = 1 : i32" in call
 
 
-def test_it_gives_the_integers_of_xla_on_every_platform():
+@pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0)])
+def test_vmap_counts_the_rows_of_all(mapped):
+    rng = np.random.default_rng(0)
+    a = words(rng, *([4] if mapped[0] == 0 else []), 70, 2, 3)
+    b = words(rng, *([4] if mapped[1] == 0 else []), 2, 3, 5)
+    run = jax.vmap(interpreted, mapped)
+    expected = jax.vmap(xla.popcounts, mapped)(a, b)
+    np.testing.assert_array_equal(run(a, b), expected)
+    # 4 · 70 rows are 5 tiles, but 2 tiles for each of the 4.
+    grid = "(5, 1, 2)" if mapped == (0, None) else "(4, 2, 1, 2)"
+    assert f"grid={grid}" in str(jax.make_jaxpr(run)(a, b))
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="elsewhere it is xla itself")
+def test_it_gives_the_integers_of_xla():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 17, 16, 70)).astype("f")
     kernel = rng.normal(size=(3, 3, 70, 130)).astype("f")

@@ -7,8 +7,9 @@ Signs come as floats (`binary_conv`, `binary_matmul`) or as bits (`packed_conv`,
 All of it runs under `jit`, `vmap` and `shard_map`. Under `jit` alone, images that are
 sharded along their first axis, and divide, stay on their devices; the compiled backend
 gathers what else is sharded. A program with it has one mesh, and `jax.export` takes it
-for a single device only: other backends have no such limits, but that under `jit` alone
-`pallas` gathers whatever is sharded.
+for a single device only. `pallas` gathers whatever is sharded, under `jit` alone, and
+its programs for CUDA cannot be exported, nor lowered for other platforms at once. Other
+backends have no such limits.
 """
 
 from xnor_jax.ops.backends import available_backends

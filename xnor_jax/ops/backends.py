@@ -31,8 +31,9 @@ def available_backends() -> tuple[str, ...]:
     """The backends that can be asked for by name here.
 
     Returns:
-      `"float"`, `"xla"`, `"gpu"` and `"pallas"`, which run on every platform, and
-      `"cpu"` where the compiled library is loaded.
+      `"float"`, `"xla"`, `"gpu"` and `"pallas"`, which run on every platform (the last
+      needs compute capability 8.0 on CUDA, and is `"xla"` elsewhere), and `"cpu"` where
+      the compiled library is loaded.
     """
     return NAMES if cpu.is_available() else NAMES[:-1]
 

@@ -1,9 +1,10 @@
 """Products of signs in bfloat16, their sums in float32.
 
 Signs are exact in bfloat16 and their sums in float32, so a GPU's tensor cores give the
-integers of float32. Going back, the incoming gradient is rounded, its other operand is
-signs, and what comes out is rounded again: cuDNN multiplies in bfloat16 only where the
-result is of it, and XLA widens the operands of any other convolution to float32.
+integers of float32. Going back, the incoming gradient is rounded; its other operand is
+signs. The gradient of the signs is rounded once more: cuDNN multiplies in bfloat16 only
+where the result is of it, and XLA widens the operands of any other convolution. That of
+the kernel stays in float32, in which several devices add it up.
 """
 
 from functools import partial
@@ -73,24 +74,38 @@ def _backward(geometry, groups, dtype, residuals, g):
     plain, scaled = (
         rounded(a, dtype).astype(dtype) for a in (g, scale(kernel).astype(g.dtype) * g)
     )
-    product = partial(_product, geometry, groups)
-    kernel_signs = sign(kernel).astype(dtype)
-    to_signs = jax.linear_transpose(lambda s: product(s, kernel_signs), signs)
-    to_kernel = jax.linear_transpose(lambda k: product(signs, k), kernel_signs)
-    (d_signs,), (d_kernel,) = to_signs(scaled), to_kernel(plain)
-    # Once more: XLA may have kept the precision of its sums.
-    return (
-        rounded(d_signs.astype(g.dtype), dtype),
-        rounded(d_kernel.astype(kernel.dtype), dtype),
-    )
+    d_signs = _signs_gradient(geometry, groups, signs, kernel, scaled)
+    d_kernel = _kernel_gradient(geometry, groups, signs, kernel, plain)
+    # XLA may have kept the precision of its sums.
+    d_signs = rounded(d_signs.astype(g.dtype), dtype)
+    return d_signs, d_kernel.astype(kernel.dtype)
 
 
-def _product(geometry, groups, signs, kernel):
-    """The convolution in the dtype of its operands, as XLA's one operation."""
-    pixels = prod(geometry.window) == prod(geometry.strides) == groups == 1
-    if pixels and not geometry.padded:
-        return convolution.dot(signs, kernel.reshape(kernel.shape[-2:]))
-    return convolution.xla_conv(signs, kernel, groups=groups, **geometry.way)
+def _signs_gradient(geometry, groups, signs, kernel, g):
+    kernel = sign(kernel).astype(g.dtype)
+    if _pointwise(geometry, groups):
+        return convolution.dot(g, kernel.reshape(kernel.shape[-2:]).T)
+    conv = partial(convolution.xla_conv, groups=groups, **geometry.way)
+    return jax.linear_transpose(lambda signs: conv(signs, kernel), signs)(g)[0]
+
+
+def _kernel_gradient(geometry, groups, signs, kernel, g):
+    if _pointwise(geometry, groups):
+        rows = tuple(range(g.ndim - 1))
+        contracted = ((rows, rows), ((), ()))
+        matrix = lax.dot_general(
+            signs, g, contracted, preferred_element_type=jnp.float32
+        )
+        return matrix.reshape(kernel.shape)
+    conv = partial(convolution.xla_conv, groups=groups, **geometry.way)
+    signs, kernel, g = (a.astype(jnp.float32) for a in (signs, kernel, g))
+    return jax.linear_transpose(lambda kernel: conv(signs, kernel), kernel)(g)[0]
+
+
+def _pointwise(geometry: Geometry, groups: int) -> bool:
+    """Whether the convolution is one product of matrices."""
+    one = prod(geometry.window) == prod(geometry.strides) == groups == 1
+    return one and not geometry.padded
 
 
 scaled_product.defvjp(_forward, _backward)

@@ -2,8 +2,11 @@
 
 It is the `xla` backend but for the step that costs: counting the bits in which rows and
 columns differ. Each block of threads keeps a tile of the counts in registers and walks
-along the words, so that no count goes through memory on the way.
+along the words, so that no count goes through memory on the way. The GPU has to be of
+compute capability 8.0 or above, as XLA's Triton asks.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +29,21 @@ def popcounts(a: jax.Array, b: jax.Array, *, interpret: bool = False) -> jax.Arr
     Returns:
       int32 `[R, G, N]`.
     """
+    count = jax.custom_batching.custom_vmap(partial(_popcounts, interpret))
+
+    @count.def_vmap
+    def over_rows(size, mapped, a, b):
+        # Tiles are filled with the rows of all, not with those of each.
+        if not mapped[1]:
+            counts = popcounts(a.reshape(-1, *a.shape[2:]), b, interpret=interpret)
+            return counts.reshape(*a.shape[:2], *counts.shape[1:]), True
+        axes = [0 if axis else None for axis in mapped]
+        return jax.vmap(partial(_popcounts, interpret), axes)(a, b), True
+
+    return count(a, b)
+
+
+def _popcounts(interpret: bool, a: jax.Array, b: jax.Array) -> jax.Array:
     # Here, for what is not on a GPU need not wait for it.
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton

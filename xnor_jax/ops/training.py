@@ -166,7 +166,7 @@ def binary_product(
       relu: Whether a ReLU follows.
       compute_dtype: Of the products' operands, where it is narrower than float32 and
         than that of `x`: the sums stay the same integers, and gradients are rounded to
-        it before they are multiplied by signs, and after.
+        it before they are multiplied by signs, that of `x` after it too.
       backend: `"auto"` or `"cpu"` for the compiled library; others are XLA's floats.
 
     Returns:
@@ -304,13 +304,13 @@ def _on_bits_bwd(geometry, keep_rate, relu, dtype, residuals, g):
         plain = narrow.rounded(g, dtype)
         scaled, factor = narrow.rounded(scale(factor) * g, dtype), sign(kernel)
     shape, way = kernel.shape, geometry.way
-    d_kernel = cpu.kernel_gradient(words, others, plain, shape, **way)
+    d_kernel = cpu.kernel_gradient(words, others, plain, shape, **way) / keep_rate
     d_x = input_gradient(geometry, scaled, factor)
     if dtype is not None:
-        d_kernel, d_x = narrow.rounded(d_kernel, dtype), narrow.rounded(d_x, dtype)
+        d_x = narrow.rounded(d_x, dtype)
     # Nor does it pass what was dropped.
     blocked = unpack_negative(outside | (words ^ others), d_x.shape[-1])
-    return jnp.where(blocked, 0, d_x), d_kernel / keep_rate, d_bias, None
+    return jnp.where(blocked, 0, d_x), d_kernel, d_bias, None
 
 
 _on_bits.defvjp(_on_bits_fwd, _on_bits_bwd)

@@ -242,6 +242,16 @@ def test_the_last_words_of_jax_become_a_line(log, words):
     assert line == words + AGAIN.strip()
 
 
+def test_lines_of_gloo_that_run_into_each_other_are_chatter():
+    tail = (
+        " is connected to 3 peer ranks. Expected number of connected peer ranks is : 3"
+    )
+    for line in (f"[Gloo] Rank 1{tail}", f"[Gloo] Rank 1[Gloo] Rank 0{tail}", tail, ""):
+        assert supervisor.is_chatter(f"{line}\n")
+    for line in (f"xnor-jax: [Gloo] Rank 1{tail}", "[Gloo] timed out", f"{tail} of 4"):
+        assert not supervisor.is_chatter(f"{line}\n")
+
+
 @pytest.mark.parametrize(
     ("coordinator", "address", "said"),
     [

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from xnor_jax import rules, weights
-from xnor_jax._kernel import check_kernel
+from xnor_jax._kernel import check_kernel, wide_dtype
 from xnor_jax._tree import Mask, map_kernels, resolve_mask
 from xnor_jax.rules import Rule
 from xnor_jax.weights import sign
@@ -158,6 +158,113 @@ def binop(
         inner,
         project(mask, scale_mask=scale_mask, scale_minimum=scale_minimum),
     )
+
+
+class BopState(NamedTuple):
+    """State of `bop`."""
+
+    count: jax.Array  # int32 [], steps taken
+    mu: Any  # the tree of the binary kernels: the mean of their gradients
+    nu: Any  # the same of their squares in the second-order form; else None
+
+
+def bop(
+    gamma: optax.ScalarOrSchedule = 1e-4,
+    threshold: optax.ScalarOrSchedule = 1e-8,
+    *,
+    sigma: optax.ScalarOrSchedule | None = None,
+    epsilon: float = 1e-10,
+    mask: Mask = None,
+    inner: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Bop, the binary optimizer: weights that turn their sign, without latent values.
+
+    `m ← (1 − γ)·m + γ·g`; where `|m| ≥ τ` and `sign(m) = sign(w)`: `w ← −w`. In the
+    second-order form `m / (√v + ε)` is compared with τ, where `v ← (1 − σ)·v + σ·g²`.
+
+    The kernels are −1 or +1 after the first step, whatever they were before, and α is 1.
+    Their gradient must arrive unscaled: take the rule `"ste"`, and no `project`, which
+    would centre them.
+
+    Args:
+      gamma: γ in (0, 1], how fast the mean of the gradients follows; or a schedule.
+      threshold: τ ≥ 0, the mean that turns a weight; or a schedule.
+      sigma: σ in (0, 1], how fast the mean of the squares follows, or a schedule; None
+        for the first-order form. With it, γ is about 1e-7, σ 1e-3 and τ 1e-6.
+      epsilon: ε of the second-order form, above 0.
+      mask: The binary kernels; None for every leaf.
+      inner: The optimizer of all other leaves; None leaves them as they are.
+
+    Returns:
+      A transformation; its `update` needs `params`.
+
+    Raises:
+      ValueError: For a number out of its range.
+
+    References:
+      Helwegen et al., Latent Weights Do Not Exist: Rethinking Binarized Neural Network
+      Optimization, 2019; Suarez-Ramirez et al., A Bop and Beyond, 2021.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, xnor_jax as xnor
+      >>> params = {"kernel": jnp.array([[1.0], [-1.0]]), "bias": jnp.zeros(1)}
+      >>> optimizer = xnor.optim.bop(
+      ...     gamma=0.1, mask={"kernel": True, "bias": False}, inner=optax.sgd(0.5)
+      ... )
+      >>> state = optimizer.init(params)
+      >>> grads = {"kernel": jnp.array([[2.0], [2.0]]), "bias": jnp.ones(1)}
+      >>> updates, state = optimizer.update(grads, state, params)
+      >>> optax.apply_updates(params, updates)
+      {'bias': Array([-0.5], dtype=float32), 'kernel': Array([[-1.], [-1.]], dtype=float32)}
+    """
+    for name, value, expected, holds in (
+        ("gamma", gamma, "a number in (0, 1]", lambda x: 0 < x <= 1),
+        ("threshold", threshold, "a number of at least 0", lambda x: x >= 0),
+        ("sigma", sigma, "a number in (0, 1]", lambda x: x is None or 0 < x <= 1),
+        ("epsilon", epsilon, "a number above 0", lambda x: x > 0),
+    ):
+        known = not callable(value) and not isinstance(value, jax.core.Tracer)
+        if known and not holds(value):
+            raise ValueError(f"bop: expected {name} to be {expected}, got {value}")
+
+    def init(params):
+        def zeros(kernel):
+            check_kernel(kernel)
+            return jnp.zeros(kernel.shape, wide_dtype(kernel))
+
+        mu = map_kernels("bop", zeros, None, params)
+        nu = None if sigma is None else jax.tree.map(jnp.zeros_like, mu)
+        return BopState(jnp.zeros((), jnp.int32), mu, nu)
+
+    def update(grads, state, params=None):
+        _require("bop", params, grads)
+        at = lambda value: value(state.count) if callable(value) else value  # noqa: E731
+
+        def average(rate, power):
+            def follow(mean, grad):
+                return (1 - rate) * mean + rate * grad.astype(mean.dtype) ** power
+
+            return follow
+
+        def signs(kernel, mean, square=None):
+            drive = mean if square is None else mean / (jnp.sqrt(square) + epsilon)
+            turned = (jnp.abs(drive) >= at(threshold)) & (sign(drive) == sign(kernel))
+            target = jnp.where(turned, -sign(kernel), sign(kernel))
+            return target - kernel
+
+        mu = jax.tree.map(average(at(gamma), 1), state.mu, grads)
+        moments = [mu]
+        if sigma is not None:
+            moments.append(jax.tree.map(average(at(sigma), 2), state.nu, grads))
+        updates = jax.tree.map(signs, params, *moments)
+        nu = None if sigma is None else moments[1]
+        return updates, BopState(optax.safe_increment(state.count), mu, nu)
+
+    binary = optax.GradientTransformation(init, update)
+    if mask is None:
+        return optax.with_extra_args_support(binary)
+    parts = {True: binary, False: inner or optax.set_to_zero()}
+    return optax.partition(parts, lambda params: resolve_mask("bop", mask, params))
 
 
 class SignFlipsState(NamedTuple):

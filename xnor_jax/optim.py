@@ -10,12 +10,14 @@
 >>> params = optax.apply_updates(params, updates)  # centred and clamped
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from xnor_jax import rules, weights
 from xnor_jax._kernel import check_kernel, wide_dtype
@@ -163,7 +165,7 @@ def binop(
 class BopState(NamedTuple):
     """State of `bop`."""
 
-    count: jax.Array  # int32 [], steps taken
+    step: jax.Array  # int32 [], steps taken
     mu: Any  # the tree of the binary kernels: the mean of their gradients
     nu: Any  # the same of their squares in the second-order form; else None
 
@@ -182,9 +184,9 @@ def bop(
     `m ← (1 − γ)·m + γ·g`; where `|m| ≥ τ` and `sign(m) = sign(w)`: `w ← −w`. In the
     second-order form `m / (√v + ε)` is compared with τ, where `v ← (1 − σ)·v + σ·g²`.
 
-    The kernels are −1 or +1 after the first step, whatever they were before, and α is 1.
-    Their gradient must arrive unscaled: take the rule `"ste"`, and no `project`, which
-    would centre them.
+    The kernels are −1 or +1 after the first step, whatever they were before, so that α
+    is 1. Take the rule `"ste"`, whose gradient arrives unscaled, and no `project`,
+    which would centre them.
 
     Args:
       gamma: γ in (0, 1], how fast the mean of the gradients follows; or a schedule.
@@ -214,8 +216,9 @@ def bop(
       >>> state = optimizer.init(params)
       >>> grads = {"kernel": jnp.array([[2.0], [2.0]]), "bias": jnp.ones(1)}
       >>> updates, state = optimizer.update(grads, state, params)
-      >>> optax.apply_updates(params, updates)
-      {'bias': Array([-0.5], dtype=float32), 'kernel': Array([[-1.], [-1.]], dtype=float32)}
+      >>> optax.apply_updates(params, updates)["kernel"]
+      Array([[-1.],
+             [-1.]], dtype=float32)
     """
     for name, value, expected, holds in (
         ("gamma", gamma, "a number in (0, 1]", lambda x: 0 < x <= 1),
@@ -223,7 +226,7 @@ def bop(
         ("sigma", sigma, "a number in (0, 1]", lambda x: x is None or 0 < x <= 1),
         ("epsilon", epsilon, "a number above 0", lambda x: x > 0),
     ):
-        known = not callable(value) and not isinstance(value, jax.core.Tracer)
+        known = not callable(value) and not isinstance(value, Tracer)
         if known and not holds(value):
             raise ValueError(f"bop: expected {name} to be {expected}, got {value}")
 
@@ -236,34 +239,33 @@ def bop(
         nu = None if sigma is None else jax.tree.map(jnp.zeros_like, mu)
         return BopState(jnp.zeros((), jnp.int32), mu, nu)
 
-    def update(grads, state, params=None):
-        _require("bop", params, grads)
-        at = lambda value: value(state.count) if callable(value) else value  # noqa: E731
+    def update(updates, state, params=None):
+        _require("bop", params, updates)
+        grads, step = updates, jnp.asarray(state.step)
 
-        def average(rate, power):
-            def follow(mean, grad):
-                return (1 - rate) * mean + rate * grad.astype(mean.dtype) ** power
+        def at(value: Any) -> Any:
+            return value(step) if callable(value) else value
 
-            return follow
+        def mean(rate, power, old, grad):
+            return (1 - rate) * old + rate * grad.astype(old.dtype) ** power
 
-        def signs(kernel, mean, square=None):
-            drive = mean if square is None else mean / (jnp.sqrt(square) + epsilon)
+        def turn(kernel, first, second=None):
+            drive = first if second is None else first / (jnp.sqrt(second) + epsilon)
             turned = (jnp.abs(drive) >= at(threshold)) & (sign(drive) == sign(kernel))
-            target = jnp.where(turned, -sign(kernel), sign(kernel))
-            return target - kernel
+            return jnp.where(turned, -sign(kernel), sign(kernel)) - kernel
 
-        mu = jax.tree.map(average(at(gamma), 1), state.mu, grads)
-        moments = [mu]
-        if sigma is not None:
-            moments.append(jax.tree.map(average(at(sigma), 2), state.nu, grads))
-        updates = jax.tree.map(signs, params, *moments)
-        nu = None if sigma is None else moments[1]
-        return updates, BopState(optax.safe_increment(state.count), mu, nu)
+        mu = jax.tree.map(partial(mean, at(gamma), 1), state.mu, grads)
+        if sigma is None:
+            updates, nu = jax.tree.map(turn, params, mu), None
+        else:
+            nu = jax.tree.map(partial(mean, at(sigma), 2), state.nu, grads)
+            updates = jax.tree.map(turn, params, mu, nu)
+        return updates, BopState(jnp.asarray(optax.safe_increment(step)), mu, nu)
 
     binary = optax.GradientTransformation(init, update)
     if mask is None:
         return optax.with_extra_args_support(binary)
-    parts = {True: binary, False: inner or optax.set_to_zero()}
+    parts: dict[Any, Any] = {True: binary, False: inner or optax.set_to_zero()}
     return optax.partition(parts, lambda params: resolve_mask("bop", mask, params))
 
 

@@ -1,8 +1,19 @@
 """XNOR-Networks in JAX: pure functions that train networks of one bit per weight."""
 
-from xnor_jax import deploy, masks, models, nn, ops, optim, rules, weights
+from xnor_jax import (
+    deploy,
+    masks,
+    models,
+    nn,
+    ops,
+    optim,
+    quantizers,
+    rules,
+    weights,
+)
 from xnor_jax.deploy import load, pack, save
 from xnor_jax.masks import inner_kernels, mask_by_path
+from xnor_jax.quantizers import sign_ste
 from xnor_jax.weights import (
     binarize,
     clamp,
@@ -10,7 +21,6 @@ from xnor_jax.weights import (
     project,
     scale,
     sign,
-    sign_ste,
 )
 
 __version__ = "0.1.0"
@@ -30,6 +40,7 @@ __all__ = [
     "optim",
     "pack",
     "project",
+    "quantizers",
     "rules",
     "save",
     "scale",

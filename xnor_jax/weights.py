@@ -87,33 +87,6 @@ def project(params: Any, mask: Mask = None) -> Any:
     return map_kernels("project", lambda w: _clamp(_mean_center(w)), mask, params)
 
 
-@jax.custom_vjp
-def sign_ste(x: ArrayLike) -> jax.Array:
-    """`sign(x)` for activations; the gradient passes where `|x| < 1`: `g · 1[|x| < 1]`.
-
-    Args:
-      x: Activations of any shape, floating.
-
-    Returns:
-      The signs in {−1, +1}, in the dtype and shape of `x`.
-
-    References:
-      Rastegari et al., XNOR-Net, 2016, §3.1; Hubara et al., 2016.
-    """
-    return sign(x)
-
-
-def _sign_ste_fwd(x: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    return sign(x), jnp.abs(x) < 1
-
-
-def _sign_ste_bwd(inside: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    return (jnp.where(inside, g, 0),)
-
-
-sign_ste.defvjp(_sign_ste_fwd, _sign_ste_bwd)
-
-
 def binarize(
     params: Any,
     mask: Mask = None,

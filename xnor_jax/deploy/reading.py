@@ -20,7 +20,8 @@ from xnor_jax._tree import Mask, resolve_mask
 from xnor_jax.convolution import Padding
 from xnor_jax.masks import path_string
 from xnor_jax.ops.training import conv_general_dilated
-from xnor_jax.weights import binarize, scale, sign, sign_ste
+from xnor_jax.quantizers import sign_ste
+from xnor_jax.weights import binarize, scale, sign
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Sums
 from xnor_jax.ops.gradients import input_gradient
 from xnor_jax.ops.kernel import pack_kernel
-from xnor_jax.weights import sign_ste
+from xnor_jax.quantizers import sign_ste
 
 
 def conv(

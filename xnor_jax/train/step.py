@@ -15,9 +15,6 @@ from xnor_jax.data import BLANK, Source
 from xnor_jax.train.devices import constrain_batch, constrain_replicated
 from xnor_jax.train.recipe import Recipe
 
-MODELS = {"lenet5": models.LeNet5, "nin": models.NIN, "resnet18": models.ResNet18}
-
-
 # For what runs once: as `jax_disable_most_optimizations` has it, for one program.
 _IN_A_HURRY: Any = {
     "xla_backend_optimization_level": 0,
@@ -76,7 +73,7 @@ def create(
     """
 
     def build() -> nnx.Module:
-        return MODELS[recipe.model](
+        return models.MODELS[recipe.model](
             image_shape=image_shape,  # type: ignore[arg-type]
             classes=classes,
             binary=recipe.binary,

@@ -7,9 +7,8 @@ import jax
 from flax import nnx
 from rich.table import Table
 
-from xnor_jax import masks
+from xnor_jax import masks, models
 from xnor_jax.train.recipe import Recipe
-from xnor_jax.train.step import MODELS
 
 IMAGE_SHAPES = {
     "digits": (28, 28, 1),
@@ -30,7 +29,7 @@ def table(name: str, recipe: Recipe) -> Table:
       A table to print: kernel, shape, weights, filter size n, bits a weight.
     """
     model = nnx.eval_shape(
-        lambda: MODELS[recipe.model](
+        lambda: models.MODELS[recipe.model](
             image_shape=(
                 IMAGE_SHAPES[recipe.dataset]
                 if recipe.image_size is None

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -61,6 +62,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     # each through these two; the error itself is raised, and told below in a line.
     sys.unraisablehook = lambda *_: None
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+    warnings.showwarning = lambda message, *_: _note(message)
     status, interrupted = 0, False
     try:
         _dispatch(arguments)
@@ -298,7 +300,7 @@ def _predict(args: list[str]) -> None:
     fit = predict.fit(packed)
     pictures = images.read(paths, packed.image_shape, fit=fit, invert=invert)
     for note in pictures.notes:
-        print(f"xnor-jax: note: {note}", file=sys.stderr)
+        _note(note)
     found = predict.classify(packed, pictures.pixels)
     for path, (name, probability) in zip(paths, found, strict=True):
         print(f"{path}: {name} {probability:.2%}")
@@ -481,6 +483,10 @@ def _table_console() -> Any:
 
 def _test_accuracy(record: dict[str, Any]) -> float:
     return record["test_accuracy"]
+
+
+def _note(words: object) -> None:
+    print(f"xnor-jax: note: {' '.join(str(words).split())}", file=sys.stderr)
 
 
 def _fail(error: object, status: int) -> int:

@@ -69,6 +69,14 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_a_start_that_was_killed_left_behind_is_no_strangers(tmp_path, resume):
+    (tmp_path / "recipe.json.tmp").write_text('{"na')
+    folders.open_folder(tmp_path, info(), resume=resume)
+    assert folders.read_info(tmp_path) == info()
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(RunError, match="no run in"):
         folders.open_folder(tmp_path / "run", info(), resume=True)

@@ -12,10 +12,10 @@ from xnor_jax import data
 from xnor_jax.data import Dataset, Split
 from xnor_jax.train import loop
 from xnor_jax.train import recipe as recipes
-from xnor_jax.train.folder import RunError, RunInfo
+from xnor_jax.train.folder import METRICS, RunError, RunInfo, RunWarning
 
 
-def run(folder, name, image_shape, *, images=32, **fields):
+def run(folder, name, image_shape, *, images=32, resume=False, **fields):
     rng = np.random.default_rng(0)
     recipe = dataclasses.replace(recipes.get(name), **fields)
     pixels = rng.integers(0, 256, (images, *image_shape)).astype(np.uint8)
@@ -24,7 +24,7 @@ def run(folder, name, image_shape, *, images=32, **fields):
     dataset = Dataset(split, split, names, data.SOURCES[recipe.dataset])
     info = RunInfo.of(name, recipe, dataset)
     console = Console(file=io.StringIO())
-    return loop.train(info, dataset, folder, console=console)
+    return loop.train(info, dataset, folder, console=console, resume=resume)
 
 
 def test_a_network_with_dropout_trains(tmp_path):
@@ -52,3 +52,19 @@ def test_a_test_loss_that_is_not_finite_saves_nothing(tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["epochs"] == 1
+
+
+def test_a_damaged_checkpoint_costs_an_epoch_and_no_number(tmp_path):
+    folder = tmp_path / "run"
+    args = (folder, "digits-lenet5", (16, 16, 1))
+    fields = {"epochs": 3, "batch_size": 16}
+    whole = run(*args, **fields).history
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "st')
+    newest = folder / "checkpoints" / "3" / "history.json"
+    newest.write_bytes(newest.read_bytes().replace(b"3", b"7", 1))
+    with pytest.warns(RunWarning, match="epoch 3 .* is damaged: .*epoch 2 is taken"):
+        again = run(*args, **fields, resume=True).history
+    numbers = set(METRICS) - {"images_per_second"}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    for here, there, line in zip(again, whole, lines, strict=True):
+        assert all(here[key] == there[key] == json.loads(line)[key] for key in numbers)

@@ -30,7 +30,6 @@ def run(info, tmp_path_factory):
     for epoch, accuracy in enumerate((0.75, 0.5), start=1):
         history.append({"test_accuracy": accuracy})
         checkpoints.save(epoch, state, history)
-    checkpoints.close()
     return folder, trainer, state
 
 
@@ -60,6 +59,5 @@ def test_what_cannot_be_packed_is_refused(run, info, tmp_path):
     nan = state._replace(params=jax.tree.map(lambda p: p * np.nan, state.params))
     checkpoints = Checkpoints(broken)
     checkpoints.save(1, nan, [{"test_accuracy": 0.1}])
-    checkpoints.close()
     with pytest.raises(folders.RunError, match=re.escape(f"{broken} cannot be packed")):
         ship.pack_run(broken)

@@ -1,8 +1,11 @@
-"""Checkpoints through Orbax: atomic, the newest and the best kept."""
+"""Checkpoints: a run's state through Orbax, its history, a checksum of every file."""
 
 import contextlib
+import hashlib
+import json
 import logging
-import operator
+import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,66 +14,81 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
-from xnor_jax.train.folder import RunError
+from xnor_jax.train.folder import RunError, RunWarning, write_atomically
 from xnor_jax.train.step import TrainState
 
 History = list[dict[str, Any]]
 
+_STATE, _HISTORY, _CHECKSUMS = "state", "history.json", "checksums.json"
+
 
 class Checkpoints:
-    """The checkpoints of a run's folder, numbered by epoch.
+    """The checkpoints of a run: the two newest epochs, and the best.
+
+    Each is a folder named by its epoch. It appears whole, with the SHA-256 of its
+    files, and is read only where these still hold.
 
     Args:
       folder: The run's folder.
     """
 
     def __init__(self, folder: Path):
-        best_fn = operator.itemgetter("test_accuracy")
-        policy = policies.AnyPreservationPolicy(
-            [policies.LatestN(n=1), policies.BestN(get_metric_fn=best_fn, n=1)]
-        )
         self._folder = (folder / "checkpoints").absolute()
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=best_fn,
-                preservation_policy=policy,
-                enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,
-            ),
-        )
+        self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
     def newest(self) -> int | None:
-        """The last epoch that was saved."""
-        return self._manager.latest_step()
+        """The last saved epoch whose files are undamaged; None where none was saved.
+
+        A damaged one that is passed over is a `RunWarning`.
+
+        Raises:
+          RunError: If all are damaged.
+        """
+        return self._first_undamaged(self._epochs())
 
     def best(self) -> int | None:
-        """The saved epoch of the highest test accuracy."""
-        return self._manager.best_step()
+        """As `newest`, the highest test accuracy first; of equal ones the last."""
+        newest = self.newest()
+        if newest is None:
+            return None
+        history = self._history(newest)
+        kept = [epoch for epoch in self._epochs() if epoch <= newest]
+        kept.sort(key=lambda epoch: history[epoch - 1]["test_accuracy"], reverse=True)
+        return self._first_undamaged(kept)
 
     def save(self, epoch: int, state: TrainState, history: History) -> None:
         """Save the state after an epoch, and the metrics of all epochs so far.
 
+        Later epochs that are there were damaged, or follow a damaged one: they go.
+
         Raises:
           RunError: If it cannot be written; what was saved before is still there.
         """
+        first = jax.process_index() == 0
+        temporary = self._folder / f"{epoch}.tmp"
         try:
+            if first:
+                self._sweep()
+                temporary.mkdir(parents=True)
             with _quiet():
-                self._manager.save(
-                    epoch,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardSave(_to_arrays(state)),
-                        history=ocp.args.JsonSave({"epochs": history}),
-                    ),
-                    metrics={"test_accuracy": history[-1]["test_accuracy"]},
+                self._orbax.save(
+                    temporary / _STATE, args=ocp.args.StandardSave(_to_arrays(state))
                 )
-                self._manager.wait_until_finished()
+            if first:
+                write_atomically(temporary / _HISTORY, json.dumps(history))
+                checksums = {
+                    path.relative_to(temporary).as_posix(): _checksum(path)
+                    for path in sorted(temporary.rglob("*"))
+                    if path.is_file()
+                }
+                write_atomically(temporary / _CHECKSUMS, json.dumps(checksums))
+                self._remove(epoch)
+                temporary.rename(self._folder / str(epoch))
+                self._prune(epoch, history)
         except Exception as error:  # Orbax and TensorStore raise their own, of any kind
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             raise RunError(
-                f"cannot save epoch {epoch} in {self._folder}: {reason[0][:200]}; see "
+                f"cannot save epoch {epoch} in {self._folder}: {_reason(error)}; see "
                 "to its room and its rights, then go on with --resume"
             ) from error
 
@@ -78,34 +96,108 @@ class Checkpoints:
         """Read the state and the metrics that were saved after `epoch`.
 
         Args:
-          epoch: A saved epoch.
+          epoch: What `newest` or `best` gave.
           like: A state of the same structure, such as the initial one.
 
         Raises:
-          RunError: If the checkpoint is damaged, or of another network.
+          RunError: If the checkpoint is of another network, or cannot be read.
         """
+        place = self._folder / str(epoch)
         try:
             with _quiet():
-                saved = self._manager.restore(
-                    epoch,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(),
-                        history=ocp.args.JsonRestore(),
-                    ),
+                arrays = self._orbax.restore(
+                    place / _STATE, args=ocp.args.StandardRestore()
                 )
-            return _from_arrays(saved["state"], like), saved["history"]["epochs"]
+            return _from_arrays(arrays, like), self._history(epoch)
         except Exception as error:  # Orbax and TensorStore raise their own, of any kind
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             raise RunError(
                 f"cannot read the checkpoint of epoch {epoch} in {self._folder}: "
-                f"{reason[0][:200]}; delete its folder to go on from the one "
-                "before, or train anew"
+                f"{_reason(error)}; restore its files from a copy, or train anew in "
+                "another folder"
             ) from error
 
-    def close(self) -> None:
-        """Let go of the folder."""
-        with _quiet():
-            self._manager.close()
+    def _epochs(self) -> list[int]:
+        """The saved ones, newest first."""
+        if not self._folder.is_dir():
+            return []
+        names = (path.name for path in self._folder.iterdir() if path.is_dir())
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def _first_undamaged(self, epochs: list[int]) -> int | None:
+        damages: dict[int, str] = {}
+        for epoch in epochs:
+            damage = self._damage(epoch)
+            if damage is None:
+                for number, what in damages.items():
+                    if jax.process_index() == 0:
+                        warnings.warn(
+                            f"the checkpoint of epoch {number} in {self._folder} is "
+                            f"damaged: {what}; epoch {epoch} is taken instead",
+                            RunWarning,
+                            stacklevel=3,
+                        )
+                return epoch
+            damages[epoch] = damage
+        if not damages:
+            return None
+        all_of_them = "; ".join(f"epoch {n}: {what}" for n, what in damages.items())
+        raise RunError(
+            f"every checkpoint in {self._folder} is damaged ({all_of_them}); restore "
+            "the files from a copy, or train anew in another folder"
+        )
+
+    def _damage(self, epoch: int) -> str | None:
+        """What is wrong with the files of a checkpoint; None where nothing is."""
+        place = self._folder / str(epoch)
+        try:
+            text = (place / _CHECKSUMS).read_text()
+            checksums = dict(json.loads(text))
+        except (OSError, ValueError, TypeError):
+            return f"{_CHECKSUMS} cannot be read"
+        if text != json.dumps(checksums):
+            return f"{_CHECKSUMS} is not what was written"
+        for name, checksum in checksums.items():
+            try:
+                found = _checksum(place / name)
+            except (OSError, ValueError):
+                return f"{name} cannot be read"
+            if found != checksum:
+                return f"{name} is not what was written"
+        return None
+
+    def _history(self, epoch: int) -> History:
+        return json.loads((self._folder / str(epoch) / _HISTORY).read_text())
+
+    def _prune(self, epoch: int, history: History) -> None:
+        """Keep `epoch`, the one saved before it and the best of all up to it."""
+        saved = [number for number in self._epochs() if number <= epoch]
+        accuracy = {number: history[number - 1]["test_accuracy"] for number in saved}
+        best = max(saved, key=lambda number: (accuracy[number], number))
+        for number in self._epochs():
+            if number not in (*saved[:2], best):
+                self._remove(number)
+
+    def _remove(self, epoch: int) -> None:
+        """Remove a checkpoint, if it is there; what is half removed has no epoch."""
+        place, gone = self._folder / str(epoch), self._folder / f"{epoch}.old.tmp"
+        if place.exists():
+            place.rename(gone)
+            shutil.rmtree(gone)
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left half written or half removed."""
+        for path in self._folder.glob("*.tmp"):
+            shutil.rmtree(path)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 @contextlib.contextmanager

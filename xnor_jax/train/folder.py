@@ -31,6 +31,10 @@ class RunError(Exception):
     """A run that cannot start, go on or be read."""
 
 
+class RunWarning(UserWarning):
+    """A run that goes on, or is read, otherwise than asked."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
     """What `recipe.json` says: enough to rebuild the network without the data."""
@@ -82,7 +86,9 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
     if resume and not folder.exists():
         raise RunError(f"no run in {folder} to resume; leave --resume out to start one")
     try:
-        if folder.exists() and any(folder.iterdir()):
+        # Killed before the rename, the start of a run leaves this alone.
+        own = _temporary(existing)
+        if folder.exists() and any(path != own for path in folder.iterdir()):
             raise RunError(
                 f"{folder} holds other files and no run; give another folder with "
                 "--output"
@@ -145,12 +151,16 @@ def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file by `text`; after a crash it is the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     with temporary.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
 
 
 def free_folder(base: Path) -> Path:

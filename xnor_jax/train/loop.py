@@ -86,9 +86,9 @@ def train(
     first = processes.is_first()
     if done:
         state, history = checkpoints.restore(done, state)
-        if first:
-            write_metrics(folder, history)
         console.print(f"{folder}: going on after epoch {done} of {recipe.epochs}")
+    elif resume:
+        console.print(f"{folder}: no epoch was saved; going on from the first")
 
     state = replicate(state, mesh)
     trained_images = info.steps_per_epoch * recipe.batch_size
@@ -104,8 +104,12 @@ def train(
     feed = feeds.make_feed(
         trainer, dataset, display.on_step, mesh=mesh, done=done, workers=workers
     )
-    events = report.EventWriter(folder, done) if first else None
+    events = None
     try:
+        if first:
+            if done:
+                write_metrics(folder, history)
+            events = report.EventWriter(folder, done)
         with display, feed:
             for epoch in range(done + 1, recipe.epochs + 1):
                 display.begin_epoch(epoch)
@@ -145,7 +149,6 @@ def train(
         if not isinstance(sys.exception(), KeyboardInterrupt):
             if events:
                 events.close()
-            checkpoints.close()
     kind = "binary" if recipe.binary else "float twin"
     if first:
         report.draw(
@@ -176,22 +179,12 @@ def restore(
     Raises:
       RunError: If there is none, or it is damaged.
     """
-    trainer, state = create(info)
     checkpoints = Checkpoints(folder)
-    try:
-        epoch = checkpoints.best() if best else checkpoints.newest()
-        if epoch is None and checkpoints.newest():
-            raise RunError(
-                f"{folder} does not know which of its checkpoints is the best; leave "
-                "--best out for the newest"
-            )
-        if epoch is None:
-            raise RunError(
-                f"{folder} holds no checkpoint yet; train for an epoch first"
-            )
-        return trainer, *checkpoints.restore(epoch, state)
-    finally:
-        checkpoints.close()
+    epoch = checkpoints.best() if best else checkpoints.newest()
+    if epoch is None:
+        raise RunError(f"{folder} holds no checkpoint yet; train for an epoch first")
+    trainer, state = create(info)
+    return trainer, *checkpoints.restore(epoch, state)
 
 
 def _digest(dataset: Dataset | PictureSet) -> list[int]:

@@ -22,7 +22,6 @@ sign of their input themselves. Behind a sign of one's own give them `surrogate=
 
 from collections.abc import Callable
 from functools import partial
-from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +32,7 @@ from jax.typing import ArrayLike
 from xnor_jax import _kernel
 from xnor_jax._closure import hoist
 from xnor_jax._kernel import wide_dtype
+from xnor_jax.registry import SURROGATES, expected
 
 Surrogate = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -144,11 +144,6 @@ def tanh(x: ArrayLike, grad: ArrayLike, temperature: ArrayLike = 1.0) -> jax.Arr
     return (g * slope).astype(jnp.result_type(grad))
 
 
-SURROGATES = MappingProxyType(
-    {"ste": ste, "identity": identity, "approx": approx, "swish": swish, "tanh": tanh}
-)
-
-
 def get(surrogate: str | Surrogate) -> Surrogate:
     """Return the surrogate of that name; a function comes back as it is.
 
@@ -165,8 +160,8 @@ def get(surrogate: str | Surrogate) -> Surrogate:
         )
     if surrogate not in SURROGATES:
         raise ValueError(
-            f"surrogate: unknown name {surrogate!r}; expected one of "
-            f"{', '.join(SURROGATES)}, or an (x, grad) -> grad function"
+            f"surrogate: unknown name {surrogate!r}; {expected(surrogate, SURROGATES)};"
+            " an (x, grad) -> grad function does as well"
         )
     return SURROGATES[surrogate]
 

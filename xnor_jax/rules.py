@@ -21,13 +21,13 @@ it matters through Adam's ε and through an L2 decay that is added to the gradie
 """
 
 from collections.abc import Callable
-from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from xnor_jax._kernel import check_kernel, filter_size, scale, sign, wide_dtype
+from xnor_jax.registry import RULES, expected
 
 Rule = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -111,11 +111,6 @@ def ste(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
     return jnp.where(jnp.abs(w) <= 1, g, 0).astype(jnp.result_type(grad))
 
 
-RULES = MappingProxyType(
-    {"corrected": corrected, "paper": paper, "exact": exact, "ste": ste}
-)
-
-
 def get(rule: str | Rule) -> Rule:
     """Return the rule of that name; a function comes back as it is.
 
@@ -131,8 +126,8 @@ def get(rule: str | Rule) -> Rule:
         )
     if rule not in RULES:
         raise ValueError(
-            f"rule: unknown name {rule!r}; expected one of {', '.join(RULES)}, or a "
-            "(kernel, grad) -> grad function"
+            f"rule: unknown name {rule!r}; {expected(rule, RULES)}; a "
+            "(kernel, grad) -> grad function does as well"
         )
     return RULES[rule]
 

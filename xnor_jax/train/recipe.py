@@ -5,8 +5,8 @@ import math
 from types import MappingProxyType
 from typing import Any, Literal
 
-from xnor_jax import rules
 from xnor_jax.data import SOURCES, Fit
+from xnor_jax.registry import RULES, expected
 
 
 class RecipeError(ValueError):
@@ -142,9 +142,7 @@ def get(name: str) -> Recipe:
       RecipeError: If none has that name; the message lists them.
     """
     if name not in PRESETS:
-        raise RecipeError(
-            f"unknown recipe {name!r}; expected one of {', '.join(PRESETS)}"
-        )
+        raise RecipeError(f"unknown recipe {name!r}; {expected(name, PRESETS)}")
     return PRESETS[name]
 
 
@@ -207,7 +205,7 @@ def validate(recipe: Recipe) -> Recipe:
         "compute_dtype",
         "float32 with the float twin, whose products bfloat16 would round",
     )
-    require(recipe.rule in rules.RULES, "rule", f"one of {', '.join(rules.RULES)}")
+    require(recipe.rule in RULES, "rule", f"one of {', '.join(RULES)}")
     return recipe
 
 

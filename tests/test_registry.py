@@ -1,0 +1,36 @@
+"""Every name stands for something, and a wrong one is answered with the right ones."""
+
+import subprocess
+import sys
+
+import pytest
+
+from xnor_jax import registry
+from xnor_jax.registry import Registry, expected
+
+REGISTRIES = {n: r for n, r in vars(registry).items() if isinstance(r, Registry)}
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_every_name_stands_for_something(kind):
+    table = REGISTRIES[kind]
+    assert len(table) == len(set(table)) > 0
+    for name, value in table.items():
+        assert callable(value) and name in table and table[name] is value
+    assert "nothing of the kind" not in table
+    with pytest.raises(KeyError):
+        table["nothing of the kind"]
+
+
+def test_names_are_known_without_what_they_stand_for():
+    program = (
+        "import sys; from xnor_jax import registry; "
+        "assert 'corrected' in registry.RULES and list(registry.MODELS); "
+        "assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_closest_name_is_suggested():
+    assert expected("lenet", ["lenet5", "nin"]).endswith("did you mean 'lenet5'?")
+    assert expected("qqq", ["lenet5", "nin"]) == "expected one of lenet5, nin"

@@ -1,0 +1,77 @@
+"""Names that stand for parts of the package: one table of each kind.
+
+A registry knows its names without importing what they stand for. The command line
+checks a name, and suggests another, before JAX is loaded.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+
+class Registry(Mapping[str, Any]):
+    """Objects by name, each imported when it is asked for.
+
+    Args:
+      entries: `"MODULE:ATTRIBUTE"` by name.
+    """
+
+    def __init__(self, entries: Mapping[str, str]):
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> Any:
+        module, _, attribute = self._entries[name].partition(":")
+        return getattr(import_module(module), attribute)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Registry({', '.join(self._entries)})"
+
+
+def expected(name: str, names: Iterable[str]) -> str:
+    """What to say of a name that is none of `names`: these, and the closest one.
+
+    >>> expected("lenet", ["lenet5", "nin"])
+    "expected one of lenet5, nin; did you mean 'lenet5'?"
+    """
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    suggestion = f"; did you mean {close[0]!r}?" if close else ""
+    return f"expected one of {', '.join(names)}{suggestion}"
+
+
+MODELS = Registry(
+    {
+        "lenet5": "xnor_jax.models.lenet5:LeNet5",
+        "nin": "xnor_jax.models.nin:NIN",
+        "resnet18": "xnor_jax.models.resnet18:ResNet18",
+    }
+)
+
+RULES = Registry(
+    {
+        "corrected": "xnor_jax.rules:corrected",
+        "paper": "xnor_jax.rules:paper",
+        "exact": "xnor_jax.rules:exact",
+        "ste": "xnor_jax.rules:ste",
+    }
+)
+
+SURROGATES = Registry(
+    {
+        "ste": "xnor_jax.quantizers:ste",
+        "identity": "xnor_jax.quantizers:identity",
+        "approx": "xnor_jax.quantizers:approx",
+        "swish": "xnor_jax.quantizers:swish",
+        "tanh": "xnor_jax.quantizers:tanh",
+    }
+)

@@ -1,33 +1,37 @@
-"""XNOR-Networks in JAX: pure functions that train networks of one bit per weight."""
+"""XNOR-Networks in JAX: pure functions that train networks of one bit per weight.
 
-from xnor_jax import (
-    deploy,
-    masks,
-    models,
-    nn,
-    ops,
-    optim,
-    quantizers,
-    rules,
-    weights,
-)
-from xnor_jax.deploy import load, pack, save
-from xnor_jax.masks import inner_kernels, mask_by_path
-from xnor_jax.quantizers import sign_ste
-from xnor_jax.weights import (
-    binarize,
-    clamp,
-    mean_center,
-    project,
-    scale,
-    sign,
-)
+What is named here is imported when it is first used: `import xnor_jax` loads neither
+JAX nor what only training by command needs.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xnor_jax import (
+        data,
+        deploy,
+        masks,
+        models,
+        nn,
+        ops,
+        optim,
+        quantizers,
+        rules,
+        train,
+        weights,
+    )
+    from xnor_jax.deploy import load, pack, save
+    from xnor_jax.masks import inner_kernels, mask_by_path
+    from xnor_jax.quantizers import sign_ste
+    from xnor_jax.weights import binarize, clamp, mean_center, project, scale, sign
 
 __version__ = "0.1.0"
 
 __all__ = [
     "binarize",
     "clamp",
+    "data",
     "deploy",
     "inner_kernels",
     "load",
@@ -46,5 +50,35 @@ __all__ = [
     "scale",
     "sign",
     "sign_ste",
+    "train",
     "weights",
 ]
+
+_FUNCTIONS = {
+    "xnor_jax.deploy": ("load", "pack", "save"),
+    "xnor_jax.masks": ("inner_kernels", "mask_by_path"),
+    "xnor_jax.quantizers": ("sign_ste",),
+    "xnor_jax.weights": (
+        "binarize",
+        "clamp",
+        "mean_center",
+        "project",
+        "scale",
+        "sign",
+    ),
+}
+_HOME = {name: module for module, names in _FUNCTIONS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOME:
+        return import_module(f"{__name__}.{name}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

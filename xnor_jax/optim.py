@@ -13,11 +13,11 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from xnor_jax import rules, weights
 from xnor_jax._kernel import check_kernel, wide_dtype
@@ -29,7 +29,7 @@ from xnor_jax.weights import sign
 def apply_rule(
     rule: str | Rule = "corrected",
     mask: Mask = None,
-    multiplier: chex.Numeric = 1.0,
+    multiplier: ArrayLike = 1.0,
 ) -> optax.GradientTransformation:
     """Turn gradients at the binarized tree into gradients for the latent tree.
 
@@ -122,7 +122,7 @@ def binop(
     inner: optax.GradientTransformation,
     mask: Mask = None,
     rule: str | Rule = "corrected",
-    multiplier: chex.Numeric = 1.0,
+    multiplier: ArrayLike = 1.0,
     *,
     scale_mask: Mask = False,
     scale_minimum: float = 0.01,

@@ -16,8 +16,8 @@ from rich.console import Console
 from xnor_jax import cli, data
 from xnor_jax.train import loop, processes, supervisor
 from xnor_jax.train import recipe as recipes
+from xnor_jax.train.cluster import Cluster
 from xnor_jax.train.folder import METRICS, RunError, RunInfo
-from xnor_jax.train.processes import Cluster
 
 SECONDS = 150  # after which a process that hangs is ended
 EPOCHS = 4
@@ -195,7 +195,8 @@ def test_a_port_that_is_taken_is_one_line(capsys):
 
 def test_no_cluster_is_said():
     program = (
-        "from xnor_jax.train.processes import Cluster, joined\n"
+        "from xnor_jax.train.cluster import Cluster\n"
+        "from xnor_jax.train.processes import joined\n"
         "with joined(Cluster(cluster=True)): pass"
     )
     ran = subprocess.run(

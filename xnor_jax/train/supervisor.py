@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from xnor_jax.train.processes import Cluster, check_port
+from xnor_jax.train.cluster import Cluster
+from xnor_jax.train.processes import check_port
 
 _WORKER = "XNOR_JAX_WORKER"
 # Where the service begins to say that the processes have lost each other. What follows

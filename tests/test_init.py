@@ -1,0 +1,103 @@
+"""What `import xnor_jax` brings, and what it leaves alone."""
+
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import xnor_jax as xnor
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+# The modules of the extra `train` that are not there without it. Flax itself brings
+# orbax and rich, and optax absl.
+ABSENT = ("datasets", "grain", "PIL", "sklearn", "tyro", "matplotlib", "tensorboardX")
+WITHOUT_TRAIN = f"""
+import sys
+
+class Blocked:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in {(*ABSENT, "chex", "pandas", "scipy.stats")!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def run(program, *args):
+    """Run a program in a Python that lacks what the extra `train` brings."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRAIN + program, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_the_light_dependencies_are_as_promised():
+    names = {line.partition(">")[0] for line in PROJECT["project"]["dependencies"]}
+    assert names == {"jax", "flax", "optax", "numpy", "safetensors"}
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert "xnor-jax[train]" in extras["test"]
+    train = {line.partition(">")[0] for line in extras["train"]}
+    assert {"tyro", "datasets", "grain", "pillow", "orbax-checkpoint"} <= train
+
+
+def test_a_bare_import_loads_only_the_standard_library():
+    program = (
+        "import sys; before = set(sys.modules); import xnor_jax; "
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    new = set(ran.stdout.split()) - set(sys.stdlib_module_names)
+    assert new == {"xnor_jax"}
+
+
+def test_everything_but_training_works_without_the_extra(tmp_path):
+    program = """
+import jax, jax.numpy as jnp, numpy as np, optax
+from flax import nnx
+import xnor_jax as xnor
+
+for name in set(xnor.__all__) - {"train", "data"}:
+    getattr(xnor, name)
+kernel = jax.random.normal(jax.random.key(0), (3, 3, 5, 7))
+assert (jnp.sign(xnor.binarize(kernel)) == jnp.where(kernel < 0, -1, 1)).all()
+layer = xnor.nn.BinaryConv(5, 7, (3, 3), rngs=nnx.Rngs(0))
+assert layer(jnp.ones((1, 6, 6, 5))).shape == (1, 6, 6, 7)
+model = xnor.models.LeNet5(rngs=nnx.Rngs(0))
+packed = xnor.pack(model)
+xnor.save(sys.argv[1], packed)
+x = jax.random.normal(jax.random.key(1), (2, 28, 28, 1))
+assert (xnor.load(sys.argv[1])(x) == packed(x)).all()
+"""
+    ran = run(program, tmp_path / "net")
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("args", [("train",), ("predict", "a", "b"), ("summary",)])
+def test_a_command_without_its_packages_says_so_in_a_line(args):
+    ran = run("from xnor_jax.cli import main; main()", *args)
+    assert ran.returncode == 1 and not ran.stdout
+    assert ran.stderr.startswith("xnor-jax: the package ")
+    assert "pip install 'xnor-jax[train]'" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_help_needs_nothing():
+    for args in (("--help",), ("--version",)):
+        ran = run("from xnor_jax.cli import main; main()", *args)
+        assert (ran.returncode, ran.stderr) == (0, "") and ran.stdout
+
+
+def test_every_public_name_is_there():
+    assert set(xnor.__all__) <= set(dir(xnor))
+    for name in xnor.__all__:
+        assert getattr(xnor, name) is not None
+    assert xnor.binarize is importlib.import_module("xnor_jax.weights").binarize
+    with pytest.raises(AttributeError, match="binarise"):
+        _ = xnor.binarise

@@ -1,0 +1,112 @@
+"""The commands on runs: evaluate, which takes packed files too, and pack."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from xnor_jax.cli import UsageError
+from xnor_jax.cli.packed import load, table_console
+from xnor_jax.cli.parsing import check_backend, check_data_dir, check_run, command
+
+
+@command
+def evaluate(
+    run: tyro.conf.Positional[Path],
+    /,
+    data_dir: Path | None = None,
+    best: bool = False,
+) -> None:
+    """Evaluate a run's checkpoint, or a packed network, on its test split.
+
+    Args:
+      run: The run's folder, or a file that pack wrote.
+      data_dir: The data set's folder; without it the hub is asked.
+      best: Of a run, the best epoch's checkpoint; the newest without it.
+    """
+    check_data_dir(data_dir)
+    if not run.is_file():
+        check_run(run, "and no packed network of that name")
+        _evaluate_run(run, data_dir, best=best)
+    elif best:
+        raise UsageError(
+            f"--best: chooses a checkpoint in a run's folder; {run} is a packed network"
+        )
+    else:
+        _evaluate_packed(run, data_dir)
+
+
+def _evaluate_run(run: Path, data_dir: Path | None, *, best: bool) -> None:
+    from xnor_jax import data
+    from xnor_jax.train import feeds, loop
+    from xnor_jax.train import folder as folders
+
+    info = folders.read_info(run)
+    dataset = data.load(info.recipe.dataset, data_dir, info.recipe.fit)
+    trainer, state, history = loop.restore(run, info, best=best)
+    if dataset.image_shape != info.image_shape:
+        raise folders.RunError(
+            f"{run} was trained on images of shape {info.image_shape}, the test images "
+            f"have {dataset.image_shape}; give its own data set with --data-dir"
+        )
+    metrics, count = feeds.evaluate(trainer, state, dataset)
+    print(
+        f"{info.name}, epoch {history[-1]['epoch']}: {count:,} test images, loss "
+        f"{float(metrics.loss):.4f}, test accuracy {float(metrics.accuracy):.2%}"
+    )
+
+
+def _evaluate_packed(file: Path, data_dir: Path | None) -> None:
+    from xnor_jax import data
+    from xnor_jax.deploy import predict
+
+    packed = load(file)
+    name, fit = predict.dataset_name(packed.info), predict.fit(packed)
+    dataset = data.load(name, data_dir, fit)
+    metrics = predict.evaluate(packed, dataset)
+    print(
+        f"{packed.info.name or file}, packed: {dataset.test_images:,} test "
+        f"images, loss {metrics.loss:.4f}, test accuracy {metrics.accuracy:.2%}"
+    )
+
+
+@command
+def pack(
+    run: tyro.conf.Positional[Path],
+    /,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    best: bool = False,
+    data_dir: Path | None = None,
+) -> None:
+    """Pack a run's checkpoint into a file, at one bit a binary weight.
+
+    Args:
+      run: The run's folder.
+      output: The file to write; one that is there is replaced.
+      best: The best epoch's checkpoint; the newest without it.
+      data_dir: The data set's folder, to measure the test accuracy that the file
+        tells on its test split; without it the run's own figure is taken.
+    """
+    check_run(run, "to pack; expected a folder that xnor-jax train wrote")
+    check_data_dir(data_dir)
+    if output.is_dir() or not output.parent.is_dir():
+        raise UsageError(
+            f"--output: expected a file in a folder that exists, got {output}"
+        )
+    check_backend()
+    from xnor_jax import deploy
+    from xnor_jax.deploy import tables
+    from xnor_jax.train import ship
+
+    packed = ship.pack_run(run, best=best, data_dir=data_dir)
+    try:
+        deploy.save(output, packed)
+    except OSError as error:
+        raise OSError(f"cannot write {output}: {error.strerror or error}") from error
+    size, before = output.stat().st_size, packed.report.bytes_before
+    console = table_console()
+    console.print(tables.report_table(f"{packed.info.name}: {run}", packed.report))
+    console.print(
+        f"{output}: {size:,} bytes with its header, 1/{before / size:.1f} of the "
+        f"{before:,} in float32; test accuracy {packed.info.test_accuracy:.2%}"
+    )

@@ -1,0 +1,68 @@
+"""The options that say which process of which cluster this is."""
+
+import dataclasses
+
+
+class OptionError(ValueError):
+    """Options that do not say which process of which cluster this is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """One run in several processes: start the same command once on each host."""
+
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 listens and the others find it; give --process-id
+    and --num-processes with it."""
+    process_id: int | None = None
+    """Which of the processes this is, from 0."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    cluster: bool = False
+    """Ask JAX for these three: it knows Slurm, Open MPI, Kubernetes and Cloud TPU."""
+    start_timeout: int = 120
+    """Seconds to wait for the other processes at the start."""
+
+    @property
+    def named(self) -> bool:
+        """Whether the options name a cluster at all."""
+        return self.cluster or self.coordinator is not None
+
+
+def validate(cluster: Cluster) -> Cluster:
+    """Check the options, and return them.
+
+    Raises:
+      OptionError: If they do not say which process of how many this is.
+    """
+    by_hand = {
+        "--coordinator": cluster.coordinator,
+        "--process-id": cluster.process_id,
+        "--num-processes": cluster.num_processes,
+    }
+    given = [name for name, value in by_hand.items() if value is not None]
+    missing = [name for name in by_hand if name not in given]
+    if cluster.cluster and given:
+        raise OptionError(f"--cluster: finds {given[0]} itself; leave one of them out")
+    if given and missing:
+        raise OptionError(f"{given[0]}: give {' and '.join(missing)} too")
+    if cluster.start_timeout < 1:
+        raise OptionError(
+            f"--start-timeout: expected at least 1 second, got {cluster.start_timeout}"
+        )
+    if cluster.coordinator is None:
+        return cluster
+    host, _, port = cluster.coordinator.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise OptionError(
+            f"--coordinator: expected HOST:PORT, such as 10.0.0.1:1234, got "
+            f"{cluster.coordinator}"
+        )
+    count, this = cluster.num_processes or 0, cluster.process_id or 0
+    if count < 1:
+        raise OptionError(f"--num-processes: expected at least 1, got {count}")
+    if not 0 <= this < count:
+        raise OptionError(
+            f"--process-id: expected 0 to {count - 1}, of {count} processes, got {this}"
+        )
+    return cluster

@@ -5,11 +5,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 import trees
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import assert_close
 
 import xnor_jax as xnor
 
@@ -78,18 +80,15 @@ def test_a_rebuilt_model_has_the_mask_of_the_original(rebuild):
 
 
 @pytest.mark.parametrize("rebuild", [lambda model: model, nnx.clone])
-def test_a_plain_dict_keeps_its_order_or_is_refused(rebuild):
+def test_a_plain_dict_of_modules_is_refused(rebuild):
     # JAX sorts a dict's keys: the order of definition is gone after a rebuild, and the
     # wrong kernels must not be taken in silence.
     class Net(nnx.Module):
         def __init__(self):
             self.layers = nnx.data({name: linear() for name in ("b", "z", "a", "c")})
 
-    try:
-        mask = xnor.inner_kernels(rebuild(Net()))
-    except ValueError:
-        return
-    assert chosen(mask) == kernels("layers/z", "layers/a")
+    with pytest.raises(ValueError, match=r"plain dict of modules \(.*use nnx.Dict"):
+        xnor.inner_kernels(rebuild(Net()))
 
 
 @pytest.mark.parametrize("container", ["List", "Sequential"])
@@ -164,6 +163,127 @@ def test_only_convolution_and_dense_kernels_count():
     mask = xnor.inner_kernels(model)
     assert chosen(mask) == kernels("middle")
     assert jax.tree.structure(mask) == jax.tree.structure(nnx.state(model, nnx.Param))
+
+
+class Middle(nnx.Module):
+    """A layer between two dense ones."""
+
+    def __init__(self, make):
+        self.first = linear()
+        self.middle = make(nnx.Rngs(0))
+        self.last = linear()
+
+
+def taken(make):
+    """The kernels that are inner where `make` makes the layer in the middle."""
+    return chosen(xnor.inner_kernels(Middle(make)))
+
+
+class OwnDense(nnx.Module):
+    def __init__(self, rngs):
+        self.kernel = nnx.Param(rngs.params.normal((3, 5)))
+
+
+class OwnKnown(OwnDense):
+    kernel_rank = 2
+
+
+KNOWN = {
+    "BinaryConv": lambda rngs: xnor.nn.BinaryConv(2, 4, (3, 3), rngs=rngs),
+    "BinaryLinear": lambda rngs: xnor.nn.BinaryLinear(2, 4, rngs=rngs),
+    "grouped": lambda rngs: nnx.Conv(4, 4, 3, feature_group_count=2, rngs=rngs),
+    "transposed": lambda rngs: nnx.ConvTranspose(2, 4, (3, 3), rngs=rngs),
+    "general": lambda rngs: nnx.LinearGeneral(2, 4, rngs=rngs),
+    "LoRALinear": lambda rngs: nnx.LoRALinear(2, 4, lora_rank=1, rngs=rngs),
+    "own": OwnKnown,
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_layers_of_the_known_layout_are_taken(name):
+    assert taken(KNOWN[name]) == {"middle/kernel"}
+
+
+UNKNOWN = {
+    "query": lambda rngs: nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs),
+    "several axes": lambda rngs: nnx.LinearGeneral(2, (3, 4), rngs=rngs),
+    "batch axis": lambda rngs: nnx.LinearGeneral(2, 4, batch_axis={0: 3}, rngs=rngs),
+    "Einsum": lambda rngs: nnx.Einsum("nta,hab->nthb", (8, 2, 4), (8, 4), rngs=rngs),
+    "transposed": lambda rngs: nnx.ConvTranspose(
+        4, 4, (3,), transpose_kernel=True, rngs=rngs
+    ),
+    "own": OwnDense,
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_layers_of_another_layout_are_refused_by_path(name):
+    path = "middle/query/kernel" if name == "query" else "middle/kernel"
+    with pytest.raises(ValueError, match=rf"C_in, C_out\], got {path} of shape"):
+        taken(UNKNOWN[name])
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_layers_of_another_layout_can_stay_real(name):
+    def real(rngs):
+        layer = UNKNOWN[name](rngs)
+        layer.keep_real = True
+        return layer
+
+    assert taken(real) == set()
+
+
+def test_the_first_and_last_layer_may_have_any_layout():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.LinearGeneral(2, (3, 4), rngs=rngs)
+            self.middle = linear()
+            self.last = nnx.LinearGeneral((3, 4), 2, axis=(-2, -1), rngs=rngs)
+
+    assert chosen(xnor.inner_kernels(Net(nnx.Rngs(0)))) == {"middle/kernel"}
+
+
+def stack(make, count):
+    """`count` layers in one, as `nnx.scan` runs them."""
+    return lambda rngs: nnx.vmap(make)(rngs.split(count))
+
+
+STACKS = {
+    "BinaryConv": lambda rngs: xnor.nn.BinaryConv(4, 5, (3, 2), rngs=rngs),
+    "BinaryLinear": lambda rngs: xnor.nn.BinaryLinear(7, 5, rngs=rngs),
+    "Conv": lambda rngs: nnx.Conv(4, 5, (3,), rngs=rngs),
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_the_layers_of_a_stack_have_scales_of_their_own(name):
+    model = Middle(stack(stack(STACKS[name], 3), 2))
+    params = nnx.state(model, nnx.Param)
+    out = xnor.binarize(params, xnor.inner_kernels(model))
+    kernel = np.asarray(params["middle"]["kernel"])
+    assert kernel.shape[:2] == (2, 3)
+    expected = [[oracles.binarize(w) for w in layers] for layers in kernel]
+    assert_close(out["middle"]["kernel"], np.asarray(expected))
+
+
+BARE = {
+    "no bias": stack(lambda rngs: nnx.Linear(2, 3, use_bias=False, rngs=rngs), 4),
+    # The shapes of `nnx.LinearGeneral(4, (4, 3))` as well.
+    "ambiguous": stack(lambda rngs: nnx.Linear(4, 3, rngs=rngs), 4),
+}
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_stack_that_its_bias_does_not_tell_is_refused(name):
+    with pytest.raises(ValueError, match=r"of rank 2 in Linear, got middle/kernel of"):
+        taken(BARE[name])
+
+
+@pytest.mark.parametrize("tree", [{"kernel": jnp.ones((2, 2))}, jnp.ones(3), None])
+def test_what_is_no_module_is_referred_to_mask_by_path(tree):
+    kind = type(tree).__name__
+    with pytest.raises(TypeError, match=f"nnx.Module, got {kind}; .* mask_by_path"):
+        xnor.inner_kernels(tree)
 
 
 def test_binarize_takes_the_mask():

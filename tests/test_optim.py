@@ -419,6 +419,20 @@ def test_binop_works_on_every_kind_of_tree(kind):
         np.testing.assert_allclose(after, expected, atol=1e-5)
 
 
+def test_a_stack_steps_as_its_layers_do():
+    # Told by the bias beside it, as of layers that `nnx.scan` runs.
+    params = {"kernel": random_kernel(0, (3, 4, 5)), "bias": random_array(1, (3, 5))}
+    grads = {"kernel": random_array(2, (3, 4, 5)), "bias": random_array(3, (3, 5))}
+    optimizer = optim.binop(optax.sgd(0.1), {"kernel": True, "bias": False})
+    together = apply(optimizer, params, grads)
+    for i in range(3):
+        one, grad = (jax.tree.map(lambda x, i=i: x[i], t) for t in (params, grads))
+        alone = apply(optimizer, one, grad)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda x, i=i: x[i], together), alone, atol=1e-6
+        )
+
+
 def test_binop_works_on_an_equinox_module():
     model, mask = trees.make("equinox")
     params, static = eqx.partition(model, eqx.is_inexact_array)

@@ -10,6 +10,7 @@ import oracles
 import pytest
 import trees
 from absl.testing import parameterized
+from flax import linen, nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding
@@ -381,6 +382,98 @@ def test_a_wrong_leaf_is_refused_by_name_and_path(view, leaf, error, what):
     with pytest.raises(error, match=f"^{view}: .*{what}") as caught:
         function(params)
     assert "at ['layers'][1]['kernel']" in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5), (2, 3, 3, 3, 2, 5)])
+@each_view
+def test_a_bias_beside_it_tells_that_a_kernel_is_a_stack(view, shape):
+    function, oracle = VIEWS[view]
+    lead = shape[:1] if len(shape) == 3 else shape[:2]
+    stack = random_kernel(0, shape, magnitude=2.0)
+    params = {"stack": {"kernel": stack, "bias": jnp.ones((*lead, shape[-1]))}}
+    mask = {"stack": {"kernel": True, "bias": False}}
+    out = jax.jit(partial(function, mask=mask))(params)["stack"]["kernel"]
+    layers = stack.reshape(-1, *shape[len(lead) :])
+    expected = np.stack([oracle(layer) for layer in layers])
+    assert_close(out, expected.reshape(shape), size=2.0)
+
+
+def test_the_gradient_of_a_stack_is_that_of_its_layers():
+    stack, g = random_kernel(0, (3, 4, 5)), random_array(1, (3, 4, 5))
+    bias = jnp.ones((3, 5))
+    mask = {"kernel": True, "bias": False}
+
+    def loss(kernel):
+        view = xnor.binarize({"kernel": kernel, "bias": bias}, mask)
+        return (g * view["kernel"]).sum()
+
+    gradient = jax.grad(loss)(stack)
+    for layer, kernel, cotangent in zip(gradient, stack, g, strict=True):
+        size = oracles.rule_size("corrected", kernel, cotangent)
+        expected = oracles.rule("corrected", kernel, cotangent)
+        assert_close(layer, expected, size=size)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bias"),
+    [
+        ((6, 4), (6,)),  # [C_out, C_in], as Equinox has it
+        ((8, 2, 4), (2, 4)),  # several output axes
+        ((4, 4, 8), (4, 8)),  # those, or a stack of four
+        ((6, 4, 3, 3), (6, 1, 1)),
+        ((3, 4, 5), (2, 5)),
+    ],
+)
+@pytest.mark.parametrize("name", ["kernel", "weight"])
+@each_view
+def test_a_kernel_that_does_not_fit_its_bias_is_refused(view, name, kernel, bias):
+    layer = {name: random_kernel(0, kernel), "bias": jnp.ones(bias)}
+    mask = {"layer": {name: True, "bias": False}}
+    with pytest.raises(ValueError, match=f"^{view}: .* beside a bias") as caught:
+        VIEWS[view][0]({"layer": layer}, mask)
+    assert f"at ['layer']['{name}']" in str(caught.value)
+
+
+@pytest.mark.parametrize("bias", [(5,), (1, 5), (1, 1, 5), ()])
+def test_a_bias_of_one_number_a_channel_changes_nothing(bias):
+    kernel = random_kernel(0, (3, 4, 5))
+    mask = {"kernel": True, "bias": False}
+    out = xnor.binarize({"kernel": kernel, "bias": jnp.ones(bias)}, mask)["kernel"]
+    np.testing.assert_array_equal(out, xnor.binarize(kernel))
+
+
+def attention_params(kind, use_bias):
+    if kind == "nnx":
+        make = partial(nnx.MultiHeadAttention, 4, 4, 8, use_bias=use_bias, decode=False)
+        return nnx.state(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), nnx.Param)
+    layer = linen.MultiHeadDotProductAttention(4, qkv_features=8, use_bias=use_bias)
+    return jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((1, 3, 4)))["params"]
+
+
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("head", ["query", "key", "value", "out"])
+def test_the_projections_of_attention_are_refused_by_path(kind, use_bias, head):
+    # Of rank 3, with two axes in or out: read as [..., C_in, C_out] they give the wrong
+    # scales, or are centred over the wrong axis.
+    params = attention_params(kind, use_bias)
+    mask = xnor.mask_by_path(params, lambda path, _: path == f"{head}/kernel")
+    for view, (function, _) in VIEWS.items():
+        with pytest.raises(ValueError, match=rf"^{view}: .*'{head}'\]\['kernel'\]"):
+            function(params, mask)
+
+
+def test_fused_projections_of_attention_are_dense_kernels():
+    heads = {name: {"kernel": random_kernel(0, (4, 6))} for name in ("query", "out")}
+    out = xnor.binarize(heads)
+    assert_close(out["query"]["kernel"], oracles.binarize(heads["query"]["kernel"]))
+
+
+@pytest.mark.parametrize("layer", ["DenseGeneral_0", "Einsum_12"])
+def test_layers_that_linen_names_by_another_layout_are_refused(layer):
+    params = {layer: {"kernel": jnp.ones((2, 3, 4))}}
+    with pytest.raises(ValueError, match="attention or einsum layer"):
+        xnor.binarize(params)
 
 
 @pytest.mark.parametrize("view", ["mean_center", "project", "binarize"])

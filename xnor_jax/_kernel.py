@@ -47,33 +47,26 @@ def sign(x: ArrayLike) -> jax.Array:
     return jnp.where(x >= 0, 1, -1).astype(x.dtype)
 
 
-def check_kernel(kernel: Any, *, centred: bool = False) -> None:
+def check_kernel(kernel: Any) -> None:
     """Refuse what is not a kernel `[..., C_in, C_out]` of floating point numbers.
 
     Args:
-      kernel: The leaf to look at.
-      centred: Whether it will be mean-centred, which one input channel cannot be.
+      kernel: The leaf to check.
 
     Raises:
       TypeError: If it is no array, or not of a real floating dtype.
-      ValueError: If its rank is below 2, or `centred` and it has one input channel.
+      ValueError: If its rank is below 2, or it is empty.
     """
     dtype = getattr(kernel, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"expected a floating point kernel, got {describe(kernel)}")
-    if kernel.ndim < 2:
+    shape = tuple(kernel.shape)
+    if len(shape) < 2:
         raise ValueError(
-            "expected a kernel of shape [..., C_in, C_out], got shape "
-            f"{tuple(kernel.shape)}; leave it out with a mask"
+            f"expected a kernel of shape [..., C_in, C_out], got shape {shape}"
         )
-    if 0 in kernel.shape:
-        raise ValueError(f"expected a kernel with weights, got {tuple(kernel.shape)}")
-    if centred and kernel.shape[-2] < 2:
-        raise ValueError(
-            "expected at least 2 input channels, got a kernel of shape "
-            f"{tuple(kernel.shape)}; mean-centring over 1 channel leaves only zeros: "
-            "leave it out with a mask"
-        )
+    if 0 in shape:
+        raise ValueError(f"expected a kernel with weights, got {shape}")
 
 
 def filter_size(kernel: jax.Array) -> int:

@@ -1,13 +1,15 @@
 """Apply a function to the masked leaves of a pytree, with errors that name the leaf."""
 
+import re
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import jax
 import numpy as np
 from jax.core import Tracer
 
-from xnor_jax._kernel import describe
+from xnor_jax._kernel import check_kernel, describe
 
 # A bool tree of the parameters' structure, a prefix of it, a callable that makes one
 # from the parameters, or None for every leaf: as in optax.
@@ -62,7 +64,7 @@ def resolve_mask(who: str, mask: Mask, params: Any) -> Any:
     return jax.tree.map(bool, full)
 
 
-def map_kernels(
+def map_leaves(
     who: str, fn: Callable[..., Any], mask: Mask, params: Any, *rest: Any
 ) -> Any:
     """Map `fn` over the leaves of `params` (and `rest`) that `mask` selects.
@@ -72,18 +74,70 @@ def map_kernels(
     and the path of the leaf.
     """
 
-    def visit(path, selected, kernel, *others):
+    def visit(path, selected, leaf, *others):
         if not selected:
-            return others[0] if others else kernel
-        return named(who, path, fn, kernel, *others)
+            return others[0] if others else leaf
+        return named(who, path, fn, leaf, *others)
 
     return jax.tree.map_with_path(visit, resolve_mask(who, mask, params), params, *rest)
 
 
-def named(who: str, path: Any, fn: Callable[..., Any], *args: Any) -> Any:
-    """Call `fn(*args)`; errors of value and type carry `who` and the leaf's path."""
+def map_kernels(
+    who: str,
+    fn: Callable[..., Any],
+    mask: Mask,
+    params: Any,
+    *rest: Any,
+    centred: bool = False,
+) -> Any:
+    """Map `fn` over kernels `[..., C_in, C_out]`: `map_leaves` with their checks.
+
+    The leaves beside a kernel tell more than its shape. A bias `[C_out]` confirms the
+    layout, and a bias `[*stack, C_out]` beside a kernel `[*stack, ..., C_in, C_out]`,
+    as `nnx.vmap` and `nn.scan` make them, tells that the kernel is a stack: `fn` is
+    mapped over its leading axes. Every other layout that shows is refused: a bias of
+    another shape, or the projections of an attention layer.
+
+    Args:
+      who: The calling function, for the errors.
+      fn: Called with one kernel, and with its counterparts in `rest`.
+      mask: The kernels; None for every leaf.
+      params: Any pytree.
+      *rest: Trees of the same structure.
+      centred: Whether `fn` centres the kernel, which one input channel cannot be.
+    """
+    shapes = {
+        path_string(path): getattr(leaf, "shape", None)
+        for path, leaf in jax.tree.leaves_with_path(params)
+    }
+
+    def visit(path, selected, kernel, *others):
+        if not selected:
+            return others[0] if others else kernel
+        stack = named(
+            who, path, _check, kernel, path_string(path), shapes, centred=centred
+        )
+        mapped = fn
+        for _ in range(stack):
+            mapped = jax.vmap(mapped)
+        return named(who, path, mapped, kernel, *others)
+
+    return jax.tree.map_with_path(visit, resolve_mask(who, mask, params), params, *rest)
+
+
+def path_string(path: tuple[Any, ...]) -> str:
+    """A leaf's path as `"conv2/kernel"`; without the `.value` of NNX variables."""
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named(
+    who: str, path: Any, fn: Callable[..., Any], *args: Any, **options: Any
+) -> Any:
+    """Call `fn`; its errors of value and type carry `who` and the leaf's path."""
     try:
-        return fn(*args)
+        return fn(*args, **options)
     except (ValueError, TypeError) as error:
         # A subclass, such as JAX's tracer errors, may not take a plain message.
         if type(error) is not ValueError and type(error) is not TypeError:
@@ -91,6 +145,73 @@ def named(who: str, path: Any, fn: Callable[..., Any], *args: Any) -> Any:
         what, semicolon, mend = str(error).partition("; ")
         message = f"{who}: {what}{_at(path)}{semicolon}{mend}"
         raise type(error)(message) from error
+
+
+def _check(
+    kernel: Any, path: str, shapes: dict[str, tuple[int, ...] | None], *, centred: bool
+) -> int:
+    """Refuse what is no kernel; return how many of its leading axes are a stack."""
+    out = "; leave it out with a mask" if path else ""
+    try:
+        check_kernel(kernel)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{error}{out}") from None
+    shape = tuple(kernel.shape)
+    layer_path, slash, name = path.rpartition("/")
+    # `weight` is Equinox's, whose layers keep the output channel first.
+    is_layer = name in ("kernel", "weight")
+    bias = shapes.get(f"{layer_path}{slash}bias") if is_layer else None
+    stack = stacked_axes(shape, bias)
+    if stack is None:
+        raise ValueError(
+            f"expected a kernel [..., C_in, C_out] beside a bias [C_out], got shape "
+            f"{shape} beside {bias}{out}"
+        )
+    if len(shape) > 2 and _is_projection(path, shapes):
+        raise ValueError(
+            f"expected a kernel [..., C_in, C_out], got shape {shape}, which the path "
+            f"names as an attention or einsum layer's, with axes of another order{out}"
+        )
+    if centred and shape[-2] < 2:
+        raise ValueError(
+            f"expected at least 2 input channels, got shape {shape}; mean-centring "
+            "over 1 channel leaves only zeros: bound a depthwise kernel with clamp, "
+            "and leave it out with a mask (keep_real = True on its layer leaves it out "
+            "of inner_kernels)"
+        )
+    return stack
+
+
+def stacked_axes(shape: tuple[int, ...], bias: tuple[int, ...] | None) -> int | None:
+    """How many leading axes of a kernel are a stack, as the bias beside it tells.
+
+    Args:
+      shape: The kernel's shape.
+      bias: The shape of its bias; None or `()` tells nothing.
+
+    Returns:
+      0 for a bias `[C_out]`, the number of leading axes for a bias `[*stack, C_out]`,
+      None for one that does not fit `[*stack, ..., C_in, C_out]`, or that fits a
+      kernel `[..., *outputs]` as well.
+    """
+    if not bias or prod(bias) == bias[-1] == shape[-1]:
+        return 0
+    stack = len(bias) - 1
+    fits = stack <= len(shape) - 2 and bias == (*shape[:stack], shape[-1])
+    # As well the bias of a dense layer with several output axes.
+    ambiguous = bias == shape[-len(bias) :]
+    return stack if fits and not ambiguous else None
+
+
+def _is_projection(path: str, shapes: dict[str, Any]) -> bool:
+    """Whether Flax names the kernel as one of a layer with another order of axes."""
+    layer_path = path.rpartition("/")[0]
+    layer = layer_path.rpartition("/")[2]
+    above = layer_path.removesuffix(layer)
+    heads = "query", "key", "value", "out"
+    found = sum(f"{above}{head}/kernel" in shapes for head in heads)
+    named_by_linen = re.fullmatch(r"(DenseGeneral|Einsum)_\d+", layer) is not None
+    return named_by_linen or (layer in heads and found > 1)
 
 
 def _is_box(node: Any) -> bool:

@@ -1,10 +1,12 @@
 """Which leaves are binary: bool trees of the parameters' structure."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+
+from xnor_jax._tree import path_string, stacked_axes
 
 
 def inner_kernels(model: nnx.Module) -> Any:
@@ -17,6 +19,12 @@ def inner_kernels(model: nnx.Module) -> Any:
     where it is reached first. Kernels in a module whose attribute `keep_real` is True,
     such as a residual network's shortcuts, stay real as well.
 
+    Layers whose kernels are `[..., C_in, C_out]` are known: `BinaryConv`,
+    `BinaryLinear`, `nnx.Conv`, `nnx.Linear`, `nnx.ConvTranspose` without
+    `transpose_kernel`, `nnx.LinearGeneral` with one axis in and one out, and their
+    subclasses. A layer of one's own says it with an attribute `kernel_rank`, the rank
+    of its kernel. Any other layer with an inner kernel is refused.
+
     Args:
       model: An NNX module.
 
@@ -24,28 +32,42 @@ def inner_kernels(model: nnx.Module) -> Any:
       A bool tree of the structure of `nnx.state(model, nnx.Param)`.
 
     Raises:
-      ValueError: If the model has fewer than three kernels, so that none is inner.
+      ValueError: If the model has fewer than three kernels, so that none is inner; if
+        an inner kernel belongs to a layer that is not known, such as the projections of
+        `nnx.MultiHeadAttention`; or if it is a stack of kernels, as `nnx.vmap` makes
+        it, without a bias that tells so.
+      TypeError: If the model is no NNX module.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §4: the first and last layer stay real.
     """
-    kernels = definition_order(model)
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"inner_kernels: expected an nnx.Module, got {type(model).__name__}; for "
+            "Linen, Equinox or bare trees use mask_by_path(params, predicate)"
+        )
+    kernels = _kernels(model)
     if len(kernels) < 3:
         raise ValueError(
             "inner_kernels: expected a model with at least 3 convolution or dense "
-            f"kernels, got {len(kernels)}; the first and the last stay real"
+            f"kernels, got {len(kernels)}, of which the first and the last stay real; "
+            "use mask_by_path(nnx.state(model, nnx.Param), predicate)"
         )
     real = [
         path
         for path, module in nnx.iter_modules(model)
         if getattr(module, "keep_real", False)
     ]
-    inner = {
-        path
-        for paths in kernels[1:-1]
-        for path in paths
-        if not any(path[: len(start)] == start for start in real)
-    }
+    inner = set()
+    for kernel in kernels[1:-1]:
+        binary = {
+            path
+            for path in kernel.paths
+            if not any(path[: len(start)] == start for start in real)
+        }
+        if binary:
+            _check_layout(kernel)
+        inner |= binary
     return _paths_to_mask(model, inner)
 
 
@@ -97,13 +119,6 @@ def mask_by_path(params: Any, predicate: Callable[[str, Any], bool]) -> Any:
     return mask
 
 
-def path_string(path: tuple[Any, ...]) -> str:
-    """A leaf's path as `"conv2/kernel"`; without the `.value` of NNX variables."""
-    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
-        path = path[:-1]
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def definition_order(model: nnx.Module) -> list[list[tuple[Any, ...]]]:
     """The kernels of a module in the order of definition.
 
@@ -113,20 +128,66 @@ def definition_order(model: nnx.Module) -> list[list[tuple[Any, ...]]]:
     Returns:
       For each kernel, every path that leads to it: more than one where it is shared.
     """
-    found: dict[int, list[tuple[Any, ...]]] = {}
-    _collect_kernels(model, (), found, on_path=set())
+    return [kernel.paths for kernel in _kernels(model)]
+
+
+class _Kernel(NamedTuple):
+    """A kernel of a module: every path to it, the first one's layer, its shape."""
+
+    paths: list[tuple[Any, ...]]
+    layer: Any
+    shape: tuple[int, ...]
+
+
+def _kernels(model: nnx.Module) -> list[_Kernel]:
+    found: dict[int, _Kernel] = {}
+
+    def collect(node: Any, path: tuple[Any, ...], above: tuple[Any, ...]) -> None:
+        if isinstance(node, nnx.Param):
+            if path[-1] == "kernel" and node.ndim >= 2:
+                kernel = _Kernel([], above[-1], tuple(node.shape))
+                found.setdefault(id(node), kernel).paths.append(path)
+        elif not any(node is other for other in above):
+            for name, child in _children(node):
+                collect(child, (*path, name), (*above, node))
+
+    collect(model, (), ())
     return list(found.values())
 
 
-def _collect_kernels(node: Any, path: tuple[Any, ...], found, on_path: set[int]):
-    if id(node) in on_path:
-        return
-    if isinstance(node, nnx.Param):
-        if path[-1] == "kernel" and node.ndim >= 2:
-            found.setdefault(id(node), []).append(path)
-        return
-    for name, child in _children(node):
-        _collect_kernels(child, (*path, name), found, on_path | {id(node)})
+def _check_layout(kernel: _Kernel) -> None:
+    """Refuse a kernel that is not known to be `[..., C_in, C_out]`, or a stack of them.
+
+    A stack is known to the functions of trees by the bias beside it.
+    """
+    path, layer = "/".join(map(str, kernel.paths[0])), kernel.layer
+    kind, rank = type(layer).__name__, kernel_rank(layer)
+    if rank is None:
+        raise ValueError(
+            f"inner_kernels: expected kernels [..., C_in, C_out], got {path} of shape "
+            f"{kernel.shape} in {kind}, a layer whose order of axes is not known; set "
+            "keep_real = True on the layer to leave it out, or kernel_rank on a layer "
+            "of your own"
+        )
+    bias = getattr(layer, "bias", None)
+    stack = len(kernel.shape) - rank
+    if stack != stacked_axes(kernel.shape, None if bias is None else bias.shape):
+        raise ValueError(
+            f"inner_kernels: expected a kernel of rank {rank} in {kind}, got {path} of "
+            f"shape {kernel.shape}; stack layers along their leading axes and with a "
+            "bias, or set keep_real = True on the layer to leave it out"
+        )
+
+
+def kernel_rank(layer: Any) -> int | None:
+    """The rank of a layer's kernel, where it is known to be `[..., C_in, C_out]`."""
+    if isinstance(layer, nnx.Conv | nnx.ConvTranspose):
+        transposed = getattr(layer, "transpose_kernel", False)
+        return None if transposed else len(layer.kernel_size) + 2
+    if isinstance(layer, nnx.LinearGeneral):
+        axes = *layer.batch_axis, *layer.in_features, *layer.out_features
+        return 2 if len(axes) == 2 else None
+    return 2 if isinstance(layer, nnx.Linear) else getattr(layer, "kernel_rank", None)
 
 
 def _children(node: Any) -> Iterable[tuple[Any, Any]]:
@@ -141,8 +202,8 @@ def _children(node: Any) -> Iterable[tuple[Any, Any]]:
         return node.items()
     if isinstance(node, nnx.Module):
         attributes = vars(node)
-        # `nnx.merge`, `clone` and `eval_shape` rebuild a module with its attributes
-        # sorted; only this register of Flax's still has them as they were assigned.
+        # Flax has no public way to the order of definition: `nnx.merge`, `clone` and
+        # `eval_shape` rebuild a module with its attributes sorted.
         order = attributes.get("_pytree__nodes", attributes)
         return [(name, attributes[name]) for name in order if name in attributes]
     return ()

@@ -247,6 +247,11 @@ class BinaryConv(_Binary):
             rngs=rngs,
         )
 
+    @property
+    def kernel_rank(self) -> int:
+        """The rank of one kernel, as `masks.inner_kernels` reads it."""
+        return len(self.kernel_size) + 2
+
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Map images `[N, *spatial, C]` to `[N, *out, C_out]`."""
         return self.then(x, relu=False)
@@ -325,6 +330,8 @@ class BinaryLinear(_Binary):
     References:
       Rastegari et al., XNOR-Net, 2016, §3.2.
     """
+
+    kernel_rank = 2  # of one kernel, as `masks.inner_kernels` reads it
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 
 from xnor_jax import rules, weights
 from xnor_jax._kernel import check_kernel, wide_dtype
-from xnor_jax._tree import Mask, map_kernels, resolve_mask
+from xnor_jax._tree import Mask, map_kernels, map_leaves, resolve_mask
 from xnor_jax.rules import Rule
 from xnor_jax.weights import sign
 
@@ -54,7 +54,6 @@ def apply_rule(
     function = rules.get(rule)
 
     def latent_gradient(kernel, grad):
-        check_kernel(kernel)
         rules.check(function, kernel)
         return rules.scaled(function, kernel, grad, multiplier).astype(grad.dtype)
 
@@ -88,7 +87,6 @@ def project(
     """
 
     def centred_and_clamped(kernel, update):
-        check_kernel(kernel, centred=True)
         if update.shape != kernel.shape:
             raise ValueError(
                 f"expected an update of the kernel's shape {kernel.shape}, got "
@@ -111,8 +109,10 @@ def project(
 
     def update(updates, state, params=None):
         _require("project", params, updates)
-        updates = map_kernels("project", centred_and_clamped, mask, params, updates)
-        updates = map_kernels("project", bounded, scale_mask, params, updates)
+        updates = map_kernels(
+            "project", centred_and_clamped, mask, params, updates, centred=True
+        )
+        updates = map_leaves("project", bounded, scale_mask, params, updates)
         return updates, state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
@@ -235,7 +235,7 @@ def bop(
             check_kernel(kernel)
             return jnp.zeros(kernel.shape, wide_dtype(kernel))
 
-        mu = map_kernels("bop", zeros, None, params)
+        mu = map_leaves("bop", zeros, None, params)
         nu = None if sigma is None else jax.tree.map(jnp.zeros_like, mu)
         return BopState(jnp.zeros((), jnp.int32), mu, nu)
 

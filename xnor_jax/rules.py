@@ -51,7 +51,7 @@ def corrected(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
     References:
       Rastegari et al., XNOR-Net, 2016, §3.1; jiecaoyu/XNOR-Net-PyTorch, `util.py`.
     """
-    w, g = _wide(kernel, grad, centred=True)
+    w, g = _wide(kernel, grad)
     return (_chain_rule(w, g) * _centring(w)).astype(jnp.result_type(grad))
 
 
@@ -71,7 +71,7 @@ def paper(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
     References:
       Rastegari et al., XNOR-Net, 2016, §3.1; allenai/XNOR-Net.
     """
-    w, g = _wide(kernel, grad, centred=True)
+    w, g = _wide(kernel, grad)
     inside = jnp.abs(w) < 1
     update = g * (jnp.where(inside, scale(w), 0) + 1 / filter_size(w)) * _centring(w)
     return update.astype(jnp.result_type(grad))
@@ -160,11 +160,9 @@ def scaled(
     return update * jnp.asarray(multiplier).astype(g.dtype)
 
 
-def _wide(
-    kernel: ArrayLike, grad: ArrayLike, *, centred: bool = False
-) -> tuple[jax.Array, jax.Array]:
+def _wide(kernel: ArrayLike, grad: ArrayLike) -> tuple[jax.Array, jax.Array]:
     w, g = jnp.asarray(kernel), jnp.asarray(grad)
-    check_kernel(w, centred=centred)
+    check_kernel(w)
     if w.shape != g.shape:
         raise ValueError(
             f"expected kernel and grad of one shape, got {w.shape} and {g.shape}"
@@ -180,4 +178,10 @@ def _chain_rule(w: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def _centring(w: jax.Array) -> float:
+    if w.shape[-2] < 2:
+        raise ValueError(
+            f"expected at least 2 input channels, got a kernel of shape {w.shape}; the "
+            'rule\'s factor 1 − 1/C_in would be 0: use rule="exact" for a depthwise '
+            "kernel"
+        )
     return (1 - 1 / w.shape[-2]) * filter_size(w)

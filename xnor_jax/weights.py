@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from xnor_jax import rules
-from xnor_jax._kernel import check_kernel, scale, sign, wide_dtype
+from xnor_jax._kernel import scale, sign, wide_dtype
 from xnor_jax._tree import Mask, map_kernels
 from xnor_jax.rules import Rule
 
@@ -45,7 +45,7 @@ def mean_center(params: Any, mask: Mask = None) -> Any:
     References:
       Rastegari et al., XNOR-Net, 2016; jiecaoyu/XNOR-Net-PyTorch, `util.py`.
     """
-    return map_kernels("mean_center", _mean_center, mask, params)
+    return map_kernels("mean_center", _mean_center, mask, params, centred=True)
 
 
 def clamp(params: Any, mask: Mask = None, bound: float = 1.0) -> Any:
@@ -84,7 +84,8 @@ def project(params: Any, mask: Mask = None) -> Any:
       ValueError: If a kernel has rank below 2 or one input channel.
       TypeError: If a kernel is not of floating point numbers.
     """
-    return map_kernels("project", lambda w: _clamp(_mean_center(w)), mask, params)
+    centre_and_clamp = lambda w: _clamp(_mean_center(w))  # noqa: E731
+    return map_kernels("project", centre_and_clamp, mask, params, centred=True)
 
 
 def binarize(
@@ -126,7 +127,6 @@ def binarize(
     function = rules.get(rule)
 
     def view(kernel):
-        check_kernel(kernel)
         kernel = jnp.asarray(kernel)
         rules.check(function, kernel)
         return _binarize(function, kernel, multiplier)
@@ -153,13 +153,11 @@ _binarize.defvjp(_binarize_fwd, _binarize_bwd)
 
 
 def _mean_center(w: jax.Array) -> jax.Array:
-    check_kernel(w, centred=True)
     w = jnp.asarray(w)
     wide = w.astype(wide_dtype(w))
     return (wide - jnp.mean(wide, axis=-2, keepdims=True)).astype(w.dtype)
 
 
 def _clamp(w: jax.Array, bound: float = 1.0) -> jax.Array:
-    check_kernel(w)
     w = jnp.asarray(w)
     return jnp.clip(w, -bound, bound).astype(w.dtype)

@@ -149,3 +149,21 @@ def test_an_example_and_a_binary_layer_are_needed():
         xnor.pack(tiny(), example=ROW)
     with pytest.raises(ValueError, match="batch of floats"):
         xnor.pack(model, mask(model, "dense2"), example=np.ones((2, 3), int))
+
+
+def test_a_stack_of_layers_is_refused_by_name():
+    class Scanned(nnx.Module):
+        def __init__(self, rngs):
+            make = nnx.vmap(lambda rngs: xnor.nn.BinaryLinear(3, 3, rngs=rngs))
+            self.stack = make(rngs.split(2))
+
+        def __call__(self, x):
+            step = nnx.scan(
+                lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry
+            )
+            return step(x, self.stack)
+
+    model = Scanned(nnx.Rngs(0))
+    assert model(ROW).shape == (5, 3)
+    with pytest.raises(ValueError, match="pack: stack: .* a stack of BinaryLinear"):
+        xnor.pack(model, example=ROW)

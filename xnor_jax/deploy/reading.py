@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
-from xnor_jax import layers, nn
+from xnor_jax import layers, masks, nn
 from xnor_jax._tree import Mask, resolve_mask
 from xnor_jax.convolution import Padding
 from xnor_jax.masks import path_string
@@ -212,6 +212,14 @@ def product(
         )
     else:
         return None
+    if kernel.ndim != masks.kernel_rank(layer):
+        if alpha is None:
+            return None
+        raise ValueError(
+            f"pack: {name}: expected one layer, got a stack of {_describe(layer)} with "
+            f"a kernel of shape {kernel.shape}, as nnx.vmap makes it; packing needs "
+            "each layer as a module of its own, such as the items of an nnx.List"
+        )
     if kernel.ndim > 2:
         settings |= _geometry(known, name)
     return Product(name, kernel, alpha, bias, **settings)

@@ -82,8 +82,7 @@ def open_set(folder: Path, args: argparse.Namespace):
 
 def pipeline(folder: Path, args: argparse.Namespace) -> None:
     """Images a second of the training pipeline, when nothing else runs."""
-    from xnor_jax import streams
-    from xnor_jax.pictures import Augment
+    from xnor_jax.data import Augment, streams
 
     dataset, recipe = open_set(folder, args)
     augment = Augment(recipe.resize_crop, recipe.shift, recipe.flip)

@@ -10,6 +10,7 @@ from flax import nnx
 
 import xnor_jax as xnor
 from xnor_jax import data
+from xnor_jax.data import preprocess
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train import step
 
@@ -55,7 +56,7 @@ def test_every_image_is_classed_as_by_the_float_network(name, folder):
     for first in range(0, 10_000, 2_000):
         pixels = jnp.asarray(dataset.test.images[first : first + 2_000])
         x = prepare(pixels)
-        np.testing.assert_array_equal(x, step.normalize(dataset.source, pixels))
+        np.testing.assert_array_equal(x, preprocess.normalize(dataset.source, pixels))
         wanted = np.asarray(wanted_of(x))
         for backend, network in networks.items():
             logits = np.asarray(network(x))

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from xnor_jax import data, streams
-from xnor_jax.pictures import Augment
-from xnor_jax.streams import grain
+from xnor_jax import data
+from xnor_jax.data import Augment, preprocess, streams
+from xnor_jax.data.streams import grain
 from xnor_jax.train import feeds, loop, step
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.devices import make_mesh, replicate
@@ -75,7 +75,7 @@ def test_an_epoch_is_its_steps_and_the_test_counts_each_image_once(dataset, star
     train = jax.jit(step.train_step, static_argnums=0)
     batches = dataset.train_batches(6, seed=0, augment=Augment(True, 0, True))
     for images, labels in read(batches):
-        x = step.normalize(trainer.source, images)
+        x = preprocess.normalize(trainer.source, images)
         expected, *more = train(Static(trainer), expected, x, labels)
         sums.append(more)
     means = jax.tree.map(lambda *x: sum(x) / 3, *sums)

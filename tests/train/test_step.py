@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from xnor_jax import data, weights
+from xnor_jax.data import preprocess
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train import step
 
@@ -43,11 +44,12 @@ def test_epoch_is_its_steps_one_by_one():
     order = jax.random.permutation(order_key, len(labels))[:32].reshape(4, 8)
     one_step = jax.jit(lambda s, x, y: step.train_step(trainer, s, x, y))
     by_hand, losses = state, []
+    how = data.Augment(shift=trainer.recipe.shift, flip=trainer.recipe.flip)
     for at, index in enumerate(order):
-        picked = step.augment(
-            trainer.recipe, images[index], jax.random.fold_in(augment_key, at)
+        picked = preprocess.augment(
+            how, images[index], jax.random.fold_in(augment_key, at)
         )
-        x = step.normalize(SOURCE, picked)
+        x = preprocess.normalize(SOURCE, picked)
         by_hand, metrics, _ = one_step(by_hand, x, labels[index])
         losses.append(metrics.loss)
     scanned, metrics, _ = step.make_train_epoch(trainer)(state, images, labels, key)
@@ -63,7 +65,7 @@ def test_epoch_is_its_steps_one_by_one():
 def test_step_compiles_once_and_keeps_kernels_centred_and_clamped():
     trainer, state = make()
     images, labels = images_and_labels()
-    x = step.normalize(SOURCE, images[:8])
+    x = preprocess.normalize(SOURCE, images[:8])
     chex.clear_trace_counter()
     one_step = jax.jit(
         chex.assert_max_traces(
@@ -106,7 +108,7 @@ def test_initial_kernels_are_projected_and_the_twin_starts_free():
 def test_float_twin_trains_unsigned():
     trainer, state = make(binary=False)
     images, labels = images_and_labels()
-    x = step.normalize(SOURCE, images[:8])
+    x = preprocess.normalize(SOURCE, images[:8])
     model = nnx.merge(trainer.graphdef, state.params, state.rest)
     model.eval()
     doubled = nnx.merge(
@@ -133,7 +135,7 @@ def test_evaluation_is_exact_for_any_remainder_and_changes_nothing(count):
     )
     model = nnx.merge(trainer.graphdef, state.params, state.rest)
     model.eval()
-    logits = np.asarray(model(step.normalize(SOURCE, images)), np.float64)
+    logits = np.asarray(model(preprocess.normalize(SOURCE, images)), np.float64)
     shifted = logits - logits.max(-1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     loss = -log_p[np.arange(count), labels].mean()
@@ -150,7 +152,7 @@ def test_calibration_is_the_mean_of_the_batches_statistics():
     rest = step.make_calibrate(trainer)(state.params, state.rest, images, key)
     order = jax.random.permutation(key, len(images))[:24].reshape(3, 8)
     conv = nnx.merge(trainer.graphdef, state.params, state.rest).conv1
-    outputs = [np.asarray(conv(step.normalize(SOURCE, images[i]))) for i in order]
+    outputs = [np.asarray(conv(preprocess.normalize(SOURCE, images[i]))) for i in order]
     stat = rest["norm1"]
     np.testing.assert_allclose(
         stat["mean"][...], np.mean([y.mean((0, 1, 2)) for y in outputs], 0), atol=1e-5
@@ -188,32 +190,9 @@ def test_coupled_decay_goes_through_adam_and_decoupled_does_not():
     np.testing.assert_allclose(trees["decoupled"], -0.01 * 0.1 * weight, rtol=1e-5)
 
 
-def test_augmentation_moves_whole_images_and_keeps_what_stays_inside():
-    recipe = dataclasses.replace(RECIPE, shift=2, flip=False)
-    images = images_and_labels()[0]
-    moved = np.asarray(step.augment(recipe, images, jax.random.key(0)))
-    padded = np.pad(np.asarray(images), ((0, 0), (2, 2), (2, 2), (0, 0)))
-    seen = set()
-    for image, around in zip(moved, padded, strict=True):
-        fits = [
-            (i, j)
-            for i in range(5)
-            for j in range(5)
-            if (around[i : i + 16, j : j + 16] == image).all()
-        ]
-        assert len(fits) == 1
-        seen.update(fits)
-    assert len(seen) > 10
-    mirrored = dataclasses.replace(RECIPE, shift=0, flip=True)
-    flipped = np.asarray(step.augment(mirrored, images, jax.random.key(1)))
-    same = (flipped == np.asarray(images)).all((1, 2, 3))
-    turned = (flipped == np.asarray(images)[:, :, ::-1]).all((1, 2, 3))
-    assert (same ^ turned).all() and 0 < same.sum() < len(images)
-
-
 def test_rule_and_projection_reach_the_step():
     images, labels = images_and_labels()
-    x = step.normalize(SOURCE, images[:8])
+    x = preprocess.normalize(SOURCE, images[:8])
     grads = {}
     for rule in ("corrected", "ste"):
         trainer, state = make(rule=rule)

@@ -7,11 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from xnor_jax import pictures
-from xnor_jax.data import DataError, Fit
+from xnor_jax.data import DataError, Fit, pictures
 
 
-class Pictures(NamedTuple):
+class Pixels(NamedTuple):
     """Images of one size."""
 
     pixels: np.ndarray  # uint8 [N, H, W, C]
@@ -24,7 +23,7 @@ def read(
     *,
     fit: Fit | None = None,
     invert: bool = False,
-) -> Pictures:
+) -> Pixels:
     """Read image files: turned upright, in grey or colour, and of the network's size.
 
     What is transparent becomes white. Of an animation, the first picture counts.
@@ -57,4 +56,4 @@ def read(
             notes.append(f"{path}: resized from {before} to {width}×{height}")
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         pixels[at] = np.asarray(image).reshape(image_shape)
-    return Pictures(255 - pixels if invert else pixels, notes)
+    return Pixels(255 - pixels if invert else pixels, notes)

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xnor_jax.data import SOURCES, DataError, Dataset, Fit
+from xnor_jax.data import SOURCES, DataError, Fit, ImageSet
 from xnor_jax.deploy.packed import Info, PackedModel
-from xnor_jax.streams import PictureSet
 
 # Images at once: their activations, not the whole set's, are in memory.
 BATCH_SIZE = 500
@@ -82,7 +81,7 @@ def classify(packed: PackedModel, pixels: np.ndarray) -> list[Prediction]:
     ]
 
 
-def evaluate(packed: PackedModel, dataset: Dataset | PictureSet) -> Metrics:
+def evaluate(packed: PackedModel, dataset: ImageSet) -> Metrics:
     """Loss and accuracy on a set's test split.
 
     Args:

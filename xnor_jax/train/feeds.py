@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from xnor_jax.data import Dataset
-from xnor_jax.pictures import Augment
-from xnor_jax.streams import PictureSet, Shard, deafen, grain, reading
+from xnor_jax.data import Augment, Dataset
+from xnor_jax.data.streams import PictureSet, Shard, deafen, grain, reading
 from xnor_jax.train import step
 from xnor_jax.train.devices import put_batch, replicate
 from xnor_jax.train.folder import RunError

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from xnor_jax.data import Dataset
-from xnor_jax.streams import PictureSet
+from xnor_jax.data import ImageSet
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.recipe import Recipe, RecipeError
 
@@ -46,7 +45,7 @@ class RunInfo:
     train_images: int
 
     @classmethod
-    def of(cls, name: str, recipe: Recipe, dataset: Dataset | PictureSet) -> "RunInfo":
+    def of(cls, name: str, recipe: Recipe, dataset: ImageSet) -> "RunInfo":
         """Describe a run of `recipe` on `dataset`."""
         shape, names = dataset.image_shape, dataset.class_names
         return cls(name, recipe, shape, names, dataset.train_images)

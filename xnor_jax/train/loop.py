@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from xnor_jax.data import SOURCES, Dataset
-from xnor_jax.streams import PictureSet
+from xnor_jax.data.streams import PictureSet
 from xnor_jax.train import feeds, processes, report, step
 from xnor_jax.train.checkpoint import Checkpoints, History
 from xnor_jax.train.devices import replicate
@@ -190,7 +190,7 @@ def restore(
 def _digest(dataset: Dataset | PictureSet) -> list[int]:
     """What tells a data set from another; of one on disk its labels."""
     if isinstance(dataset, PictureSet):
-        arrays = [pictures.labels for pictures in (dataset.train, dataset.test)]
+        arrays = [split.labels for split in (dataset.train, dataset.test)]
     else:
         arrays = [array for split in (dataset.train, dataset.test) for array in split]
     return [zlib.crc32(np.ascontiguousarray(array).data) for array in arrays]

@@ -11,7 +11,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from xnor_jax import masks, models, optim, weights
-from xnor_jax.data import BLANK, Source
+from xnor_jax.data import BLANK, Augment, Source
+from xnor_jax.data.preprocess import augment, normalize
 from xnor_jax.train.devices import constrain_batch, constrain_replicated
 from xnor_jax.train.recipe import Recipe
 
@@ -185,6 +186,7 @@ def make_train_epoch(
       the augmentation; the metrics are means over the epoch's steps.
     """
     recipe = trainer.recipe
+    how = Augment(shift=recipe.shift, flip=recipe.flip)
 
     @partial(jax.jit, donate_argnums=0)
     def epoch(state, images, labels, key):
@@ -197,7 +199,7 @@ def make_train_epoch(
             state, total = carry
             at, index = batch
             index = constrain_batch(index, mesh)
-            picked = augment(recipe, images[index], jax.random.fold_in(augment_key, at))
+            picked = augment(how, images[index], jax.random.fold_in(augment_key, at))
             x = normalize(trainer.source, picked)
             state, metrics, flips = train_step(trainer, state, x, labels[index])
             total = jax.tree.map(jnp.add, total, (metrics, flips))
@@ -376,27 +378,3 @@ def batch_statistics(
     model.set_attributes(nnx.BatchNorm, use_running_average=False, momentum=0.0)
     model(normalize(trainer.source, images))
     return nnx.state(model, nnx.BatchStat)
-
-
-def normalize(source: Source, images: jax.Array) -> jax.Array:
-    """uint8 pixels to float32 with the set's mean 0 and standard deviation 1."""
-    mean, std = jnp.asarray(source.mean), jnp.asarray(source.std)
-    return (images.astype(jnp.float32) / 255 - mean) / std
-
-
-def augment(recipe: Recipe, images: jax.Array, key: jax.Array) -> jax.Array:
-    """Shift and mirror each image as the recipe says; zeros come in from outside."""
-    shift_key, flip_key = jax.random.split(key)
-    if recipe.shift:
-        by = recipe.shift
-        padded = jnp.pad(images, ((0, 0), (by, by), (by, by), (0, 0)))
-        corners = jax.random.randint(shift_key, (len(images), 2), 0, 2 * by + 1)
-
-        def cut(image, corner):
-            return jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
-
-        images = jax.vmap(cut)(padded, corners)
-    if recipe.flip:
-        mirror = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
-        images = jnp.where(mirror, images[:, :, ::-1], images)
-    return images

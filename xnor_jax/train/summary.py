@@ -8,14 +8,8 @@ from flax import nnx
 from rich.table import Table
 
 from xnor_jax import masks, models
+from xnor_jax.data import SOURCES
 from xnor_jax.train.recipe import Recipe
-
-IMAGE_SHAPES = {
-    "digits": (28, 28, 1),
-    "mnist": (28, 28, 1),
-    "fashion": (28, 28, 1),
-    "cifar10": (32, 32, 3),
-}
 
 
 def table(name: str, recipe: Recipe) -> Table:
@@ -31,7 +25,7 @@ def table(name: str, recipe: Recipe) -> Table:
     model = nnx.eval_shape(
         lambda: models.MODELS[recipe.model](
             image_shape=(
-                IMAGE_SHAPES[recipe.dataset]
+                SOURCES[recipe.dataset].image_shape
                 if recipe.image_size is None
                 else (recipe.image_size, recipe.image_size, 3)
             ),

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xnor_jax import data, streams
-from xnor_jax.data import BLANK, DataError, Fit
-from xnor_jax.pictures import Augment
-from xnor_jax.streams import Shard
+from xnor_jax import data
+from xnor_jax.data import BLANK, Augment, DataError, Fit, streams
+from xnor_jax.data.streams import Shard
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

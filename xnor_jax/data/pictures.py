@@ -1,6 +1,5 @@
 """Pictures of any kind and size as the pixels that a network takes, through Pillow."""
 
-import dataclasses
 import io
 import math
 import warnings
@@ -9,19 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from xnor_jax.data import DataError, Fit
+from xnor_jax.data.sets import Augment, DataError, Fit
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 MODES = {1: "L", 3: "RGB"}  # by channels
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """What happens to a training picture; what each does is `Recipe`'s to tell."""
-
-    resize_crop: bool = False
-    shift: int = 0
-    flip: bool = False
 
 
 def read(picture: str | Path | bytes, channels: int, *, name: str) -> Image.Image:

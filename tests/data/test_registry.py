@@ -9,7 +9,7 @@ from PIL import Image
 
 from xnor_jax import data
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)

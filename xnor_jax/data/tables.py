@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xnor_jax.data import DataError, Source
+from xnor_jax.data.sets import DataError, Source
 
 
 class Table(NamedTuple):
@@ -28,7 +28,7 @@ class Tables(NamedTuple):
 
 
 @contextlib.contextmanager
-def tables(
+def open_tables(
     source: Source,
     data_dir: str | Path | None,
     *,

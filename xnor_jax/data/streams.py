@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from xnor_jax import hub, pictures
-from xnor_jax.data import BLANK, Fit, Source, Split
-from xnor_jax.pictures import Augment
+from xnor_jax.data import pictures
+from xnor_jax.data.sets import BLANK, Augment, Fit, Source, Split
+from xnor_jax.data.tables import Table, open_tables
 
 # At import, Grain warns of a jaxlib without hooks for its profiler.
 _absl = logging.getLogger("absl")
@@ -47,10 +47,10 @@ class Row(NamedTuple):
     label: np.int32
 
 
-class Pictures:
+class PictureTable:
     """A split as a random access source of `Row`s."""
 
-    def __init__(self, table: hub.Table):
+    def __init__(self, table: Table):
         self._table = table
 
     @property
@@ -72,8 +72,8 @@ class Pictures:
 class PictureSet:
     """A set that stays on disk."""
 
-    train: Pictures
-    test: Pictures
+    train: PictureTable
+    test: PictureTable
     class_names: tuple[str, ...]
     source: Source
     fit: Fit
@@ -170,8 +170,8 @@ def open_set(source: Source, data_dir: str | Path | None, fit: Fit) -> PictureSe
       DataError: If it cannot be opened.
     """
     test = ("validation", "test")
-    with hub.tables(source, data_dir, test=test, decode=False) as found:
-        train, test = Pictures(found.train), Pictures(found.test)
+    with open_tables(source, data_dir, test=test, decode=False) as found:
+        train, test = PictureTable(found.train), PictureTable(found.test)
         return PictureSet(train, test, found.class_names, source, fit)
 
 

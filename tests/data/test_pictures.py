@@ -7,9 +7,7 @@ import pytest
 from folders import draw
 from PIL import Image
 
-from xnor_jax import pictures
-from xnor_jax.data import Fit
-from xnor_jax.pictures import Augment
+from xnor_jax.data import Augment, Fit, pictures
 
 SIZES = st.tuples(st.integers(1, 400), st.integers(1, 400))
 

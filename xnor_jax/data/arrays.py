@@ -1,0 +1,151 @@
+"""Sets in memory: from tables of pictures, and from arrays that a function returns."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xnor_jax.data.sets import DataError, Dataset, Source, Split
+from xnor_jax.data.tables import Table, open_tables
+
+
+def from_tables(source: Source, data_dir: str | Path | None) -> Dataset:
+    """Decode all pictures of a set in the layout of the Hugging Face hub.
+
+    Args:
+      source: Its hub name is asked where there is no folder.
+      data_dir: A folder.
+
+    Raises:
+      DataError: If it cannot be read, or its images are not all of one shape.
+    """
+    with open_tables(source, data_dir, test=("test",)) as found:
+        train, test = map(_decode, (found.train, found.test))
+    channels = len(source.mean)
+    for split in (train, test):
+        if split.images.shape[1:] != (*train.images.shape[1:3], channels):
+            raise DataError(
+                f"{found.where} has images of shape {split.images.shape[1:]}; expected "
+                f"{channels} channels and one size in both splits"
+            )
+    return Dataset(train, test, found.class_names, source)
+
+
+def from_function(function: Callable[[], Any]) -> Dataset:
+    """The set that a function returns as arrays, checked.
+
+    Args:
+      function: Returns `(train_images, train_labels, test_images, test_labels)`: uint8
+        `[N, H, W, C]` and integers `[N]` from 0 to C − 1, where C − 1 is the largest
+        label of the training images.
+
+    Returns:
+      The set; its source has the mean and deviation of the training images, channel by
+      channel (a channel that is constant has deviation 1), its classes are named by
+      their numbers.
+
+    Raises:
+      DataError: If the function fails, or returns something else: the message names the
+        array.
+    """
+    name = _name(function)
+    try:
+        found = function()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise DataError(f"{name} failed: {type(error).__name__}: {reason}") from error
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    if not isinstance(found, tuple | list) or len(found) != 4:
+        got = type(found).__name__
+        if isinstance(found, tuple | list):
+            got = f"{len(found)} values"
+        raise DataError(f"{name}: expected ({', '.join(names)}), got {got}")
+    train_images, train_labels, test_images, test_labels = (
+        _array(f"{name}: {what}", value)
+        for what, value in zip(names, found, strict=True)
+    )
+    _check_split(name, "train", train_images, train_labels)
+    _check_split(name, "test", test_images, test_labels)
+    if test_images.shape[1:] != train_images.shape[1:]:
+        raise DataError(
+            f"{name}: test_images: expected images of shape {train_images.shape[1:]} "
+            f"as in train_images, got {test_images.shape[1:]}"
+        )
+    classes = int(train_labels.max()) + 1
+    if classes == 1:
+        raise DataError(f"{name}: train_labels: expected at least two classes, got one")
+    if test_labels.max() >= classes:
+        raise DataError(
+            f"{name}: test_labels: expected 0 to {classes - 1} as in train_labels, "
+            f"got {test_labels.max()}"
+        )
+    mean, std = _moments(train_images)
+    return Dataset(
+        Split(train_images, train_labels.astype(np.int32)),
+        Split(test_images, test_labels.astype(np.int32)),
+        tuple(map(str, range(classes))),
+        Source(name, mean, std, train_images.shape[1:]),
+    )
+
+
+def _decode(table: Table) -> Split:
+    images: np.ndarray | None = None
+    for row, picture in enumerate(table.pictures):
+        pixels = np.asarray(picture, np.uint8)
+        pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+        if images is None:
+            images = np.empty((len(table.labels), *pixels.shape), np.uint8)
+        if pixels.shape != images.shape[1:]:
+            raise DataError(
+                f"{table.name} has an image of shape {pixels.shape} in row {row}; "
+                f"expected {images.shape[1:]} as in row 0"
+            )
+        images[row] = pixels
+    assert images is not None
+    return Split(images, table.labels)
+
+
+def _name(function: Any) -> str:
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', '')}:{name}"
+
+
+def _array(what: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        raise DataError(f"{what}: expected an array, got {type(value)}") from error
+
+
+def _check_split(name: str, split: str, images: np.ndarray, labels: np.ndarray) -> None:
+    def expect(holds: bool, what: str, expected: str, got: object) -> None:
+        if not holds:
+            raise DataError(f"{name}: {split}_{what}: expected {expected}, got {got}")
+
+    expect(images.dtype == np.uint8, "images", "uint8", images.dtype)
+    expect(images.ndim == 4, "images", "shape [N, H, W, C]", images.shape)
+    expect(images.size > 0, "images", "at least one pixel", images.shape)
+    whole = np.issubdtype(labels.dtype, np.integer)
+    expect(whole, "labels", "integers", labels.dtype)
+    expect(
+        labels.shape == images.shape[:1],
+        "labels",
+        f"shape ({len(images)},)",
+        labels.shape,
+    )
+    expect(labels.min() >= 0, "labels", "numbers of at least 0", labels.min())
+    expect(labels.max() < 2**20, "labels", "class numbers below 2²⁰", labels.max())
+
+
+def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, as fractions of 255, from exact sums."""
+    count = images[..., 0].size
+    sums = images.sum((0, 1, 2), dtype=np.int64)
+    squares = np.einsum("nhwc,nhwc->c", images, images, dtype=np.int64)
+    mean, std = [], []
+    for total, square in zip(map(int, sums), map(int, squares), strict=True):
+        variance = count * square - total * total  # an integer: nothing cancels
+        mean.append(total / count / 255)
+        std.append(variance**0.5 / count / 255 if variance else 1.0)
+    return tuple(mean), tuple(std)

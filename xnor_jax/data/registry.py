@@ -1,0 +1,97 @@
+"""The image sets by name, and how one is opened."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xnor_jax.data.sets import DataError, Dataset, Fit, Source
+
+if TYPE_CHECKING:
+    from xnor_jax.data.streams import PictureSet
+
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+SOURCES = {
+    source.name: source
+    for source in (
+        Source("digits", (0.22,), (0.34,), (28, 28, 1)),
+        Source("mnist", (0.1307,), (0.3081,), (28, 28, 1), "ylecun/mnist"),
+        Source(
+            "fashion",
+            (0.2860,),
+            (0.3530,),
+            (28, 28, 1),
+            "zalando-datasets/fashion_mnist",
+        ),
+        Source(
+            "cifar10",
+            (0.4914, 0.4822, 0.4465),
+            (0.2470, 0.2435, 0.2616),
+            (32, 32, 3),
+            "uoft-cs/cifar10",
+        ),
+        Source("imagenet", *_IMAGENET, None, "ILSVRC/imagenet-1k"),
+        Source("folder", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), None),
+    )
+}
+
+Arrays = tuple[Any, Any, Any, Any]
+
+
+def load(
+    dataset: str | Callable[[], Arrays],
+    data_dir: str | Path | None = None,
+    fit: Fit | None = None,
+) -> "Dataset | PictureSet":
+    """Read an image set into memory, or open one that stays on disk.
+
+    Args:
+      dataset: One of `SOURCES`: `digits`, `mnist`, `fashion`, `cifar10` are read into
+        memory, `imagenet` and `folder` stay on disk. Or a function without arguments
+        that returns `(train_images, train_labels, test_images, test_labels)`: uint8
+        `[N, H, W, C]` and integers `[N]`, numbered from 0. Its pixels are normalised by
+        the mean and deviation of the training images, channel by channel.
+      data_dir: A folder in the layout of the Hugging Face hub, or, for a set that stays
+        on disk, of class folders: `train/CLASS/*` and `validation/CLASS/*`. None asks
+        the hub itself. The digits and functions take none.
+      fit: The size of the images of a set that stays on disk; the others have theirs.
+
+    Returns:
+      The training and the test split.
+
+    Raises:
+      DataError: If the set is unknown, cannot be read, or its images or labels are not
+        those of one set: the message says what would be right.
+    """
+    if callable(dataset):
+        from xnor_jax.data import arrays
+
+        if data_dir is not None:
+            raise DataError(f"a function takes no data folder: {data_dir}")
+        return arrays.from_function(dataset)
+    if dataset not in SOURCES:
+        raise DataError(
+            f"unknown data set {dataset!r}; expected one of {', '.join(SOURCES)}"
+        )
+    source = SOURCES[dataset]
+    if source.streamed:
+        if fit is None:
+            raise DataError(
+                f"{dataset} has pictures of any size; expected an image size"
+            )
+        if source.hub is None and data_dir is None:
+            raise DataError("no folder of class folders; give one with --data-dir")
+        from xnor_jax.data import streams
+
+        return streams.open_set(source, data_dir, fit)
+    if source.hub is None:
+        if data_dir is not None:
+            raise DataError(
+                f"{dataset} is built in and takes no data folder: {data_dir}"
+            )
+        from xnor_jax.data import digits
+
+        return digits.read(source)
+    from xnor_jax.data import arrays
+
+    return arrays.from_tables(source, data_dir)

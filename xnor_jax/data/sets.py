@@ -1,0 +1,135 @@
+"""What an image set is: its types, and the errors of reading one."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+# The label of a row that only fills up a batch, and counts for nothing.
+BLANK = -1
+
+
+class DataError(Exception):
+    """A data set that is missing, damaged or not what was asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a set comes from, and how its pixels, in [0, 1], are normalised."""
+
+    name: str
+    mean: tuple[float, ...]  # one per channel
+    std: tuple[float, ...]
+    image_shape: tuple[int, int, int] | None  # None: pictures of any size, on disk
+    hub: str | None = None  # name on the Hugging Face hub
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the set stays on disk."""
+        return self.image_shape is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """How a picture of any size becomes an image of `size × size`.
+
+    Its shorter side is resized to `resize` pixels, and the centre is cut.
+
+    Raises:
+      ValueError: Unless 1 ≤ size ≤ resize.
+    """
+
+    size: int
+    resize: int
+
+    def __post_init__(self):
+        if not 1 <= self.size <= self.resize:
+            raise ValueError(
+                f"Fit: expected 1 ≤ size ≤ resize, got {self.size} and {self.resize}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random changes to each training image.
+
+    Attributes:
+      resize_crop: Cut a random part, of 8 to 100 % of the area and 3/4 to 4/3 as wide
+        as high, and resize it; only for pictures of any size.
+      shift: Translate by up to this many pixels along each axis, zeros outside.
+      flip: Mirror half of the images left to right.
+    """
+
+    resize_crop: bool = False
+    shift: int = 0
+    flip: bool = False
+
+
+class Split(NamedTuple):
+    """Images and their labels."""
+
+    images: np.ndarray  # uint8 [N, H, W, C]
+    labels: np.ndarray  # int32 [N], each in [0, classes)
+
+
+class ImageSet(Protocol):
+    """A training and a test split, in memory or on disk."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One per class."""
+        ...
+
+    @property
+    def source(self) -> Source:
+        """Where it comes from."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width, channels."""
+        ...
+
+    @property
+    def train_images(self) -> int:
+        """The number of training images."""
+        ...
+
+    @property
+    def test_images(self) -> int:
+        """The number of test images."""
+        ...
+
+    def test_splits(self) -> Iterator[Split]:
+        """The test images in order, in parts that fit in memory."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """An image set in memory."""
+
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    source: Source
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width, channels."""
+        return tuple(self.train.images.shape[1:])
+
+    @property
+    def train_images(self) -> int:
+        """The number of training images."""
+        return len(self.train.labels)
+
+    @property
+    def test_images(self) -> int:
+        """The number of test images."""
+        return len(self.test.labels)
+
+    def test_splits(self) -> Iterator[Split]:
+        """The test images, in one part."""
+        yield self.test

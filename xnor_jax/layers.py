@@ -16,7 +16,14 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
-from xnor_jax.convolution import Padding, Pads, explicit_padding, max_pool, sum_pool
+from xnor_jax.convolution import max_pool, sum_pool
+from xnor_jax.geometry import (
+    Geometry,
+    Padding,
+    check_padding,
+    per_axis,
+    pool_geometry,
+)
 from xnor_jax.ops import norm as ops_norm
 from xnor_jax.ops.training import conv, conv_general_dilated
 
@@ -138,22 +145,14 @@ def real_conv(layer: nnx.Conv, x: jax.Array) -> jax.Array:
         and x.shape[-1] == layer.in_features
     ):
         return layer(x)
-
-    def per_axis(value: int | Sequence[int] | None) -> tuple[int, ...]:
-        value = 1 if value is None else value
-        return (value,) * rank if isinstance(value, int) else tuple(value)
-
     padding: Any = layer.padding
-    strides, dilation = per_axis(layer.strides), per_axis(layer.kernel_dilation)
     return conv(
         x,
         layer.kernel[...],
         layer.bias[...],
-        strides=strides,
-        padding=explicit_padding(
-            padding, x.shape[1:-1], layer.kernel_size, strides, dilation
-        ),
-        dilation=dilation,
+        strides=1 if layer.strides is None else layer.strides,
+        padding=padding,
+        dilation=1 if layer.kernel_dilation is None else layer.kernel_dilation,
         groups=layer.feature_group_count,
         **options,
     )
@@ -171,46 +170,29 @@ class _Pool:
 
     def __post_init__(self):
         # Hashable, as a static attribute of a module has to be.
-        for name in ("window", "strides"):
-            value = getattr(self, name)
-            one = isinstance(value, int | np.integer)
-            sizes = (int(value),) if one else tuple(map(int, value))
-            if not sizes or min(sizes) < 1:
-                raise ValueError(
-                    f"{type(self).__name__}: expected {name} of at least 1, got {value}"
-                )
-            object.__setattr__(self, name, sizes[0] if one else sizes)
-        if not isinstance(self.padding, str | int):
-            pads = [p if isinstance(p, int) else tuple(p) for p in self.padding]
-            object.__setattr__(self, "padding", tuple(pads))
+        name = type(self).__name__
+        for field in ("window", "strides"):
+            value: Any = getattr(self, field)
+            several = isinstance(value, Sequence | np.ndarray)
+            rank = max(1, len(value)) if several else 1
+            sizes = per_axis(name, field, value, rank)
+            object.__setattr__(self, field, sizes if several else sizes[0])
+        object.__setattr__(self, "padding", check_padding(name, self.padding))
 
-    def geometry(
-        self, spatial: Sequence[int]
-    ) -> tuple[tuple[int, ...], tuple[int, ...], Pads]:
-        """Window, strides and padding on an image, one entry per spatial axis.
+    def geometry(self, spatial: Sequence[int]) -> Geometry:
+        """The windows on an image of these spatial sizes.
 
         Raises:
           ValueError: If the pool is for another number of axes, the window does not fit
             into the padded image, or is no larger than its padding.
         """
-        name, rank = type(self).__name__, len(spatial)
-        window, strides = (
-            (value,) * rank if isinstance(value, int) else value
-            for value in (self.window, self.strides)
+        return pool_geometry(
+            type(self).__name__,
+            spatial,
+            self.window,
+            strides=self.strides,
+            padding=self.padding,
         )
-        if not len(window) == len(strides) == rank:
-            raise ValueError(
-                f"{name}: expected images of {len(window)} spatial axes, got {rank}"
-            )
-        pads = explicit_padding(self.padding, spatial, window, strides, (1,) * rank)
-        for size, k, pad in zip(spatial, window, pads, strict=True):
-            if not all(0 <= p < k for p in pad) or size + sum(pad) < k:
-                raise ValueError(
-                    f"{name}: expected a window larger than its padding and no larger "
-                    f"than the padded image, got window {window}, padding {pads} and "
-                    f"an image of {tuple(spatial)}"
-                )
-        return window, strides, pads
 
 
 @dataclass(frozen=True)
@@ -226,8 +208,7 @@ class MaxPool(_Pool):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, *spatial, C]` to `[N, *out, C]`."""
-        window, strides, pads = self.geometry(x.shape[1:-1])
-        return max_pool(x, window, strides, pads if any(map(any, pads)) else None)
+        return max_pool(x, self.geometry(x.shape[1:-1]))
 
 
 @dataclass(frozen=True)
@@ -243,9 +224,9 @@ class AvgPool(_Pool):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, *spatial, C]` to `[N, *out, C]`."""
-        window, strides, pads = self.geometry(x.shape[1:-1])
+        geometry = self.geometry(x.shape[1:-1])
         # Flax's divides by an array of integers, which strict promotion forbids.
-        return sum_pool(x, window, strides, pads) / prod(window)
+        return sum_pool(x, geometry) / prod(geometry.window)
 
 
 @dataclass(frozen=True)

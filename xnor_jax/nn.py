@@ -12,13 +12,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
 from xnor_jax import convolution
-from xnor_jax.convolution import Padding
+from xnor_jax.geometry import (
+    DENSE,
+    Geometry,
+    Padding,
+    check_padding,
+    conv_geometry,
+    per_axis,
+    positive,
+)
 from xnor_jax.layers import (
     AvgPool,
     Flatten,
@@ -28,7 +35,6 @@ from xnor_jax.layers import (
     batch_norm,
 )
 from xnor_jax.ops import training
-from xnor_jax.ops._geometry import DENSE, Geometry
 from xnor_jax.ops.bits import random_bits
 from xnor_jax.ops.training import scaled_product
 from xnor_jax.rules import Rule
@@ -213,9 +219,9 @@ class BinaryConv(_Binary):
             raise ValueError(
                 f"kernel_size: expected 1 to 3 spatial axes, got {kernel_size}"
             )
-        window = _per_axis("kernel_size", kernel_size, rank)
-        groups = feature_group_count
-        if groups < 1 or in_features % groups or out_features % groups:
+        window = per_axis("BinaryConv", "kernel_size", kernel_size, rank)
+        groups = positive("BinaryConv", "feature_group_count", feature_group_count)
+        if in_features % groups or out_features % groups:
             raise ValueError(
                 f"feature_group_count: {groups} does not divide both in_features "
                 f"{in_features} and out_features {out_features}"
@@ -223,11 +229,11 @@ class BinaryConv(_Binary):
         self.in_features = in_features
         self.out_features = out_features
         self.kernel_size = window
-        self.strides = _per_axis("strides", strides, rank)
-        self.padding: Padding = (
-            padding if isinstance(padding, str | int | np.integer) else tuple(padding)
+        self.strides = per_axis("BinaryConv", "strides", strides, rank)
+        self.padding = check_padding("BinaryConv", padding)
+        self.kernel_dilation = per_axis(
+            "BinaryConv", "kernel_dilation", kernel_dilation, rank
         )
-        self.kernel_dilation = _per_axis("kernel_dilation", kernel_dilation, rank)
         self.feature_group_count = feature_group_count
         super().__init__(
             (*window, in_features // feature_group_count, out_features),
@@ -265,36 +271,21 @@ class BinaryConv(_Binary):
                 f"BinaryConv: expected [N, {rank} spatial axes, {self.in_features}], "
                 f"got shape {x.shape}"
             )
-        padding = convolution.explicit_padding(
-            self.padding,
+        geometry = conv_geometry(
+            "BinaryConv",
             x.shape[1:-1],
             self.kernel_size,
-            self.strides,
-            self.kernel_dilation,
+            strides=self.strides,
+            padding=self.padding,
+            dilation=self.kernel_dilation,
         )
-        reach = [
-            (k - 1) * d + 1
-            for k, d in zip(self.kernel_size, self.kernel_dilation, strict=True)
-        ]
-        sizes = zip(x.shape[1:-1], padding, reach, strict=True)
-        if any(size + sum(pad) < window for size, pad, window in sizes):
-            raise ValueError(
-                f"BinaryConv: expected images of at least {tuple(reach)} with their "
-                f"padding {padding}, got shape {x.shape}"
-            )
-        way: dict[str, Any] = {
-            "strides": self.strides,
-            "dilation": self.kernel_dilation,
-            "padding": padding,
-        }
 
         def box_filter(a: jax.Array) -> jax.Array:
             window = self.kernel_size
             box = jnp.full((*window, 1, 1), 1 / prod(window), a.dtype)
-            return convolution.conv(a, box, **way)
+            return convolution.conv(a, box, **geometry.options)
 
-        product = partial(training.conv, **way, groups=self.groups)
-        geometry = Geometry(x.shape[1:-1], self.kernel_size, **way)
+        product = partial(training.conv, **geometry.options, groups=self.groups)
         return self._apply(x, geometry, product, box_filter, relu=relu)
 
 
@@ -449,11 +440,3 @@ class XnorBlock(nnx.Module):
             return self.layer.then(x, relu=self.relu)
         x = self.layer(x)
         return nnx.relu(x) if self.relu else x
-
-
-def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    one = isinstance(value, int | np.integer)
-    values = (int(value),) * rank if one else tuple(map(int, value))
-    if len(values) != rank or min(values) < 1:
-        raise ValueError(f"{name}: expected {rank} numbers of at least 1, got {value}")
-    return values

@@ -170,23 +170,20 @@ def conv_functions(case: Conv) -> dict[str, Function]:
     import jax.numpy as jnp
 
     from xnor_jax import convolution
+    from xnor_jax.geometry import conv_geometry
     from xnor_jax.ops import cpu, training
-    from xnor_jax.ops._geometry import Geometry
 
-    unit, pads = (1, 1), ((case.padding, case.padding),) * 2
-    xla = partial(
-        convolution.xla_conv,
-        strides=unit,
-        padding=pads,
-        dilation=unit,
-        groups=1,
-        accumulator=None,
+    geometry = conv_geometry(
+        "conv",
+        (case.size,) * 2,
+        (case.window,) * 2,
+        strides=1,
+        padding=case.padding,
     )
+    xla = partial(convolution.xla_conv, **geometry.options)
     functions: dict[str, Function] = {"XLA convolution": xla}
     if cpu.is_available() and jax.default_backend() == "cpu":
-        way = {"strides": unit, "padding": pads, "dilation": unit}
-        functions["C++"] = partial(training.conv, **way, backend="cpu")
-        geometry = Geometry((case.size,) * 2, (case.window,) * 2, *way.values())
+        functions["C++"] = partial(training.conv, **geometry.options, backend="cpu")
         if case.binary:
             functions["C++, signs on bits"] = partial(
                 training.binary_product, geometry=geometry, backend="cpu"
@@ -196,8 +193,8 @@ def conv_functions(case: Conv) -> dict[str, Function]:
         return functions
 
     def patches(x, kernel):
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        return convolution._patch_conv(unit, unit, None, x, kernel)
+        x = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
+        return convolution._patch_conv(geometry, None, x, kernel)
 
     functions["patch product"] = patches
     return functions
@@ -209,27 +206,34 @@ def pool_functions(case: Pool) -> dict[str, Function]:
 
     from xnor_jax import convolution
 
-    window, strides, pads = pool_geometry(case)
+    geometry = pool_geometry(case)
 
     def reduce_window(x):
         return lax.reduce_window(
             x,
             -jnp.inf,
             lax.max,
-            (1, *window, 1),
-            (1, *strides, 1),
-            ((0, 0), *pads, (0, 0)),
+            (1, *geometry.window, 1),
+            (1, *geometry.strides, 1),
+            ((0, 0), *geometry.padding, (0, 0)),
         )
 
     def shifted(x):
-        return convolution.max_pool(x, window, strides, pads if case.padding else None)
+        return convolution.max_pool(x, geometry)
 
     return {"reduce_window": reduce_window, "shifted maxima": shifted}
 
 
 def pool_geometry(case: Pool):
-    pair = (case.padding, case.padding)
-    return (case.window,) * 2, (case.stride,) * 2, (pair, pair)
+    from xnor_jax import geometry
+
+    return geometry.pool_geometry(
+        "pool",
+        (case.size,) * 2,
+        case.window,
+        strides=case.stride,
+        padding=case.padding,
+    )
 
 
 def draw(case: Conv | Pool, functions: dict[str, Function], batch: int):
@@ -253,13 +257,7 @@ def picked(case: Conv | Pool, operands) -> str:
     from xnor_jax.ops import training
 
     if isinstance(case, Pool):
-        window, strides, pads = pool_geometry(case)
-        function = partial(
-            convolution.max_pool,
-            window=window,
-            strides=strides,
-            padding=pads if case.padding else None,
-        )
+        function = partial(convolution.max_pool, geometry=pool_geometry(case))
     else:
         function = partial(
             training.conv,

@@ -91,14 +91,14 @@ def parse() -> argparse.Namespace:
 
 
 def draw(case: Case, batch: int):
-    """The window's way, a gradient of the result's shape and a kernel."""
+    """The windows, a gradient of the result's shape and a kernel."""
     import jax
 
-    from xnor_jax.ops._geometry import Geometry
+    from xnor_jax.geometry import Geometry
 
     pads = ((case.padding,) * 2,) * 2
-    way = ((case.size,) * 2, (case.window,) * 2, (case.stride,) * 2, pads, (1, 1))
-    geometry = Geometry(*way)
+    sizes = ((case.size,) * 2, (case.window,) * 2, (case.stride,) * 2)
+    geometry = Geometry(*sizes, pads, (1, 1))
     keys = jax.random.split(jax.random.key(0))
     g = jax.random.normal(keys[0], (batch, *geometry.out, case.features))
     shape = (case.window, case.window, case.channels, case.features)

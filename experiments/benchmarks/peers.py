@@ -19,7 +19,7 @@ from flax import nnx
 from torch import nn
 
 from xnor_jax import layers
-from xnor_jax.convolution import explicit_padding
+from xnor_jax.geometry import conv_geometry
 from xnor_jax.nn import BinaryConv, BinaryLinear, XnorBlock
 
 
@@ -51,8 +51,9 @@ def _read(layer: Any, shape: tuple[int, ...]) -> list[nn.Module]:
         case nnx.Linear():
             return _dense(layer, shape)
         case layers.MaxPool() | layers.AvgPool():
-            window, strides, pads = layer.geometry(shape[1:-1])
-            before = tuple(pad[0] for pad in pads)
+            geometry = layer.geometry(shape[1:-1])
+            window, strides = geometry.window, geometry.strides
+            before = tuple(pad[0] for pad in geometry.padding)
             if isinstance(layer, layers.MaxPool):
                 return [nn.MaxPool2d(window, strides, before)]
             return [nn.AvgPool2d(window, strides, before)]
@@ -66,9 +67,10 @@ def _read(layer: Any, shape: tuple[int, ...]) -> list[nn.Module]:
 def _conv(layer: nnx.Conv | BinaryConv, shape: tuple[int, ...]) -> nn.Conv2d:
     kernel = np.asarray(layer.kernel[...])
     *window, channels, features = kernel.shape
-    unit = (1, 1)
-    pads = explicit_padding(layer.padding, shape[1:-1], window, unit, unit)
-    before = tuple(pad[0] for pad in pads)
+    geometry = conv_geometry(
+        "conv", shape[1:-1], window, strides=1, padding=layer.padding
+    )
+    before = tuple(pad[0] for pad in geometry.padding)
     conv = nn.Conv2d(channels, features, tuple(window), padding=before)
     _set(conv.weight, kernel.transpose(3, 2, 0, 1))
     _set(conv.bias, layer.bias[...])

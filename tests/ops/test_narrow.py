@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import xnor_jax as xnor
 from xnor_jax import convolution
+from xnor_jax.geometry import DENSE, Geometry
 from xnor_jax.ops import cpu, narrow, training
-from xnor_jax.ops._geometry import DENSE, Geometry
 
 BACKENDS = ("float", "cpu") if cpu.is_available() else ("float",)
 SQUARE = Geometry((9, 8), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))

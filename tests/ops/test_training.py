@@ -16,9 +16,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import xnor_jax as xnor
+from xnor_jax.geometry import DENSE, Geometry
 from xnor_jax.layers import real_conv
 from xnor_jax.ops import cpu, gradients, training
-from xnor_jax.ops._geometry import DENSE, Geometry
 
 needs_library = pytest.mark.skipif(
     not cpu.is_available(), reason="the cpu backend was not built"
@@ -105,7 +105,7 @@ def test_convolution_of_floats_is_xlas(case):
         return
 
     def on(backend):
-        function = partial(training.conv, **geometry.way, backend=backend)
+        function = partial(training.conv, **geometry.options, backend=backend)
         return result_and_gradients(function, x, kernel)
 
     check_close(on("cpu"), on("float"))
@@ -119,7 +119,7 @@ def test_gradient_of_the_images_either_way(case):
     geometry, x, kernel, _, _, _ = case
     if geometry == DENSE:
         return
-    conv = partial(training.conv, **geometry.way, backend="float")
+    conv = partial(training.conv, **geometry.options, backend="float")
     y, pull = jax.vjp(lambda x: conv(x, kernel), x)
     g = jax.random.normal(jax.random.key(0), y.shape)
     for way in (gradients.folded, gradients.transposed):
@@ -164,7 +164,7 @@ def test_gradient_of_the_kernel_on_every_instruction_set(name, channels):
     """Whole numbers: their sums are exact in any order."""
     rng = np.random.default_rng(0)
     geometry = Geometry((7, 40), (3, 5), (2, 1), ((1, 0), (2, 3)), (1, 2))
-    way = geometry.way
+    way = geometry.options
     x = jnp.float32(rng.integers(-8, 9, (3, 7, 40, channels)))
     g = jnp.float32(rng.integers(-8, 9, (3, *geometry.out, 45)))
     chosen = cpu.instruction_set()

@@ -18,10 +18,10 @@ import numpy as np
 from flax import nnx
 
 from xnor_jax import layers
-from xnor_jax.convolution import explicit_padding
 from xnor_jax.deploy import fold, stages
 from xnor_jax.deploy.reading import Product, Step
-from xnor_jax.deploy.stage import Spec, Stage, windows
+from xnor_jax.deploy.stage import Spec, Stage
+from xnor_jax.geometry import conv_geometry
 from xnor_jax.ops import Affine, Threshold, pack_kernel
 from xnor_jax.weights import sign
 
@@ -366,11 +366,10 @@ def _placed(step: Product | Step, shape: Shape) -> tuple[Product | Step, Shape]:
     if isinstance(layer, layers.Flatten):
         return step, (prod(shape),)
     if isinstance(layer, layers.MaxPool | layers.AvgPool):
-        window, strides, padding = layer.geometry(spatial)
-        unit = (1,) * len(window)
-        out = windows(spatial, window, strides, padding, unit)
-        placed = replace(layer, window=window, strides=strides, padding=padding)
-        return replace(step, layer=placed), (*out, shape[-1])
+        geometry = layer.geometry(spatial)
+        names = ("window", "strides", "padding")
+        placed = replace(layer, **{name: getattr(geometry, name) for name in names})
+        return replace(step, layer=placed), (*geometry.out, shape[-1])
     return step, shape
 
 
@@ -386,14 +385,16 @@ def _placed_product(step: Product, shape: Shape) -> tuple[Product, Shape]:
         raise ValueError(
             f"expected an image of {len(step.window)} spatial axes, got shape {shape}"
         )
-    padding = explicit_padding(
-        step.padding, spatial, step.window, step.strides, step.dilation
+    geometry = conv_geometry(
+        "conv",
+        spatial,
+        step.window,
+        strides=step.strides,
+        padding=step.padding,
+        dilation=step.dilation,
     )
-    if min(map(min, padding)) < 0:
-        raise ValueError(f"expected a padding of 0 or more, got {padding}")
-    out = windows(spatial, step.window, step.strides, padding, step.dilation)
-    shape = (features,) if step.flat else (*out, features)
-    return replace(step, padding=padding), shape
+    shape = (features,) if step.flat else (*geometry.out, features)
+    return replace(step, padding=geometry.padding), shape
 
 
 def _check_use_of_signs(following: Steps) -> None:

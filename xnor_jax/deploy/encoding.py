@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from xnor_jax import ops
-from xnor_jax.convolution import Pads
 from xnor_jax.deploy import checks
 from xnor_jax.deploy.stage import Spec, Stage
 from xnor_jax.deploy.stages import STAGES
+from xnor_jax.geometry import Pads
 from xnor_jax.ops import Affine, Threshold
 
 _CONVS = ("real", "binary", "scaled")

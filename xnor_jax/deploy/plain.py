@@ -18,11 +18,12 @@ from jax.typing import ArrayLike
 
 from xnor_jax import masks, ops
 from xnor_jax._tree import Mask
-from xnor_jax.convolution import Padding, conv, dot, explicit_padding
+from xnor_jax.convolution import conv, dot
 from xnor_jax.deploy import reading, stages
 from xnor_jax.deploy.reading import Product
 from xnor_jax.deploy.report import Report, Row
 from xnor_jax.deploy.stage import Spec, Stage, static
+from xnor_jax.geometry import Padding, conv_geometry
 from xnor_jax.ops import Affine, PackedKernel, Sums
 from xnor_jax.weights import sign
 
@@ -109,10 +110,9 @@ class PackedLayer(nnx.Module):
 
     def geometry(self, x: jax.Array) -> dict[str, Any]:
         """Strides, padding in numbers and dilation on images `[N, *spatial, C]`."""
-        way = {"strides": self.strides, "dilation": self.dilation}
-        spatial = x.shape[1:-1]
-        pads = explicit_padding(self.padding, spatial, self.window, **way)
-        return {**way, "padding": pads}
+        names = ("strides", "padding", "dilation")
+        given = {name: getattr(self, name) for name in names}
+        return conv_geometry(self.name, x.shape[1:-1], self.window, **given).options
 
     def _settings(self, x: jax.Array) -> dict[str, Any]:
         words = self.words[...]
@@ -301,8 +301,8 @@ class _Probe(nnx.Module):
         if not self.packed.window:
             sums = dot(sign(x), kernel)
         else:
-            way = self.packed.geometry(x)
-            sums = conv(sign(x), kernel, **way, groups=self.packed.groups)
+            options = {**self.packed.geometry(x), "groups": self.packed.groups}
+            sums = conv(sign(x), kernel, **options)
         return jnp.rint(sums).astype(jnp.int32)
 
 

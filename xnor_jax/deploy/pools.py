@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from xnor_jax import layers, ops
-from xnor_jax.convolution import Pads
-from xnor_jax.deploy.stage import Spec, Stage, check, static, windows
+from xnor_jax.deploy.stage import Spec, Stage, check, static
+from xnor_jax.geometry import Pads, pool_geometry
 from xnor_jax.ops import Bits, Threshold
 
 
@@ -28,10 +28,8 @@ class _Pool(Stage):
 
     def out(self, spec: Spec) -> Spec:
         *spatial, channels = spec.shape
-        layers.MaxPool(**self.geometry).geometry(spatial)
-        unit = (1,) * len(self.window)
-        out = windows(tuple(spatial), self.window, self.strides, self.padding, unit)
-        return Spec((*out, channels), spec.bits)
+        geometry = pool_geometry(self.kind, spatial, **self.geometry)
+        return Spec((*geometry.out, channels), spec.bits)
 
 
 @jax.tree_util.register_dataclass

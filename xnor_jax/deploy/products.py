@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from xnor_jax import convolution, ops
-from xnor_jax.convolution import Pads
-from xnor_jax.deploy.stage import Spec, Stage, Value, check, static, windows
+from xnor_jax.deploy.stage import Spec, Stage, Value, check, static
+from xnor_jax.geometry import Pads, conv_geometry
 from xnor_jax.ops import Affine, Bits, Epilogue, PackedKernel, Threshold
 
 
@@ -40,10 +40,8 @@ class _Conv(Stage):
             )
         if not window:
             return Spec((*spec.shape[:-1], features), self._to_bits())
-        spatial = windows(
-            spec.shape[:-1], window, self.strides, self.padding, self.dilation
-        )
-        return Spec((*spatial, features), self._to_bits())
+        geometry = conv_geometry(self.kind, spec.shape[:-1], window, **self._geometry)
+        return Spec((*geometry.out, features), self._to_bits())
 
     def _to_bits(self) -> bool:
         return isinstance(getattr(self, "epilogue", None), Threshold)

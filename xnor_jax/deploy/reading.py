@@ -17,7 +17,7 @@ from jax.core import Tracer
 
 from xnor_jax import layers, masks, nn
 from xnor_jax._tree import Mask, resolve_mask
-from xnor_jax.convolution import Padding
+from xnor_jax.geometry import Padding, per_axis
 from xnor_jax.masks import path_string
 from xnor_jax.ops.training import conv_general_dilated
 from xnor_jax.quantizers import sign_ste
@@ -244,19 +244,19 @@ def _bias(layer: Any) -> jax.Array | None:
 def _geometry(layer: Any, name: str) -> dict[str, Any]:
     rank = len(layer.kernel_size)
     padding = layer.padding
-
-    def per_axis(value: Any) -> tuple[int, ...]:
-        value = 1 if value is None else value
-        one = isinstance(value, int | np.integer)
-        return (int(value),) * rank if one else tuple(map(int, value))
-
-    dilation = per_axis(layer.kernel_dilation)
+    strides, dilation = (
+        per_axis(f"pack: {name}", argument, 1 if value is None else value, rank)
+        for argument, value in (
+            ("strides", layer.strides),
+            ("kernel_dilation", layer.kernel_dilation),
+        )
+    )
     if padding == "CAUSAL" and rank == 1:
         padding = (((layer.kernel_size[0] - 1) * dilation[0], 0),)
     elif isinstance(padding, str) and padding not in ("SAME", "VALID"):
         raise ValueError(f"pack: {name}: padding {padding!r} cannot be packed")
     return {
-        "strides": per_axis(layer.strides),
+        "strides": strides,
         "padding": padding,
         "dilation": dilation,
         "groups": layer.feature_group_count,

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 
 from xnor_jax import ops
-from xnor_jax.convolution import Pads
 from xnor_jax.ops import Bits
 
 Value = jax.Array | Bits
@@ -81,31 +80,3 @@ def check(spec: Spec, *, bits: bool) -> Spec:
         names = {True: "bits", False: "floats"}
         raise ValueError(f"expected {names[bits]}, got {names[spec.bits]}")
     return spec
-
-
-def windows(
-    spatial: tuple[int, ...],
-    window: Any,
-    strides: tuple[int, ...],
-    padding: Pads,
-    dilation: tuple[int, ...],
-) -> tuple[int, ...]:
-    """How many windows fit along each spatial axis.
-
-    Raises:
-      ValueError: If an axis has no entry, or the window does not fit.
-    """
-    if not len(spatial) == len(window) == len(strides) == len(padding) == len(dilation):
-        raise ValueError(f"expected {len(window)} spatial axes, got {len(spatial)}")
-    out = tuple(
-        (size + sum(pads) - (k - 1) * d - 1) // s + 1
-        for size, k, s, pads, d in zip(
-            spatial, window, strides, padding, dilation, strict=True
-        )
-    )
-    if min(out) < 1:
-        raise ValueError(
-            f"expected a window that fits into the padded image, got window "
-            f"{tuple(window)}, padding {padding} and an image of {spatial}"
-        )
-    return out

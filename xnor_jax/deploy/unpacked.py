@@ -16,6 +16,7 @@ from xnor_jax import convolution, ops
 from xnor_jax.deploy import stages
 from xnor_jax.deploy.packed import PackedModel
 from xnor_jax.deploy.stage import Spec, Stage
+from xnor_jax.geometry import pool_geometry
 from xnor_jax.ops import Affine, Threshold
 from xnor_jax.weights import sign
 
@@ -74,8 +75,9 @@ def _layer(stage: Stage, spec: Spec, conv: Callable[..., jax.Array]) -> Layer:
     if isinstance(stage, stages.BitsPool):
         return _max_pool(stage, spec)
     if isinstance(stage, stages.SumPool):
-        epilogue, geometry = _epilogue(stage.threshold), stage.geometry
-        return lambda x: epilogue(convolution.sum_pool(x, **geometry))
+        epilogue = _epilogue(stage.threshold)
+        geometry = pool_geometry(stage.kind, spec.shape[:-1], **stage.geometry)
+        return lambda x: epilogue(convolution.sum_pool(x, geometry))
     if isinstance(stage, stages.Sign):
         return lambda x: x
     return lambda x: stage(x, "float")

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from xnor_jax import convolution
+from xnor_jax.geometry import Geometry
 from xnor_jax.ops import bits, cpu, gpu, pallas, xla
 from xnor_jax.ops import float as floats
-from xnor_jax.ops._geometry import Geometry
 from xnor_jax.ops.bits import WORD
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold, apply_epilogue
@@ -100,7 +100,7 @@ def conv_signs(
       backend: What `resolve` gave.
       x: Real numbers `[N, *spatial, C]`; their signs are taken.
       kernel: The packed kernel.
-      geometry: The window's way over the image.
+      geometry: The windows over the image.
 
     Returns:
       int32 `[N, *out, C_out]`.
@@ -115,12 +115,12 @@ def conv_signs(
     _check_filter(kernel)
 
     def compiled(x, kernel):
-        both = [steps.pack(), steps.conv(kernel, Sums(), **geometry.way)]
+        both = [steps.pack(), steps.conv(kernel, Sums(), **geometry.options)]
         return cpu.run(x, both, geometry.out, kernel.out_features, jnp.int32)
 
     def plain(x, kernel):
         words = bits.pack_signs(x.reshape(grouped.shape))
-        return xla.conv_words(words, kernel, Sums(), **geometry.way)
+        return xla.conv_words(words, kernel, Sums(), **geometry.options)
 
     return choose(backend, compiled, plain, x.astype(jnp.float32), kernel)
 
@@ -139,7 +139,7 @@ def conv_words(
       words: uint32 `[N, *spatial, G, Cw]`.
       kernel: The packed kernel, of `G` groups and `Cw` words a tap.
       epilogue: What becomes of the sums.
-      geometry: The window's way over the image.
+      geometry: The windows over the image.
 
     Returns:
       int32 or float32 `[N, *out, C_out]`, or uint32 `[N, *out, ceil(C_out / 32)]`.
@@ -151,7 +151,7 @@ def conv_words(
         shape = (words.shape[0], *geometry.out, kernel.out_features)
         return apply_epilogue(jnp.zeros(shape, jnp.int32), epilogue)
     _check_filter(kernel)
-    options = geometry.way
+    options = geometry.options
     if backend in UNPACKED:
         numbers = UNPACKED[backend]
         x = bits.signs(words, kernel.in_features, numbers.DTYPE)
@@ -194,13 +194,13 @@ def real_conv(
       x: Images `[N, *spatial, C]`.
       kernel: `[*window, C / groups, C_out]`.
       epilogue: What becomes of the sums.
-      geometry: The window's way over the image.
+      geometry: The windows over the image.
       groups: How many groups the channels fall into.
 
     Returns:
       float32 `[N, *out, C_out]`, or uint32 `[N, *out, ceil(C_out / 32)]`.
     """
-    options = geometry.way
+    options = geometry.options
 
     def plain(x, kernel, epilogue):
         acc = convolution.conv(x, kernel, groups=groups, **options)
@@ -225,7 +225,7 @@ def sum_pool_bits(
       backend: What `resolve` gave.
       x: float32 `[N, *spatial, C]`.
       threshold: Against which to compare the sums.
-      geometry: The window's way over the image.
+      geometry: The windows over the image.
 
     Returns:
       uint32 `[N, *out, ceil(C / 32)]`.
@@ -235,7 +235,10 @@ def sum_pool_bits(
         "strides": geometry.strides,
         "padding": geometry.padding,
     }
-    plain = partial(xla.sum_pool_bits, **options)
+
+    def plain(x, threshold):
+        return apply_epilogue(convolution.sum_pool(x, geometry), threshold)
+
     if backend not in ("auto", "cpu") or x.size == 0:
         return plain(x, threshold)
 

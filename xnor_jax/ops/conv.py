@@ -7,9 +7,8 @@ import jax
 from jax.typing import ArrayLike
 
 from xnor_jax._kernel import check_kernel, sign
-from xnor_jax.convolution import Padding
+from xnor_jax.geometry import Geometry, Padding, conv_geometry, positive
 from xnor_jax.ops import _inference, backends
-from xnor_jax.ops._geometry import Geometry, geometry
 from xnor_jax.ops.epilogue import Sums
 from xnor_jax.ops.kernel import pack_kernel
 
@@ -60,8 +59,8 @@ def binary_conv(
     """
     x = _inference.check_floating("binary_conv", "x", x)
     kernel = _inference.check_floating("binary_conv", "kernel", kernel)
-    check_channels("binary_conv", x, kernel, groups)
-    way = geometry(
+    groups = check_channels("binary_conv", x, kernel, groups)
+    geometry = conv_geometry(
         "binary_conv",
         x.shape[1:-1],
         kernel.shape[:-2],
@@ -69,11 +68,11 @@ def binary_conv(
         padding=padding,
         dilation=dilation,
     )
-    backend = backends.resolve("binary_conv", backend, len(way.window))
-    return _binary_conv(x, kernel, way=way, groups=int(groups), backend=backend)
+    backend = backends.resolve("binary_conv", backend, len(geometry.window))
+    return _binary_conv(x, kernel, geometry=geometry, groups=groups, backend=backend)
 
 
-def check_channels(where: str, x: jax.Array, kernel: jax.Array, groups: int) -> None:
+def check_channels(where: str, x: jax.Array, kernel: jax.Array, groups: int) -> int:
     """Refuse images and a kernel that do not fit together.
 
     Args:
@@ -82,9 +81,13 @@ def check_channels(where: str, x: jax.Array, kernel: jax.Array, groups: int) -> 
       kernel: `[*window, C / groups, C_out]`.
       groups: How many groups the channels fall into.
 
+    Returns:
+      The groups.
+
     Raises:
       ValueError: If a rank is not 1 to 3 or not the same, or channels do not fit.
     """
+    groups = positive(where, "groups", groups)
     try:
         check_kernel(kernel)
     except ValueError as error:
@@ -100,7 +103,7 @@ def check_channels(where: str, x: jax.Array, kernel: jax.Array, groups: int) -> 
             f"{where}: expected images [N, *spatial, C] of {rank} spatial axes, as the "
             f"kernel {kernel.shape}, got {x.shape}"
         )
-    if groups < 1 or x.shape[-1] % groups or kernel.shape[-1] % groups:
+    if x.shape[-1] % groups or kernel.shape[-1] % groups:
         raise ValueError(
             f"{where}: expected channels that divide into the groups, got "
             f"{x.shape[-1]} in, {kernel.shape[-1]} out and {groups} groups"
@@ -110,19 +113,18 @@ def check_channels(where: str, x: jax.Array, kernel: jax.Array, groups: int) -> 
             f"{where}: expected a kernel of {x.shape[-1] // groups} input channels "
             f"(images of {x.shape[-1]}, groups {groups}), got {kernel.shape[-2]}"
         )
+    return groups
 
 
-@partial(jax.jit, static_argnames=("way", "groups", "backend"))
-def _binary_conv(x, kernel, *, way: Geometry, groups: int, backend: str) -> jax.Array:
+@partial(jax.jit, static_argnames=("geometry", "groups", "backend"))
+def _binary_conv(x, kernel, *, geometry: Geometry, groups: int, backend: str):
     x, kernel = _inference.no_gradient("binary_conv", (x, kernel))
     if unpacked := backends.UNPACKED.get(backend):
         return unpacked.conv_signs(
             sign(x).astype(unpacked.DTYPE),
             sign(kernel).astype(unpacked.DTYPE),
             Sums(),
-            strides=way.strides,
-            padding=way.padding,
-            dilation=way.dilation,
             groups=groups,
+            **geometry.options,
         )
-    return backends.conv_signs(backend, x, pack_kernel(kernel, groups), way)
+    return backends.conv_signs(backend, x, pack_kernel(kernel, groups), geometry)

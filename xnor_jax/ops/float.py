@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from xnor_jax import convolution
-from xnor_jax.convolution import Pads
+from xnor_jax.geometry import Pads
 from xnor_jax.ops.epilogue import Epilogue, apply_epilogue
 
 DTYPE = jnp.float32

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xnor_jax.convolution import Pads
-from xnor_jax.ops._geometry import Geometry
+from xnor_jax.geometry import Geometry, Pads
 from xnor_jax.ops.epilogue import Epilogue, apply_epilogue
 
 DTYPE = jnp.int8
@@ -42,15 +41,17 @@ def conv_signs(
     """
     window, features = kernel.shape[:-2], kernel.shape[-1]
     weights = prod(kernel.shape[:-1])
-    way = Geometry(x.shape[1:-1], window, strides, padding, dilation)
+    geometry = Geometry(x.shape[1:-1], window, strides, padding, dilation)
     x = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0), (0, 0)))
-    taps = [x[(slice(None), *shift)] for shift in product(*way.shifts)]
+    taps = [x[(slice(None), *shift)] for shift in product(*geometry.shifts)]
     # Rows and columns of each group: [M, G, K] and [K, G, O].
-    rows = jnp.stack(taps, axis=-2).reshape(len(x) * prod(way.out), groups, weights)
+    rows = jnp.stack(taps, axis=-2).reshape(
+        len(x) * prod(geometry.out), groups, weights
+    )
     matrix = kernel.reshape(weights, groups, features // groups)
     sums = lax.dot_general(
         rows, matrix, (((2,), (0,)), ((1,), (1,))), preferred_element_type=jnp.int32
     )
-    sums = jnp.moveaxis(sums, 0, 1).reshape(len(x), *way.out, features)
+    sums = jnp.moveaxis(sums, 0, 1).reshape(len(x), *geometry.out, features)
     return apply_epilogue(sums, epilogue)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from xnor_jax import convolution
+from xnor_jax.geometry import Geometry
 from xnor_jax.ops import cpu
-from xnor_jax.ops._geometry import Geometry
 from xnor_jax.ops.bits import WORD, words_for
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Sums
@@ -27,7 +27,7 @@ def input_gradient(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.A
     """The images' gradient, float32 `[N, *spatial, C]`, from the result's.
 
     Args:
-      geometry: The window's way over the images.
+      geometry: The windows over the images.
       g: float32 `[N, *out, C_out]`.
       kernel: float32 `[*window, C, C_out]`.
     """
@@ -35,8 +35,8 @@ def input_gradient(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.A
     if single and not geometry.padded:
         columns = kernel.reshape(kernel.shape[-2:])
         return convolution.dot(g, columns.swapaxes(0, 1))
-    way = folded if folds(geometry, kernel) else transposed
-    return way(geometry, g, kernel)
+    formulation = folded if folds(geometry, kernel) else transposed
+    return formulation(geometry, g, kernel)
 
 
 def folds(geometry: Geometry, kernel: jax.Array) -> bool:
@@ -64,7 +64,7 @@ def folded(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
     unit = (1,) * len(geometry.window)
     taps = kernel.reshape(-1, features).swapaxes(0, 1).reshape(*unit, features, -1)
     patches = steps.real_conv(taps, Sums())
-    fold = steps.fold(geometry.spatial, window=geometry.window, **geometry.way)
+    fold = steps.fold(geometry.spatial, window=geometry.window, **geometry.options)
     return cpu.run(g, [patches, fold], geometry.spatial, channels, jnp.float32)
 
 
@@ -79,5 +79,5 @@ def transposed(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array
         pads = ((0, 0),) * len(window)
     unit = (1,) * len(window)
     back = Geometry(g.shape[1:-1], window, unit, pads, geometry.dilation)
-    step = steps.real_conv(flipped, Sums(), **back.way)
+    step = steps.real_conv(flipped, Sums(), **back.options)
     return cpu.run(g, [step], geometry.spatial, flipped.shape[-1], jnp.float32)

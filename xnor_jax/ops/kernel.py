@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from xnor_jax._kernel import check_kernel
+from xnor_jax.geometry import positive
 from xnor_jax.ops import _inference
 from xnor_jax.ops.bits import WORD, pack_signs, unpack_negative, words_for
 
@@ -69,12 +70,13 @@ def pack_kernel(kernel: ArrayLike, groups: int = 1) -> PackedKernel:
         check_kernel(kernel)
     except (TypeError, ValueError) as error:
         raise type(error)(f"pack_kernel: {error}") from None
-    if groups < 1 or kernel.shape[-1] % groups:
+    groups = positive("pack_kernel", "groups", groups)
+    if kernel.shape[-1] % groups:
         raise ValueError(
             f"pack_kernel: expected output channels that divide into the groups, got "
             f"{kernel.shape[-1]} channels and {groups} groups"
         )
-    return _pack_kernel(kernel, groups=int(groups))
+    return _pack_kernel(kernel, groups=groups)
 
 
 def unpack_kernel(packed: PackedKernel) -> jax.Array:

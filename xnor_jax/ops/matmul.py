@@ -6,8 +6,8 @@ import jax
 from jax.typing import ArrayLike
 
 from xnor_jax._kernel import check_kernel, sign
+from xnor_jax.geometry import DENSE
 from xnor_jax.ops import _inference, backends
-from xnor_jax.ops._geometry import DENSE
 from xnor_jax.ops.epilogue import Sums
 from xnor_jax.ops.kernel import pack_kernel
 

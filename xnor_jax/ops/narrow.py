@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from xnor_jax import convolution
 from xnor_jax._kernel import scale, sign
-from xnor_jax.ops._geometry import DENSE, Geometry
+from xnor_jax.geometry import DENSE, Geometry
 
 
 def rounded(x: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -39,7 +39,7 @@ def scaled_product(
     """`α · (signs ⊛ sign(w))` for `w̃ = α·sign(w)`, and the gradient of `signs ⊛ w̃`.
 
     Args:
-      geometry: The window's way over the image; `DENSE` for `[N, C]`.
+      geometry: The windows over the image; `DENSE` for `[N, C]`.
       groups: How many groups the channels fall into.
       dtype: Of the products' operands.
       signs: Activations in {−1, 0, +1}, `[N, *spatial, C]`.
@@ -85,7 +85,7 @@ def _signs_gradient(geometry, groups, signs, kernel, g):
     kernel = sign(kernel).astype(g.dtype)
     if _pointwise(geometry, groups):
         return convolution.dot(g, kernel.reshape(kernel.shape[-2:]).T)
-    conv = partial(convolution.xla_conv, groups=groups, **geometry.way)
+    conv = partial(convolution.xla_conv, groups=groups, **geometry.options)
     return jax.linear_transpose(lambda signs: conv(signs, kernel), signs)(g)[0]
 
 
@@ -97,7 +97,7 @@ def _kernel_gradient(geometry, groups, signs, kernel, g):
             signs, g, contracted, preferred_element_type=jnp.float32
         )
         return matrix.reshape(kernel.shape)
-    conv = partial(convolution.xla_conv, groups=groups, **geometry.way)
+    conv = partial(convolution.xla_conv, groups=groups, **geometry.options)
     signs, kernel, g = (a.astype(jnp.float32) for a in (signs, kernel, g))
     return jax.linear_transpose(lambda kernel: conv(signs, kernel), kernel)(g)[0]
 

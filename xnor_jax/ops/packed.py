@@ -8,9 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from xnor_jax.convolution import Padding
+from xnor_jax.geometry import (
+    DENSE,
+    Geometry,
+    Padding,
+    conv_geometry,
+    pool_geometry,
+    positive,
+)
 from xnor_jax.ops import _inference, backends
-from xnor_jax.ops._geometry import DENSE, Geometry, geometry
 from xnor_jax.ops.bits import WORD, Bits, check_words, words_for
 from xnor_jax.ops.conv import check_channels
 from xnor_jax.ops.epilogue import Epilogue, Threshold, check_epilogue
@@ -80,12 +86,12 @@ def packed_conv(
             "packed_conv: expected images [N, *spatial, C] and a kernel of 1 to 3 "
             f"spatial axes, got {x.shape} and a window of {kernel.window}"
         )
-    if groups != kernel.groups:
+    if positive("packed_conv", "groups", groups) != kernel.groups:
         raise ValueError(
             f"packed_conv: expected groups={kernel.groups}, as the kernel was packed, "
             f"got {groups}"
         )
-    way = geometry(
+    geometry = conv_geometry(
         "packed_conv",
         x.words.shape[1:-1],
         kernel.window,
@@ -94,7 +100,7 @@ def packed_conv(
         dilation=dilation,
     )
     backend = backends.resolve("packed_conv", backend, rank)
-    y = _packed_conv(x, kernel, epilogue, way=way, backend=backend)
+    y = _packed_conv(x, kernel, epilogue, geometry=geometry, backend=backend)
     return Bits(y, kernel.out_features) if isinstance(epilogue, Threshold) else y
 
 
@@ -166,10 +172,10 @@ def real_conv(
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     for name, array in (("x", x), ("kernel", kernel)):
         _check_float32("real_conv", name, array)
-    check_channels("real_conv", x, kernel, groups)
+    groups = check_channels("real_conv", x, kernel, groups)
     features = kernel.shape[-1]
     check_epilogue("real_conv", epilogue, features, jnp.float32)
-    way = geometry(
+    geometry = conv_geometry(
         "real_conv",
         x.shape[1:-1],
         kernel.shape[:-2],
@@ -177,15 +183,16 @@ def real_conv(
         padding=padding,
         dilation=dilation,
     )
-    backend = backends.resolve("real_conv", backend, len(way.window))
-    if len(way.window) != 2 or groups != 1:
+    backend = backends.resolve("real_conv", backend, len(geometry.window))
+    if len(geometry.window) != 2 or groups != 1:
         if backend == "cpu":
             raise ValueError(
                 "real_conv: the backend 'cpu' has 2 spatial axes and one group, got "
-                f"{len(way.window)} and {groups}; use 'auto' or 'xla'"
+                f"{len(geometry.window)} and {groups}; use 'auto' or 'xla'"
             )
         backend = "xla"
-    y = _real_conv(x, kernel, epilogue, way=way, groups=int(groups), backend=backend)
+    options = {"geometry": geometry, "groups": groups, "backend": backend}
+    y = _real_conv(x, kernel, epilogue, **options)
     return Bits(y, features) if isinstance(epilogue, Threshold) else y
 
 
@@ -224,13 +231,8 @@ def pool_bits(
         raise ValueError(
             f"pool_bits: expected flip of shape {x.words.shape[-1:]}, got {flip.shape}"
         )
-    way = _pool("pool_bits", x.words, window, strides, padding)
-    if any(max(p) >= k for p, k in zip(way.padding, way.window, strict=True)):
-        raise ValueError(
-            "pool_bits: expected a padding smaller than the window, got "
-            f"{way.padding} and {way.window}"
-        )
-    return Bits(_pool_bits(x.words, flip, way=way), x.size)
+    geometry = _pool("pool_bits", x.words, window, strides, padding)
+    return Bits(_pool_bits(x.words, flip, geometry=geometry), x.size)
 
 
 def sum_pool_bits(
@@ -271,9 +273,11 @@ def sum_pool_bits(
             f"sum_pool_bits: expected a Threshold, got {type(threshold).__name__}"
         )
     check_epilogue("sum_pool_bits", threshold, x.shape[-1], jnp.float32)
-    way = _pool("sum_pool_bits", x, window, strides, padding)
+    geometry = _pool("sum_pool_bits", x, window, strides, padding)
     backend = backends.resolve("sum_pool_bits", backend)
-    return Bits(_sum_pool_bits(x, threshold, way=way, backend=backend), x.shape[-1])
+    return Bits(
+        _sum_pool_bits(x, threshold, geometry=geometry, backend=backend), x.shape[-1]
+    )
 
 
 def _check_bits(where: str, x: Bits) -> None:
@@ -324,13 +328,8 @@ def _pool(where, x, window, strides, padding) -> Geometry:
             f"{where}: expected images [N, *spatial, C] of 1 to 3 spatial axes, got "
             f"{rank + 2} axes"
         )
-    sizes = (window,) * rank if isinstance(window, int | np.integer) else tuple(window)
-    if len(sizes) != rank or any(size < 1 for size in sizes):
-        raise ValueError(
-            f"{where}: expected a window of 1 or more, one number or one for each of "
-            f"{rank} spatial axes, got {window}"
-        )
-    return geometry(where, x.shape[1:-1], sizes, strides=strides, padding=padding)
+    spatial = x.shape[1:-1]
+    return pool_geometry(where, spatial, window, strides=strides, padding=padding)
 
 
 def regroup(words: jax.Array, size: int, groups: int) -> jax.Array:
@@ -363,11 +362,11 @@ def _sign_bits(x, *, backend: str) -> jax.Array:
     return backends.pack(backend, _inference.no_gradient("sign_bits", x))
 
 
-@partial(jax.jit, static_argnames=("way", "backend"))
-def _packed_conv(x, kernel, epilogue, *, way: Geometry, backend: str) -> jax.Array:
+@partial(jax.jit, static_argnames=("geometry", "backend"))
+def _packed_conv(x, kernel, epilogue, *, geometry: Geometry, backend: str) -> jax.Array:
     epilogue = _inference.no_gradient("packed_conv", epilogue)
     words = regroup(x.words, x.size, kernel.groups)
-    return backends.conv_words(backend, words, kernel, epilogue, way)
+    return backends.conv_words(backend, words, kernel, epilogue, geometry)
 
 
 @partial(jax.jit, static_argnames=("backend",))
@@ -378,24 +377,24 @@ def _packed_matmul(x, kernel, epilogue, *, backend: str) -> jax.Array:
     return y.reshape(*x.words.shape[:-1], y.shape[-1])
 
 
-@partial(jax.jit, static_argnames=("way", "groups", "backend"))
-def _real_conv(x, kernel, epilogue, *, way: Geometry, groups: int, backend: str):
+@partial(jax.jit, static_argnames=("geometry", "groups", "backend"))
+def _real_conv(x, kernel, epilogue, *, geometry: Geometry, groups: int, backend: str):
     x, kernel, epilogue = _inference.no_gradient("real_conv", (x, kernel, epilogue))
-    return backends.real_conv(backend, x, kernel, epilogue, way, groups)
+    return backends.real_conv(backend, x, kernel, epilogue, geometry, groups)
 
 
-@partial(jax.jit, static_argnames=("way",))
-def _pool_bits(words, flip, *, way: Geometry) -> jax.Array:
+@partial(jax.jit, static_argnames=("geometry",))
+def _pool_bits(words, flip, *, geometry: Geometry) -> jax.Array:
     identity = jnp.uint32(0xFFFFFFFF)
-    pads = ((0, 0), *way.padding, (0, 0))
+    pads = ((0, 0), *geometry.padding, (0, 0))
     y = jnp.pad(words ^ flip, pads, constant_values=identity)
-    for axis, shifts in enumerate(way.shifts, start=1):
+    for axis, shifts in enumerate(geometry.shifts, start=1):
         before = (slice(None),) * axis
         y = reduce(jnp.bitwise_and, [y[(*before, shift)] for shift in shifts])
     return y ^ flip
 
 
-@partial(jax.jit, static_argnames=("way", "backend"))
-def _sum_pool_bits(x, threshold, *, way: Geometry, backend: str) -> jax.Array:
+@partial(jax.jit, static_argnames=("geometry", "backend"))
+def _sum_pool_bits(x, threshold, *, geometry: Geometry, backend: str) -> jax.Array:
     x, threshold = _inference.no_gradient("sum_pool_bits", (x, threshold))
-    return backends.sum_pool_bits(backend, x, threshold, way)
+    return backends.sum_pool_bits(backend, x, threshold, geometry)

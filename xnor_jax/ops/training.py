@@ -21,9 +21,8 @@ from jax.typing import DTypeLike
 
 from xnor_jax import convolution
 from xnor_jax._kernel import scale, sign, wide_dtype
-from xnor_jax.convolution import Pads, explicit_padding
+from xnor_jax.geometry import DENSE, Geometry, Padding, conv_geometry
 from xnor_jax.ops import backends, cpu, narrow
-from xnor_jax.ops._geometry import DENSE, Geometry
 from xnor_jax.ops.bits import WORD, unpack_negative, words_for
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Sums
@@ -37,9 +36,9 @@ def conv(
     kernel: jax.Array,
     bias: jax.Array | None = None,
     *,
-    strides: tuple[int, ...],
-    padding: Pads,
-    dilation: tuple[int, ...],
+    strides: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int] = 1,
     groups: int = 1,
     accumulator: Any = None,
     backend: str = "auto",
@@ -52,37 +51,40 @@ def conv(
       x: Images, `[N, *spatial, C]`.
       kernel: `[*window, C / groups, C_out]`, in the dtype of `x`.
       bias: `[C_out]`, in the dtype of `x`, or None.
-      strides: One per spatial axis.
-      padding: Zeros (before, after) each spatial axis.
-      dilation: One per spatial axis, of the kernel.
+      strides: One number, or one per spatial axis.
+      padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after).
+      dilation: Of the kernel; one number, or one per spatial axis.
       groups: How many groups the channels fall into.
       accumulator: The dtype of the sums and of the result; None for that of `x`.
       backend: `"auto"` or `"cpu"` for the compiled library; others are XLA's.
 
     Returns:
       `[N, *out, C_out]`.
+
+    Raises:
+      ValueError: If the geometry does not fit.
     """
-    way = Geometry(x.shape[1:-1], kernel.shape[:-2], strides, padding, dilation)
+    geometry = conv_geometry(
+        "conv",
+        x.shape[1:-1],
+        kernel.shape[:-2],
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+    )
 
     def plain(x, kernel, bias):
-        y = convolution.conv(
-            x,
-            kernel,
-            strides=strides,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            accumulator=accumulator,
-        )
+        options = {**geometry.options, "groups": groups, "accumulator": accumulator}
+        y = convolution.conv(x, kernel, **options)
         return y if bias is None else y + bias.astype(y.dtype)
 
-    if accumulator not in (None, x.dtype) or not _compiles(x, way, groups):
+    if accumulator not in (None, x.dtype) or not _compiles(x, geometry, groups):
         return plain(x, kernel, bias)
-    backend = backends.resolve("conv", backend, len(way.window))
+    backend = backends.resolve("conv", backend, len(geometry.window))
     x = cpu.vary_as(x, kernel)  # As in `binary_product`.
     kernel = cpu.vary_as(kernel, x)
     bias = None if bias is None else cpu.vary_as(bias, x)
-    return backends.choose(backend, partial(_conv, way), plain, x, kernel, bias)
+    return backends.choose(backend, partial(_conv, geometry), plain, x, kernel, bias)
 
 
 def conv_general_dilated(
@@ -121,16 +123,12 @@ def conv_general_dilated(
     unit = (1,) * (rhs.ndim - 2)
     if lhs_dilation is not None and any(d != 1 for d in lhs_dilation):
         raise ValueError(f"conv: expected no input dilation, got {lhs_dilation}")
-    dilation = tuple(rhs_dilation or unit)
-    strides = tuple(window_strides)
     return conv(
         lhs,
         rhs,
-        strides=strides,
-        padding=explicit_padding(
-            padding, lhs.shape[1:-1], rhs.shape[:-2], strides, dilation
-        ),
-        dilation=dilation,
+        strides=window_strides,
+        padding=padding,
+        dilation=rhs_dilation or unit,
         groups=feature_group_count,
         accumulator=preferred_element_type,
         backend=backend,
@@ -160,7 +158,7 @@ def binary_product(
       kernel: `w̃`, `[*window, C / groups, C_out]`, in the dtype of the latent kernel.
       bias: `[C_out]`, or None.
       keep: Under dropout, the signs that stay: bool, as `x`. The others are 0.
-      geometry: The window's way over the image; `DENSE` for `[N, C]`.
+      geometry: The windows over the image; `DENSE` for `[N, C]`.
       groups: How many groups the channels fall into.
       keep_rate: The share of signs that stay, in (0, 1]; what stays is divided by it.
       relu: Whether a ReLU follows.
@@ -236,7 +234,7 @@ def _in_floats(geometry, groups, keep_rate, relu, dtype, x, kernel, bias, keep):
     elif geometry == DENSE:
         product = partial(scaled_product, convolution.dot)
     else:
-        conv = partial(convolution.conv, groups=groups, **geometry.way)
+        conv = partial(convolution.conv, groups=groups, **geometry.options)
         product = partial(scaled_product, conv)
     y = jnp.asarray(product(signs, kernel))
     y = y if bias is None else y + bias.astype(y.dtype)
@@ -256,7 +254,7 @@ def _on_bits_fwd(geometry, keep_rate, relu, dtype, x, kernel, bias, keep):
     shift = jnp.zeros_like(alpha) if bias is None else bias
 
     def run(words, epilogue, dtype):
-        step = steps.conv(packed, epilogue, **geometry.way)
+        step = steps.conv(packed, epilogue, **geometry.options)
         return cpu.run(words, [step], geometry.out, packed.out_features, dtype)
 
     words, outside, others = _planes(geometry, x, keep)
@@ -303,8 +301,8 @@ def _on_bits_bwd(geometry, keep_rate, relu, dtype, residuals, g):
     if dtype is not None:
         plain = narrow.rounded(g, dtype)
         scaled, factor = narrow.rounded(scale(factor) * g, dtype), sign(kernel)
-    shape, way = kernel.shape, geometry.way
-    d_kernel = cpu.kernel_gradient(words, others, plain, shape, **way) / keep_rate
+    options = {"shape": kernel.shape, **geometry.options}
+    d_kernel = cpu.kernel_gradient(words, others, plain, **options) / keep_rate
     d_x = input_gradient(geometry, scaled, factor)
     if dtype is not None:
         d_x = narrow.rounded(d_x, dtype)
@@ -319,7 +317,7 @@ _on_bits.defvjp(_on_bits_fwd, _on_bits_bwd)
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(geometry, x, kernel, bias):
     epilogue = Sums() if bias is None else Affine(jnp.ones_like(bias), bias)
-    step = steps.real_conv(kernel, epilogue, **geometry.way)
+    step = steps.real_conv(kernel, epilogue, **geometry.options)
     return cpu.run(x, [step], geometry.out, kernel.shape[-1], jnp.float32)
 
 
@@ -329,7 +327,7 @@ def _conv_fwd(geometry, x, kernel, bias):
 
 def _conv_bwd(geometry, residuals, g):
     x, kernel, bias = residuals
-    d_kernel = cpu.kernel_gradient(x, x, g, kernel.shape, **geometry.way)
+    d_kernel = cpu.kernel_gradient(x, x, g, kernel.shape, **geometry.options)
     return input_gradient(geometry, g, kernel), d_kernel, _bias_gradient(g, bias)
 
 

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xnor_jax.convolution import Pads, sum_pool
-from xnor_jax.ops._geometry import Geometry
-from xnor_jax.ops.epilogue import Epilogue, Threshold, apply_epilogue
+from xnor_jax.geometry import Geometry, Pads
+from xnor_jax.ops.epilogue import Epilogue, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel, columns
 
 # How many words one pass adds. XLA's CPU compiler fuses the slicing of fewer than 16
@@ -51,53 +50,29 @@ def conv_words(
       int32 or float32 `[N, *out, C_out]`, or uint32 `[N, *out, ceil(C_out / 32)]`.
     """
     count = count or popcounts
-    way = Geometry(words.shape[1:-2], kernel.window, strides, padding, dilation)
+    geometry = Geometry(words.shape[1:-2], kernel.window, strides, padding, dilation)
     taps, groups = prod(kernel.window), kernel.groups
     matrix = columns(kernel)
     matrix = matrix.reshape(groups, taps, -1, matrix.shape[-1])
     flat = matrix.reshape(groups, -1, matrix.shape[-1])
-    different = count(_patches(words, way), flat)
+    different = count(_patches(words, geometry), flat)
     # Modulo 2³², so a product that overflows on the way still ends at the right sum.
     acc = jnp.int32(taps * kernel.in_features) - 2 * different
-    if way.padded:
+    if geometry.padded:
         # Words outside are 0, which is +1 in every channel: take their sums away again.
         negative = lax.population_count(matrix).astype(jnp.int32)
         signs = kernel.in_features - 2 * jnp.sum(negative, axis=2)
-        missing = _outside_sums(way, signs)
+        missing = _outside_sums(geometry, signs)
         acc = acc.reshape(-1, *missing.shape) - missing
-    shape = (words.shape[0], *way.out, kernel.out_features)
+    shape = (words.shape[0], *geometry.out, kernel.out_features)
     return apply_epilogue(acc.reshape(shape), epilogue)
 
 
-def sum_pool_bits(
-    x: jax.Array,
-    threshold: Threshold,
-    *,
-    window: tuple[int, ...],
-    strides: tuple[int, ...],
-    padding: Pads,
-) -> jax.Array:
-    """The bits of each window's sum, taken row by row.
-
-    Args:
-      x: float32 `[N, *spatial, C]`.
-      threshold: Against which to compare the sums.
-      window: One size per spatial axis.
-      strides: One per spatial axis.
-      padding: Zeros (before, after) each spatial axis.
-
-    Returns:
-      uint32 `[N, *out, ceil(C / 32)]`.
-    """
-    sums = sum_pool(x, window, strides, padding)
-    return apply_epilogue(sums, threshold)
-
-
-def _patches(words: jax.Array, way: Geometry) -> jax.Array:
+def _patches(words: jax.Array, geometry: Geometry) -> jax.Array:
     """The words of every window: `[N · out, G, taps · Cw]`."""
     groups, each = words.shape[-2:]
-    words = jnp.pad(words, ((0, 0), *way.padding, (0, 0), (0, 0)))
-    shifted = [words[(slice(None), *taps)] for taps in product(*way.shifts)]
+    words = jnp.pad(words, ((0, 0), *geometry.padding, (0, 0), (0, 0)))
+    shifted = [words[(slice(None), *taps)] for taps in product(*geometry.shifts)]
     patches = jnp.stack(shifted, axis=-2)
     return patches.reshape(-1, groups, len(shifted) * each)
 
@@ -136,23 +111,24 @@ def popcounts(a: jax.Array, b: jax.Array) -> jax.Array:
     return lax.fori_loop(0, passes, lambda i, acc: acc + one_pass(i), zeros)
 
 
-def _outside_sums(way: Geometry, signs: jax.Array) -> jax.Array:
+def _outside_sums(geometry: Geometry, signs: jax.Array) -> jax.Array:
     """Each window's sum over its taps outside the image.
 
     Args:
-      way: The windows' way.
+      geometry: The windows.
       signs: Each tap's sum over the input channels, int32 `[G, taps, O]`.
 
     Returns:
       int32 `[out, G, O]`.
     """
-    # Windows differ in few ways: sum once for each way, then look up.
-    axes = [np.unique(along, axis=0, return_inverse=True) for along in way.inside]
-    tables, ways = [table for table, _ in axes], [way.ravel() for _, way in axes]
+    # Few windows differ in which taps are outside: sum once for each, then look up.
+    axes = [np.unique(along, axis=0, return_inverse=True) for along in geometry.inside]
+    tables = [table for table, _ in axes]
     joint = reduce(np.logical_and.outer, tables)
     joint = joint.transpose(*range(0, joint.ndim, 2), *range(1, joint.ndim, 2))
     outside = jnp.asarray(~joint.reshape(-1, signs.shape[1], 1, 1))
-    which = np.ravel_multi_index(np.ix_(*ways), [len(table) for table in tables])
+    entries = [entry.ravel() for _, entry in axes]
+    which = np.ravel_multi_index(np.ix_(*entries), [len(table) for table in tables])
 
     def add(tap, acc):
         there = lax.dynamic_index_in_dim(outside, tap, axis=1, keepdims=False)

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xnor_jax.convolution import Pads
+from xnor_jax.geometry import Pads
 from xnor_jax.ops.bits import words_for
 from xnor_jax.ops.cpu.split import split_images
-from xnor_jax.ops.cpu.steps import Step, window_way
+from xnor_jax.ops.cpu.steps import Step, geometry_numbers
 
 LIBRARY = "libxnor_jax_cpu.so"
 RANK = 2  # spatial axes of its images
@@ -141,11 +141,11 @@ def kernel_gradient(
     *window, channels, features = shape
     window += (1,) * (RANK - len(window))
     out = jax.ShapeDtypeStruct((*window, channels, features), jnp.float32)
-    way = np.array(window_way(strides, padding, dilation), np.int64)
+    numbers = np.array(geometry_numbers(strides, padding, dilation), np.int64)
 
     def kernel_of(x, others, gradient):
         call = jax.ffi.ffi_call("xnor_jax_kernel_gradient", out)
-        return call(x, others, gradient, way=way)
+        return call(x, others, gradient, way=numbers)
 
     call = split_images(kernel_of, images=3, summed=True)
     arrays = [jnp.expand_dims(array, units) for array in (x, others, gradient)]

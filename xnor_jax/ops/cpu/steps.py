@@ -10,7 +10,7 @@ from enum import IntEnum
 import jax
 import jax.numpy as jnp
 
-from xnor_jax.convolution import Pads
+from xnor_jax.geometry import Pads
 from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold
 from xnor_jax.ops.kernel import PackedKernel
 
@@ -97,10 +97,15 @@ def real_conv(
       dilation: Of the kernel, one per spatial axis.
     """
     code, relu, constants = _epilogue(epilogue, jnp.float32)
-    way = {"strides": strides, "padding": padding, "dilation": dilation}
     return Step(
         (_with_axes(kernel, 0, kernel.ndim - 2), *constants),
-        _numbers(_Kind.REAL_CONV, (code, relu), **way),
+        _numbers(
+            _Kind.REAL_CONV,
+            (code, relu),
+            strides=strides,
+            padding=padding,
+            dilation=dilation,
+        ),
     )
 
 
@@ -118,8 +123,8 @@ def pool_bits(
     flip: jax.Array, *, window: tuple[int, ...], strides: tuple[int, ...], padding: Pads
 ) -> Step:
     """Words to those of a max-pool: see `xnor_jax.ops.pool_bits`."""
-    way = {"window": window, "strides": strides, "padding": padding}
-    return Step((flip,), _numbers(_Kind.POOL_BITS, **way))
+    options = {"window": window, "strides": strides, "padding": padding}
+    return Step((flip,), _numbers(_Kind.POOL_BITS, **options))
 
 
 def sum_pool_bits(
@@ -130,9 +135,9 @@ def sum_pool_bits(
     padding: Pads,
 ) -> Step:
     """Floats to the bits of each window's sum: see `xnor_jax.ops.sum_pool_bits`."""
-    way = {"window": window, "strides": strides, "padding": padding}
+    options = {"window": window, "strides": strides, "padding": padding}
     arrays = (threshold.threshold, threshold.flip)
-    return Step(arrays, _numbers(_Kind.SUM_POOL, **way))
+    return Step(arrays, _numbers(_Kind.SUM_POOL, **options))
 
 
 def norm(mean: jax.Array, scale: jax.Array, bias: jax.Array) -> Step:
@@ -167,9 +172,15 @@ def fold(
       padding: (before, after) each spatial axis; what falls there is dropped.
       dilation: Of the window, one per spatial axis.
     """
-    way = {"strides": strides, "padding": padding, "dilation": dilation}
-    height, width = _pair(spatial)
-    return Step((), _numbers(_Kind.FOLD, (0, 0), (height, width), window=window, **way))
+    numbers = _numbers(
+        _Kind.FOLD,
+        channels=_pair(spatial),
+        window=window,
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+    )
+    return Step((), numbers)
 
 
 def _epilogue(epilogue: Epilogue, sums: type) -> tuple[int, int, tuple]:
@@ -190,18 +201,18 @@ def _with_axes(array: jax.Array, at: int, spatial: int) -> jax.Array:
 def _numbers(
     kind: _Kind,
     epilogue: tuple[int, int] = (0, 0),
-    channels: tuple[int, int] = (0, 0),
+    channels: tuple[int, ...] = (0, 0),
     *,
     window: tuple[int, ...] = (),
     strides: tuple[int, ...] = (),
     padding: Pads = (),
     dilation: tuple[int, ...] = (),
 ) -> tuple[int, ...]:
-    way = window_way(strides, padding, dilation)
-    return (int(kind), *epilogue, *channels, *_pair(window), *way)
+    rest = geometry_numbers(strides, padding, dilation)
+    return (int(kind), *epilogue, *channels, *_pair(window), *rest)
 
 
-def window_way(
+def geometry_numbers(
     strides: tuple[int, ...], padding: Pads, dilation: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Two strides, four paddings, two dilations: with units for the missing axes."""

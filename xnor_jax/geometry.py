@@ -1,0 +1,313 @@
+"""Windows over images: the one place that checks and computes where they go.
+
+Window, strides, padding and dilation come as users write them, one number or one per
+spatial axis. A `Geometry` holds them explicitly, and every size that follows from them.
+"""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+from jax import lax
+
+Padding = Literal["SAME", "VALID"] | int | Sequence[int | tuple[int, int]]
+Pads = tuple[tuple[int, int], ...]
+
+# Sizes fit int32, as do the positions of a padded image; XLA's own programs end the
+# process where a product of sizes overflows 64 bits.
+LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Windows over an image, one entry per spatial axis; hashable.
+
+    Attributes:
+      spatial: The image's spatial sizes.
+      window: The window's sizes.
+      strides: How far a window is from the one before.
+      padding: Places (before, after) each axis.
+      dilation: How far a tap of the window is from the one before.
+    """
+
+    spatial: tuple[int, ...]
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: Pads
+    dilation: tuple[int, ...]
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        """The output's spatial sizes."""
+        return tuple(
+            (size + sum(pads) - (k - 1) * d - 1) // s + 1
+            for size, k, s, pads, d in self._axes
+        )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Strides, padding and dilation, as keyword arguments."""
+        names = "strides", "padding", "dilation"
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def padded(self) -> bool:
+        """Whether any tap may fall outside the image."""
+        return any(map(any, self.padding))
+
+    @property
+    def unread(self) -> tuple[int, ...]:
+        """Per axis, the places of the padded image behind its last window."""
+        return tuple(
+            size + sum(pads) - (k - 1) * d - 1 - (out - 1) * s
+            for out, (size, k, s, pads, d) in zip(self.out, self._axes, strict=True)
+        )
+
+    @property
+    def transposed_padding(self) -> Pads:
+        """The padding of the transposed convolution's input, per axis.
+
+        It is below 0 where the padding is wider than the window reaches.
+        """
+        return tuple(
+            ((k - 1) * d - before, (k - 1) * d - after + unread)
+            for unread, (_, k, _, (before, after), d) in zip(
+                self.unread, self._axes, strict=True
+            )
+        )
+
+    @property
+    def shifts(self) -> tuple[tuple[slice, ...], ...]:
+        """Per axis and tap, the places of the padded image that the windows meet."""
+        axes = zip(self.out, self.window, self.strides, self.dilation, strict=True)
+        return tuple(
+            tuple(slice(t * d, t * d + (out - 1) * s + 1, s) for t in range(k))
+            for out, k, s, d in axes
+        )
+
+    @property
+    def inside(self) -> tuple[np.ndarray, ...]:
+        """Per axis, whether a tap lies in the image: bool `[out, window]`."""
+        places = [
+            np.arange(out)[:, None] * s + np.arange(k) * d - before
+            for out, (_, k, s, (before, _), d) in zip(self.out, self._axes, strict=True)
+        ]
+        sizes = zip(places, self.spatial, strict=True)
+        return tuple((places >= 0) & (places < size) for places, size in sizes)
+
+    @property
+    def _axes(self) -> list[tuple[int, int, int, tuple[int, int], int]]:
+        entries = self.spatial, self.window, self.strides, self.padding, self.dilation
+        return list(zip(*entries, strict=True))
+
+
+# A dense product: no spatial axis at all.
+DENSE = Geometry((), (), (), (), ())
+
+
+def conv_geometry(
+    where: str,
+    spatial: Sequence[int],
+    window: int | Sequence[int],
+    *,
+    strides: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int] = 1,
+) -> Geometry:
+    """The windows of a convolution.
+
+    Args:
+      where: The public function's or layer's name, for errors.
+      spatial: The image's spatial sizes, 1 or more.
+      window: One size, or one per spatial axis; 1 or more.
+      strides: One number, or one per spatial axis; 1 or more.
+      padding: `"SAME"`, `"VALID"`, one number for all sides, or per axis a number or a
+        pair (before, after); 0 or more.
+      dilation: One number, or one per spatial axis; 1 or more.
+
+    Raises:
+      ValueError: If an entry is missing, no whole number or out of range, or the window
+        does not fit into the padded image.
+    """
+    sizes = []
+    for size in spatial:
+        if _whole(size) is None:
+            raise ValueError(
+                f"{where}: expected images whose spatial sizes are known, got "
+                f"{tuple(spatial)}"
+            )
+        sizes.append(int(size))
+    spatial, rank = tuple(sizes), len(sizes)
+    if any(not 1 <= size <= LARGEST for size in spatial):
+        raise ValueError(f"{where}: expected images with pixels, got {spatial}")
+    window = per_axis(where, "window", window, rank)
+    strides = per_axis(where, "strides", strides, rank)
+    dilation = per_axis(where, "dilation", dilation, rank)
+    reach = tuple((k - 1) * d + 1 for k, d in zip(window, dilation, strict=True))
+    pads = _explicit_padding(where, padding, spatial, reach, strides)
+    image = tuple(n + sum(p) for n, p in zip(spatial, pads, strict=True))
+    if prod(image) > LARGEST:
+        raise ValueError(
+            f"{where}: expected at most 2**31 - 1 positions in a padded image, got "
+            f"{spatial} with a padding of {pads}"
+        )
+    if any(k > size for k, size in zip(reach, image, strict=True)):
+        raise ValueError(
+            f"{where}: expected a window that fits into the padded image, got a window "
+            f"that spans {reach} over {image}; add padding"
+        )
+    return Geometry(spatial, window, strides, pads, dilation)
+
+
+def pool_geometry(
+    where: str,
+    spatial: Sequence[int],
+    window: int | Sequence[int],
+    *,
+    strides: int | Sequence[int],
+    padding: Padding,
+) -> Geometry:
+    """The windows of a pool: those of a convolution, larger than their padding.
+
+    Args:
+      where: The public function's or layer's name, for errors.
+      spatial: The image's spatial sizes, 1 or more.
+      window: One size, or one per spatial axis; 1 or more.
+      strides: One number, or one per spatial axis; 1 or more.
+      padding: As for a convolution, smaller than the window.
+
+    Raises:
+      ValueError: As for a convolution, or if the padding is as large as the window.
+    """
+    found = conv_geometry(where, spatial, window, strides=strides, padding=padding)
+    if any(max(p) >= k for p, k in zip(found.padding, found.window, strict=True)):
+        raise ValueError(
+            f"{where}: expected a padding smaller than the window, got "
+            f"{found.padding} and a window of {found.window}"
+        )
+    return found
+
+
+def per_axis(
+    where: str, name: str, value: int | Sequence[int], rank: int
+) -> tuple[int, ...]:
+    """Numbers from 1 to `LARGEST`, one per spatial axis.
+
+    Args:
+      where: The public function's or layer's name, for errors.
+      name: The argument's name, for errors.
+      value: One number, or one per spatial axis.
+      rank: How many spatial axes there are.
+
+    Raises:
+      ValueError: If an entry is missing, no whole number or out of range.
+    """
+    single = _whole(value)
+    if single is not None:
+        values = (single,) * rank
+    else:
+        values = tuple(map(_whole, _entries(value) or ()))
+    found = tuple(v for v in values if v is not None and 1 <= v <= LARGEST)
+    if len(found) != rank or len(values) != rank:
+        raise ValueError(
+            f"{where}: expected {name} of 1 or more and below 2**31, one number or one "
+            f"for each of {rank} spatial axes, got {value!r}"
+        )
+    return found
+
+
+def positive(where: str, name: str, value: Any) -> int:
+    """A whole number from 1 to `LARGEST`, such as a number of groups.
+
+    Args:
+      where: The public function's or layer's name, for errors.
+      name: The argument's name, for errors.
+      value: The number.
+
+    Raises:
+      ValueError: If it is no whole number or out of range.
+    """
+    found = _whole(value)
+    if found is None or not 1 <= found <= LARGEST:
+        raise ValueError(
+            f"{where}: expected {name} of 1 or more and below 2**31, got {value!r}"
+        )
+    return found
+
+
+def check_padding(where: str, padding: Padding) -> Padding:
+    """The padding as it was given, hashable: its entries as tuples.
+
+    Args:
+      where: The public function's or layer's name, for errors.
+      padding: As for `conv_geometry`.
+
+    Raises:
+      ValueError: If it is another word, or an entry is no whole number or out of range.
+    """
+    if isinstance(padding, str):
+        if padding in ("SAME", "VALID"):
+            return padding
+    elif (single := _whole(padding)) is not None:
+        if 0 <= single <= LARGEST:
+            return single
+    elif (given := _entries(padding)) is not None:
+        entries = [_pad_entry(entry) for entry in given]
+        found = [entry for entry in entries if entry is not None]
+        if len(found) == len(entries):
+            return tuple(found)
+    raise ValueError(
+        f"{where}: expected a padding of 0 or more and below 2**31, one number or per "
+        f"spatial axis a number or (before, after), or 'SAME' or 'VALID', got "
+        f"{padding!r}"
+    )
+
+
+def _pad_entry(entry: Any) -> int | tuple[int, int] | None:
+    single = _whole(entry)
+    if single is not None:
+        return single if 0 <= single <= LARGEST else None
+    sides = tuple(map(_whole, _entries(entry) or ()))
+    found = tuple(side for side in sides if side is not None and 0 <= side <= LARGEST)
+    return found if len(found) == len(sides) == 2 else None
+
+
+def _explicit_padding(
+    where: str,
+    padding: Padding,
+    spatial: tuple[int, ...],
+    reach: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> Pads:
+    padding = check_padding(where, padding)
+    if isinstance(padding, str):
+        pads = lax.padtype_to_pads(spatial, reach, strides, padding)
+        return tuple((int(before), int(after)) for before, after in pads)
+    if isinstance(padding, int):
+        return ((padding, padding),) * len(spatial)
+    if len(padding) != len(spatial):
+        raise ValueError(
+            f"{where}: padding: expected {len(spatial)} entries, one per spatial axis, "
+            f"got {padding}"
+        )
+    return tuple((p, p) if isinstance(p, int) else p for p in padding)
+
+
+def _entries(value: Any) -> tuple[Any, ...] | None:
+    """What a sequence holds; None for what is none."""
+    array = isinstance(value, np.ndarray) and value.ndim > 0
+    sequence = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return tuple(value) if array or sequence else None
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number as an int; None for anything else, booleans among it."""
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None

@@ -83,3 +83,9 @@ def wide_dtype(x: jax.Array) -> Any:
 def describe(leaf: Any) -> str:
     """A leaf's dtype, or its type where it is no array: for errors."""
     return str(getattr(leaf, "dtype", type(leaf).__name__))
+
+
+def summary(leaf: Any) -> str:
+    """A leaf as `uint32[3,4]`, without its numbers: for `repr`."""
+    shape = ",".join(map(str, getattr(leaf, "shape", ())))
+    return f"{leaf.dtype}[{shape}]" if hasattr(leaf, "dtype") else repr(leaf)

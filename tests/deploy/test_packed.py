@@ -269,6 +269,15 @@ def signs_listed():
     )
 
 
+def test_it_prints_in_a_few_lines(small):
+    packed = xnor.pack(small)
+    shown = repr(packed)
+    assert shown.count("\n") < 5 and len(shown) < 400
+    size = f"{packed.report.bytes_after:,} bytes"
+    for said in (str(packed.image_shape), f"{len(packed.report.rows)} layers", size):
+        assert said in shown
+
+
 def test_a_sequence_with_a_mask():
     model = packing.randomized(nnx.eval_shape(signs_listed), exact=True)
     binary = ("layers/3/layers/2/kernel", "layers/9/kernel")

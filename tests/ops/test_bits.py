@@ -83,6 +83,12 @@ def test_unpack_in_another_dtype():
     np.testing.assert_array_equal(signs.astype(np.float32), [1, -1, 1])
 
 
+def test_bits_print_without_their_numbers():
+    assert repr(bits.Bits(jnp.zeros((5, 2), jnp.uint32), 33)) == (
+        "Bits(words=uint32[5,2], size=33)"
+    )
+
+
 def test_bits_are_a_tree_of_words():
     packed = ops.sign_bits(np.ones((2, 5, 40), np.float32))
     (words,) = jax.tree.leaves(packed)

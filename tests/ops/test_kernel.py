@@ -31,6 +31,13 @@ def test_words_lie_where_the_docstring_says(window, c_in, c_out, groups):
     np.testing.assert_array_equal(columns(packed), flat[..., :each])
 
 
+def test_a_packed_kernel_prints_without_its_numbers():
+    packed = ops.pack_kernel(jnp.ones((3, 2, 40, 33)))
+    shown = "PackedKernel(words=uint32[1,2,3,2,2,32], in_features=40, out_features=33)"
+    assert repr(packed) == shown
+    assert "None" in repr(jax.tree.map(lambda _: None, packed))
+
+
 def test_a_packed_kernel_is_a_tree_of_words():
     packed = ops.pack_kernel(jnp.ones((3, 3, 8, 40)))
     (words,) = jax.tree.leaves(packed)

@@ -119,6 +119,16 @@ class PackedModel:
         backends.resolve("with_backend", backend)
         return dataclasses.replace(self, backend=backend)
 
+    def __repr__(self) -> str:
+        rows, made = self.report.rows, self.report
+        binary = sum(row.kind == "binary" for row in rows)
+        return (
+            f"PackedModel(name={self.info.name!r}, image_shape={self.image_shape}, "
+            f"backend={self.backend!r},\n"
+            f"  {len(rows)} layers, {binary} of them binary, in {made.bytes_after:,} "
+            f"bytes ({made.bytes_before:,} as float32))"
+        )
+
     @property
     def classes(self) -> int | None:
         """How many logits there are; None for a network with its own `__call__`."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from xnor_jax._kernel import describe
+from xnor_jax._kernel import describe, summary
 from xnor_jax.ops import _inference
 
 WORD = 32
@@ -31,6 +31,9 @@ class Bits:
 
     words: jax.Array
     size: int = field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return f"Bits(words={summary(self.words)}, size={self.size})"
 
     @property
     def shape(self) -> tuple[int, ...]:

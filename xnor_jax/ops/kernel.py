@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from xnor_jax._kernel import check_kernel
+from xnor_jax._kernel import check_kernel, summary
 from xnor_jax.geometry import positive
 from xnor_jax.ops import _inference
 from xnor_jax.ops.bits import WORD, pack_signs, unpack_negative, words_for
@@ -32,6 +32,12 @@ class PackedKernel:
     words: jax.Array
     in_features: int = field(metadata={"static": True})
     out_features: int = field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return (
+            f"PackedKernel(words={summary(self.words)}, "
+            f"in_features={self.in_features}, out_features={self.out_features})"
+        )
 
     @property
     def groups(self) -> int:

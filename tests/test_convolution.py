@@ -1,4 +1,5 @@
 from functools import partial
+from itertools import product
 from math import prod
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ import reference_loop as loop
 from jax import lax
 
 from xnor_jax import convolution
-from xnor_jax.geometry import pool_geometry
+from xnor_jax import geometry as windows
+from xnor_jax.nn import GlobalAveragePool
 
 
 class Geometry(NamedTuple):
@@ -286,8 +288,10 @@ POOLS = {
 }
 
 
-def windows(shape, window, strides, pads):
-    return pool_geometry("pool", shape[1:-1], window, strides=strides, padding=pads)
+def pool_windows(shape, window, strides, pads):
+    return windows.pool_geometry(
+        "pool", shape[1:-1], window, strides=strides, padding=pads
+    )
 
 
 @partial(jax.jit, static_argnums=0)
@@ -309,7 +313,9 @@ def test_max_pool_and_its_gradient_are_those_of_reduce_window(name: str):
             x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), padding
         )
 
-    ours = partial(convolution.max_pool, geometry=windows(shape, window, strides, pads))
+    ours = partial(
+        convolution.max_pool, geometry=pool_windows(shape, window, strides, pads)
+    )
     g = jnp.float32(rng.normal(size=jax.eval_shape(ours, x).shape))
     y, d_x = pool_and_gradient(ours, x, g)
     expected, expected_d_x = pool_and_gradient(by_lax, x, g)
@@ -323,7 +329,7 @@ def test_max_pool_and_its_gradient_are_those_of_reduce_window(name: str):
 def test_equal_maxima_share_the_whole_gradient():
     x = jnp.float32(np.random.default_rng(0).integers(0, 2, size=(2, 6, 6, 3)))
 
-    geometry = windows(x.shape, (3, 3), (3, 3), "VALID")
+    geometry = pool_windows(x.shape, (3, 3), (3, 3), "VALID")
 
     def total(x):
         return convolution.max_pool(x, geometry).sum()
@@ -332,3 +338,82 @@ def test_equal_maxima_share_the_whole_gradient():
     by_window = np.asarray(shares).reshape(2, 2, 3, 2, 3, 3).sum((2, 4))
     np.testing.assert_allclose(by_window, np.ones_like(by_window), rtol=1e-6)
     assert (np.asarray(shares)[np.asarray(x) == 0] == 0).all()
+
+
+def chain(x: np.ndarray, geometry: windows.Geometry) -> np.ndarray:
+    """Sums in the order of a loop over the window, in the dtype of `x`."""
+    padded = np.pad(x, ((0, 0), *geometry.padding, (0, 0)))
+    sums = np.zeros((len(x), *geometry.out, x.shape[-1]), x.dtype)
+    for tap in product(*map(range, geometry.window)):
+        places = [
+            slice(t * d, t * d + (out - 1) * s + 1, s)
+            for t, d, out, s in zip(
+                tap, geometry.dilation, geometry.out, geometry.strides, strict=True
+            )
+        ]
+        sums += padded[(slice(None), *places)]
+    return sums
+
+
+@pytest.mark.parametrize("longest", [0, 256])  # A loop, and a chain.
+@hypothesis.settings(
+    max_examples=10,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(any_geometry(), st.integers(0, 99))
+def test_sums_of_windows_have_one_order_of_additions(longest, monkeypatch, case, seed):
+    monkeypatch.setattr(convolution, "_LONGEST_CHAIN", longest)
+    geometry = windows.conv_geometry(
+        "pool",
+        case.spatial,
+        case.window,
+        strides=case.strides,
+        padding=case.pads,
+        dilation=case.dilation,
+    )
+    rng = np.random.default_rng(seed)
+    whole = np.float32(rng.integers(-99, 99, (case.batch, *case.spatial, 5)))
+    scale = np.float32(rng.normal(size=5) * 10.0 ** rng.integers(-3, 3, 5))
+    expected = chain(scale * whole, geometry)
+
+    # A product before it, which XLA fuses with additions and rounds once where it may.
+    @jax.jit
+    def sums(whole, scale):
+        return convolution.sum_pool(scale * whole, geometry)
+
+    np.testing.assert_array_equal(sums(whole, scale), expected)
+    alone = np.concatenate([sums(image[None], scale) for image in whole])
+    np.testing.assert_array_equal(alone, expected)
+
+    def by_lax(x):
+        return lax.reduce_window(
+            x,
+            np.float32(0),
+            lax.add,
+            (1, *geometry.window, 1),
+            (1, *geometry.strides, 1),
+            ((0, 0), *geometry.padding, (0, 0)),
+            window_dilation=(1, *geometry.dilation, 1),
+        )
+
+    ours = partial(convolution.sum_pool, geometry=geometry)
+    g, x_dot = (jnp.float32(rng.normal(size=s)) for s in (expected.shape, whole.shape))
+    _, d_x = pool_and_gradient(ours, whole, g)
+    np.testing.assert_array_equal(d_x, pool_and_gradient(by_lax, whole, g)[1])
+    tangents = jax.jvp(ours, (whole,), (x_dot,))[1]
+    np.testing.assert_allclose(tangents, by_lax(x_dot), rtol=1e-5, atol=1e-5)
+
+
+def test_the_mean_of_the_whole_image_and_its_gradient():
+    x = np.float32(np.random.default_rng(0).normal(size=(3, 5, 7, 6)))
+    layer = GlobalAveragePool()
+    np.testing.assert_allclose(layer(x), x.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    g = np.float32(np.random.default_rng(1).normal(size=(3, 6)))
+    _, d_x = pool_and_gradient(layer, x, g)
+    share = np.float32(g / np.float32(35))[:, None, None]
+    np.testing.assert_allclose(d_x, np.broadcast_to(share, x.shape), rtol=1e-6)
+    half = layer(jnp.asarray(x, jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    exact = np.float32(jnp.asarray(x, jnp.bfloat16)).mean((1, 2))
+    np.testing.assert_allclose(np.float32(half), exact, rtol=2**-8, atol=2**-10)

@@ -5,6 +5,7 @@ the choices. All formulations agree to rounding, in values and in gradients.
 """
 
 from functools import partial, reduce
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -13,10 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from xnor_jax._kernel import wide_dtype
 from xnor_jax.geometry import Geometry, Pads, conv_geometry
 
 # Above this many weights a filter, XLA's CPU convolution beats the patch product.
 _LARGEST_PATCH = 512
+# Above this many taps a window's sum is a loop, for the sake of compile times.
+_LONGEST_CHAIN = 256
 
 
 @partial(
@@ -111,24 +115,76 @@ def max_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
     return x
 
 
-def sum_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
-    """The sum of each window, taken row by row; outside the image are zeros.
+def mean_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """The mean of each window, whose numbers are added up as in `sum_pool`.
 
     Args:
       x: `[N, *spatial, C]`, floating.
-      geometry: The windows.
+      geometry: The windows; outside the image are zeros, which count.
 
     Returns:
       `[N, *out, C]`.
     """
-    return lax.reduce_window(
-        x,
-        np.zeros((), x.dtype),
+    # Flax's divides by an array of integers, which strict promotion forbids.
+    mean = sum_pool(x.astype(wide_dtype(x)), geometry) / prod(geometry.window)
+    return mean.astype(x.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def sum_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """The sum of each window, one number after another, row by row.
+
+    The order of the additions, and so the last bit, hangs neither on the platform nor
+    on the size of the batch, nor on what else is in the program.
+
+    Args:
+      x: `[N, *spatial, C]`, floating.
+      geometry: The windows; outside the image are zeros.
+
+    Returns:
+      `[N, *out, C]`.
+    """
+    pads = ((0, 0), *geometry.padding, (0, 0))
+    # XLA would draw a product that x comes from into the additions, and round them in
+    # one. It cannot draw in what has no negative zero.
+    summands = jnp.pad(jnp.where(x == 0, 0, x), pads)
+    if prod(geometry.window) <= _LONGEST_CHAIN:
+        sums = reduce(
+            jnp.add,
+            [summands[(slice(None), *taps)] for taps in product(*geometry.shifts)],
+        )
+        return sums
+    reach = [shifts[0].stop for shifts in geometry.shifts]
+    strided = (slice(None), *(slice(None, None, s) for s in geometry.strides))
+
+    def add(tap, sums):
+        places = jnp.unravel_index(tap, geometry.window)
+        starts = [at * d for at, d in zip(places, geometry.dilation, strict=True)]
+        sizes = (x.shape[0], *reach, x.shape[-1])
+        taps = lax.dynamic_slice(summands, (0, *starts, 0), sizes)
+        return sums + taps[strided]
+
+    first = summands[(slice(None), *(shifts[0] for shifts in geometry.shifts))]
+    return lax.fori_loop(1, prod(geometry.window), add, first)
+
+
+@sum_pool.defjvp
+def _sum_pool_jvp(geometry, primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    if geometry.window == geometry.spatial and not geometry.padded:
+        axes = tuple(range(1, x.ndim - 1))
+        return sum_pool(x, geometry), x_dot.sum(axes, keepdims=True)
+    # The transposed shifts would be an addition to the whole image for each tap.
+    y_dot = lax.reduce_window(
+        x_dot,
+        np.zeros((), x_dot.dtype),
         lax.add,
         (1, *geometry.window, 1),
         (1, *geometry.strides, 1),
         ((0, 0), *geometry.padding, (0, 0)),
+        window_dilation=(1, *geometry.dilation, 1),
     )
+    return sum_pool(x, geometry), y_dot
 
 
 def xla_conv(

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
-from xnor_jax.convolution import max_pool, sum_pool
+from xnor_jax.convolution import max_pool, mean_pool
 from xnor_jax.geometry import (
     Geometry,
     Padding,
@@ -224,9 +224,7 @@ class AvgPool(_Pool):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, *spatial, C]` to `[N, *out, C]`."""
-        geometry = self.geometry(x.shape[1:-1])
-        # Flax's divides by an array of integers, which strict promotion forbids.
-        return sum_pool(x, geometry) / prod(geometry.window)
+        return mean_pool(x, self.geometry(x.shape[1:-1]))
 
 
 @dataclass(frozen=True)
@@ -235,7 +233,11 @@ class GlobalAveragePool:
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, *spatial, C]` to `[N, C]`."""
-        return x.mean(tuple(range(1, x.ndim - 1)))
+        spatial = x.shape[1:-1]
+        whole = pool_geometry(
+            "GlobalAveragePool", spatial, spatial, strides=1, padding="VALID"
+        )
+        return mean_pool(x, whole).reshape(x.shape[0], x.shape[-1])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ bfloat16 and on bits. With `binary=False` a layer is its float twin: `x ⊛ w`, 
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import prod
 from typing import Any
 
 import jax
@@ -280,11 +279,7 @@ class BinaryConv(_Binary):
             dilation=self.kernel_dilation,
         )
 
-        def box_filter(a: jax.Array) -> jax.Array:
-            window = self.kernel_size
-            box = jnp.full((*window, 1, 1), 1 / prod(window), a.dtype)
-            return convolution.conv(a, box, **geometry.options)
-
+        box_filter = partial(convolution.mean_pool, geometry=geometry)
         product = partial(training.conv, **geometry.options, groups=self.groups)
         return self._apply(x, geometry, product, box_filter, relu=relu)
 

@@ -210,6 +210,41 @@ def test_a_sign_of_a_mean_is_rounded_as_by_the_float_network(backend):
     assert int(turned.sum()) <= (2 if backend == "cpu" else 0)
 
 
+POOLED = {
+    "2/2": ((8, 8, 16), (3, 3), AvgPool(2, 2)),
+    "3/2 pad 1": ((9, 7, 16), (3, 3), AvgPool(3, 2, padding=1)),
+    "rank 1": ((23, 16), (3,), AvgPool(5, 2, padding=[(2, 1)])),
+    "rank 3": ((5, 4, 6, 16), (2, 2, 2), AvgPool(2, (1, 2, 1))),
+    "whole": ((6, 6, 16), (3, 3), AvgPool(6, 1)),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_averages_between_signs_are_added_up_in_one_order(name):
+    shape, window, pool = POOLED[name]
+    binary = partial(xnor.nn.BinaryConv, use_bias=False, rngs=nnx.Rngs(0))
+    last = tuple(min(2, size) for size in pool.geometry(shape[:-1]).out)
+    model = Net(shape, binary(16, 24, window), pool, binary(24, 40, last))
+    # Sums of a few α that may cancel: their order decides many a sign.
+    model.eval()
+    x = packing.images(96, *shape)
+
+    @jax.jit
+    def logits(state, x):
+        return nnx.merge(graphdef, state)(x)
+
+    for theirs in ("auto", "float"):
+        model.set_attributes(backend=theirs, raise_if_not_found=False)
+        graphdef, state = nnx.split(model)
+        wanted = logits(state, x)
+        np.testing.assert_array_equal(logits(state, x[:1]), wanted[:1])
+        # The compiled library has no third axis.
+        for ours in BACKENDS if len(window) < 3 else ("auto", "float", "xla"):
+            packed = xnor.pack(model, backend=ours)
+            np.testing.assert_array_equal(packed(x), wanted, err_msg=f"{theirs} {ours}")
+            np.testing.assert_array_equal(packed(x[:5]), wanted[:5])
+
+
 def test_it_has_no_gradient_and_takes_only_its_images(small):
     packed = xnor.pack(small)
     x = packing.images(2, 6, 5, 2)

@@ -84,7 +84,7 @@ class SumPool(_Pool):
         return ops.sum_pool_bits(x, self.threshold, **self.geometry, backend=backend)
 
     def step(self, *, exact: bool) -> ops.steps.Step:
-        """Exact: it sums in XLA's order."""
+        """Exact: its sums have the one order of additions."""
         return ops.steps.sum_pool_bits(self.threshold, **self.geometry)
 
 

@@ -191,7 +191,9 @@ class ScaledConv(_OnBits):
     def input_scale(self, x: jax.Array) -> jax.Array:
         """The paper's `K`: the mean of `|x|` over each window and all channels."""
         mean = jnp.mean(jnp.abs(x), axis=-1, keepdims=True)
-        if window := self.kernel.window:
-            box = jnp.full((*window, 1, 1), 1 / prod(window), x.dtype)
-            mean = convolution.conv(mean, box, **self._geometry)
-        return mean
+        if not self.kernel.window:
+            return mean
+        geometry = conv_geometry(
+            self.kind, x.shape[1:-1], self.kernel.window, **self._geometry
+        )
+        return convolution.mean_pool(mean, geometry)

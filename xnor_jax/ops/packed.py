@@ -244,7 +244,7 @@ def sum_pool_bits(
     padding: Padding,
     backend: str = "auto",
 ) -> Bits:
-    """The sums of windows, taken row by row as `lax.reduce_window` does, as bits.
+    """The sums of windows as bits, each added up one by one, row by row.
 
     Taps outside the image add 0.
 

@@ -113,14 +113,15 @@ def test_a_killed_run_resumes_to_exactly_the_same_numbers(alone, tmp_path):
     ]
 
 
-def test_ctrl_c_is_heard_at_once_and_leaves_a_run_to_resume(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_is_heard_at_once_and_leaves_a_run_to_resume(tmp_path, number):
     folder = tmp_path / "run"
     # A shell's background jobs are started deaf to it, and their children with them.
     hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     args = (*TRAIN, "--epochs", 500, "--output", folder)
     process = start(*args, cwd=tmp_path, before=hear)
     wait_for_epoch(folder, 1, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     begin = time.monotonic()
     status, _, err = finish(process)
     assert time.monotonic() - begin < 20

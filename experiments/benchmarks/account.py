@@ -88,11 +88,14 @@ def compiled_epoch(name: str, batch: int, steps: int):
     key = jax.random.key(0)
     images = jax.random.randint(key, (steps * batch, *shape), 0, 256, jnp.uint8)
     labels = jax.random.randint(key, (steps * batch,), 0, 10, jnp.int32)
-    epoch = step.make_train_epoch(trainer).lower(state, images, labels, key).compile()
+    batches = jax.random.permutation(key, steps * batch).reshape(steps, batch)
+    args = 0, steps, images, labels, batches, key
+    carry = state, step.zero_total(state)
+    epoch = step.make_train_steps(trainer).lower(carry, *args).compile()
 
     def run() -> None:
-        nonlocal state
-        state = jax.block_until_ready(epoch(state, images, labels, key))[0]
+        nonlocal carry
+        carry = jax.block_until_ready(epoch(carry, *args))
 
     return run, epoch
 

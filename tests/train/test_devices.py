@@ -53,7 +53,7 @@ def test_steps_evaluation_and_calibration_are_those_of_one_device(dataset):
 
 
 def check_steps(dataset):
-    trainer, initial = loop.create(info_of(dataset))
+    trainer, initial = loop.create(info_of(dataset, calibration_batches=2))
     params, rest = in_float64((initial.params, initial.rest))
     # Biases that are not 0: of few images a BatchNorm's input, a multiple of α, may be
     # its mean, and the sign of 0 would be one of rounding.
@@ -95,9 +95,12 @@ def test_the_batch_is_split(dataset, backend):
         steps_per_epoch=info.steps_per_epoch,
         backend=backend,
     )
-    train = step.make_train_epoch(trainer, mesh=(mesh := make_mesh(2, 8)))
-    args = replicate((state, *dataset.train, jax.random.key(0)), mesh)
-    program = train.lower(*args).compile().as_text()
+    train = step.make_train_steps(trainer, mesh=(mesh := make_mesh(2, 8)))
+    batches = np.arange(IMAGES).reshape(-1, 8)
+    carry = state, step.zero_total(state)
+    args = (carry, *dataset.train, batches, jax.random.key(0))
+    carry, *args = replicate(args, mesh)
+    program = train.lower(carry, 0, 4, *args).compile().as_text()
     # Of 8 images, 16×16, the first convolution of a device sees 4.
     assert "f32[4,12,12,20]" in program
     assert "f32[8,12,12,20]" not in program

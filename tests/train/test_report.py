@@ -7,6 +7,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from xnor_jax.train import report
 from xnor_jax.train.progress import Display
+from xnor_jax.train.step import Metrics
 
 
 def history(epochs):
@@ -80,7 +81,7 @@ def test_lines_without_a_terminal_and_time_left():
     display = Display(console, epochs=3, done=1, images_per_epoch=100, batch_size=10)
     with display:
         display.begin_epoch(2)
-        display.on_step(5, 0.25, 0.5)
+        display.on_steps(5, Metrics(0.25, 0.5))
         display.end_epoch(history(2)[1])
     text = out.getvalue()
     assert text.startswith("epoch   2/3  train loss 0.5000  accuracy  75.00%")

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from functools import cache
 
 import chex
@@ -10,8 +11,8 @@ from flax import nnx
 
 from xnor_jax import data, weights
 from xnor_jax.data import preprocess
+from xnor_jax.train import pieces, step
 from xnor_jax.train import recipe as recipes
-from xnor_jax.train import step
 
 SOURCE = data.SOURCES["digits"]
 RECIPE = dataclasses.replace(recipes.get("digits-lenet5"), epochs=3, batch_size=8)
@@ -80,19 +81,38 @@ def test_step_compiles_once_and_keeps_kernels_centred_and_clamped():
     assert all(0 <= float(ratio) < 0.5 for ratio in jax.tree.leaves(flips))
 
 
-def test_epoch_compiles_once_donates_and_reports_progress():
+def test_epoch_donates_and_reports_progress():
     trainer, state = make()
     images, labels = images_and_labels()
     calls = []
-    epoch = step.make_train_epoch(trainer, lambda *args: calls.append(args), every=2)
+    epoch = step.make_train_epoch(trainer, lambda *args: calls.append(args))
     before = jax.tree.leaves(state.params)[0]
-    for number in range(2):
-        state, metrics, _ = epoch(state, images, labels, jax.random.key(number))
-    jax.effects_barrier()
+    state, metrics, _ = epoch(state, images, labels, jax.random.key(0))
     assert before.is_deleted()
-    assert epoch._cache_size() == 1
-    assert [int(at) for at, _, _ in calls] == [2, 4, 2, 4]
-    np.testing.assert_allclose(calls[-1][1], metrics.loss, rtol=1e-6)
+    assert calls[-1][0] == 4
+    np.testing.assert_allclose(calls[-1][1].loss, metrics.loss, rtol=1e-6)
+
+
+def test_how_loops_are_cut_changes_no_number_and_compiles_nothing(
+    monkeypatch, compilations
+):
+    trainer, state = make(shift=2, flip=True, calibration_batches=3)
+    images, labels = images_and_labels()
+    ends, results = [], []
+    epoch = step.make_train_epoch(trainer, lambda at, _: ends.append(at))
+    calibrate = step.make_calibrate(trainer)
+    evaluate = step.make_evaluate(trainer, batch_size=8)
+    for seconds in (0, math.inf, 0):
+        monkeypatch.setattr(pieces, "SECONDS", seconds)
+        before = compilations()
+        new, *means = epoch(
+            jax.tree.map(jnp.copy, state), images, labels, jax.random.key(3)
+        )
+        rest = calibrate(new.params, new.rest, images, jax.random.key(4))
+        results.append((new, means, rest, evaluate(new.params, rest, images, labels)))
+    assert ends == [1, 2, 3, 4, 1, 3, 4, 4]
+    assert compilations() == before
+    chex.assert_trees_all_equal(*results)
 
 
 def test_initial_kernels_are_projected_and_the_twin_starts_free():

@@ -4,7 +4,6 @@ Exit status: 0 when the work is done, 2 for a wrong argument, 1 otherwise. An er
 one line on standard error. What a command needs is imported when it runs.
 """
 
-import gc
 import logging
 import os
 import sys
@@ -42,12 +41,11 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     sys.unraisablehook = lambda *_: None
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     warnings.showwarning = lambda message, *_: note(message)
-    status, interrupted = 0, False
+    status = 0
     try:
         _dispatch(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        interrupted = True
         mend = "; go on with --resume" if arguments[:1] == ["train"] else ""
         status = _fail(f"interrupted{mend}", 1)
     except BrokenPipeError:
@@ -59,12 +57,6 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         if found is None:
             raise
         status = _fail(_message(error), found)
-    if interrupted:
-        # A plain exit would wait for the epoch that XLA still computes; what workers
-        # shared with this process is given back before.
-        gc.collect()
-        sys.stdout.flush()
-        os._exit(status)
     sys.exit(status)
 
 

@@ -1,6 +1,7 @@
 """The commands on recipes: train and summary."""
 
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,8 @@ def train(args: list[str]) -> None:
 
         return with_defaults
 
+    # What a batch system or a container sends to end a run is heard as Ctrl-C is.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     name, recipe, options = _parse("train", arguments, args)
     from xnor_jax.train import processes, supervisor
 

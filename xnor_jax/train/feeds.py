@@ -18,7 +18,7 @@ from xnor_jax.train.devices import put_batch, replicate
 from xnor_jax.train.folder import RunError
 from xnor_jax.train.step import Metrics, Trainer, TrainState
 
-OnStep = Callable[[Any, Any, Any], None]  # step of the epoch, mean loss and accuracy
+OnSteps = Callable[[int, Metrics], None]  # steps of the epoch so far, their means
 
 
 class Feed(Protocol):
@@ -54,7 +54,7 @@ class Feed(Protocol):
 def make_feed(
     trainer: Trainer,
     dataset: Dataset | PictureSet,
-    on_step: OnStep,
+    on_steps: OnSteps,
     *,
     mesh: Mesh | None,
     done: int,
@@ -65,16 +65,17 @@ def make_feed(
     Args:
       trainer: What stays.
       dataset: The images.
-      on_step: Called now and then with (step of the epoch, mean loss, mean accuracy).
+      on_steps: Called now and then with the steps of the epoch so far and the means of
+        their metrics.
       mesh: The devices that share each batch; None for one.
       done: Epochs that are done already.
       workers: Processes that prepare the batches of a set on disk; 0 for threads.
     """
     if isinstance(dataset, PictureSet):
         return Streamed(
-            trainer, dataset, on_step, mesh=mesh, done=done, workers=workers
+            trainer, dataset, on_steps, mesh=mesh, done=done, workers=workers
         )
-    return InMemory(trainer, dataset, on_step, mesh=mesh)
+    return InMemory(trainer, dataset, on_steps, mesh=mesh)
 
 
 def evaluate(
@@ -93,7 +94,7 @@ def evaluate(
 
 
 class InMemory:
-    """Each pass is one compiled program that picks its batches itself."""
+    """Each pass is compiled loops that pick their batches themselves."""
 
     waited: float | None = None
 
@@ -101,7 +102,7 @@ class InMemory:
         self,
         trainer: Trainer,
         dataset: Dataset,
-        on_step: OnStep,
+        on_steps: OnSteps,
         *,
         mesh: Mesh | None,
     ):
@@ -109,7 +110,7 @@ class InMemory:
             jax.tree.map(jnp.asarray, (dataset.train, dataset.test)), mesh
         )
         self._key = replicate(jax.random.key(trainer.recipe.seed), mesh)
-        self._train_epoch = step.make_train_epoch(trainer, on_step, mesh=mesh)
+        self._train_epoch = step.make_train_epoch(trainer, on_steps, mesh=mesh)
         self._calibrate = step.make_calibrate(trainer, mesh=mesh)
         self._evaluate = step.make_evaluate(trainer, mesh=mesh)
 
@@ -124,7 +125,7 @@ class InMemory:
         self, state: TrainState, epoch: int
     ) -> tuple[TrainState, Metrics, Any]:
         """Train on all images; the state, the means of metrics and flip ratios."""
-        return _wait(self._train_epoch(state, *self._train, self._keys(epoch)[0]))
+        return self._train_epoch(state, *self._train, self._keys(epoch)[0])
 
     def calibrate(self, state: TrainState, epoch: int) -> Any:
         """Re-estimate BatchNorm's statistics; the new `rest`."""
@@ -133,7 +134,7 @@ class InMemory:
 
     def evaluate(self, state: TrainState) -> Metrics:
         """The means over the test images, each counted once."""
-        return _wait(self._evaluate(state.params, state.rest, *self._test))
+        return self._evaluate(state.params, state.rest, *self._test)
 
     def _keys(self, epoch: int) -> jax.Array:
         return jax.random.split(jax.random.fold_in(self._key, epoch))
@@ -150,7 +151,7 @@ class Streamed:
         self,
         trainer: Trainer,
         dataset: PictureSet,
-        on_step: OnStep,
+        on_steps: OnSteps,
         *,
         mesh: Mesh | None,
         done: int,
@@ -171,7 +172,7 @@ class Streamed:
         epoch = grain.MapDataset.concatenate([part for part in passes if len(part)])
         ahead = epoch.repeat(recipe.epochs)[done * len(epoch) :]
         self._batches = Ahead(ahead, mesh=mesh, workers=workers)
-        self._on_step = on_step
+        self._on_steps = on_steps
         self._train_batch = step.make_train_batch(trainer, mesh=mesh)
         self._statistics = step.make_batch_statistics(trainer, mesh=mesh)
         self._evaluate = step.make_evaluate_batch(trainer, mesh=mesh)
@@ -202,11 +203,10 @@ class Streamed:
             jax.block_until_ready(running)
             running = metrics
             if at % 10 == 0:
-                self._on_step(at, *(float(mean) / at for mean in total[0]))
+                self._on_steps(at, step.means(total[0], at))
         jax.block_until_ready(total)
         self.waited = self._batches.waited - before
-        metrics, flips = jax.tree.map(lambda x: x / self._steps, total)
-        return state, metrics, flips
+        return state, *step.means(total, self._steps)
 
     def calibrate(self, state: TrainState, epoch: int) -> Any:
         """Re-estimate BatchNorm's statistics; the new `rest`."""
@@ -296,12 +296,3 @@ def _evaluate(
         total = program(state.params, state.rest, total, images, labels)
     loss, right, images = jax.block_until_ready(total)
     return Metrics(loss / images, right / images)
-
-
-def _wait(values: Any) -> Any:
-    """Wait in Python, which hears a Ctrl-C; a blocked wait hears it at the end."""
-    # Keys, such as a dropout's, cannot be asked; they come with the rest.
-    arrays = [leaf for leaf in jax.tree.leaves(values) if hasattr(leaf, "is_ready")]
-    while not all(array.is_ready() for array in arrays):
-        time.sleep(0.005)
-    return jax.block_until_ready(values)

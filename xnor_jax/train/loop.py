@@ -99,10 +99,8 @@ def train(
         images_per_epoch=trained_images,
         batch_size=recipe.batch_size,
     )
-    # With or without a terminal it is one program: another might round otherwise, and a
-    # run resumed elsewhere would not end with the same numbers.
     feed = feeds.make_feed(
-        trainer, dataset, display.on_step, mesh=mesh, done=done, workers=workers
+        trainer, dataset, display.on_steps, mesh=mesh, done=done, workers=workers
     )
     events = None
     try:

@@ -113,6 +113,13 @@ def open_together(folder: Path, open_first: Callable[[], None]) -> None:
             )
 
 
+def agree(number: int) -> int:
+    """The first process's number, in all of them."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def check_alike(**parts: object) -> None:
     """Compare what has to be the same in all processes.
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from xnor_jax.train.folder import DATA_WAIT
+from xnor_jax.train.step import Metrics
 
 
 class Display:
@@ -63,9 +64,9 @@ class Display:
         label = f"{epoch}/{self._epochs}"
         self._progress.update(self._task, completed=0, epoch=label, status="")
 
-    def on_step(self, step: Any, loss: Any, accuracy: Any) -> None:
-        """Some steps of the epoch are done; called from within the compiled program."""
-        images = int(step) * self._batch
+    def on_steps(self, steps: int, means: Metrics) -> None:
+        """Some steps of the epoch are done."""
+        images = steps * self._batch
         now = time.perf_counter()
         rate = images / max(now - self._epoch_begin, 1e-9)
         before = (self._epoch - 1 - self._first) * self._images
@@ -74,7 +75,8 @@ class Display:
         self._progress.update(
             self._task,
             completed=images,
-            status=f"loss {float(loss):.4f}  accuracy {float(accuracy):7.2%}  "
+            status=f"loss {float(means.loss):.4f}  "
+            f"accuracy {float(means.accuracy):7.2%}  "
             f"{rate:,.0f} images/s  {_clock(ahead / average)} left",
         )
 

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from xnor_jax import masks, models, optim, weights
 from xnor_jax.data import BLANK, Augment, Source
 from xnor_jax.data.preprocess import augment, normalize
-from xnor_jax.train.devices import constrain_batch, constrain_replicated
+from xnor_jax.train.devices import constrain_batch, constrain_replicated, replicate
+from xnor_jax.train.pieces import Pieces, make_map
 from xnor_jax.train.recipe import Recipe
 
 # For what runs once: as `jax_disable_most_optimizations` has it, for one program.
@@ -166,57 +167,79 @@ def train_step(
 
 def make_train_epoch(
     trainer: Trainer,
-    on_step: Callable[[jax.Array, jax.Array, jax.Array], None] | None = None,
-    every: int = 10,
+    on_steps: Callable[[int, Metrics], None] | None = None,
     *,
     mesh: Mesh | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics, Any]]:
-    """An epoch as one compiled program: shuffle, then a scan over the steps.
+    """An epoch: a shuffle, then compiled loops over its steps, of bounded time each.
 
     Args:
       trainer: What stays.
-      on_step: Called on the host with (step of the epoch, mean loss, mean accuracy so
-        far) from within the program, for a progress bar.
-      every: After how many steps it is called.
+      on_steps: Called after each loop with the steps of the epoch so far and the means
+        of their metrics, for a progress bar.
       mesh: The devices that share each batch; None for one.
 
     Returns:
-      `epoch(state, images, labels, key) -> state, metrics, flip ratios`, jitted, the
-      state donated. The images are uint8 `[N, H, W, C]`; the key decides the order and
-      the augmentation; the metrics are means over the epoch's steps.
+      `epoch(state, images, labels, key) -> state, metrics, flip ratios`, the state
+      donated. The images are uint8 `[N, H, W, C]`; the key decides the order and the
+      augmentation; the metrics are means over the epoch's steps.
+    """
+    batch_size = trainer.recipe.batch_size
+    pieces = Pieces(make_train_steps(trainer, mesh=mesh))
+    mean = jax.jit(means, static_argnums=1)
+
+    @partial(jax.jit, static_argnums=0)
+    def shuffle(count, key):
+        order_key, augment_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, count)
+        steps = count // batch_size
+        batches = order[: steps * batch_size].reshape(steps, batch_size)
+        return constrain_replicated((batches, augment_key), mesh)
+
+    def report(at, carry):
+        if on_steps is not None:
+            on_steps(at, means(carry[1][0], at))
+
+    def epoch(state, images, labels, key):
+        batches, augment_key = shuffle(len(labels), key)
+        steps = len(batches)
+        carry = state, replicate(zero_total(state), mesh)
+        data = images, labels, batches, augment_key
+        state, total = pieces(carry, steps, *data, on_piece=report)
+        return state, *mean(total, steps)
+
+    return epoch
+
+
+def make_train_steps(
+    trainer: Trainer, *, mesh: Mesh | None = None
+) -> Callable[..., tuple[TrainState, Any]]:
+    """Some of an epoch's steps as one compiled loop.
+
+    Returns:
+      `steps((state, total), start, stop, images, labels, batches, key) -> state,
+      total`, jitted, state and total donated; how many steps it takes compiles nothing
+      anew. `batches` are the numbers of the images of each step, int
+      `[steps, batch]`; `total` is the sum of the metrics and the flip ratios over the
+      steps so far, from `zero_total`; the key is of the augmentation.
     """
     recipe = trainer.recipe
     how = Augment(shift=recipe.shift, flip=recipe.flip)
 
     @partial(jax.jit, donate_argnums=0)
-    def epoch(state, images, labels, key):
-        steps = len(labels) // recipe.batch_size
-        order_key, augment_key = jax.random.split(key)
-        order = jax.random.permutation(order_key, len(labels))
-        batches = order[: steps * recipe.batch_size].reshape(steps, recipe.batch_size)
-
-        def body(carry, batch):
+    def steps(carry, start, stop, images, labels, batches, key):
+        def body(at, carry):
             state, total = carry
-            at, index = batch
-            index = constrain_batch(index, mesh)
-            picked = augment(how, images[index], jax.random.fold_in(augment_key, at))
+            index = constrain_batch(batches[at], mesh)
+            picked = augment(how, images[index], jax.random.fold_in(key, at))
             x = normalize(trainer.source, picked)
             state, metrics, flips = train_step(trainer, state, x, labels[index])
-            total = jax.tree.map(jnp.add, total, (metrics, flips))
-            if on_step is not None:
-                report = partial(jax.debug.callback, on_step)
-                so_far = jax.tree.map(lambda m: m / (at + 1), total[0])
-                now = (at + 1) % every == 0
-                jax.lax.cond(now, report, lambda *_: None, at + 1, *so_far)
-            return (state, total), None
+            return state, jax.tree.map(jnp.add, total, (metrics, flips))
 
-        (state, total), _ = jax.lax.scan(
-            body, (state, zero_total(state)), (jnp.arange(steps), batches)
-        )
-        means = jax.tree.map(lambda x: x / steps, total)
-        return constrain_replicated((state, *means), mesh)
+        carry = jax.lax.fori_loop(start, stop, body, carry)
+        return constrain_replicated(carry, mesh)
 
-    return epoch
+    return steps
 
 
 def make_train_batch(
@@ -246,6 +269,11 @@ def zero_total(state: TrainState) -> tuple[Metrics, Any]:
     return jax.tree.map(jnp.zeros_like, (Metrics(*2 * (jnp.zeros(()),)), flips))
 
 
+def means(total: Any, steps: int) -> Any:
+    """The means over the steps of what was summed."""
+    return jax.tree.map(lambda x: x / steps, total)
+
+
 def make_evaluate(
     trainer: Trainer, batch_size: int = 500, *, mesh: Mesh | None = None
 ) -> Callable[[Any, Any, jax.Array, jax.Array], Metrics]:
@@ -257,27 +285,32 @@ def make_evaluate(
       mesh: The devices that share each batch; None for one.
 
     Returns:
-      `evaluate(params, rest, images, labels) -> metrics`, jitted. It reads the latent
-      tree and changes nothing.
+      `evaluate(params, rest, images, labels) -> metrics`. It reads the latent tree and
+      changes nothing.
     """
 
-    @jax.jit
-    def evaluate(params, rest, images, labels):
-        def batch(index):
-            # Past the end, the last image is read again and counts for nothing.
-            real = index < len(labels)
-            index = constrain_batch(index, mesh)
-            index = jnp.minimum(index, len(labels) - 1)
-            return evaluate_batch(
-                trainer, params, rest, images[index], labels[index], real
-            )
-
+    def rows(images: int) -> int:
         devices = 1 if mesh is None else mesh.size
-        size = -(-min(batch_size, len(labels)) // devices) * devices
-        count = -(-len(labels) // size)
-        index = jnp.arange(count * size).reshape(count, size)
-        losses, right = jax.lax.map(batch, index)
-        return Metrics(losses.sum() / len(labels), right.sum() / len(labels))
+        return -(-min(batch_size, images) // devices) * devices
+
+    def batch(at, params, rest, images, labels):
+        index = at * rows(len(labels)) + jnp.arange(rows(len(labels)))
+        # Past the end, the last image is read again and counts for nothing.
+        real = index < len(labels)
+        index = constrain_batch(index, mesh)
+        index = jnp.minimum(index, len(labels) - 1)
+        return evaluate_batch(trainer, params, rest, images[index], labels[index], real)
+
+    batches = make_map(batch, mesh=mesh)
+
+    @partial(jax.jit, static_argnums=0)
+    def mean(count, losses, right):
+        return Metrics(losses.sum() / count, right.sum() / count)
+
+    def evaluate(params, rest, images, labels):
+        count = -(-len(labels) // rows(len(labels)))
+        sums = batches(count, params, rest, images, labels)
+        return mean(len(labels), *sums)
 
     return evaluate
 
@@ -330,22 +363,31 @@ def make_calibrate(
     the old signs describes no network that ever was.
 
     Returns:
-      `calibrate(params, rest, images, key) -> rest`, jitted.
+      `calibrate(params, rest, images, key) -> rest`.
     """
     recipe = trainer.recipe
 
+    @partial(jax.jit, static_argnums=0)
+    def choose(images, key):
+        count = min(recipe.calibration_batches, images // recipe.batch_size)
+        order = jax.random.permutation(key, images)[: count * recipe.batch_size]
+        order = order.reshape(count, recipe.batch_size)
+        return constrain_replicated(order, mesh)
+
+    def batch(at, params, rest, images, order):
+        picked = images[constrain_batch(order[at], mesh)]
+        return batch_statistics(trainer, params, rest, picked)
+
+    statistics = make_map(batch, mesh=mesh)
+
     @jax.jit
-    def calibrate(params, rest, images, key):
-        count = min(recipe.calibration_batches, len(images) // recipe.batch_size)
-        order = jax.random.permutation(key, len(images))[: count * recipe.batch_size]
-
-        def batch(index):
-            picked = images[constrain_batch(index, mesh)]
-            return batch_statistics(trainer, params, rest, picked)
-
-        statistics = jax.lax.map(batch, order.reshape(count, recipe.batch_size))
-        mean = jax.tree.map(lambda x: x.mean(0), statistics)
+    def merge(rest, found):
+        mean = jax.tree.map(lambda x: x.mean(0), found)
         return constrain_replicated(nnx.merge_state(rest, mean), mesh)
+
+    def calibrate(params, rest, images, key):
+        order = choose(len(images), key)
+        return merge(rest, statistics(len(order), params, rest, images, order))
 
     return calibrate
 

@@ -1,6 +1,5 @@
-"""Sums of signs as NumPy int64 loops over the taps inside the image; shapes to draw."""
+"""Signs as bits by Python integers; the sums of drawn convolutions of signs."""
 
-from itertools import product
 from typing import Any, NamedTuple
 
 import hypothesis.strategies as st
@@ -34,33 +33,6 @@ def kernel_words(kernel: np.ndarray, groups: int) -> np.ndarray:
             lanes = slice(part.shape[-2])
             words[group, first // 32, ..., lanes] = np.moveaxis(part, -1, -2)
     return words
-
-
-def conv(x, kernel, strides, pads, dilation, groups=1) -> np.ndarray:
-    """No padding is written out: a tap adds where it lies inside, and nowhere else."""
-    x, kernel = sign(x), sign(kernel)
-    spatial, window = x.shape[1:-1], kernel.shape[:-2]
-    out = [
-        (n + sum(p) - (k - 1) * d - 1) // s + 1
-        for n, p, k, s, d in zip(spatial, pads, window, strides, dilation, strict=True)
-    ]
-    y = np.zeros((len(x), *out, kernel.shape[-1]), np.int64)
-    c_in, c_out = kernel.shape[-2], kernel.shape[-1] // groups
-    for tap in product(*map(range, window)):
-        places, targets = [], []
-        for axis, t in enumerate(tap):
-            meets = np.arange(out[axis]) * strides[axis] + t * dilation[axis]
-            meets = meets - pads[axis][0]
-            inside = (meets >= 0) & (meets < spatial[axis])
-            places.append(meets[inside])
-            targets.append(np.flatnonzero(inside))
-        for group in range(groups):
-            ins = np.arange(group * c_in, (group + 1) * c_in)
-            outs = np.arange(group * c_out, (group + 1) * c_out)
-            pixels = x[np.ix_(range(len(x)), *places, ins)]
-            target = np.ix_(range(len(x)), *targets, outs)
-            y[target] += pixels @ kernel[tap][:, outs]
-    return y
 
 
 class Case(NamedTuple):
@@ -113,7 +85,9 @@ class Case(NamedTuple):
 
     def sums(self) -> np.ndarray:
         """What every backend must give."""
-        return conv(*self.arrays(), self.strides, self.pads, self.dilation, self.groups)
+        x, kernel = map(sign, self.arrays())
+        way = self.strides, self.pads, self.dilation, self.groups
+        return loop.conv(x, kernel, *way).astype(np.int64)
 
 
 @st.composite

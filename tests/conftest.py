@@ -13,6 +13,9 @@ _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=2".strip()
 
+# Most of a test is XLA compiling: by default in a hurry. `.ci/run` sets it to 0.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -40,14 +43,6 @@ jax.monitoring.register_event_duration_secs_listener(_on_event)
 def compilations():
     """A function that returns how many programs XLA has compiled so far."""
     return lambda: len(_compiled)
-
-
-@pytest.fixture
-def quick_compilation():
-    """Programs that are compiled sooner and run slower: for those that run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

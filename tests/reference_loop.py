@@ -78,15 +78,23 @@ def conv(
     dilation: tuple[int, ...],
     groups: int = 1,
 ) -> np.ndarray:
-    """A convolution, one output position and group after the other."""
-    padded = _pad(x, pads)
-    out = _out_shape(padded.shape[1:-1], kernel.shape[:-2], strides, dilation)
+    """A convolution; padding is not written out: a tap adds where it lies inside."""
+    spatial, window = x.shape[1:-1], kernel.shape[:-2]
+    sizes = [n + sum(p) for n, p in zip(spatial, pads, strict=True)]
+    out = _out_shape(sizes, window, strides, dilation)
     y = np.zeros((len(x), *out, kernel.shape[-1]))
-    for place, taps in _places(out, kernel.shape[:-2], strides, dilation):
-        for inputs, outputs in _groups(padded.shape[-1], kernel.shape[-1], groups):
-            patch = padded[(slice(None), *taps, inputs)].reshape(len(x), -1)
-            matrix = kernel[..., outputs].reshape(patch.shape[1], -1)
-            y[(slice(None), *place, outputs)] = patch @ matrix
+    for tap in product(*map(range, window)):
+        places, targets = [], []
+        for axis, t in enumerate(tap):
+            meets = np.arange(out[axis]) * strides[axis] + t * dilation[axis]
+            meets = meets - pads[axis][0]
+            inside = (meets >= 0) & (meets < spatial[axis])
+            places.append(meets[inside])
+            targets.append(np.flatnonzero(inside))
+        for inputs, outputs in _groups(x.shape[-1], kernel.shape[-1], groups):
+            pixels = np.float64(x[..., inputs][np.ix_(range(len(x)), *places)])
+            target = np.ix_(range(len(x)), *targets)
+            y[..., outputs][target] += pixels @ np.float64(kernel[tap][:, outputs])
     return y
 
 

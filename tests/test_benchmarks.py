@@ -38,7 +38,7 @@ def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch, name):
         importlib.import_module(name).main()
 
 
-def test_gpu_packed_runs_small(monkeypatch, capsys, quick_compilation):
+def test_gpu_packed_runs_small(monkeypatch, capsys):
     options = ["--tiny", "--rounds", "1", "--seconds", "0.01"]
     monkeypatch.setattr(sys, "argv", ["gpu_packed", *options])
     importlib.import_module("gpu_packed").main()
@@ -51,7 +51,7 @@ def test_gpu_packed_runs_small(monkeypatch, capsys, quick_compilation):
         assert all(float(cell) > 0 for cell in cells)
 
 
-def test_gpu_step_runs_small(monkeypatch, capsys, quick_compilation):
+def test_gpu_step_runs_small(monkeypatch, capsys):
     pytest.importorskip("torch", reason="PyTorch is the optional extra `experiments`")
     # The other network takes a minute to compile.
     options = ["--tiny", "--rounds", "1", "--only", "NIN"]

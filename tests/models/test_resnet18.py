@@ -109,7 +109,7 @@ def test_images_without_pixels_are_refused():
         oracles.abstract(ResNet18, image_shape=(0, 224, 3))
 
 
-def test_trains_as_a_recipe(quick_compilation):
+def test_trains_as_a_recipe():
     fields = {"model": "resnet18", "batch_size": 4, "compute_dtype": "bfloat16"}
     trainer, state = step.create(
         dataclasses.replace(recipe.get("cifar10-nin"), **fields),
@@ -142,7 +142,7 @@ def test_trains_as_a_recipe(quick_compilation):
     assert Counter(re.findall(narrow, program)) == {"f32": 7, "bf16": 16}
 
 
-def test_a_residual_packs_its_blocks_and_not_its_shortcut(quick_compilation):
+def test_a_residual_packs_its_blocks_and_not_its_shortcut():
     model = nnx.eval_shape(lambda: Residual(32, 40, strides=2, rngs=nnx.Rngs(0)))
     model.eval()
     model = oracles.with_numbers(model)

@@ -100,7 +100,8 @@ def test_two_layers_meet_in_bits(backend):
         return ops.packed_matmul(flat, second, ops.Sums(), backend=backend)
 
     y = run(ops.sign_bits(x), ops.pack_kernel(first), ops.pack_kernel(second))
-    sums = oracle.conv(x, first, (1, 1), ((1, 1), (1, 1)), (1, 1))
+    signs = oracle.sign(x), oracle.sign(first)
+    sums = loop.conv(*signs, (1, 1), ((1, 1), (1, 1)), (1, 1))
     hidden = np.where(sums < threshold, -1, 1) * flip.astype(int)
     np.testing.assert_array_equal(y, hidden.reshape(2, -1) @ oracle.sign(second))
 
@@ -135,24 +136,31 @@ def test_no_images_give_empty_results(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_vmap_and_shard_map_with_thresholds(backend):
-    case = CASES[0]
-    x, kernel = operands(case)
-    threshold, flip = thresholds(case.features, 40)
-    limit = ops.Threshold(jnp.asarray(threshold), ops.pack_bits(flip))
-    call = partial(ops.packed_conv, backend=backend, **case.options)
-    expected = call(x, kernel, limit).words
+def test_vmap_with_thresholds(backend):
+    call, x, kernel, limit = with_thresholds(backend)
     stacked = jax.tree.map(lambda w: jnp.stack([w, ~w & 0, w]), x)
     mapped = jax.vmap(call, (0, None, None))(stacked, kernel, limit)
-    np.testing.assert_array_equal(mapped.words[2], expected)
-    if len(jax.devices()) < 2:
-        return
+    np.testing.assert_array_equal(mapped.words[2], call(x, kernel, limit).words)
+
+
+@pytest.mark.skipif(len(jax.devices()) < 2, reason="needs two devices")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shard_map_with_thresholds(backend):
+    call, *arrays = with_thresholds(backend)
     mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
     sharded = jax.shard_map(
         call, mesh=mesh, in_specs=(P("batch"), P(), P()), out_specs=P("batch")
     )
-    words = jax.jit(sharded)(x, kernel, limit).words
-    np.testing.assert_array_equal(words, expected)
+    words = jax.jit(sharded)(*arrays).words
+    np.testing.assert_array_equal(words, call(*arrays).words)
+
+
+def with_thresholds(backend):
+    case = CASES[0]
+    threshold, flip = thresholds(case.features, 40)
+    limit = ops.Threshold(jnp.asarray(threshold), ops.pack_bits(flip))
+    call = partial(ops.packed_conv, backend=backend, **case.options)
+    return call, *operands(case), limit
 
 
 @hypothesis.settings(max_examples=10)

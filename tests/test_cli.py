@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from xnor_jax import cli
+from xnor_jax import _compiled, cli
+from xnor_jax.ops import available_backends, cpu
 from xnor_jax.train.folder import METRICS
 
 TRAIN = ("train", "digits-lenet5", "--epochs", "4")
@@ -164,18 +166,46 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
             2,
             "unknown recipe 'mnist'; expected one of digits-lenet5",
         ),
-        (("train", "--learning-rate", "-1"), 2, "learning_rate: expected a number"),
-        (("train", "--epochs", "many"), 2, "--epochs"),
-        (("train", "--momentum", "1"), 2, "--momentum"),
-        (("train", "--rule", "best"), 2, "corrected"),
+        (
+            ("train", "--learning-rate", "-1"),
+            2,
+            "--learning-rate: expected a number above 0",
+        ),
+        (("train", "--learning-rate", "nan"), 2, "--learning-rate: expected a number"),
+        (("train", "--learning-rate"), 2, "--learning-rate: expected a value"),
+        (("train", "--epochs", "many"), 2, "--epochs: expected a whole number, got"),
+        (("train", "--epochs", "2.5"), 2, "--epochs: expected a whole number, got"),
+        (("train", "--epochs", ""), 2, "--epochs: expected a whole number, got ''"),
+        (("train", "--epochs", "0"), 2, "--epochs: expected a whole number ≥ 1"),
+        (("train", "--decay-epochs", "1", "x"), 2, "expected a whole number, got '1'"),
+        (("train", "--epoch", "3"), 2, "option --epoch; did you mean --epochs?"),
+        (("train", "--momentum", "1"), 2, "unknown option --momentum (see"),
+        (("train", "--best"), 2, "unknown option --best"),
+        (("train", "--rule", "corected"), 2, "did you mean 'corrected'?"),
+        (("train", "--model", "lenet"), 2, "did you mean 'lenet5'?"),
+        (("train", "--dataset", "cifar"), 2, "did you mean 'cifar10'?"),
+        (("train", "digit-lenet5"), 2, "did you mean 'digits-lenet5'?"),
+        (("train", "digits-lenet5", "more"), 2, "unexpected argument 'more'"),
+        (("train", "--output", ""), 2, "--output: expected a path, got ''"),
+        (("train", "--data-dir", "."), 2, "--data-dir: expected none, digits"),
+        (("train", "--workers", "2"), 2, "--workers: expected 0 for digits"),
+        (("train", "--workers", "-1"), 2, "--workers: expected a number"),
+        (("train", "--devices", "0"), 2, "--devices: expected 1 to"),
+        (("train", "--devices", "2", "--batch-size", "3"), 2, "--batch-size: 3 images"),
+        (("train", "--start-timeout", "9"), 2, "--start-timeout"),
+        (("train", "--process-id", "0"), 2, "--process-id: give --coordinator"),
         (("train", "mnist-lenet5", "--data-dir", "nowhere"), 2, "no folder nowhere"),
         (("train", "--resume", "--output", "nowhere"), 2, "no run in nowhere"),
         (("train", "--output", "/dev/null/run"), 1, "--output"),
         (("train", "--batch-size", "5000"), 1, "expected at most 1437"),
         (("evaluate", "nowhere"), 2, "no run in nowhere"),
-        (("evaluate",), 2, "evaluate --help"),
+        (("evaluate", "."), 2, "no run in ."),
+        (("evaluate",), 2, "missing: RUN (see xnor-jax evaluate --help)"),
+        (("evaluate", ""), 2, "RUN: expected a path, got ''"),
         (("summary", "nope"), 2, "unknown recipe"),
-        (("tarin",), 2, "expected one of train, evaluate, summary"),
+        (("summary", "--data-dir", "."), 2, "unknown option --data-dir"),
+        (("tarin",), 2, "summary, pack, predict, bench; did you mean 'train'?"),
+        (("",), 2, "unknown command ''"),
         ((), 2, "no command"),
     ],
 )
@@ -212,7 +242,13 @@ def test_summary_prints_which_kernels_are_binary(capsys):
 
 
 def test_help_and_version(capsys):
-    assert said(capsys, "--version")[:2] == (0, "xnor-jax 0.1.0\n")
+    code, out, _ = said(capsys, "--version")
+    assert code == 0
+    first, second = out.splitlines()
+    assert first == "xnor-jax 0.1.0"
+    assert second == f"backends: {', '.join(available_backends())}" + (
+        f" (C++, {cpu.instruction_set()})" if cpu.is_available() else ""
+    )
     code, out, _ = said(capsys, "--help")
     assert code == 0 and "mnist-lenet5" in out
     code, out, _ = said(capsys, "train", "mnist-lenet5", "--help")
@@ -244,3 +280,85 @@ def test_terminal_shows_a_bar(tmp_path):
     for word in ("epoch 1/1", "loss", "accuracy", "images/s", "left"):
         assert word in text
     assert Path(tmp_path / "runs" / "digits-lenet5" / "report.png").exists()
+
+
+def test_version_is_loud_where_the_compiled_part_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(_compiled, "load", lambda: None)
+    code, out, _ = said(capsys, "--version")
+    assert code == 0 and "cpu" not in out.splitlines()[1]
+    assert "THE C++ PART IS MISSING" in out
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--help",),
+        ("--version",),
+        (),
+        ("tarin",),
+        ("train", "--help"),
+        ("train", "--epoch", "3"),
+        ("train", "--epochs", "many"),
+        ("train", "--epochs", "0"),
+        ("train", "--rule", "best"),
+        ("train", "nope"),
+        ("summary", "nope"),
+        ("predict", "gone", "also"),
+        ("bench", "gone", "--backend", "tpu"),
+    ],
+)
+def test_words_alone_load_nothing_heavy(args):
+    program = (
+        "import sys\n"
+        "from xnor_jax import cli\n"
+        "try:\n"
+        f"    cli.main({args!r})\n"
+        "finally:\n"
+        "    print('jax' in sys.modules or 'datasets' in sys.modules)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert ran.stdout.splitlines()[-1] == "False"
+    assert ran.returncode == (0 if args and args[-1].startswith("--") else 2)
+    assert not ran.returncode or len(ran.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
+    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    # From the moment that the command line is there.
+    ready = f"{hear}\nimport xnor_jax.cli; print('ready', flush=True)"
+    for wait in (0, 0.05, 0.4, 1.5):
+        process = start(
+            *TRAIN, "--output", tmp_path / "run", cwd=tmp_path, before=ready
+        )
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        status, _, err = finish(process)
+        assert status == 1, err
+        assert err == "xnor-jax: interrupted; go on with --resume\n"
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+@pytest.mark.parametrize("args", [("--help",), ("train", "--help"), ("summary",)])
+def test_a_closed_pipe_is_quiet(args):
+    command = [sys.executable, "-m", "xnor_jax.cli", *args]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    assert (ran.returncode, ran.stderr) == (1, "")
+
+
+def test_a_narrow_locale_gets_a_line_too(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-m", "xnor_jax.cli", "train", "--epoch", "3"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert ran.returncode == 2 and len(ran.stderr.splitlines()) == 1
+    assert "did you mean --epochs?" in ran.stderr

@@ -125,12 +125,26 @@ def test_predict_turns_images_into_the_networks(file, pictures, tmp_path, capsys
     assert err == f"xnor-jax: {note}\n"
 
 
-def test_predict_checks_all_before_it_says_anything(file, pictures, tmp_path, capsys):
+def test_predict_goes_on_after_a_broken_image(file, pictures, tmp_path, capsys):
     paths, _ = pictures
-    text = tmp_path / "text.png"
+    whole = finished(capsys, "predict", file, *paths[:3]).splitlines()
+    text, halved = tmp_path / "text.png", tmp_path / "halved.png"
     text.write_text("hello")
-    code, err = refused(capsys, "predict", file, paths[0], text)
+    halved.write_bytes(paths[0].read_bytes()[:-60])
+    mixed = (text, paths[0], paths[1], halved, paths[2])
+    code, out, err = said(capsys, "predict", file, *mixed)
+    assert code == 1 and out.splitlines() == whole
+    first, second = err.splitlines()
+    assert str(text) in first
+    assert str(halved) in second
+    code, err = refused(capsys, "predict", file, text)
     assert code == 1 and f"{text} is no image" in err
+
+
+def test_predict_looks_for_all_before_it_says_anything(
+    file, pictures, tmp_path, capsys
+):
+    paths, _ = pictures
     code, err = refused(capsys, "predict", file, paths[0], tmp_path / "gone.png")
     assert code == 2 and f"no file {tmp_path / 'gone.png'}" in err
     code, err = refused(capsys, "predict", file)
@@ -192,14 +206,23 @@ def test_a_float_twin_is_refused(run, tmp_path, capsys):
     ("args", "status", "words"),
     [
         (("evaluate", "FILE", "--best"), 2, "--best"),
-        (("evaluate", "FILE", "--data-dir", "."), 1, "built in"),
+        (("evaluate", "FILE", "--data-dir", "."), 2, "--data-dir: expected none"),
+        (("evaluate", "RUN", "--data-dir", "."), 2, "--data-dir: expected none"),
         (("evaluate", "FILE", "--data-dir", "gone"), 2, "no folder gone"),
+        (("pack", "."), 2, "missing: --output PATH"),
         (("pack", "."), 2, "--output"),
-        (("pack", "RUN", "-o", "net", "--data-dir", "."), 1, "built in"),
+        (("pack", ".", "-o", "net"), 2, "no run in ."),
+        (("pack", "RUN", "-o", ""), 2, "--output: expected a path, got ''"),
+        (("pack", "RUN", "--ouput", "net"), 2, "--ouput; did you mean --output?"),
+        (("pack", "RUN", "-o", "net", "--data-dir", "."), 2, "expected none"),
+        (("predict",), 2, "missing: FILE"),
+        (("predict", "FILE", "FILE", "--inverse"), 2, "did you mean --invert?"),
         (("predict", "gone", "also"), 2, "no file gone"),
         (("predict", ".", "also"), 2, "no file ."),
         (("bench", "gone"), 2, "no file gone"),
         (("bench", "FILE", "--batch-sizes"), 2, "--batch-sizes"),
+        (("bench", "FILE", "--batch-sizes", "x"), 2, "expected a whole number"),
+        (("bench", "FILE", "--rounds", "x"), 2, "--rounds: expected a whole number"),
         (("bench", "FILE", "--batch-sizes", "0"), 2, "--batch-sizes"),
         (("bench", "FILE", "--rounds", "0"), 2, "--rounds"),
         (("bench", "FILE", "--backend", "tpu"), 2, "--backend"),

@@ -55,9 +55,9 @@ def test_a_wrong_word_or_picture_is_one_line(place, tmp_path, capsys):
     code, err = refused(capsys, *train, "--workers", "-1")
     assert code == 2 and "--workers" in err
     for wrong, words in (
-        (("--image-size", "0"), "image_size: expected a whole number ≥ 1"),
-        (("--shift", "2"), "shift: expected 0 with resize_crop"),
-        (("--dataset", "mnist"), "image_size: expected none for mnist"),
+        (("--image-size", "0"), "--image-size: expected a whole number ≥ 1"),
+        (("--shift", "2"), "--shift: expected 0 with --resize-crop"),
+        (("--dataset", "mnist"), "--image-size: expected none for mnist"),
     ):
         code, err = refused(capsys, *train, *wrong)
         assert code == 2 and words in err

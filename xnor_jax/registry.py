@@ -75,3 +75,6 @@ SURROGATES = Registry(
         "tanh": "xnor_jax.quantizers:tanh",
     }
 )
+
+# What computes the products of signs; all give the same integers.
+BACKENDS = ("float", "xla", "gpu", "pallas", "cpu")

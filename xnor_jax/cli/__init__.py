@@ -1,19 +1,16 @@
 """`xnor-jax …`: parses, calls, prints.
 
 Exit status: 0 when the work is done, 2 for a wrong argument, 1 otherwise. An error is
-one line on standard error. What a command needs is imported when it runs.
+one line on standard error. What a command needs is imported when it runs: this module
+needs the standard library alone, and is there before Ctrl-C can come.
 """
 
-import logging
 import os
+import signal
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NoReturn
-
-from xnor_jax import __version__
-from xnor_jax.registry import expected
+from typing import Any, NoReturn
 
 # Where each command is, and what it does.
 COMMANDS = {
@@ -28,6 +25,14 @@ COMMANDS = {
     "bench": ("packed:bench", "the speed of a packed file, beside floats"),
 }
 
+# The exit status for each kind of error; what is raised has been imported.
+_ERRORS = {
+    ("xnor_jax.train.recipe", "RecipeError"): 2,
+    ("xnor_jax.data", "DataError"): 1,
+    ("xnor_jax.deploy", "FormatError"): 1,
+    ("xnor_jax.train.folder", "RunError"): 1,
+}
+
 
 class UsageError(Exception):
     """A wrong argument."""
@@ -36,28 +41,78 @@ class UsageError(Exception):
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     arguments = list(sys.argv[1:] if args is None else args)
-    # When a file cannot be written, TensorStore's threads and tasks print a traceback
-    # each through these two; the error itself is raised, and told below in a line.
-    sys.unraisablehook = lambda *_: None
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
-    warnings.showwarning = lambda message, *_: note(message)
+    line = "interrupted"
+    if arguments[:1] == ["train"]:
+        line += "; go on with --resume"
+    before = signal.getsignal(signal.SIGINT)
     status = 0
     try:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, lambda *_: _exit_at_once(line))
+        _quieten()
         _dispatch(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        mend = "; go on with --resume" if arguments[:1] == ["train"] else ""
-        status = _fail(f"interrupted{mend}", 1)
+        status = _fail(line, 1)
     except BrokenPipeError:
         # The reader of the output has gone; so has the place to say anything.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 1
     except Exception as error:
         found = _status(error)
         if found is None:
             raise
         status = _fail(_message(error), found)
+    finally:
+        signal.signal(signal.SIGINT, before)
     sys.exit(status)
+
+
+def hear_interrupts() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt from here on, for what has to be cleaned up.
+
+    Until then it ends the process at once: modules of other libraries swallow the
+    exception while they are imported, or crash.
+    """
+    if callable(signal.getsignal(signal.SIGINT)):  # and is not ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _exit_at_once(line: str) -> NoReturn:
+    os.write(2, f"xnor-jax: {line}\n".encode())
+    os._exit(1)
+
+
+def note(words: object) -> None:
+    """Print a line on standard error beside the command's work."""
+    say(f"note: {words}")
+
+
+def say(words: object) -> None:
+    """Print a line on standard error."""
+    print(f"xnor-jax: {' '.join(str(words).split())}", file=sys.stderr)
+
+
+def _quieten() -> None:
+    """Leave it to this module to say what went wrong."""
+    import _thread
+    import io
+    import logging
+    import warnings
+
+    def unraisable(what: Any) -> None:
+        # Ctrl-C that came in a callback, such as JAX's at a garbage collection.
+        if issubclass(what.exc_type, KeyboardInterrupt):
+            _thread.interrupt_main()
+
+    # When a file cannot be written, TensorStore's threads and tasks print a traceback
+    # each through these two; the error itself is raised, and told in a line.
+    sys.unraisablehook = unraisable
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+    warnings.showwarning = lambda message, *_: note(message)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where a locale has no … or ≥
 
 
 def _dispatch(args: list[str]) -> None:
@@ -66,8 +121,10 @@ def _dispatch(args: list[str]) -> None:
         if not args:
             raise UsageError(f"no command; expected one of {', '.join(COMMANDS)}")
         return
+    from xnor_jax.registry import expected
+
     if args[0] == "--version":
-        print(f"xnor-jax {__version__}")
+        print(_version())
         return
     if args[0] not in COMMANDS:
         raise UsageError(f"unknown command {args[0]!r}; {expected(args[0], COMMANDS)}")
@@ -93,21 +150,36 @@ def _help() -> str:
     )
 
 
+def _version() -> str:
+    from xnor_jax import __version__, _compiled
+    from xnor_jax.registry import BACKENDS
+
+    try:
+        instructions = _compiled.instruction_set()
+    except RuntimeError as error:
+        raise UsageError(error) from error
+    others = ", ".join(name for name in BACKENDS if name != "cpu")
+    if instructions is None:
+        return (
+            f"xnor-jax {__version__}\nbackends: {others}\n"
+            "THE C++ PART IS MISSING: no backend cpu, and XLA multiplies signs, many "
+            "times slower; install from source with a C++ compiler"
+        )
+    return f"xnor-jax {__version__}\nbackends: {others}, cpu (C++, {instructions})"
+
+
 def _status(error: Exception) -> int | None:
     """The exit status for an error that is told in a line; None for a fault of ours."""
     if isinstance(error, UsageError):
         return 2
     if isinstance(error, OSError) or _missing_package(error):
         return 1
-    from xnor_jax.train.recipe import RecipeError
-
-    if isinstance(error, RecipeError):
-        return 2
-    from xnor_jax.data import DataError
-    from xnor_jax.deploy import FormatError
-    from xnor_jax.train.folder import RunError
-
-    return 1 if isinstance(error, DataError | FormatError | RunError) else None
+    for (module, name), status in _ERRORS.items():
+        if module in sys.modules and isinstance(
+            error, getattr(sys.modules[module], name)
+        ):
+            return status
+    return None
 
 
 def _message(error: Exception) -> object:
@@ -117,7 +189,28 @@ def _message(error: Exception) -> object:
             f"the package {package} is missing; install what the commands need with "
             "pip install 'xnor-jax[train]'"
         )
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError) and _status(error) == 2:
+        return as_typed(str(error))
     return error
+
+
+def as_typed(message: str) -> str:
+    """A message that names arguments in Python, with the options in their place."""
+    import dataclasses
+    import re
+
+    from xnor_jax.train.recipe import Recipe
+
+    names = ["devices", *(field.name for field in dataclasses.fields(Recipe))]
+    first = "|".join(names)
+    anywhere = "|".join(name for name in names if "_" in name)
+    return re.sub(
+        rf"^(?:{first})(?=: )|\b(?:{anywhere})\b",
+        lambda name: f"--{name[0].replace('_', '-')}",
+        message,
+    )
 
 
 def _missing_package(error: Exception) -> str | None:
@@ -126,15 +219,6 @@ def _missing_package(error: Exception) -> str | None:
     return package if package not in ("", "xnor_jax") else None
 
 
-def note(words: object) -> None:
-    """Say something in a line on standard error that does not end the command."""
-    _say(f"note: {words}")
-
-
 def _fail(error: object, status: int) -> int:
-    _say(error)
+    say(error)
     return status
-
-
-def _say(words: object) -> None:
-    print(f"xnor-jax: {' '.join(str(words).split())}", file=sys.stderr)

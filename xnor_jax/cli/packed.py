@@ -2,22 +2,30 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
-from xnor_jax.cli import UsageError, note
+from xnor_jax.cli import UsageError, hear_interrupts, note, say
 from xnor_jax.cli.parsing import check_backend, check_file, command
+from xnor_jax.registry import BACKENDS
+
+_BACKENDS = f"{{auto,{','.join(BACKENDS)}}}"
 
 
 @command
 def predict(
-    file: tyro.conf.Positional[Path],
-    images: tyro.conf.Positional[tuple[Path, ...]],
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")],
+    images: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...")
+    ],
     /,
     invert: bool = False,
 ) -> None:
     """Print the class of images, and its probability.
+
+    An image that cannot be read is told on standard error; the others are classified,
+    and the exit status is 1.
 
     Args:
       file: A file that pack wrote.
@@ -29,26 +37,44 @@ def predict(
         raise UsageError("no image; expected predict FILE IMAGE…")
     for path in (file, *images):
         check_file(path)
+    import numpy as np
+
+    from xnor_jax.data import DataError
     from xnor_jax.deploy import images as pictures
     from xnor_jax.deploy import predict as prediction
 
     packed = load(file)
     fit = prediction.fit(packed)
-    pixels, notes = pictures.read(images, packed.image_shape, fit=fit, invert=invert)
-    for words in notes:
-        note(words)
-    found = prediction.classify(packed, pixels)
-    for path, (name, probability) in zip(images, found, strict=True):
-        print(f"{path}: {name} {probability:.2%}")
+    pixels, errors = [], {}
+    for path in images:
+        try:
+            image, notes = pictures.read(
+                [path], packed.image_shape, fit=fit, invert=invert
+            )
+        except (DataError, OSError) as error:
+            errors[path] = error
+            continue
+        pixels.append(image)
+        for words in notes:
+            note(words)
+    found = iter(prediction.classify(packed, np.concatenate(pixels)) if pixels else ())
+    for path in images:
+        if path in errors:
+            say(errors[path])
+        else:
+            name, probability = next(found)
+            print(f"{path}: {name} {probability:.2%}")
+    if errors:
+        sys.exit(1)
 
 
 @command
 def bench(
-    file: tyro.conf.Positional[Path],
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")],
     /,
     batch_sizes: tuple[int, ...] = (1, 128),
     rounds: int = 10,
-    backend: Literal["auto", "float", "xla", "gpu", "pallas", "cpu"] = "auto",
+    backend: Annotated[str, tyro.conf.arg(metavar=_BACKENDS)] = "auto",
 ) -> None:
     """Time a packed network on the CPU, beside the same network in floats.
 
@@ -69,6 +95,7 @@ def bench(
     from xnor_jax.deploy import bench as timing
     from xnor_jax.deploy import tables
 
+    hear_interrupts()
     console = table_console()
     console.print(
         f"{packed.info.name or file}: packed ({timing.describe_backend(backend)}) "
@@ -99,5 +126,5 @@ def table_console() -> Any:
     from rich.console import Console
 
     # A file or a pipe has no width of its own.
-    width = None if sys.stdout.isatty() else 120
+    width = None if sys.stdout and sys.stdout.isatty() else 120
     return Console(width=width, highlight=False, soft_wrap=True)

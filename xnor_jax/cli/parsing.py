@@ -1,6 +1,7 @@
 """Parsing with tyro, whose complaints become one line, and checks of arguments."""
 
 import contextlib
+import difflib
 import functools
 import io
 import re
@@ -9,8 +10,36 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+)
 
 from xnor_jax.cli import UsageError
+from xnor_jax.registry import BACKENDS, expected
+
+_KINDS = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path"}
+_TYPES = ConstructorRegistry()
+
+
+@_TYPES.primitive_rule
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    if info.type is not Path:
+        return None
+
+    def path(words: list[str]) -> Path:
+        if not words[0]:  # which would be the current directory
+            raise ValueError("expected a path, got ''")
+        return Path(words[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=path,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def command(function: Callable[..., None]) -> Callable[[list[str]], None]:
@@ -36,14 +65,49 @@ def parse(command: str, function: Callable[..., Any], args: list[str]) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(function, args=args, prog=f"xnor-jax {command}")
+            return tyro.cli(
+                function, args=args, prog=f"xnor-jax {command}", registry=_TYPES
+            )
     except SystemExit as stop:
         if not stop.code:
             raise
-        words = re.sub(r"\x1b\[[0-9;]*m", "", complaint.getvalue())
-        words = re.sub(r"╭.*?╮|[│╰╯─]+", " ", words)
-        words = re.sub(r"For full helptext.*", "", " ".join(words.split()))
-        raise UsageError(f"{words.strip()} (see xnor-jax {command} --help)") from None
+        line = _line(complaint.getvalue())
+        raise UsageError(f"{line} (see xnor-jax {command} --help)") from None
+
+
+def _line(complaint: str) -> str:
+    """What is wrong, from a box that tyro draws; all of its words where it is new."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", complaint).splitlines()
+    # The title is in the frame, or above a ruler where the output knows no frames.
+    content = lines[1:-1] if lines[0].startswith("╭") else lines[2:]
+    rows = [*(row[1:].rstrip("│─- ") for row in content), ""]
+    words = " ".join(" ".join(rows).split())
+    what = " ".join(" ".join(rows[: rows.index("")]).split())
+    if found := re.search(r"Unrecognized options: ([^\s,]+)", words):
+        close = difflib.get_close_matches(found[1], re.findall(r"--[\w-]+", words))
+        other = [option for option in close if option != found[1]]
+        if not found[1].startswith("-"):
+            return f"unexpected argument {found[1]!r}"
+        return f"unknown option {found[1]}" + "".join(
+            f"; did you mean {option}?" for option in other[:1]
+        )
+    if what.startswith("Missing from"):
+        named = [row for row in rows[: rows.index("")] if re.match(r" {5}\S", row)]
+        return f"missing: {', '.join(row.split(',')[-1].strip() for row in named)}"
+    if found := re.match(r"Missing value for argument '(?:\S+/)?(\S+)'", what):
+        return f"{found[1]}: expected a value"
+    if found := re.match(
+        r"invalid choice '(.*)' for argument '(\S+)'.*?\((.*)\)", what
+    ):
+        choices = re.findall(r"'(.*?)'", found[3])
+        return f"{found[2]}: unknown {found[1]!r}; {expected(found[1], choices)}"
+    if found := re.match(r"Error parsing (?:\S+/)?(\S+): (.*)", what):
+        got = re.search(r"\['.*?'\]|'.*?'", found[2])
+        kind = re.search(rf"{found[1]} .*?({'|'.join(_KINDS)})\b", words[len(what) :])
+        if got and kind:
+            return f"{found[1]}: expected {_KINDS[kind[1]]}, got {got[0].strip('[]')}"
+        return f"{found[1]}: {found[2]}"
+    return what
 
 
 def check_data_dir(data_dir: Path | None) -> None:
@@ -55,9 +119,30 @@ def check_data_dir(data_dir: Path | None) -> None:
         )
 
 
+def check_data(dataset: object, data_dir: Path | None) -> None:
+    """See that a folder is given for a data set that needs one, and else for none.
+
+    Args:
+      dataset: A data set's name, or a function that returns one.
+      data_dir: The folder.
+    """
+    from xnor_jax.data import SOURCES
+
+    source = SOURCES[dataset] if isinstance(dataset, str) else None
+    built_in = source is None or (source.hub is None and not source.streamed)
+    if built_in and data_dir is not None:
+        name = dataset if isinstance(dataset, str) else "a function"
+        raise UsageError(f"--data-dir: expected none, {name} needs no folder")
+    if source is not None and source.hub is None and not built_in and data_dir is None:
+        raise UsageError(
+            "--data-dir: expected a folder of class folders, train/CLASS/* and "
+            "validation/CLASS/*"
+        )
+
+
 def check_run(folder: Path, more: str) -> None:
-    """See that a run's folder is there."""
-    if not folder.exists():
+    """See that a folder is a run's."""
+    if not (folder / "recipe.json").is_file():
         raise UsageError(f"no run in {folder} {more}")
 
 
@@ -69,9 +154,11 @@ def check_file(path: Path) -> None:
 
 def check_backend(backend: str = "auto") -> None:
     """See that a backend is there and can run here."""
+    if backend not in (names := ("auto", *BACKENDS)):
+        raise UsageError(f"--backend: unknown {backend!r}; {expected(backend, names)}")
     from xnor_jax.ops import backends
 
     try:
-        backends.resolve("xnor-jax", backend)
+        backends.resolve("--backend", backend)
     except RuntimeError as error:
-        raise UsageError(str(error).removeprefix("xnor-jax: ")) from error
+        raise UsageError(str(error)) from error

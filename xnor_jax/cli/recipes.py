@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from xnor_jax.cli import UsageError
-from xnor_jax.cli.parsing import check_data_dir, check_run, parse
+from xnor_jax.cli import UsageError, as_typed, hear_interrupts
+from xnor_jax.cli.parsing import check_data, check_data_dir, parse
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.cluster import Cluster, OptionError, validate
 from xnor_jax.train.recipe import Recipe
@@ -67,6 +67,7 @@ def train(args: list[str]) -> None:
     try:
         cluster = validate(options.processes)
         if cluster.named and not supervisor.is_worker():
+            hear_interrupts()
             sys.exit(supervisor.supervise(["train", *args], cluster))
         if cluster.named:
             supervisor.be_worker()
@@ -84,26 +85,30 @@ def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
     from xnor_jax.train import loop, processes
     from xnor_jax.train.devices import make_mesh
 
-    if recipe.dataset == "folder" and options.data_dir is None:
-        raise UsageError(
-            "--data-dir: expected a folder of class folders, train/CLASS/* and "
-            "validation/CLASS/*"
-        )
+    check_data(recipe.dataset, options.data_dir)
     if options.workers < 0:
         raise UsageError(
             f"--workers: expected a number of at least 0, got {options.workers}"
         )
+    if options.workers and recipe.image_size is None:
+        raise UsageError(
+            f"--workers: expected 0 for {recipe.dataset}, whose images are in memory, "
+            f"got {options.workers}"
+        )
     base = Path("runs") / name
     choose = folders.newest_folder if options.resume else folders.free_folder
     folder = options.output or choose(base)
-    if options.resume:
-        check_run(folder, "to resume; leave --resume out to start one")
+    if options.resume and not folder.exists():
+        raise UsageError(
+            f"no run in {folder} to resume; leave --resume out to start one"
+        )
     try:
         mesh = make_mesh(options.devices, recipe.batch_size)
     except ValueError as error:
-        raise UsageError(error) from error
+        raise UsageError(as_typed(str(error))) from error
     dataset = data.load(recipe.dataset, options.data_dir, recipe.fit)
     info = folders.RunInfo.of(name, recipe, dataset)
+    hear_interrupts()
     console = Console(highlight=False, soft_wrap=True, quiet=not processes.is_first())
     console.print(
         f"{name}: {info.train_images:,} training images, {recipe.epochs} epochs of "

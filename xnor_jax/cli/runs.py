@@ -7,12 +7,18 @@ import tyro
 
 from xnor_jax.cli import UsageError
 from xnor_jax.cli.packed import load, table_console
-from xnor_jax.cli.parsing import check_backend, check_data_dir, check_run, command
+from xnor_jax.cli.parsing import (
+    check_backend,
+    check_data,
+    check_data_dir,
+    check_run,
+    command,
+)
 
 
 @command
 def evaluate(
-    run: tyro.conf.Positional[Path],
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
     /,
     data_dir: Path | None = None,
     best: bool = False,
@@ -26,7 +32,9 @@ def evaluate(
     """
     check_data_dir(data_dir)
     if not run.is_file():
-        check_run(run, "and no packed network of that name")
+        check_run(
+            run, "and no packed network of that name; expected what train or pack wrote"
+        )
         _evaluate_run(run, data_dir, best=best)
     elif best:
         raise UsageError(
@@ -42,6 +50,7 @@ def _evaluate_run(run: Path, data_dir: Path | None, *, best: bool) -> None:
     from xnor_jax.train import folder as folders
 
     info = folders.read_info(run)
+    check_data(info.recipe.dataset, data_dir)
     dataset = data.load(info.recipe.dataset, data_dir, info.recipe.fit)
     trainer, state, history = loop.restore(run, info, best=best)
     if dataset.image_shape != info.image_shape:
@@ -62,6 +71,7 @@ def _evaluate_packed(file: Path, data_dir: Path | None) -> None:
 
     packed = load(file)
     name, fit = predict.dataset_name(packed.info), predict.fit(packed)
+    check_data(name, data_dir)
     dataset = data.load(name, data_dir, fit)
     metrics = predict.evaluate(packed, dataset)
     print(
@@ -72,7 +82,7 @@ def _evaluate_packed(file: Path, data_dir: Path | None) -> None:
 
 @command
 def pack(
-    run: tyro.conf.Positional[Path],
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
     /,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     best: bool = False,
@@ -96,8 +106,11 @@ def pack(
     check_backend()
     from xnor_jax import deploy
     from xnor_jax.deploy import tables
+    from xnor_jax.train import folder as folders
     from xnor_jax.train import ship
 
+    if data_dir is not None:
+        check_data(folders.read_info(run).recipe.dataset, data_dir)
     packed = ship.pack_run(run, best=best, data_dir=data_dir)
     try:
         deploy.save(output, packed)

@@ -17,8 +17,8 @@ from xnor_jax.ops.bits import WORD
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel, unpack_kernel
+from xnor_jax.registry import BACKENDS, expected
 
-NAMES = ("float", "xla", "gpu", "pallas", "cpu")
 # Those that multiply signs as numbers of their `DTYPE`, not as bits.
 UNPACKED = {"float": floats, "gpu": gpu}
 Function = Callable[..., jax.Array]
@@ -35,7 +35,7 @@ def available_backends() -> tuple[str, ...]:
       needs compute capability 8.0 on CUDA, and is `"xla"` elsewhere), and `"cpu"` where
       the compiled library is loaded.
     """
-    return NAMES if cpu.is_available() else NAMES[:-1]
+    return tuple(name for name in BACKENDS if name != "cpu" or cpu.is_available())
 
 
 def resolve(where: str, backend: str, rank: int = 2) -> str:
@@ -53,10 +53,10 @@ def resolve(where: str, backend: str, rank: int = 2) -> str:
       ValueError: If there is no such backend, or it has no such rank.
       RuntimeError: If it is not available here.
     """
-    if backend not in ("auto", *NAMES):
+    names = ("auto", *BACKENDS)
+    if backend not in names:
         raise ValueError(
-            f"{where}: expected a backend out of 'auto', "
-            f"{', '.join(map(repr, NAMES))}, got {backend!r}"
+            f"{where}: unknown backend {backend!r}; {expected(backend, names)}"
         )
     if backend == "auto":
         return "auto" if cpu.is_available() and rank <= cpu.RANK else "xla"

@@ -46,6 +46,9 @@ def validate(cluster: Cluster) -> Cluster:
         raise OptionError(f"--cluster: finds {given[0]} itself; leave one of them out")
     if given and missing:
         raise OptionError(f"{given[0]}: give {' and '.join(missing)} too")
+    named = cluster.cluster or given
+    if cluster.start_timeout != Cluster.start_timeout and not named:
+        raise OptionError("--start-timeout: waits for other processes; this is the one")
     if cluster.start_timeout < 1:
         raise OptionError(
             f"--start-timeout: expected at least 1 second, got {cluster.start_timeout}"

@@ -46,7 +46,7 @@ def make_mesh(devices: int | None, batch_size: int) -> Mesh | None:
     if rest := batch_size % devices:
         near = [n for n in (batch_size - rest, batch_size - rest + devices) if n]
         raise ValueError(
-            f"batch size: {batch_size} images do not divide among {devices} devices; "
+            f"batch_size: {batch_size} images do not divide among {devices} devices; "
             f"the nearest that do: {' and '.join(map(str, near))}"
         )
     return None if devices == 1 else Mesh(np.array(found[:devices]), (_AXIS,))

@@ -8,11 +8,8 @@ library, such as one built under a sanitizer.
 """
 
 import ctypes
-import os
-import warnings
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from xnor_jax import _compiled
 from xnor_jax.geometry import Pads
 from xnor_jax.ops.bits import words_for
 from xnor_jax.ops.cpu.split import split_images
 from xnor_jax.ops.cpu.steps import Step, geometry_numbers
 
-LIBRARY = "libxnor_jax_cpu.so"
 RANK = 2  # spatial axes of its images
 
 
@@ -222,27 +219,9 @@ def _built() -> ctypes.CDLL:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    given = os.environ.get("XNOR_JAX_CPU_LIBRARY")
-    installed = (Path(folder) / LIBRARY for folder in __path__)
-    path = given or next((str(p) for p in installed if p.is_file()), None)
-    if path is None:
+    library = _compiled.load()
+    if library is None:
         return None
-    try:
-        library = ctypes.CDLL(path)
-    except OSError as error:
-        if given:
-            raise RuntimeError(f"XNOR_JAX_CPU_LIBRARY: {error}") from error
-        warnings.warn(f"xnor_jax: no cpu backend: {error}; build it here", stacklevel=2)
-        return None
-    library.xnor_jax_instruction_set.restype = ctypes.c_char_p
-    library.xnor_jax_instruction_set.argtypes = [ctypes.c_int]
-    library.xnor_jax_chosen.restype = ctypes.c_char_p
-    library.xnor_jax_choose.argtypes = [ctypes.c_char_p]
-    name = os.environ.get("XNOR_JAX_INSTRUCTION_SET")
-    if name and not library.xnor_jax_choose(name.encode()):
-        raise RuntimeError(
-            f"XNOR_JAX_INSTRUCTION_SET: this processor does not have {name!r}"
-        )
     for call in ("run", "kernel_gradient", "channel_sums"):
         name = f"xnor_jax_{call}"
         function = jax.ffi.pycapsule(getattr(library, name))

@@ -1,0 +1,49 @@
+"""The compiled library of the `cpu` backend: found, loaded and set up, without JAX."""
+
+import ctypes
+import os
+import warnings
+from functools import cache
+from pathlib import Path
+
+import xnor_jax
+
+LIBRARY = "libxnor_jax_cpu.so"
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """The library; None where it was not built, or cannot be loaded.
+
+    Raises:
+      RuntimeError: If an environment variable names a library that cannot be loaded, or
+        an instruction set that this processor does not have.
+    """
+    given = os.environ.get("XNOR_JAX_CPU_LIBRARY")
+    installed = (Path(folder, "ops", "cpu", LIBRARY) for folder in xnor_jax.__path__)
+    path = given or next((str(p) for p in installed if p.is_file()), None)
+    if path is None:
+        return None
+    try:
+        library = ctypes.CDLL(path)
+    except OSError as error:
+        if given:
+            raise RuntimeError(f"XNOR_JAX_CPU_LIBRARY: {error}") from error
+        warnings.warn(f"xnor_jax: no cpu backend: {error}; build it here", stacklevel=2)
+        return None
+    library.xnor_jax_instruction_set.restype = ctypes.c_char_p
+    library.xnor_jax_instruction_set.argtypes = [ctypes.c_int]
+    library.xnor_jax_chosen.restype = ctypes.c_char_p
+    library.xnor_jax_choose.argtypes = [ctypes.c_char_p]
+    name = os.environ.get("XNOR_JAX_INSTRUCTION_SET")
+    if name and not library.xnor_jax_choose(name.encode()):
+        raise RuntimeError(
+            f"XNOR_JAX_INSTRUCTION_SET: this processor does not have {name!r}"
+        )
+    return library
+
+
+def instruction_set() -> str | None:
+    """The instruction set that runs; None without the library."""
+    library = load()
+    return library.xnor_jax_chosen().decode() if library else None

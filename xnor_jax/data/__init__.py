@@ -1,7 +1,7 @@
 """Image sets: which there are, and how they are read.
 
-Importing this package needs NumPy alone. What reads pictures, tables and batches is in
-its submodules.
+Importing this package needs the standard library alone. What reads pictures, tables and
+batches is in its submodules.
 """
 
 from xnor_jax.data.registry import SOURCES, load

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 # The label of a row that only fills up a batch, and counts for nothing.
 BLANK = -1
@@ -69,8 +70,8 @@ class Augment:
 class Split(NamedTuple):
     """Images and their labels."""
 
-    images: np.ndarray  # uint8 [N, H, W, C]
-    labels: np.ndarray  # int32 [N], each in [0, classes)
+    images: "np.ndarray"  # uint8 [N, H, W, C]
+    labels: "np.ndarray"  # int32 [N], each in [0, classes)
 
 
 class ImageSet(Protocol):

@@ -328,7 +328,7 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
     hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     # From the moment that the command line is there.
     ready = f"{hear}\nimport xnor_jax.cli; print('ready', flush=True)"
-    for wait in (0, 0.05, 0.4, 1.5):
+    for wait in (0.1, 0.4, 1.5):
         process = start(
             *TRAIN, "--output", tmp_path / "run", cwd=tmp_path, before=ready
         )

@@ -44,9 +44,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     line = "interrupted"
     if arguments[:1] == ["train"]:
         line += "; go on with --resume"
-    before = signal.getsignal(signal.SIGINT)
-    status = 0
+    status, before = 0, None
     try:
+        before = signal.getsignal(signal.SIGINT)
         if before is signal.default_int_handler:
             signal.signal(signal.SIGINT, lambda *_: _exit_at_once(line))
         _quieten()

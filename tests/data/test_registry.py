@@ -81,7 +81,7 @@ def test_label_out_of_range_is_named(tmp_path, labels, said):
 
 def test_images_of_two_sizes_are_refused(tmp_path):
     write_hub_layout(tmp_path / "set", shapes=((28, 28), (28, 28), (27, 28)))
-    with pytest.raises(data.DataError, match=r"\(27, 28, 1\) in row 2"):
+    with pytest.raises(data.DataError, match=r"row 2 has shape \(27, 28, 1\)"):
         data.load("mnist", tmp_path / "set")
 
 
@@ -107,7 +107,125 @@ def test_damaged_file_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_no_folder_and_no_such_set():
+def rewrite(path, change):
+    """Change the rows of a Parquet file, its metadata kept."""
+    table = pq.read_table(path)
+    pq.write_table(change(table), path)
+
+
+def write_with(folder, label=None, picture=None, names=None):
+    """A set whose test split has another label column, pictures or class names."""
+    write_hub_layout(folder)
+    if names:
+        (folder / "test-00000-of-00001.parquet").unlink()
+        other = folder.parent / "other"
+        write_hub_layout(other, names=names)
+        (other / "test-00000-of-00001.parquet").rename(
+            folder / "test-00000-of-00001.parquet"
+        )
+    path = folder / "test-00000-of-00001.parquet"
+    if label is not None:
+        at = 1
+        rewrite(
+            path, lambda t: t.set_column(at, t.schema.field("label"), pa.array(label))
+        )
+    if picture is not None:
+        kind = pq.read_schema(path).field("image").type
+
+        def change(table):
+            rows = table["image"].to_pylist()
+            rows[1:] = [{"bytes": b, "path": None} for b in picture]
+            field = table.schema.field("image")
+            return table.set_column(0, field, pa.array(rows, kind))
+
+        rewrite(path, change)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"label": pa.array([0, None, 1], pa.int64())}, "test has no label in row 1"),
+        ({"names": "acb"}, "other columns or class names than"),
+        ({"names": "abcd"}, "other columns or class names than"),
+        ({"picture": [b"", b""]}, "test, row 1 has no picture"),
+        ({"picture": [b"x" * 99, b"y" * 99]}, r"test, row 1 is no image.*and 1 more"),
+    ],
+)
+def test_what_no_set_holds_is_one_line(tmp_path, changed, said):
+    write_with(tmp_path / "set", **changed)
+    with pytest.raises(data.DataError, match=said) as error:
+        data.load("mnist", tmp_path / "set")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["none", "text", "plain integers"])
+def test_a_set_without_classes_is_one_line(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        columns = {"image": [Image.fromarray(rng.integers(0, 9, (4, 4), np.uint8))] * 3}
+        features = {"image": datasets.Image()}
+        if kind != "none":
+            columns["label"] = ["a", "b", "c"] if kind == "text" else [0, 1, 2]
+            dtype = "string" if kind == "text" else "int64"
+            features["label"] = datasets.Value(dtype)
+        datasets.Dataset.from_dict(
+            columns, features=datasets.Features(features)
+        ).to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    said = "has 0 class label columns; expected one, found columns image"
+    with pytest.raises(data.DataError, match=said):
+        data.load("mnist", tmp_path)
+
+
+def test_the_split_is_the_files_first_word_or_its_folder(tmp_path):
+    pixels = write_hub_layout(tmp_path / "set", labels=(2, 0, 1))
+    source = tmp_path / "set"
+    place = tmp_path / "test [v2] train" / ".x" / "mnist"
+    (place / "train").mkdir(parents=True)
+    (place / "test").mkdir()
+    for split in ("train", "test"):
+        (source / f"{split}-00000-of-00001.parquet").rename(
+            place / split / "0000.parquet"
+        )
+    for folder in (place, place.parent):
+        read = data.load("mnist", folder)
+        for split in ("train", "test"):
+            images = getattr(read, split).images[..., 0]
+            np.testing.assert_array_equal(images, np.stack(pixels[split]))
+    write_hub_layout(place.parent / "another")
+    with pytest.raises(data.DataError, match="has two sets: t.* give one of these"):
+        data.load("mnist", place.parent)
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "RGB", "RGBA", "I;16"])
+def test_pixels_in_memory_are_the_pictures_whatever_their_mode(tmp_path, mode):
+    grey = np.random.default_rng(0).integers(0, 2, (6, 28, 28)).astype(np.uint8) * 255
+    for split, images in (("train", grey[:4]), ("test", grey[4:])):
+        for number, pixels in enumerate(images):
+            place = tmp_path / split / str(number % 2)
+            place.mkdir(parents=True, exist_ok=True)
+            picture = Image.fromarray(pixels)
+            if mode == "I;16":
+                picture = Image.fromarray(pixels.astype(np.uint16) * 257)
+            elif mode == "P":
+                # Indices that are no brightness.
+                picture = Image.fromarray(1 - pixels // 255, "P")
+                picture.putpalette([255] * 3 + [0] * 3)
+            else:
+                picture = picture.convert(mode)
+            picture.save(place / f"{number}.png")
+    if mode.startswith("RGB"):
+        with pytest.raises(data.DataError, match="expected 1 channels"):
+            data.load("mnist", tmp_path)
+    else:
+        read = data.load("mnist", tmp_path)
+        order = [0, 2, 1, 3]
+        np.testing.assert_array_equal(read.train.images[..., 0], grey[:4][order])
+        np.testing.assert_array_equal(read.test.images[..., 0], grey[4:])
+
+
+def test_no_folder_and_no_such_set(tmp_path):
+    with pytest.raises(data.DataError, match="has no folder train; .* found nothing"):
+        data.load("mnist", tmp_path)
     with pytest.raises(data.DataError, match="no folder nowhere"):
         data.load("mnist", "nowhere")
     with pytest.raises(data.DataError, match="expected one of digits, mnist"):

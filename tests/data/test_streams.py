@@ -150,13 +150,14 @@ def test_the_hubs_imagenet_is_evaluated_where_labels_are(tmp_path):
 def test_every_kind_of_picture_becomes_colour(tmp_path, mode):
     picture = folders.draw(1, (18, 18)).convert(mode)
     kind = "TIFF" if mode == "CMYK" else "PNG"
-    for split in ("train", "test"):
+    for number, split in enumerate(("train", "test")):
         path = tmp_path / split / "ant" / f"a.{kind.lower()}"
         path.parent.mkdir(parents=True)
-        picture.save(path, kind)
-        folders.draw(2).save(path.with_name("b.jpg"))
+        if split == "test":
+            picture.save(path, kind)
+        folders.draw(2 + 10 * number).save(path.with_name("b.jpg"))
         (tmp_path / split / "bee").mkdir()
-        folders.draw(3).save(path.parent.parent / "bee" / "c.jpg")
+        folders.draw(3 + 10 * number).save(path.parent.parent / "bee" / "c.jpg")
     (split,) = data.load("folder", tmp_path, Fit(18, 18)).test_splits()
     assert split.images.shape == (3, 18, 18, 3)
     np.testing.assert_array_equal(split.images[0], np.asarray(picture.convert("RGB")))
@@ -171,6 +172,27 @@ def test_a_file_that_is_no_picture_is_named(place, tmp_path, workers):
     with pytest.raises(DataError, match=re.escape(f"{bad}")) as error:
         read(found.train_batches(4, seed=0, augment=CROP), workers)
     assert "\n" not in str(error.value)
+
+
+def break_picture(path, how):
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "cut": content[:-100], "text": b"hello"}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "text"])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_broken_picture_is_found_before_training(place, tmp_path, split, how):
+    shutil.copytree(place, tmp_path / "set")
+    data.load("folder", tmp_path / "set", FIT).check()
+    bad, *others = sorted((tmp_path / "set" / split).rglob("*.jpg"))
+    break_picture(bad, how)
+    with pytest.raises(DataError, match=re.escape(f"{bad}")) as error:
+        data.load("folder", tmp_path / "set", FIT).check()
+    assert "\n" not in str(error.value) and "more" not in str(error.value)
+    for other in others[:3]:
+        break_picture(other, "cut")
+    with pytest.raises(DataError, match=re.escape(f"{bad}") + r".* \(and 3 more\)"):
+        data.load("folder", tmp_path / "set", FIT).check()
 
 
 def test_what_is_no_such_folder_is_told(tmp_path):

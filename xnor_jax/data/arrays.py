@@ -6,22 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from xnor_jax.data.sets import DataError, Dataset, Source, Split
-from xnor_jax.data.tables import Table, open_tables
+from xnor_jax.data import pictures
+from xnor_jax.data.layouts import open_rows
+from xnor_jax.data.sets import DataError, Dataset, Rows, Source, Split
 
 
-def from_tables(source: Source, data_dir: str | Path | None) -> Dataset:
-    """Decode all pictures of a set in the layout of the Hugging Face hub.
+def from_pictures(source: Source, data_dir: str | Path | None) -> Dataset:
+    """Decode all pictures of a set.
 
     Args:
       source: Its hub name is asked where there is no folder.
-      data_dir: A folder.
+      data_dir: A folder in the layout of the hub, or of class folders.
 
     Raises:
       DataError: If it cannot be read, or its images are not all of one shape.
     """
-    with open_tables(source, data_dir, test=("test",)) as found:
-        train, test = map(_decode, (found.train, found.test))
+    found = open_rows(source, data_dir, test=("test",))
+    train, test = map(_decode, (found.train, found.test))
     channels = len(source.mean)
     for split in (train, test):
         if split.images.shape[1:] != (*train.images.shape[1:3], channels):
@@ -89,21 +90,27 @@ def from_function(function: Callable[[], Any]) -> Dataset:
     )
 
 
-def _decode(table: Table) -> Split:
+def _decode(rows: Rows) -> Split:
     images: np.ndarray | None = None
-    for row, picture in enumerate(table.pictures):
-        pixels = np.asarray(picture, np.uint8)
-        pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    broken: list[DataError] = []
+    for at, row in enumerate(rows):
+        try:
+            picture = pictures.read_as_stored(row.picture, name=row.name)
+        except DataError as error:
+            broken.append(error)
+            continue
+        pixels = pictures.to_array(picture)
         if images is None:
-            images = np.empty((len(table.labels), *pixels.shape), np.uint8)
+            images = np.empty((len(rows), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
             raise DataError(
-                f"{table.name} has an image of shape {pixels.shape} in row {row}; "
-                f"expected {images.shape[1:]} as in row 0"
+                f"{row.name} has shape {pixels.shape}; expected {images.shape[1:]} as "
+                "the first image"
             )
-        images[row] = pixels
+        images[at] = pixels
+    pictures.refuse(broken)
     assert images is not None
-    return Split(images, table.labels)
+    return Split(images, rows.labels)
 
 
 def _name(function: Any) -> str:

@@ -1,17 +1,38 @@
 """Pictures of any kind and size as the pixels that a network takes, through Pillow."""
 
+import contextlib
+import functools
 import io
 import math
+import threading
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from xnor_jax.data.sets import Augment, DataError, Fit
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 MODES = {1: "L", 3: "RGB"}  # by channels
+
+# What is told by its first bytes.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
+# What Pillow recognises and leaves to others to decode; EPS runs a program.
+_FOREIGN = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+_GREY = ("1", "L", "LA", "La")
+_opening = threading.Lock()
+
+
+@functools.cache
+def suffixes() -> dict[str, str]:
+    """The suffixes of the pictures that Pillow decodes, each with its format."""
+    return {
+        suffix: name
+        for suffix, name in Image.registered_extensions().items()
+        if name in Image.OPEN and name not in _FOREIGN
+    }
 
 
 def read(picture: str | Path | bytes, channels: int, *, name: str) -> Image.Image:
@@ -20,27 +41,95 @@ def read(picture: str | Path | bytes, channels: int, *, name: str) -> Image.Imag
     What is transparent becomes white. Of an animation, the first picture counts.
 
     Args:
-      picture: A file of one of the `FORMATS`, or its bytes.
+      picture: A file that Pillow decodes, or the bytes of one of the `FORMATS`.
       channels: 1 for grey, 3 for colour.
       name: For errors.
 
     Raises:
-      DataError: If it is no such image; the message names it.
+      DataError: If it is no such picture; the message names it.
     """
+    with _opened(picture, name) as image:
+        return _convert(ImageOps.exif_transpose(image), MODES[channels])
+
+
+def read_as_stored(picture: str | Path | bytes, *, name: str) -> Image.Image:
+    """Decode a picture, turned upright, in grey if it is stored in grey.
+
+    The rest is as in `read`.
+    """
+    with _opened(picture, name) as image:
+        grey = image.mode in _GREY or image.mode.startswith("I;16")
+        if image.mode == "P":
+            colours = np.asarray(image.convert("RGB"))
+            grey = bool((colours == colours[..., :1]).all())
+        return _convert(ImageOps.exif_transpose(image), MODES[1 if grey else 3])
+
+
+def verify(picture: str | Path | bytes, *, name: str) -> None:
+    """Check a picture in a small part of the time that decoding it takes.
+
+    A PNG's checksums are compared; a JPEG or WebP must have its end. Pictures of other
+    formats, and those whose end is not found, are decoded.
+
+    Raises:
+      DataError: If it is none, or is damaged; the message names it.
+    """
+    with _opened(picture, name) as image:
+        _check_mode(image)
+        if image.format == "PNG":
+            image.verify()
+        elif not _has_end(image):
+            image.load()
+
+
+def refuse(broken: Sequence[DataError]) -> None:
+    """Raise the first of the errors, if there is one, with the number of the others."""
+    if broken:
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        raise DataError(f"{broken[0]}{more}; mend or remove it") from broken[0]
+
+
+def _has_end(image: Image.Image) -> bool:
+    file: Any = getattr(image, "fp", None)
+    if file is None or image.format not in ("JPEG", "MPO", "WEBP"):
+        return False
+    at = file.tell()
+    size = file.seek(0, io.SEEK_END)
+    if image.format == "WEBP":
+        file.seek(4)
+        complete = int.from_bytes(file.read(4), "little") + 8 <= size
+    else:
+        file.seek(size - 2)
+        complete = file.read(2) == b"\xff\xd9"
+    file.seek(at)
+    return complete
+
+
+@contextlib.contextmanager
+def _opened(picture: str | Path | bytes, name: str) -> Iterator[Image.Image]:
     file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
     try:
-        with warnings.catch_warnings():
-            # A small file that unfolds to a huge picture.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
-                return _convert(ImageOps.exif_transpose(image), MODES[channels])
+        with _open(file) as image:
+            yield image
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{name} is no image; expected one of {', '.join(FORMATS)}"
+            f"{name} is no image; expected one of {', '.join(FORMATS)} or another "
+            "format that Pillow decodes"
         ) from error
     except Exception as error:  # Pillow's decoders raise their own, of any kind
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"cannot read the image {name}: {reason[0][:200]}") from error
+
+
+def _open(file: str | Path | io.BytesIO) -> Image.Image:
+    formats = [name for name in FORMATS if name in suffixes().values()]
+    if not isinstance(file, io.BytesIO):
+        formats += [suffixes().get(Path(file).suffix.lower(), "PNG")]
+    # The filters of warnings are the whole process's.
+    with _opening, warnings.catch_warnings():
+        # A small file that unfolds to a huge picture.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(file, formats=formats)
 
 
 def centre(image: Image.Image, fit: Fit) -> Image.Image:
@@ -127,13 +216,17 @@ def to_array(image: Image.Image) -> np.ndarray:
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
+def _check_mode(image: Image.Image) -> None:
+    if image.mode in ("I", "F"):
+        raise ValueError(f"expected 8 or 16 bits a channel, got mode {image.mode}")
+
+
 def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow would cut off what is above 255.
         deep = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"expected 8 or 16 bits a channel, got mode {image.mode}")
+    _check_mode(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -94,4 +94,4 @@ def load(
         return digits.read(source)
     from xnor_jax.data import arrays
 
-    return arrays.from_tables(source, data_dir)
+    return arrays.from_pictures(source, data_dir)

@@ -74,6 +74,44 @@ class Split(NamedTuple):
     labels: "np.ndarray"  # int32 [N], each in [0, classes)
 
 
+class Row(NamedTuple):
+    """A picture in its file, and its class."""
+
+    name: str  # for errors
+    picture: str | bytes  # a path, or the file's content
+    label: "np.int32"
+
+
+class Rows(Protocol):
+    """A split whose pictures are still in their files."""
+
+    @property
+    def labels(self) -> "np.ndarray":
+        """The class of each row, int32 `[N]`."""
+        ...
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Row:
+        """A row, by its number."""
+        ...
+
+    def __iter__(self) -> Iterator[Row]:
+        """All rows in order."""
+        ...
+
+
+class RowSet(NamedTuple):
+    """A set's two splits of rows."""
+
+    where: str  # for errors
+    train: Rows
+    test: Rows
+    class_names: tuple[str, ...]
+
+
 class ImageSet(Protocol):
     """A training and a test split, in memory or on disk."""
 

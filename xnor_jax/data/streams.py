@@ -13,14 +13,24 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 from xnor_jax.data import pictures
-from xnor_jax.data.sets import BLANK, Augment, Fit, Source, Split
-from xnor_jax.data.tables import Table, open_tables
+from xnor_jax.data._threads import in_threads
+from xnor_jax.data.layouts import open_rows
+from xnor_jax.data.sets import (
+    BLANK,
+    Augment,
+    DataError,
+    Fit,
+    Row,
+    Rows,
+    Source,
+    Split,
+)
 
 # At import, Grain warns of a jaxlib without hooks for its profiler.
 _absl = logging.getLogger("absl")
@@ -39,41 +49,12 @@ class Shard:
     count: int = 1
 
 
-class Row(NamedTuple):
-    """A picture in its file, and its class."""
-
-    name: str
-    picture: str | bytes  # a path, or the file's content
-    label: np.int32
-
-
-class PictureTable:
-    """A split as a random access source of `Row`s."""
-
-    def __init__(self, table: Table):
-        self._table = table
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The class of each row, int32 `[N]`."""
-        return self._table.labels
-
-    def __len__(self) -> int:
-        return len(self._table.labels)
-
-    def __getitem__(self, index: int) -> Row:
-        found = self._table.pictures[index]
-        path, content = found["path"], found["bytes"]
-        name = path or f"{self._table.name}, row {index}"
-        return Row(name, content or path, self._table.labels[index])
-
-
 @dataclasses.dataclass(frozen=True)
 class PictureSet:
     """A set that stays on disk."""
 
-    train: PictureTable
-    test: PictureTable
+    train: Rows
+    test: Rows
     class_names: tuple[str, ...]
     source: Source
     fit: Fit
@@ -92,6 +73,32 @@ class PictureSet:
     def test_images(self) -> int:
         """How many there are to test on."""
         return len(self.test)
+
+    def check(self) -> None:
+        """Look for damaged pictures, before a training that they would end.
+
+        Each test picture is decoded, as an evaluation does; a training picture as far
+        as is quick: see `pictures.verify`.
+
+        Raises:
+          DataError: If there are any; the message names the first and their number.
+        """
+        channels = len(self.source.mean)
+        broken: list[DataError] = []
+        for rows, whole in ((self.train, False), (self.test, True)):
+
+            def fault(index, rows=rows, whole=whole) -> DataError | None:
+                try:
+                    name, picture, _ = rows[index]
+                    if whole:
+                        pictures.read(picture, channels, name=name)
+                    else:
+                        pictures.verify(picture, name=name)
+                except DataError as error:
+                    return error
+
+            broken += filter(None, in_threads(fault, range(len(rows))))
+        pictures.refuse(broken)
 
     def train_batches(
         self,
@@ -169,10 +176,8 @@ def open_set(source: Source, data_dir: str | Path | None, fit: Fit) -> PictureSe
     Raises:
       DataError: If it cannot be opened.
     """
-    test = ("validation", "test")
-    with open_tables(source, data_dir, test=test, decode=False) as found:
-        train, test = PictureTable(found.train), PictureTable(found.test)
-        return PictureSet(train, test, found.class_names, source, fit)
+    found = open_rows(source, data_dir, test=("validation", "test"))
+    return PictureSet(found.train, found.test, found.class_names, source, fit)
 
 
 @contextlib.contextmanager

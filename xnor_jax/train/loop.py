@@ -76,6 +76,8 @@ def train(
             f"batch_size {recipe.batch_size} is larger than the {info.train_images} "
             f"training images; expected at most {info.train_images}"
         )
+    if isinstance(dataset, PictureSet):
+        dataset.check()
     processes.check_alike(run=info, data_set=_digest(dataset), folder=folder.name)
     processes.open_together(folder, lambda: open_folder(folder, info, resume=resume))
     trainer, state = create(info)

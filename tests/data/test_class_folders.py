@@ -1,0 +1,272 @@
+"""Class folders: what is a split, a class, a picture, and what is refused by name."""
+
+import os
+import re
+import shutil
+
+import folders
+import numpy as np
+import pytest
+
+from xnor_jax import data
+from xnor_jax.data import DataError, Fit
+
+FIT = Fit(16, 18)
+
+
+def load(place):
+    return data.load("folder", place, FIT)
+
+
+def paths(rows):
+    return [row.name for row in rows]
+
+
+@pytest.fixture
+def place(tmp_path):
+    return folders.class_folders(tmp_path / "set")
+
+
+def fill(folder, *numbers, suffix="jpg"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        folders.draw(number).save(folder / f"{number}.{suffix}")
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("train", "bullet_train", "cat"),
+        ("val", "test", "validation"),
+        ("test-tube", "dev", "eval", "training"),
+        ("__background__", "a b", "ä", "x.y", "v[2]*"),
+    ],
+)
+@pytest.mark.parametrize("held_out", ["validation", "val", "test"])
+def test_the_first_folder_alone_decides_the_split(tmp_path, classes, held_out):
+    place, number = tmp_path / "train [v2] test" / ".hidden" / "set*", 0
+    for split, count in (("train", 3), (held_out, 2)):
+        for name in classes:
+            fill(place / split / name, *range(number, number := number + count))
+    found = load(place)
+    assert found.class_names == tuple(sorted(classes))
+    for split, rows in (("train", found.train), (held_out, found.test)):
+        assert paths(rows) == sorted(map(str, (place / split).rglob("*.jpg")))
+        for row in rows:
+            assert (
+                os.path.basename(os.path.dirname(row.name))
+                == sorted(classes)[row.label]
+            )
+    assert len(found.train) == 3 * len(classes) and len(found.test) == 2 * len(classes)
+    (split,) = found.test_splits()
+    np.testing.assert_array_equal(split.labels, found.test.labels)
+
+
+def test_every_suffix_that_pillow_decodes_is_taken(tmp_path):
+    taken = []
+    for split, first in (("train", 0), ("validation", 100)):
+        for number, suffix in enumerate(
+            ("avif", "jfif", "tif", "JPG", "Jpeg", "TIFF", "jp2", "webp", "tga", "ppm")
+        ):
+            fill(tmp_path / split / "ant", first + number, suffix=suffix)
+            taken.append(tmp_path / split / "ant" / f"{first + number}.{suffix}")
+        fill(tmp_path / split / "bee", first + 50)
+    found = load(tmp_path)
+    found.check()
+    assert len(found.train) == len(found.test) == 11
+    assert set(map(str, taken)) < {*paths(found.train), *paths(found.test)}
+    (split,) = found.test_splits()
+    assert split.images.std((1, 2, 3)).min() > 10
+
+
+def test_links_are_followed_and_left_overs_are_no_pictures(place, tmp_path):
+    before = load(place)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.move(place / "train" / "bee", elsewhere / "bees")
+    (place / "train" / "bee").symlink_to(elsewhere / "bees", target_is_directory=True)
+    picture = place / "train" / "ant" / "0003.jpg"
+    shutil.move(picture, elsewhere / "3.jpg")
+    picture.symlink_to(elsewhere / "3.jpg")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0003.jpg"):
+        (picture.parent / name).write_text("left behind")
+    fill(place / "train" / ".ipynb_checkpoints", 5)
+    fill(picture.parent / ".ipynb_checkpoints", 5)
+    for name in ("metadata.csv", "README.md"):
+        (place / name).write_text("file_name,label\n")
+        (place / "train" / name).write_text("file_name,label\n")
+    found = load(place)
+    assert found.class_names == before.class_names
+    for now, then in ((found.train, before.train), (found.test, before.test)):
+        assert paths(now) == paths(then)
+        np.testing.assert_array_equal(now.labels, then.labels)
+
+
+def test_an_empty_folder_says_that_a_class_is_not_tested(place):
+    shutil.rmtree(place / "validation" / "cat")
+    with pytest.raises(DataError, match="a class cat, which .*validation has not"):
+        load(place)
+    (place / "validation" / "cat").mkdir()
+    found = load(place)
+    assert found.class_names == folders.NAMES and 2 not in found.test.labels
+
+
+def deeper(place):
+    fill(place / "train" / "ant" / "more", 70)
+    return "ant/more is a folder too deep; expected train/CLASS/PICTURE"
+
+
+def too_high(place):
+    fill(place / "train", 70)
+    return "train/70.jpg is in no class folder; expected train/CLASS/PICTURE"
+
+
+def foreign_suffix(place):
+    (place / "train" / "ant" / "1.heic").write_bytes(b"ftypheic")
+    return "ant/1.heic has no suffix of a picture"
+
+
+def a_table_among_pictures(place):
+    (place / "validation" / "ant" / "metadata.csv").write_text("a,b\n")
+    return "validation/ant/metadata.csv has no suffix of a picture"
+
+
+def dangling(place):
+    (place / "train" / "ant" / "1.jpg").symlink_to(place / "nowhere.jpg")
+    return "ant/1.jpg is a link to nothing"
+
+
+def dangling_class(place):
+    (place / "train" / "dog").symlink_to(place / "nowhere")
+    return "train/dog is a link to nothing"
+
+
+def pipe(place):
+    os.mkfifo(place / "train" / "ant" / "1.jpg")
+    return "ant/1.jpg is no regular file"
+
+
+def empty_class(place):
+    (place / "train" / "dog").mkdir()
+    (place / "validation" / "dog").mkdir()
+    return "train/dog has no pictures"
+
+
+def a_class_of_one_split(place):
+    fill(place / "validation" / "dog", 70)
+    return "validation has a class dog, which .*train has not"
+
+
+def one_class(place):
+    for split in ("train", "validation"):
+        for name in ("bee", "cat"):
+            shutil.rmtree(place / split / name)
+    return r"train has 1 class folders \(ant\); expected at least two"
+
+
+def no_class(place):
+    shutil.rmtree(place / "train")
+    (place / "train").mkdir()
+    return "train has 0 class folders; expected at least two"
+
+
+def no_test_pictures(place):
+    for path in (place / "validation").rglob("*.jpg"):
+        path.unlink()
+    return "validation has no pictures"
+
+
+def two_words_for_one(place):
+    shutil.copytree(place / "validation", place / "val")
+    return "has both validation and val; expected one"
+
+
+def another_word(place):
+    (place / "train").rename(place / "training")
+    return "has no folder train; .* found training, validation"
+
+
+def a_name_that_is_no_text(place):
+    fill(place / "train" / os.fsdecode(b"caf\xe9"), 70)
+    return "expected a name in UTF-8"
+
+
+def the_same_bytes(place):
+    picture = next((place / "train" / "bee").iterdir())
+    shutil.copy(picture, place / "validation" / "ant" / "other.jpg")
+    return f"{re.escape(str(picture))} and .*ant/other.jpg are the same picture;"
+
+
+def the_same_file(place):
+    picture = place / "train" / "bee" / "0004.jpg"
+    (place / "validation" / "bee" / "0004.jpg").symlink_to(picture)
+    return "train/bee/0004.jpg and .*validation/bee/0004.jpg are the same picture;"
+
+
+def the_same_folder(place):
+    shutil.rmtree(place / "validation")
+    (place / "validation").symlink_to(place / "train")
+    return r"are the same picture \(and 19 more\)"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        deeper,
+        too_high,
+        foreign_suffix,
+        a_table_among_pictures,
+        dangling,
+        dangling_class,
+        pipe,
+        empty_class,
+        a_class_of_one_split,
+        one_class,
+        no_class,
+        no_test_pictures,
+        two_words_for_one,
+        another_word,
+        a_name_that_is_no_text,
+        the_same_bytes,
+        the_same_file,
+        the_same_folder,
+    ],
+    ids=lambda change: change.__name__,
+)
+def test_what_does_not_fit_is_one_line_that_names_it(place, change):
+    said = change(place)
+    with pytest.raises(DataError, match=said) as error:
+        load(place)
+    assert "\n" not in str(error.value)
+
+
+def test_pictures_of_equal_size_and_middle_are_not_the_same(tmp_path):
+    number = 0
+    for split in ("train", "validation"):
+        for name in ("ant", "bee"):
+            for _ in range(3):
+                fill(tmp_path / split / name, number, suffix="bmp")
+                path = tmp_path / split / name / f"{number}.bmp"
+                content = bytearray(path.read_bytes())
+                content[500:-20] = bytes(len(content) - 520)
+                path.write_bytes(content)
+                number += 1
+    found = load(tmp_path)
+    assert (found.train_images, found.test_images) == (6, 6)
+
+
+def test_a_set_in_memory_may_be_class_folders(tmp_path):
+    expected = {}
+    for split, first in (("train", 0), ("test", 10)):
+        for label, name in enumerate(("one", "two")):
+            for number in range(first + 4 * label, first + 4 * label + 2):
+                picture = folders.draw(number, (28, 28), "L")
+                (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
+                picture.save(tmp_path / split / name / f"{number}.png")
+                expected.setdefault(split, []).append((np.asarray(picture), label))
+    found = data.load("mnist", tmp_path)
+    for split in ("train", "test"):
+        images, labels = getattr(found, split)
+        assert labels.tolist() == [label for _, label in expected[split]]
+        for image, (pixels, _) in zip(images, expected[split], strict=True):
+            np.testing.assert_array_equal(image[..., 0], pixels)

@@ -1,0 +1,216 @@
+"""Class folders: `train/CLASS/PICTURE` and `validation/CLASS/PICTURE`.
+
+The first folder decides the split and the second one the class, by their exact names
+and nothing else. What does not fit is refused by name, never left out; hidden files and
+those that file managers leave are no part of a set.
+"""
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xnor_jax.data import pictures
+from xnor_jax.data._threads import in_threads
+from xnor_jax.data.sets import DataError, Row, RowSet
+
+_LEFT_BEHIND = ("thumbs.db", "ehthumbs.db", "desktop.ini")
+_LAYOUT = "expected train/CLASS/PICTURE and {}/CLASS/PICTURE"
+_SAMPLE = 4096
+
+
+class Files:
+    """A split of rows, each a file."""
+
+    def __init__(self, paths: list[str], labels: list[int]):
+        # One array: a list of a million would weigh on each worker process.
+        self._paths = np.array([os.fsencode(path) for path in paths])
+        self._labels = np.array(labels, np.int32)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of each row, int32 `[N]`."""
+        return self._labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Row:
+        path = os.fsdecode(self._paths[index])
+        return Row(path, path, self._labels[index])
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+
+def open_folders(folder: Path, test: Sequence[str]) -> RowSet | None:
+    """Open a folder of class folders.
+
+    Args:
+      folder: Holds `train` and a test split, whose folders are the classes.
+      test: Names of the test split; the first that exists is taken. `val` is short for
+        `validation`.
+
+    Returns:
+      The set, its classes in the order of their names, its pictures in that of their
+      paths; None where there is no folder `train`, or it holds Parquet files.
+
+    Raises:
+      DataError: If anything in it is neither a class nor a picture, the splits differ
+        in their classes, or a picture is in both.
+    """
+    try:
+        splits = {entry.name: entry for entry in _entries(folder) if entry.is_dir()}
+        if "train" not in splits or any(
+            entry.name.endswith(".parquet") for entry in _entries(folder / "train")
+        ):
+            return None
+        held_out = _test_split(folder, splits, test)
+        train, validation = _classes(folder / "train"), _classes(folder / held_out)
+        names = sorted(train)
+        _check_classes(folder, held_out, train, validation)
+        parts = [_files(split, names) for split in (train, validation)]
+        _check_disjoint(*parts)
+    except OSError as error:
+        raise DataError(
+            f"cannot read {error.filename or folder}: {error.strerror or error}"
+        ) from error
+    return RowSet(str(folder), *parts, tuple(names))
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as found:
+        return sorted(
+            (
+                entry
+                for entry in found
+                if not entry.name.startswith(".")
+                and entry.name.lower() not in _LEFT_BEHIND
+            ),
+            key=lambda entry: entry.name,
+        )
+
+
+def _test_split(
+    folder: Path, splits: dict[str, os.DirEntry[str]], test: Sequence[str]
+) -> str:
+    for name in test:
+        aliases = ("validation", "val") if name == "validation" else (name,)
+        there = [alias for alias in aliases if alias in splits]
+        if len(there) > 1:
+            raise DataError(f"{folder} has both {' and '.join(there)}; expected one")
+        if there:
+            return there[0]
+    raise DataError(
+        f"{folder} has no split {' or '.join(test)}; {_LAYOUT.format(test[0])}, found "
+        f"{', '.join(list(splits)[:8])}"
+    )
+
+
+def _classes(split: Path) -> dict[str, list[str]]:
+    """The paths of the pictures of each class."""
+    layout = _LAYOUT.format(split.name if split.name != "train" else "validation")
+    suffixes = pictures.suffixes()
+    found: dict[str, list[str]] = {}
+    for entry in _entries(split):
+        if not entry.is_dir():
+            _check_exists(entry)
+            if Path(entry.name).suffix.lower() in suffixes:
+                raise DataError(f"{entry.path} is in no class folder; {layout}")
+            continue
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in entry.name):
+            raise DataError(
+                f"{split} has a class folder {ascii(entry.name)}; expected a name in "
+                "UTF-8, without control characters"
+            )
+        found[entry.name] = []
+        for picture in _entries(entry.path):
+            if picture.is_dir():
+                raise DataError(f"{picture.path} is a folder too deep; {layout}")
+            _check_exists(picture)
+            if Path(picture.name).suffix.lower() not in suffixes:
+                raise DataError(
+                    f"{picture.path} has no suffix of a picture that Pillow reads; "
+                    "convert or remove it"
+                )
+            found[entry.name].append(picture.path)
+    return found
+
+
+def _check_exists(entry: os.DirEntry[str]) -> None:
+    if not entry.is_file():
+        link = "a link to nothing" if entry.is_symlink() else "no regular file"
+        raise DataError(f"{entry.path} is {link}; expected a picture")
+
+
+def _check_classes(
+    folder: Path,
+    held_out: str,
+    train: dict[str, list[str]],
+    validation: dict[str, list[str]],
+) -> None:
+    if len(train) < 2:
+        raise DataError(
+            f"{folder}/train has {len(train)} class folders"
+            f"{''.join(f' ({name})' for name in train)}; expected at least two"
+        )
+    for name, paths in train.items():
+        if not paths:
+            raise DataError(f"{folder}/train/{name} has no pictures; expected some")
+        if name not in validation:
+            raise DataError(
+                f"{folder}/train has a class {name}, which {folder}/{held_out} has "
+                "not; an empty folder says that it has no pictures there"
+            )
+    for name in validation:
+        if name not in train:
+            raise DataError(
+                f"{folder}/{held_out} has a class {name}, which {folder}/train has not"
+            )
+    if not any(validation.values()):
+        raise DataError(f"{folder}/{held_out} has no pictures; expected some")
+
+
+def _files(classes: dict[str, list[str]], names: list[str]) -> Files:
+    labels = {path: label for label, name in enumerate(names) for path in classes[name]}
+    paths = sorted(labels)
+    return Files(paths, [labels[path] for path in paths])
+
+
+def _check_disjoint(train: Files, test: Files) -> None:
+    """Refuse a picture in both splits.
+
+    Files of equal size are compared in their middles, and those that are alike there in
+    whole: hardly anything is read twice.
+    """
+    left = [[row.name for row in files] for files in (train, test)]
+    keys: list[list[Any]] = []
+    for read in (os.path.getsize, _middle, _digest):
+        keys = [list(in_threads(read, paths)) for paths in left]
+        shared = set(keys[0]).intersection(keys[1])
+        kept = [[key in shared for key in each] for each in keys]
+        left = [list(compress(*each)) for each in zip(left, kept, strict=True)]
+        keys = [list(compress(*each)) for each in zip(keys, kept, strict=True)]
+    if left[0]:
+        twin = left[1][keys[1].index(keys[0][0])]
+        more = f" (and {len(left[0]) - 1} more)" if len(left[0]) > 1 else ""
+        raise DataError(
+            f"{left[0][0]} and {twin} are the same picture{more}; expected none in "
+            "both splits"
+        )
+
+
+def _middle(path: str) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size // 2 - _SAMPLE // 2))
+        return hashlib.blake2b(file.read(_SAMPLE), digest_size=16).digest()
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

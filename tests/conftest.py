@@ -23,10 +23,12 @@ import pytest  # noqa: E402
 # Compiled programs fill the heap with objects that stay: walk through them seldom.
 gc.set_threshold(200_000, 50, 1000)
 
-hypothesis.settings.register_profile(
-    "xnor", deadline=None, derandomize=True, max_examples=20
-)
-hypothesis.settings.load_profile("xnor")
+# Most examples compile a program. `.ci/run` draws more: `--hypothesis-profile=ci`.
+for _profile, _examples in (("few", 8), ("ci", 20)):
+    hypothesis.settings.register_profile(
+        _profile, deadline=None, derandomize=True, max_examples=_examples
+    )
+hypothesis.settings.load_profile("few")
 
 _compiled: list[str] = []
 

@@ -169,7 +169,6 @@ def any_geometry(draw) -> Geometry:
     )
 
 
-@hypothesis.settings(max_examples=15, deadline=None)
 @hypothesis.given(any_geometry(), st.integers(0, 99))
 def test_conv_follows_the_loop_whatever_the_geometry(geometry: Geometry, seed: int):
     x, kernel = draw_arrays(geometry, seed)
@@ -357,9 +356,7 @@ def chain(x: np.ndarray, geometry: windows.Geometry) -> np.ndarray:
 
 @pytest.mark.parametrize("longest", [0, 256])  # A loop, and a chain.
 @hypothesis.settings(
-    max_examples=10,
-    deadline=None,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
 @hypothesis.given(any_geometry(), st.integers(0, 99))
 def test_sums_of_windows_have_one_order_of_additions(longest, monkeypatch, case, seed):

@@ -9,7 +9,7 @@ import oracles
 import pytest
 import trees
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from oracles import assert_close
 
@@ -44,7 +44,6 @@ def test_order_is_that_of_definition_with_ten_and_more():
     assert chosen(xnor.inner_kernels(Named(*names))) == kernels(*names[1:-1])
 
 
-@settings(max_examples=10)
 @given(st.permutations(["conv1", "conv2", "conv10", "Dense", "a", "head", "z"]))
 def test_order_is_that_of_definition_in_any_permutation(names):
     assert chosen(xnor.inner_kernels(Named(*names))) == kernels(*names[1:-1])

@@ -12,7 +12,6 @@ from xnor_jax import ops
 from xnor_jax.ops import bits
 
 
-@hypothesis.settings(max_examples=12)
 @hypothesis.given(
     hnp.arrays(
         np.float32,

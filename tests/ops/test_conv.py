@@ -35,11 +35,7 @@ def check(case: Case, backend: str):
 
 @pytest.mark.parametrize("backend", ops.available_backends())
 def test_the_sums_are_those_of_the_taps_inside(backend):
-    # Each shape is compiled, and the compiled library has the least to compile.
-    ranks, examples = ((1, 2), 50) if backend == "cpu" else ((1, 2, 3), 15)
-
-    @hypothesis.settings(max_examples=examples)
-    @hypothesis.given(oracle.cases(ranks))
+    @hypothesis.given(oracle.cases((1, 2) if backend == "cpu" else (1, 2, 3)))
     def run(case):
         check(case, backend)
 

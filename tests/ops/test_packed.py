@@ -163,7 +163,6 @@ def with_thresholds(backend):
     return call, *operands(case), limit
 
 
-@hypothesis.settings(max_examples=10)
 @hypothesis.given(
     st.integers(1, 6), st.integers(1, 70), st.integers(0, 2**16), st.booleans()
 )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
@@ -76,7 +76,6 @@ def check_close(ours, expected):
 
 
 @needs_library
-@settings(max_examples=12)
 @given(cases())
 def test_product_of_signs_is_that_of_floats(case):
     geometry, x, kernel, bias, keep, relu = case
@@ -97,7 +96,6 @@ def test_product_of_signs_is_that_of_floats(case):
 
 
 @needs_library
-@settings(max_examples=12)
 @given(cases(ranks=(1, 2)))
 def test_convolution_of_floats_is_xlas(case):
     geometry, x, kernel, _, _, _ = case
@@ -110,7 +108,6 @@ def test_convolution_of_floats_is_xlas(case):
 
 
 @needs_library
-@settings(max_examples=12)
 @given(cases(ranks=(1, 2)))
 def test_gradient_of_the_images_either_way(case):
     """Whichever is to be the quicker one."""

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import export
 
+import xnor_jax as xnor
 from xnor_jax import ops
 from xnor_jax.ops import cpu
 
@@ -89,7 +91,7 @@ def layers(x, kernel, dense, backend):
         backend=backend,
     )
     words = hidden.words ^ other.words
-    signs = ops.unpack_bits(words, 8).reshape(len(x), -1)
+    signs = ops.unpack_bits(words, 8).reshape(x.shape[0], -1)
     affine = ops.Affine(jnp.ones(3), jnp.ones(3))
     return ops.packed_matmul(
         ops.sign_bits(signs, backend=backend),
@@ -146,3 +148,48 @@ def test_float_refuses_what_float32_cannot_sum():
         ValueError, match="float: expected a filter of at most 16777216"
     ):
         jax.eval_shape(partial(ops.binary_matmul, backend="float"), a, b)
+
+
+def evaluations():
+    """Functions of a batch of images that are to be exported, by backend."""
+    layer = xnor.nn.BinaryConv(40, 33, (3, 3), rngs=nnx.Rngs(0))
+    net = nnx.Sequential(
+        nnx.Conv(40, 33, (3, 3), rngs=nnx.Rngs(0)),
+        xnor.nn.XnorBlock(33, 34, (3, 3), rngs=nnx.Rngs(1)),
+        xnor.nn.AvgPool(2, 2),
+        xnor.nn.XnorBlock(34, 35, (2, 2), rngs=nnx.Rngs(2)),
+        xnor.nn.GlobalAveragePool(),
+        nnx.Linear(35, 3, rngs=nnx.Rngs(3)),
+    )
+    net.eval()
+    packed = xnor.pack(net, example=IMAGES)
+    backends = ("auto", "float", "xla", "gpu")
+    return {
+        "layer": layer,
+        "model": net,
+        **{f"ops {b}": partial(layers, backend=b) for b in backends},
+        **{f"packed {b}": packed.with_backend(b) for b in backends},
+    }
+
+
+@pytest.mark.parametrize("name", evaluations())
+def test_a_batch_of_any_size_is_exported(name):
+    function, arguments = evaluations()[name], []
+    if name.startswith("ops"):
+        arguments = [KERNEL, jnp.ones((32, 3))]
+    (n,) = export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((n, *IMAGES.shape[1:]), jnp.float32)
+    jitted = jax.jit(lambda x, *rest: function(x, *rest))
+    for platforms in (["cuda"], ["cuda", "tpu"]):
+        exported = export.export(jitted, platforms=platforms)(images, *arguments)
+        assert exported.out_avals[0].shape[0] == n
+        assert "xnor_jax_" not in exported.mlir_module()
+    compiled = name in ("layer", "model", "ops auto", "packed auto")
+    if compiled and cpu.is_available():
+        with pytest.raises(ValueError, match=r'with_backend\("xla"\).*backend="float"'):
+            export.export(jitted, platforms=["cpu"])(images, *arguments)
+        return
+    exported = export.export(jitted, platforms=["cpu"])(images, *arguments)
+    x = np.random.default_rng(0).normal(size=(3, *IMAGES.shape[1:])).astype("f")
+    y = exported.call(x, *arguments)
+    np.testing.assert_allclose(y, jitted(x, *arguments), rtol=1e-5, atol=1e-5)

@@ -46,12 +46,10 @@ def conv_signs(
     x = jnp.pad(x, ((0, 0), *padding, (0, 0), (0, 0)))
     taps = [x[(slice(None), *shift)] for shift in product(*geometry.shifts)]
     # Rows and columns of each group: [M, G, K] and [K, G, O].
-    rows = jnp.stack(taps, axis=-2).reshape(
-        len(x) * prod(geometry.out), groups, weights
-    )
+    rows = jnp.stack(taps, axis=-2).reshape(-1, groups, weights)
     matrix = kernel.reshape(weights, groups, features // groups)
     sums = lax.dot_general(
         rows, matrix, (((2,), (0,)), ((1,), (1,))), preferred_element_type=jnp.int32
     )
-    sums = jnp.moveaxis(sums, 0, 1).reshape(len(x), *geometry.out, features)
+    sums = jnp.moveaxis(sums, 0, 1).reshape(x.shape[0], *geometry.out, features)
     return apply_epilogue(sums, epilogue)

@@ -61,7 +61,7 @@ def conv_words(
     if geometry.padded:
         # Words outside are 0, which is +1 in every channel: take their sums away again.
         negative = lax.population_count(matrix).astype(jnp.int32)
-        signs = kernel.in_features - 2 * jnp.sum(negative, axis=2)
+        signs = kernel.in_features - 2 * jnp.sum(negative, axis=2, dtype=jnp.int32)
         missing = _outside_sums(geometry, signs)
         acc = acc.reshape(-1, *missing.shape) - missing
     shape = (words.shape[0], *geometry.out, kernel.out_features)

@@ -16,6 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
 from xnor_jax import _compiled
 from xnor_jax.geometry import Pads
@@ -90,19 +93,21 @@ def run(
       RuntimeError: If the library was not built.
     """
     _built()
+    depth = words_for(features) if dtype == jnp.uint32 else features
+    if not isinstance(x.shape[0], int):
+        return _EXPORT.bind(x, shape=(x.shape[0], *spatial, depth), dtype=dtype)
     numbers = np.array([number for step in steps for number in step.numbers], np.int64)
 
     def result_of(x, *arrays):
         sizes = (*spatial, *(1,) * (RANK - len(spatial)))
-        out = jax.ShapeDtypeStruct((len(x), *sizes, depth), dtype)
+        out = jax.ShapeDtypeStruct((x.shape[0], *sizes, depth), dtype)
         return jax.ffi.ffi_call("xnor_jax_run", out)(x, *arrays, steps=numbers)
 
     call = split_images(result_of, images=1)
-    depth = words_for(features) if dtype == jnp.uint32 else features
     arrays = [array for step in steps for array in step.arrays]
     units = range(x.ndim - 1, RANK + 1)
     y = _over_images(call)(jnp.expand_dims(x, units), *arrays)
-    return vary_as(y.reshape(len(y), *spatial, depth), x, *arrays)
+    return vary_as(y.reshape(x.shape[0], *spatial, depth), x, *arrays)
 
 
 def kernel_gradient(
@@ -184,6 +189,21 @@ def vary_as(y: jax.Array, *arrays: jax.Array) -> jax.Array:
 def _varying(*arrays: jax.Array) -> frozenset[Any]:
     axes = (jax.typeof(array).manual_axis_type.varying for array in arrays)
     return frozenset().union(*axes)
+
+
+def _refuse_export(*args: Any, **options: Any) -> Any:
+    raise ValueError(
+        "jax.export: the compiled backend has no program of a symbolic batch; use "
+        'packed.with_backend("xla"), or backend="xla" of an operation and '
+        'backend="float" of a layer'
+    )
+
+
+# Stands for a call in programs with a symbolic batch: those for other platforms leave
+# it out.
+_EXPORT = Primitive("xnor_jax_export")
+_EXPORT.def_abstract_eval(lambda x, *, shape, dtype: ShapedArray(shape, dtype))
+mlir.register_lowering(_EXPORT, _refuse_export)
 
 
 def _over_images(call):

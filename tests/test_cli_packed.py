@@ -70,7 +70,8 @@ def test_pack_prints_each_layer_and_says_all_in_the_file(run, tmp_path, capsys):
     assert os.listdir(tmp_path) == ["net"]
     info = xnor.load(path).info
     source = data.SOURCES["digits"]
-    assert info.name == "digits-lenet5" and info.test_accuracy == accuracy
+    assert info.name == "digits-lenet5" and info.dataset == "digits"
+    assert info.test_accuracy == accuracy
     assert info.class_names == tuple("0123456789")
     assert (info.preprocessing.mean, info.preprocessing.std) == (
         source.mean,

@@ -188,7 +188,12 @@ def another_word(place):
 
 def a_name_that_is_no_text(place):
     fill(place / "train" / os.fsdecode(b"caf\xe9"), 70)
-    return "expected a name in UTF-8"
+    return r"caf.udce9'; expected a name of at most 200 printable characters in UTF-8"
+
+
+def a_name_of_two_lines(place):
+    fill(place / "train" / "a\nb", 70)
+    return r"a class folder 'a.nb'; expected a name"
 
 
 def the_same_bytes(place):
@@ -227,6 +232,7 @@ def the_same_folder(place):
         two_words_for_one,
         another_word,
         a_name_that_is_no_text,
+        a_name_of_two_lines,
         the_same_bytes,
         the_same_file,
         the_same_folder,

@@ -23,6 +23,7 @@ INFO = {
     "preprocessing": Preprocessing((0.1307, 0.5), (0.3081, 1e-3)),
     "class_names": ("zero", "eins", "« two »"),
     "test_accuracy": 0.9987,
+    "dataset": "mnist",
 }
 
 
@@ -135,6 +136,7 @@ def test_a_file_takes_less_than_an_eighteenth(network, least, tmp_path):
         ({"class_names": ["a", "b"]}, "class_names: expected 3, got 2"),
         ({"class_names": ["a", "b", "c\x1b[2J"]}, "printable"),
         ({"name": "x" * 201}, "name: expected a string of at most"),
+        ({"dataset": "a\nb"}, "dataset: expected printable char"),
         ({"test_accuracy": 99.1}, "test_accuracy: expected a finite number in range"),
         ({"test_accuracy": float("nan")}, "test_accuracy: expected a finite number"),
         (

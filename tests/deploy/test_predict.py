@@ -78,10 +78,12 @@ def test_images_of_another_shape_and_unknown_pixels_are_refused(packed, pixels):
         predict.logits(silent, pixels)
 
 
-def test_the_data_set_is_the_one_with_the_same_preprocessing():
-    for name, source in data.SOURCES.items():
-        info = Info(preprocessing=Preprocessing(source.mean, source.std))
-        assert predict.dataset_name(info) == name
-    for info in (INFO, Info()):
-        with pytest.raises(data.DataError, match="none of the data sets digits"):
-            predict.dataset_name(info)
+def test_the_data_set_is_the_one_that_the_file_names():
+    for name in data.SOURCES:
+        assert predict.dataset_name(Info(dataset=name)) == name
+    mnist = data.SOURCES["mnist"]
+    unnamed = Info(preprocessing=Preprocessing(mnist.mean, mnist.std))
+    with pytest.raises(data.DataError, match="not name its data set; pack its run ag"):
+        predict.dataset_name(unnamed)
+    with pytest.raises(data.DataError, match="trained on my.sets:birds, which is none"):
+        predict.dataset_name(Info(dataset="my.sets:birds"))

@@ -38,7 +38,7 @@ def test_the_packed_network_knows_what_it_was_trained_on(run, info):
     packed = ship.pack_run(folder)
     source = data.SOURCES["digits"]
     pixels = Preprocessing(source.mean, source.std)
-    assert packed.info == Info("mine", pixels, info.class_names, 0.5)
+    assert packed.info == Info("mine", pixels, info.class_names, 0.5, "digits")
     assert ship.pack_run(folder, best=True).info.test_accuracy == 0.75
     x = np.random.default_rng(0).normal(size=(3, 28, 28, 1)).astype(np.float32)
     model = nnx.merge(trainer.graphdef, state.params, state.rest)

@@ -7,7 +7,6 @@ those that file managers leave are no part of a set.
 
 import hashlib
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import compress
 from pathlib import Path
@@ -21,6 +20,7 @@ from xnor_jax.data.sets import DataError, Row, RowSet
 
 _LEFT_BEHIND = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 _LAYOUT = "expected train/CLASS/PICTURE and {}/CLASS/PICTURE"
+_LONGEST = 200  # characters: what a packed file holds
 _SAMPLE = 4096
 
 
@@ -123,10 +123,10 @@ def _classes(split: Path) -> dict[str, list[str]]:
             if Path(entry.name).suffix.lower() in suffixes:
                 raise DataError(f"{entry.path} is in no class folder; {layout}")
             continue
-        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in entry.name):
+        if not entry.name.isprintable() or len(entry.name) > _LONGEST:
             raise DataError(
-                f"{split} has a class folder {ascii(entry.name)}; expected a name in "
-                "UTF-8, without control characters"
+                f"{split} has a class folder {ascii(entry.name)}; expected a name of "
+                f"at most {_LONGEST} printable characters in UTF-8"
             )
         found[entry.name] = []
         for picture in _entries(entry.path):

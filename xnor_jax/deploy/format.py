@@ -53,6 +53,7 @@ def save(
     class_names: Sequence[str] = (),
     test_accuracy: float | None = None,
     name: str | None = None,
+    dataset: str | None = None,
 ) -> None:
     """Write a packed network to a file; what stood there stays until it is complete.
 
@@ -66,6 +67,7 @@ def save(
       class_names: One per logit.
       test_accuracy: A fraction of 1.
       name: Of the network or its recipe.
+      dataset: What it was trained on, by its name in `xnor_jax.data`.
 
     Raises:
       ValueError: If the network has its own `__call__`, which no file can hold, or what
@@ -77,6 +79,7 @@ def save(
         preprocessing or packed.info.preprocessing,
         tuple(class_names) or packed.info.class_names,
         test_accuracy if test_accuracy is not None else packed.info.test_accuracy,
+        dataset if dataset is not None else packed.info.dataset,
     )
     try:
         data = to_bytes(packed, info)
@@ -294,6 +297,8 @@ def _info_to_json(info: Info) -> dict[str, Any]:
             **{k: list(map(float, v)) for k, v in lists.items()},
             **resize,
         }
+    if info.dataset is not None:
+        found["dataset"] = info.dataset
     if info.test_accuracy is not None:
         found["test_accuracy"] = float(info.test_accuracy)
     return {k: v for k, v in found.items() if v != _INFO_DEFAULTS[k]}
@@ -321,7 +326,7 @@ def _info_from_json(
                 f"side where pictures are resized, got {list(shape)}"
             )
         pixels = Preprocessing(**pixels)
-    return Info(found["name"], pixels, names, found["test_accuracy"])
+    return Info(found["name"], pixels, names, found["test_accuracy"], found["dataset"])
 
 
 def _strings(value: Any) -> tuple[str, ...]:
@@ -345,6 +350,7 @@ _PREPROCESSING = {
 }
 _INFO: dict[str, Callable[[Any], Any]] = {
     "name": lambda value: value if value is None else checks.string(value),
+    "dataset": lambda value: value if value is None else checks.string(value),
     "preprocessing": lambda value: (
         None
         if value is None
@@ -357,6 +363,7 @@ _INFO: dict[str, Callable[[Any], Any]] = {
 }
 _INFO_DEFAULTS: dict[str, Any] = {
     "name": None,
+    "dataset": None,
     "preprocessing": None,
     "class_names": [],
     "test_accuracy": None,

@@ -56,12 +56,14 @@ class Info:
       preprocessing: Of the images, if it is known.
       class_names: One per logit; empty if they are not known.
       test_accuracy: A fraction of 1, when the network was packed.
+      dataset: What it was trained on, by its name in `xnor_jax.data`.
     """
 
     name: str | None = None
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] = ()
     test_accuracy: float | None = None
+    dataset: str | None = None
 
 
 @jax.tree_util.register_dataclass

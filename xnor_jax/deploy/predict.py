@@ -113,22 +113,19 @@ def evaluate(packed: PackedModel, dataset: ImageSet) -> Metrics:
 
 
 def dataset_name(info: Info) -> str:
-    """The data set whose pixels are prepared as the network's, by its name in `data`.
+    """The name, in `xnor_jax.data`, of the data set that a network was trained on.
 
     Raises:
-      DataError: If there is none.
+      DataError: If the network does not say, or it is a set of the user's own.
     """
-    pixels = info.preprocessing
-    for name, source in SOURCES.items():
-        if pixels is not None and (pixels.mean, pixels.std) == (
-            source.mean,
-            source.std,
-        ):
-            return name
-    raise DataError(
-        "the network's preprocessing is that of none of the data sets "
-        f"{', '.join(SOURCES)}; evaluate it with the Python API"
-    )
+    if info.dataset is None:
+        raise DataError("the network does not name its data set; pack its run again")
+    if info.dataset not in SOURCES:
+        raise DataError(
+            f"the network was trained on {info.dataset}, which is none of the data "
+            f"sets {', '.join(SOURCES)}; evaluate its run's folder"
+        )
+    return info.dataset
 
 
 def fit(packed: PackedModel) -> Fit | None:

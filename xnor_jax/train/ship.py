@@ -50,6 +50,7 @@ def pack_run(
         preprocessing=Preprocessing(source.mean, source.std, resize),
         class_names=run.class_names,
         test_accuracy=history[-1]["test_accuracy"],
+        dataset=source.name,
     )
     packed = dataclasses.replace(packed, info=info)
     if data_dir is None:

@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 import xnor_jax as xnor
 from xnor_jax import cli, data
-from xnor_jax.deploy import bench
 from xnor_jax.ops import backends
+from xnor_jax.packing import bench
 
 
 @pytest.fixture(scope="module")

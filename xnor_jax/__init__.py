@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xnor_jax import (
         data,
-        deploy,
         masks,
         models,
         nn,
         ops,
         optim,
+        packing,
         quantizers,
         rules,
         train,
         weights,
     )
-    from xnor_jax.deploy import load, pack, save
     from xnor_jax.masks import inner_kernels, mask_by_path
+    from xnor_jax.packing import load, pack, save
     from xnor_jax.quantizers import sign_ste
     from xnor_jax.weights import binarize, clamp, mean_center, project, scale, sign
 
@@ -32,7 +32,6 @@ __all__ = [
     "binarize",
     "clamp",
     "data",
-    "deploy",
     "inner_kernels",
     "load",
     "mask_by_path",
@@ -43,6 +42,7 @@ __all__ = [
     "ops",
     "optim",
     "pack",
+    "packing",
     "project",
     "quantizers",
     "rules",
@@ -55,8 +55,8 @@ __all__ = [
 ]
 
 _FUNCTIONS = {
-    "xnor_jax.deploy": ("load", "pack", "save"),
     "xnor_jax.masks": ("inner_kernels", "mask_by_path"),
+    "xnor_jax.packing": ("load", "pack", "save"),
     "xnor_jax.quantizers": ("sign_ste",),
     "xnor_jax.weights": (
         "binarize",

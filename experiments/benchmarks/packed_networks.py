@@ -26,7 +26,7 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    if not args.stages:
+    if not args.nodes:
         measure.need("torch", "onnx", "onnxruntime")
         import torch
 
@@ -40,12 +40,12 @@ def main() -> None:
         f"threads: {args.threads} (cores: {', '.join(map(str, cores))})"
     )
     print(f"cpu: {measure.describe_cpu()}")
-    print(f"versions: {measure.versions(*(() if args.stages else PEERS))}")
+    print(f"versions: {measure.versions(*(() if args.nodes else PEERS))}")
     for name in args.network:
         binary, twin = (network(name, binary=b) for b in (True, False))
         for batch in args.batch:
-            if args.stages:
-                stages(name, binary, batch, args)
+            if args.nodes:
+                nodes(name, binary, batch, args)
             else:
                 compare(name, binary, twin, batch, args)
         print(f"\n{name}: {sizes(binary)}")
@@ -64,7 +64,7 @@ def parse() -> argparse.Namespace:
         "--skip", nargs="+", default=[], help="peers to leave out, such as compile"
     )
     parser.add_argument(
-        "--stages",
+        "--nodes",
         action="store_true",
         help="instead, the time of each stage of the packed network, run alone",
     )
@@ -187,35 +187,37 @@ def peer_sides(
     return sides
 
 
-def stages(name: str, binary: Any, batch: int, args: argparse.Namespace) -> None:
-    """Print what each stage of the packed network takes, compiled alone."""
+def nodes(name: str, binary: Any, batch: int, args: argparse.Namespace) -> None:
+    """Print what each node of the packed network takes, compiled alone."""
     import jax
     import jax.numpy as jnp
 
     import xnor_jax as xnor
 
     packed = xnor.pack(binary)
-    value: Any = jnp.asarray(images(binary, batch))
-    sides = {"whole network": packed_side(binary, value)}
+    first = jnp.asarray(images(binary, batch))
+    values: list[Any] = [first]
+    sides = {"whole network": packed_side(binary, first)}
     labels = {"whole network": ""}
-    for index, stage in enumerate(packed.stages):
-        run = jax.jit(lambda x, stage=stage: stage(x, packed.backend))
-        label = f"{index} {stage.name or '-'} ({type(stage).__name__})"
+    for index, node in enumerate(packed.nodes):
+        run = jax.jit(lambda args, node=node: node(args, packed.backend))
+        label = f"{index} {node.name or '-'} ({type(node).__name__})"
+        args_ = [values[i] for i in node.inputs]
 
-        def side(run=run, value=value) -> object:
-            return jax.block_until_ready(run(value))
+        def side(run=run, args_=args_) -> object:
+            return jax.block_until_ready(run(args_))
 
         sides[label] = side
-        labels[label] = f"{shape_of(value)} → "
-        value = run(value)
-        labels[label] += shape_of(value)
+        values.append(run(args_))
+        shapes = ", ".join(map(shape_of, args_))
+        labels[label] = f"{shapes} → {shape_of(values[-1])}"
     nothing = jax.jit(lambda x: x + 1)
     one = jnp.zeros(1)
     sides["a call of nothing"] = lambda: jax.block_until_ready(nothing(one))
     labels["a call of nothing"] = ""
     times = measure.per_call(sides, args.rounds, args.seconds)
-    print(f"\n{name}, batch {batch}, stage by stage, each compiled and called alone")
-    print("| stage | in → out | µs a call: median | min | max |")
+    print(f"\n{name}, batch {batch}, node by node, each compiled and called alone")
+    print("| node | in → out | µs a call: median | min | max |")
     print("|---|---|---|---|---|")
     for label, values in times.items():
         spread = [f"{1e6 * value:.1f}" for value in measure.Spread.of(values)]

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from xnor_jax import data
-from xnor_jax.deploy import Info, Preprocessing
+from xnor_jax.packing import Info, Preprocessing
 from xnor_jax.train import folder as folders
 from xnor_jax.train import loop, ship
 from xnor_jax.train import recipe as recipes

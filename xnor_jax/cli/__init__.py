@@ -29,7 +29,7 @@ COMMANDS = {
 _ERRORS = {
     ("xnor_jax.train.recipe", "RecipeError"): 2,
     ("xnor_jax.data", "DataError"): 1,
-    ("xnor_jax.deploy", "FormatError"): 1,
+    ("xnor_jax.packing", "FormatError"): 1,
     ("xnor_jax.train.folder", "RunError"): 1,
 }
 

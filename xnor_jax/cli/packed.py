@@ -40,8 +40,8 @@ def predict(
     import numpy as np
 
     from xnor_jax.data import DataError
-    from xnor_jax.deploy import images as pictures
-    from xnor_jax.deploy import predict as prediction
+    from xnor_jax.packing import images as pictures
+    from xnor_jax.packing import predict as prediction
 
     packed = load(file)
     fit = prediction.fit(packed)
@@ -92,8 +92,8 @@ def bench(
     packed = load(file, backend)
     import jax
 
-    from xnor_jax.deploy import bench as timing
-    from xnor_jax.deploy import tables
+    from xnor_jax.packing import bench as timing
+    from xnor_jax.packing import tables
 
     hear_interrupts()
     console = table_console()
@@ -116,9 +116,9 @@ def bench(
 def load(file: Path, backend: str = "auto") -> Any:
     """The packed network of a file, on a backend that is checked first."""
     check_backend(backend)
-    from xnor_jax import deploy
+    from xnor_jax import packing
 
-    return deploy.load(file, backend=backend)
+    return packing.load(file, backend=backend)
 
 
 def table_console() -> Any:

@@ -67,7 +67,7 @@ def _evaluate_run(run: Path, data_dir: Path | None, *, best: bool) -> None:
 
 def _evaluate_packed(file: Path, data_dir: Path | None) -> None:
     from xnor_jax import data
-    from xnor_jax.deploy import predict
+    from xnor_jax.packing import predict
 
     packed = load(file)
     name, fit = predict.dataset_name(packed.info), predict.fit(packed)
@@ -104,8 +104,8 @@ def pack(
             f"--output: expected a file in a folder that exists, got {output}"
         )
     check_backend()
-    from xnor_jax import deploy
-    from xnor_jax.deploy import tables
+    from xnor_jax import packing
+    from xnor_jax.packing import tables
     from xnor_jax.train import folder as folders
     from xnor_jax.train import ship
 
@@ -113,7 +113,7 @@ def pack(
         check_data(folders.read_info(run).recipe.dataset, data_dir)
     packed = ship.pack_run(run, best=best, data_dir=data_dir)
     try:
-        deploy.save(output, packed)
+        packing.save(output, packed)
     except OSError as error:
         raise OSError(f"cannot write {output}: {error.strerror or error}") from error
     size, before = output.stat().st_size, packed.report.bytes_before

@@ -6,7 +6,7 @@ from pathlib import Path
 from flax import nnx
 
 from xnor_jax import data
-from xnor_jax.deploy import Info, PackedModel, Preprocessing, pack, predict
+from xnor_jax.packing import Info, PackedModel, Preprocessing, pack, predict
 from xnor_jax.train import loop
 from xnor_jax.train.folder import RunError, read_info
 

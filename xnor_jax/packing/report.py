@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from xnor_jax.deploy.stage import Spec, Stage
+from xnor_jax.packing.graph import BinaryConv, Node, specs_of
 
 
 @dataclass(frozen=True)
@@ -102,30 +102,33 @@ class Report:
 
 
 def report(
-    stages: Sequence[Stage], image_shape: tuple[int, ...], sizes: Sequence[int]
+    nodes: Sequence[Node], image_shape: tuple[int, ...], sizes: Sequence[int]
 ) -> Report:
-    """The rows of a network of stages.
+    """The rows of a packed network.
+
+    What belongs to no layer with weights counts with the one before it, or, where
+    there is none, with the first.
 
     Args:
-      stages: What runs.
+      nodes: What runs.
       image_shape: The input's shape without the batch.
-      sizes: Of each stage's arrays in the file, in bytes.
+      sizes: Of each node's arrays in the file, in bytes.
     """
     rows: list[Row] = []
     before = after = 0  # of what stands before the first layer with weights
-    spec = Spec(tuple(image_shape))
-    for stage, size in zip(stages, sizes, strict=True):
-        macs, spec = stage.macs(spec), stage.out(spec)
-        before, after = before + 4 * stage.parameters, after + size
-        output = "bits" if spec.bits else "float"
-        if stage.weights:
-            binary = stage.kind != "real"
+    specs = specs_of(nodes, image_shape)
+    for at, (node, size) in enumerate(zip(nodes, sizes, strict=True)):
+        macs = node.macs([specs[i] for i in node.inputs])
+        output = "bits" if specs[at + 1].bits else "float"
+        before, after = before + 4 * node.parameters, after + size
+        if node.weights:
+            binary = isinstance(node, BinaryConv)
             rows.append(
                 Row(
-                    name=stage.name,
+                    name=node.name,
                     kind="binary" if binary else "real",
                     bits=1 if binary else 32,
-                    weights=stage.weights,
+                    weights=node.weights,
                     bytes_before=before,
                     bytes_after=after,
                     binary_macs=macs if binary else 0,
@@ -133,14 +136,16 @@ def report(
                     output=output,
                 )
             )
-            before = after = 0
         elif rows:
             last = rows[-1]
             rows[-1] = dataclasses.replace(
                 last,
                 bytes_before=last.bytes_before + before,
                 bytes_after=last.bytes_after + after,
+                real_macs=last.real_macs + macs,
                 output=output,
             )
-            before = after = 0
+        else:
+            continue
+        before = after = 0
     return Report(tuple(rows))

@@ -1,5 +1,6 @@
 """What the tests of packed networks share: odd networks, and numbers to upset them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,8 +10,8 @@ from flax import nnx
 
 import xnor_jax as xnor
 from xnor_jax import masks, ops
-from xnor_jax.deploy import stages
 from xnor_jax.nn import AvgPool, Flatten, GlobalAveragePool, MaxPool
+from xnor_jax.packing import graph
 
 
 class Net(xnor.nn.Layered):
@@ -77,7 +78,9 @@ def tiny():
     )
 
 
-def randomized(model: Any, seed: int = 0, *, exact: bool = False) -> Any:
+def randomized(
+    model: Any, seed: int = 0, *, exact: bool = False, masked: Sequence[str] = ()
+) -> Any:
     """The model in evaluation, with random parameters and statistics.
 
     Args:
@@ -85,13 +88,22 @@ def randomized(model: Any, seed: int = 0, *, exact: bool = False) -> Any:
       seed: Of the numbers.
       exact: Draw from few binary digits, so that every sum is exact in any order, many
         a BatchNorm gives exactly 0, and some channels have scales out of the ordinary.
+      masked: Paths of the kernels of Flax's layers that a mask makes binary.
     """
     rng = np.random.default_rng(seed)
+    real = {
+        "/".join(map(str, (*path, "kernel")))
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, nnx.Conv | nnx.Linear)
+        or not getattr(module, "binary", True)
+    } - {*masked}
 
     def draw(path, leaf):
         name, shape = masks.path_string(path), leaf.shape
         if name.endswith("kernel"):
             value = _exact_kernel(rng, shape) if exact else rng.normal(size=shape) / 4
+            if exact and name in real:  # of several magnitudes: it is no binary one
+                value = value * rng.choice([0.5, 1, 2], shape)
         elif name.endswith("var"):
             # With ε = 1e-4 the root is 0.5 only to rounding: no matter, it only scales.
             value = rng.uniform(0.2, 2, shape)
@@ -161,17 +173,30 @@ def float_signs(model: Any, x: jax.Array) -> tuple[list[jax.Array], list, jax.Ar
 def packed_signs(packed: Any, x: jax.Array) -> tuple[list[jax.Array], list, jax.Array]:
     """The same of a packed network."""
     signs, sums = [], []
-    value: Any = x
-    for stage in packed.stages:
-        if isinstance(stage, stages.PackedConv | stages.ScaledConv):
-            bits = value
-            if isinstance(stage, stages.ScaledConv):
-                bits = ops.sign_bits(value)
+    values: list[Any] = [x]
+    for node in packed.nodes:
+        args = [values[i] for i in node.inputs]
+        if isinstance(node, graph.BinaryConv):
+            (bits,) = args
             unpacked = ops.unpack_bits(bits.words, bits.size)
             signs.append(unpacked.reshape(len(unpacked), -1))
-            sums.append(stage.product(bits, ops.Sums(), packed.backend))
-        value = stage(value, packed.backend)
-    return signs, sums, value
+            sums.append(_sums(node, bits, packed.backend))
+        values.append(node(args, packed.backend))
+    return signs, sums, values[-1]
+
+
+def _sums(node: graph.BinaryConv, bits: ops.Bits, backend: str) -> Any:
+    kernel = node.arrays["kernel"]
+    if not node.window:
+        return ops.packed_matmul(bits, kernel, ops.Sums(), backend=backend)
+    return ops.packed_conv(
+        bits,
+        kernel,
+        ops.Sums(),
+        **node.geometry,
+        groups=node.groups,
+        backend=backend,
+    )
 
 
 def check_equal(model: Any, packed: Any, x: jax.Array) -> None:
@@ -190,6 +215,6 @@ def check_equal(model: Any, packed: Any, x: jax.Array) -> None:
         np.testing.assert_array_equal(found, np.asarray(wanted).reshape(found.shape))
     scale = float(jnp.abs(logits).max())
     assert scale > 0
-    # Stage by stage, and as the network runs.
+    # Node by node, and as the network runs.
     for found in (got, packed(x), packed.with_backend("auto")(x)):
         np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4 * scale)

@@ -1,35 +1,43 @@
 """Packed networks in a file: safetensors, one JSON description in its metadata.
 
 A file holds numbers and words, no code. It is read in two steps: the description first,
-checked field by field and followed stage by stage, until it is known which arrays of
+checked field by field and followed node by node, until it is known which arrays of
 which size the file must have; then these, and no others. The limits on sizes are in
-`xnor_jax.deploy.checks`.
+`xnor_jax.packing.checks`.
+
+Signs are stored without the padding that the products want: bit 1 for −1, least
+significant bit first, in C order (a kernel's is `[*window, C_in / groups, C_out]`), the
+last byte filled up with 0. Everything is exact: what comes back runs as what went in.
 """
 
 import json
 import os
 import stat
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from xnor_jax.deploy import checks, encoding
-from xnor_jax.deploy.packed import Info, PackedModel, Preprocessing
-from xnor_jax.deploy.report import report
-from xnor_jax.deploy.stage import Spec
-from xnor_jax.deploy.stages import STAGES
+from xnor_jax import ops
+from xnor_jax.packing import checks
+from xnor_jax.packing.graph import NODES, Member, Node, Spec
+from xnor_jax.packing.network import Info, PackedModel, Preprocessing
+from xnor_jax.packing.report import report
 
 FORMAT = "xnor_jax packed network"
-VERSION = 1
+VERSION = 2
 _KEY = "xnor_jax"
 _LAYOUT = "bit 1 is -1; least significant bit first; C order of [*window, in, out]"
 _DTYPES = {"F32": "<f4", "I32": "<i4", "I16": "<i2", "U8": "u1"}
+_SIGNS = ("kernel", "flip")
+_LEAST = np.iinfo(np.int32).min
 
 
 class FormatError(ValueError):
@@ -40,8 +48,8 @@ class _Description(NamedTuple):
     """What a file's metadata say."""
 
     image_shape: tuple[int, ...]
-    stages: list[dict[str, Any]]  # complete attributes
-    specs: list[Spec]  # what each stage gets
+    nodes: list[Node]  # without arrays
+    members: list[dict[str, Member]]
     info: Info
 
 
@@ -70,8 +78,7 @@ def save(
       dataset: What it was trained on, by its name in `xnor_jax.data`.
 
     Raises:
-      ValueError: If the network has its own `__call__`, which no file can hold, or what
-        is said of it does not fit it.
+      ValueError: If what is said of the network does not fit it, or it is too large.
       OSError: If the file cannot be written.
     """
     info = Info(
@@ -126,32 +133,23 @@ def to_bytes(packed: PackedModel, info: Info) -> bytes:
     """A packed network as the bytes of a file.
 
     Raises:
-      ValueError: If it has its own `__call__`, or what is said of it does not fit it.
+      ValueError: If what is said of it does not fit it, or it is too large.
     """
-    for stage in packed.stages:
-        if stage.kind not in STAGES:
-            raise ValueError(
-                f"expected a network that lists its layers, got {stage.name} with a "
-                "__call__ of its own, which a file cannot hold; write it as an "
-                "xnor_jax.nn.Layered"
-            )
     found = {
         "format": FORMAT,
         "version": VERSION,
         "layout": _LAYOUT,
         "image_shape": list(packed.image_shape),
-        "stages": [encoding.attributes(stage) for stage in packed.stages],
+        "nodes": [_to_json(node) for node in packed.nodes],
         **_info_to_json(info),
     }
     text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
     description = _describe(json.loads(text))
-    tensors: dict[str, np.ndarray] = {}
-    for index, stage in enumerate(packed.stages):
-        spec = description.specs[index]
-        parts = encoding.members(description.stages[index], spec)
-        values = encoding.numbers(stage, spec)
-        for part, member in parts.items():
-            tensors[f"{index}.{part}"] = member.store(values[part])
+    tensors = {
+        f"{index}.{name}": _store(packed.nodes[index].arrays[name], member)
+        for index, members in enumerate(description.members)
+        for name, member in members.items()
+    }
     data = safetensors.numpy.save(tensors, {_KEY: text})
     _header(data)
     return data
@@ -173,27 +171,164 @@ def from_bytes(data: bytes) -> PackedModel:
     except safetensors.SafetensorError as error:
         reason = str(error).splitlines()[0][:100]
         raise ValueError(f"expected a complete safetensors file: {reason}") from None
-    built, sizes = [], []
-    for index, (found, spec) in enumerate(
-        zip(description.stages, description.specs, strict=True)
-    ):
-        parts = encoding.members(found, spec)
-        arrays = {
-            part: _restore(
-                stored.pop(f"{index}.{part}", None), f"{index}.{part}", member
-            )
-            for part, member in parts.items()
-        }
-        built.append(encoding.build(found, arrays))
-        sizes.append(sum(member.nbytes for member in parts.values()))
-    if stored:
-        raise ValueError(f"unknown array {checks.clip(sorted(stored)[0])}")
+    wanted = {
+        f"{index}.{name}": member
+        for index, members in enumerate(description.members)
+        for name, member in members.items()
+    }
+    # All of them, before one is taken apart.
+    for name, member in wanted.items():
+        _check_stored(stored.get(name), name, member)
+    if unknown := sorted(stored.keys() - wanted.keys()):
+        raise ValueError(f"unknown array {checks.clip(unknown[0])}")
+    arrays: list[dict[str, Any]] = [{} for _ in description.nodes]
+    for name, member in wanted.items():
+        index, _, part = name.partition(".")
+        try:
+            arrays[int(index)][part] = _restore(stored[name]["data"], member)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    nodes = tuple(
+        replace(node, arrays=own)
+        for node, own in zip(description.nodes, arrays, strict=True)
+    )
+    sizes = [sum(map(_stored_bytes, m.values())) for m in description.members]
     return PackedModel(
-        stages=tuple(built),
+        nodes=nodes,
         image_shape=description.image_shape,
-        report=report(built, description.image_shape, sizes),
+        report=report(nodes, description.image_shape, sizes),
         info=description.info,
     )
+
+
+def stored_sizes(nodes: Sequence[Node], image_shape: tuple[int, ...]) -> list[int]:
+    """How many bytes each node's arrays take in a file."""
+    specs = [Spec(image_shape)]
+    sizes = []
+    for node in nodes:
+        inputs = [specs[i] for i in node.inputs]
+        sizes.append(sum(map(_stored_bytes, node.members(inputs).values())))
+        specs.append(node.out(inputs))
+    return sizes
+
+
+def _to_json(node: Node) -> dict[str, Any]:
+    """What is no array, for JSON; defaults are left out."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(v) for v in value]
+        # JSON has no infinity: −inf, around a max-pool, is null.
+        return None if value == -np.inf else value
+
+    found: dict[str, Any] = {"kind": node.kind}
+    for name, field in node.settings().items():
+        value = getattr(node, name)
+        if value != field.default:
+            found[name] = plain(value)
+    return found
+
+
+def _from_json(found: Any) -> Node:
+    """A node without its arrays, its fields each checked for itself."""
+    kind = checks.mapping(found).get("kind")
+    if not isinstance(kind, str) or kind not in NODES:
+        raise ValueError(f"unknown kind of node {checks.clip(kind)}")
+    settings = NODES[kind].settings()
+    given = {k: v for k, v in found.items() if k != "kind"}
+    wanted = {k: settings[k].metadata["check"] for k in given if k in settings}
+    return NODES[kind](**checks.fields(given, wanted))
+
+
+def _stored_shape(member: Member) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an array in the file."""
+    if member.kind in _SIGNS:
+        return (-(-prod(member.shape) // 8),), np.dtype("u1")
+    if member.kind == "integers":
+        small = member.bound <= np.iinfo(np.int16).max
+        return member.shape, np.dtype("<i2" if small else "<i4")
+    return member.shape, np.dtype("<i4" if member.kind == "indices" else "<f4")
+
+
+def _stored_bytes(member: Member) -> int:
+    shape, dtype = _stored_shape(member)
+    return prod(shape) * dtype.itemsize
+
+
+def _memory(member: Member) -> int:
+    """Bytes in memory: a kernel's channels in and out fill words of 32."""
+    if member.kind != "kernel":
+        return 4 * prod(member.shape)
+    *window, c_in, c_out = member.shape
+    each = c_out // member.groups
+    words = member.groups * prod(window) * -(-c_in // 32) * -(-each // 32) * 32
+    return 4 * words
+
+
+def _store(array: Any, member: Member) -> np.ndarray:
+    if member.kind == "kernel":
+        array = ops.unpack_kernel(array)
+    elif member.kind == "flip":
+        array = ops.unpack_bits(array, member.shape[-1])
+    numbers = np.asarray(array)
+    if numbers.shape != member.shape:
+        raise ValueError(f"expected an array {member.shape}, got {numbers.shape}")
+    if member.kind in _SIGNS:
+        return np.packbits(numbers.ravel() < 0, bitorder="little")
+    if member.kind == "integers":
+        # Below the smallest sum every threshold is the same: always +1, or −1.
+        numbers = np.maximum(numbers, -member.bound)
+    # A number too: `ascontiguousarray` alone would give it an axis.
+    shape, dtype = _stored_shape(member)
+    stored = np.ascontiguousarray(numbers, dtype).reshape(shape)
+    _check_numbers(stored, member)
+    return stored
+
+
+def _check_numbers(stored: np.ndarray, member: Member) -> None:
+    if member.kind == "integers":
+        if (np.abs(stored.astype(np.int64)) > member.bound).any():
+            raise ValueError(f"expected thresholds of at most {member.bound}")
+    elif member.kind == "indices":
+        if ((stored < 0) | (stored >= member.bound)).any():
+            raise ValueError(f"expected places below {member.bound}")
+    else:
+        finite = np.isfinite(stored)
+        if member.kind == "reals":
+            finite |= np.isinf(stored)
+        if not finite.all():
+            raise ValueError("expected finite numbers")
+
+
+def _restore(data: Any, member: Member) -> Any:
+    shape, dtype = _stored_shape(member)
+    stored = np.frombuffer(data, dtype).reshape(shape)
+    if member.kind not in _SIGNS:
+        _check_numbers(stored, member)
+        if member.kind == "integers":
+            stored = stored.astype(np.int32)
+            stored = np.where(stored == -member.bound, _LEAST, stored)
+        return jnp.asarray(stored)
+    bits = np.unpackbits(stored, bitorder="little")
+    count = prod(member.shape)
+    if bits[count:].any():
+        raise ValueError("expected 0 in the unused bits")
+    signs = np.where(bits[:count], np.float32(-1), np.float32(1)).reshape(member.shape)
+    if member.kind == "flip":
+        return ops.pack_bits(signs)
+    return ops.pack_kernel(signs, member.groups)
+
+
+def _check_stored(found: Any, name: str, member: Member) -> None:
+    if found is None:
+        raise ValueError(f"expected an array {name}")
+    shape, dtype = _stored_shape(member)
+    known = _DTYPES.get(found["dtype"])
+    if known is None or np.dtype(known) != dtype or tuple(found["shape"]) != shape:
+        raise ValueError(
+            f"{name}: expected {dtype} of shape {shape}, got {found['dtype']} of shape "
+            f"{tuple(found['shape'])}"
+        )
 
 
 def _header(data: bytes) -> bytes:
@@ -218,7 +353,7 @@ def _strict_json(text: str | bytes, what: str) -> dict[str, Any]:
 
 
 def _describe(found: dict[str, Any]) -> _Description:
-    """Check a description, and follow the shapes through its stages."""
+    """Check a description, and follow the shapes through its nodes."""
     if found.get("format") != FORMAT:
         raise ValueError("expected a packed network of xnor_jax, got another format")
     version = checks.integer(found.get("version"), least=1)
@@ -227,64 +362,54 @@ def _describe(found: dict[str, Any]) -> _Description:
             f"the file is of version {version}, this library reads up to {VERSION}; "
             "update xnor_jax"
         )
+    if version < VERSION:
+        raise ValueError(
+            f"the file is of version {version}, which this library no longer reads; "
+            "pack the network again"
+        )
     wanted = {
         "format": checks.string,
         "version": checks.integer,
         "layout": lambda value: checks.one_of(value, choices=(_LAYOUT,)),
         "image_shape": lambda value: checks.integers(value, least=1),
-        "stages": _stages,
+        "nodes": lambda value: checks.a_list(value, checks.MOST_NODES, least=1),
         **_INFO,
     }
     found = checks.fields(_INFO_DEFAULTS | found, wanted)
     shape = found["image_shape"]
     if not 1 <= len(shape) <= 4:
         raise ValueError(f"image_shape: expected 1 to 4 sizes, got {len(shape)}")
-    checks.limit("the numbers of an image", prod(shape), checks.LARGEST_IMAGE)
-    spec, specs, memory = Spec(shape), [], 0
-    for index, stage in enumerate(found["stages"]):
+    _check_size(shape)
+    nodes: list[Node] = []
+    members: list[dict[str, Member]] = []
+    specs, memory, stored = [Spec(shape)], 0, 0
+    for index, json_node in enumerate(found["nodes"]):
+        try:
+            node = _from_json(json_node)
+            if any(i >= len(specs) for i in node.inputs):
+                raise ValueError(f"expected inputs before it, got {node.inputs}")
+            inputs = [specs[i] for i in node.inputs]
+            spec, own = node.out(inputs), node.members(inputs)
+            _check_size(spec.shape)
+        except ValueError as error:
+            raise ValueError(f"node {index}: {error}") from None
+        memory += sum(map(_memory, own.values()))
+        stored += sum(map(_stored_bytes, own.values()))
+        most = min(3 * stored + checks.LARGEST_PACKED, checks.LARGEST_NETWORK)
+        checks.limit("the bytes of a network in memory", memory, most)
         specs.append(spec)
-        try:
-            spec, more = encoding.outline(stage, spec)
-        except ValueError as error:
-            raise ValueError(f"stage {index} ({stage['name']}): {error}") from None
-        memory += more
-        checks.limit("the bytes of a network in memory", memory, checks.LARGEST_NETWORK)
-    if spec.bits:
-        raise ValueError("expected a network that ends in floats, got bits")
-    info = _info_from_json(found, shape, classes=spec.shape[-1])
-    return _Description(shape, found["stages"], specs, info)
+        nodes.append(node)
+        members.append(own)
+    if specs[-1].dtype != "float32" or not specs[-1].shape:
+        raise ValueError(f"expected a network that ends in floats, got {specs[-1]}")
+    info = _info_from_json(found, shape, classes=specs[-1].shape[-1])
+    return _Description(shape, nodes, members, info)
 
 
-def _stages(value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not 1 <= len(value) <= checks.MOST_STAGES:
-        raise ValueError(f"expected a list of 1 to {checks.MOST_STAGES} stages")
-    result = []
-    for index, stage in enumerate(value):
-        try:
-            result.append(encoding.complete(stage))
-        except ValueError as error:
-            raise ValueError(f"stage {index}: {error}") from None
-    return result
-
-
-def _restore(found: Any, name: str, member: encoding.Member) -> np.ndarray:
-    if found is None:
-        raise ValueError(f"expected an array {name}")
-    wanted = member.stored
-    dtype = _DTYPES.get(found["dtype"])
-    if (
-        dtype is None
-        or np.dtype(dtype) != wanted.dtype
-        or tuple(found["shape"]) != wanted.shape
-    ):
-        raise ValueError(
-            f"{name}: expected {np.dtype(wanted.dtype)} of shape {wanted.shape}, got "
-            f"{found['dtype']} of shape {tuple(found['shape'])}"
-        )
-    try:
-        return member.restore(np.frombuffer(found["data"], dtype).reshape(wanted.shape))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+def _check_size(shape: tuple[int, ...]) -> None:
+    if len(shape) > checks.MOST_AXES:
+        raise ValueError(f"expected at most {checks.MOST_AXES} axes, got {len(shape)}")
+    checks.limit("the numbers of an image", prod(shape), checks.LARGEST_IMAGE)
 
 
 def _info_to_json(info: Info) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from xnor_jax.deploy import fold
 from xnor_jax.ops import Threshold, unpack_bits
+from xnor_jax.packing import thresholds
 from xnor_jax.weights import sign
 
 ODD = [0, -0.0, 1e-30, -1e-30, 1e-42, -1e-42, 1e35, -1e35, 1, -1, 3.5, -0.1]
@@ -46,6 +46,28 @@ class Between(nnx.Module):
         return self.norm(y, use_running_average=True)
 
 
+def asked(value):
+    """A function of sums as what becomes of them on their way to a sign."""
+
+    def ask(params, sums):
+        v = value(params, sums)
+        return thresholds.Answer([], v >= 0, jnp.isnan(v))
+
+    return ask
+
+
+def integer_threshold(value, params, **sizes):
+    found = thresholds.integer_threshold(asked(value), params, **sizes)
+    return found and found.threshold
+
+
+def float_threshold(value, params, *, features):
+    found = thresholds.float_threshold(
+        asked(value), params, features=features, directions=[]
+    )
+    return found and found.threshold
+
+
 def functional(module):
     graphdef, state = nnx.split(module)
     return lambda state, sums: nnx.merge(graphdef, state)(sums), state
@@ -61,7 +83,7 @@ def bits(threshold: Threshold, sums: np.ndarray) -> np.ndarray:
 def test_every_integer_sum_gets_the_models_sign(relu):
     bound, channels = 151, 2000
     value, params = functional(Between(channels, relu=relu, seed=relu))
-    found = fold.integer_threshold(value, params, bound=bound, features=channels)
+    found = integer_threshold(value, params, bound=bound, features=channels)
     sums = np.broadcast_to(np.arange(-bound, bound + 1)[:, None], (303, channels))
     values = jax.jit(value)(params, jnp.asarray(sums, jnp.float32))
     wanted = np.asarray(sign(values)) < 0
@@ -74,27 +96,44 @@ def test_every_integer_sum_gets_the_models_sign(relu):
     assert found.threshold.dtype == jnp.int32
 
 
-def test_the_sign_of_a_maximum_needs_no_maximum_of_floats():
+@pytest.mark.parametrize("kind", ["integer", "float"])
+def test_the_sign_of_a_maximum_needs_no_maximum_of_floats(kind):
     bound, channels = 60, 400
     module = Between(channels, relu=True, seed=5)
-    value, params = functional(module)
-    found = fold.integer_threshold(value, params, bound=bound, features=channels)
+    graphdef, state = nnx.split(module)
+
+    def ask(state, sums):
+        module = nnx.merge(graphdef, state)
+        head = nnx.relu(module.alpha[...] * sums + module.bias[...])
+        v = module.norm(head, use_running_average=True)
+        return thresholds.Answer([head], v >= 0, jnp.isnan(v))
+
+    if kind == "integer":
+        found = thresholds.integer_threshold(
+            ask, state, bound=bound, features=channels, pools=1
+        )
+    else:
+        ways = [np.ones(channels, int)]
+        found = thresholds.float_threshold(
+            ask, state, features=channels, directions=ways
+        )
     rng = np.random.default_rng(0)
     sums = rng.integers(-bound, bound + 1, (300, 4, channels)) // rng.integers(
         1, 9, (300, 1, 1)
     )
     before = nnx.relu(module.alpha[...] * sums + module.bias[...])
     wanted = np.asarray(sign(module.norm(before.max(1), use_running_average=True))) < 0
-    each = bits(found, sums)
-    falls = np.asarray(module.norm.scale[...]) < 0
+    each = bits(found.threshold, sums)
+    (falls,) = found.falls
     pooled = np.where(falls, each.any(1), each.all(1))
     np.testing.assert_array_equal(pooled, wanted)
+    assert 0.05 < falls.mean() < 0.95
 
 
 def test_float_sums_get_the_models_sign():
     channels = 2000
     value, params = functional(Between(channels, relu=True, seed=7))
-    found = fold.float_threshold(value, params, features=channels)
+    found = float_threshold(value, params, features=channels)
     at = np.asarray(found.threshold)
     rng = np.random.default_rng(0)
     sums = np.concatenate(
@@ -125,7 +164,7 @@ def test_float_sums_get_the_models_sign():
 def test_float_codes_are_in_order():
     top = int(np.float32(np.finfo(np.float32).max).view(np.int32))
     codes = np.array([-top, -(2**23), -1, 0, 1, 2**23, top])
-    numbers = fold._from_codes(codes)
+    numbers = thresholds._from_codes(codes)
     tiny = np.finfo(np.float32).tiny
     largest = np.finfo(np.float32).max
     wanted = [-largest, -tiny, -1e-45, 0, 1e-45, tiny, largest]
@@ -133,30 +172,32 @@ def test_float_codes_are_in_order():
 
 
 def test_long_sums_are_taken_in_pieces(monkeypatch):
-    monkeypatch.setattr(fold, "_CHUNK", 70)
+    monkeypatch.setattr(thresholds, "_CHUNK", 70)
     value = lambda mean, sums: sums - mean  # noqa: E731
     mean = jnp.array([-100.0, -99.5, 0.0, 0.5, 99.5, 100.0, 101.0])
-    found = fold.integer_threshold(value, mean, bound=100, features=7)
+    found = integer_threshold(value, mean, bound=100, features=7)
     least = np.iinfo(np.int32).min
     np.testing.assert_array_equal(found.threshold, [least, -99, 0, 1, 100, 100, least])
     assert np.asarray(unpack_bits(found.flip, 7)).tolist() == [1, 1, 1, 1, 1, 1, -1]
 
 
-def test_what_is_not_monotone_or_no_number_is_refused():
+def test_what_is_not_monotone_or_no_number_has_none():
     def square(_, sums):
         return sums * sums - 9
 
-    with pytest.raises(ValueError, match="channel 0 overflows: its sign changes more"):
-        fold.integer_threshold(square, None, bound=5, features=1)
+    assert integer_threshold(square, None, bound=5, features=1) is None
+
+    def ask(_, sums):
+        head = jnp.abs(sums)  # pooled, it does not follow from the sums' signs
+        return thresholds.Answer([head], head >= 0, jnp.isnan(head))
+
+    sizes = {"bound": 5, "features": 1}
+    assert thresholds.integer_threshold(ask, None, **sizes, pools=1) is None
 
     def nan(where, sums):
         return jnp.where(where, jnp.nan, sums)
 
-    where = jnp.array([False, True])
-    with pytest.raises(ValueError, match="channel 1 is NaN for every sum"):
-        fold.integer_threshold(nan, where, bound=5, features=2)
-    with pytest.raises(ValueError, match="channel 1 is NaN at a sum of 0"):
-        fold.float_threshold(nan, where, features=2)
+    assert float_threshold(nan, jnp.array([False, True]), features=2) is None
 
 
 def test_an_overflow_far_outside_is_no_answer():
@@ -165,6 +206,6 @@ def test_an_overflow_far_outside_is_no_answer():
     def value(scale, sums):
         return (sums * 1e10) * scale + 1
 
-    found = fold.float_threshold(value, jnp.zeros(3), features=3)
+    found = float_threshold(value, jnp.zeros(3), features=3)
     assert np.isneginf(np.asarray(found.threshold)).all()
     assert not np.asarray(found.flip).any()

@@ -1,20 +1,20 @@
 import dataclasses
 
 import numpy as np
-import packing
+import packed_networks
 import pytest
 from flax import nnx
 
 import xnor_jax as xnor
 from xnor_jax import data
-from xnor_jax.deploy import Info, Preprocessing, predict
+from xnor_jax.packing import Info, Preprocessing, predict
 
 INFO = Info("net", Preprocessing((0.1,), (0.5,)), ("a", "b", "c"))
 
 
 @pytest.fixture(scope="module")
 def packed():
-    packed = xnor.pack(packing.randomized(nnx.eval_shape(packing.tiny)))
+    packed = xnor.pack(packed_networks.randomized(nnx.eval_shape(packed_networks.tiny)))
     return dataclasses.replace(packed, info=INFO)
 
 

@@ -50,7 +50,7 @@ def test_every_image_is_classed_as_by_the_float_network(name, folder):
     # The others unpack to numbers, slowly, or are "xla" on a CPU.
     backends = sorted({"xla", "cpu"} & {*xnor.ops.available_backends()})
     networks = {b: jax.jit(packed.with_backend(b).__call__) for b in backends}
-    prepare = xnor.deploy.Preprocessing(dataset.source.mean, dataset.source.std)
+    prepare = xnor.packing.Preprocessing(dataset.source.mean, dataset.source.std)
     wanted_of, turned = jax.jit(floats), dict.fromkeys(backends, 0)
     assert len(dataset.test.images) == 10_000
     for first in range(0, 10_000, 2_000):

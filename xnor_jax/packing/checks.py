@@ -12,11 +12,12 @@ from typing import Any
 LARGEST_INTEGER = 2**24  # a size, a stride, a padding, a number of channels
 LARGEST_IMAGE = 2**28  # numbers in an image, padded, or in what is computed of one
 LARGEST_KERNEL = 2**27  # weights
-LARGEST_PACKED = 2**26  # bytes of a kernel as the products read it
+LARGEST_PACKED = 2**26  # bytes in memory beyond three times those in the file
 LARGEST_NETWORK = 2**30  # bytes of all arrays in memory
 LARGEST_FILE = 2**30  # bytes
 LARGEST_HEADER = 2**20  # bytes
-MOST_STAGES = 512
+MOST_NODES = 4096
+MOST_AXES = 8
 MOST_CLASSES = 2**16
 LONGEST_STRING = 200
 
@@ -88,6 +89,19 @@ def integers(
         wanted = "whole numbers" if length is None else f"{length} whole numbers"
         raise ValueError(f"expected a list of {wanted}, got {clip(value)}")
     return tuple(integer(entry, least=least) for entry in value)
+
+
+def a_list(value: Any, most: int, *, least: int = 0) -> list[Any]:
+    """A JSON list.
+
+    Raises:
+      ValueError: If it is none, or shorter or longer than allowed.
+    """
+    if not isinstance(value, list) or not least <= len(value) <= most:
+        raise ValueError(
+            f"expected a list of {least} to {most} entries, got {clip(value)}"
+        )
+    return value
 
 
 def real(value: Any, *, least: float = -math.inf, largest: float = math.inf) -> float:

@@ -8,15 +8,15 @@ import random
 import jax
 import jax.numpy as jnp
 import numpy as np
-import packing
+import packed_networks
 import pytest
 import safetensors.numpy
 from flax import nnx
-from packing import Net, block, conv, linear
+from packed_networks import Net, block, conv, linear
 
 import xnor_jax as xnor
-from xnor_jax.deploy import FormatError, Preprocessing, checks, encoding, stages
 from xnor_jax.nn import AvgPool, GlobalAveragePool, MaxPool
+from xnor_jax.packing import FormatError, Preprocessing, checks, file, graph
 
 INFO = {
     "name": "digits-lenet5",
@@ -27,8 +27,8 @@ INFO = {
 }
 
 
-def every_stage():
-    """A network with a stage of every kind."""
+def sequence():
+    """A network whose nodes are of the kinds that a list of layers becomes."""
     return Net(
         (6, 6, 2),
         conv(2, 35, (3, 3)),
@@ -48,7 +48,7 @@ def every_stage():
 
 @pytest.fixture(scope="module")
 def packed():
-    return xnor.pack(packing.randomized(nnx.eval_shape(every_stage), exact=True))
+    return xnor.pack(packed_networks.randomized(nnx.eval_shape(sequence), exact=True))
 
 
 @pytest.fixture(scope="module")
@@ -90,18 +90,18 @@ def test_what_is_loaded_is_what_was_saved(packed, data, load):
         np.testing.assert_array_equal(a, b)
     info = loaded.info
     assert {name: getattr(info, name) for name in INFO} == INFO
-    x = packing.images(3, 6, 6, 2)
+    x = packed_networks.images(3, 6, 6, 2)
     np.testing.assert_array_equal(loaded(x), packed(x))
 
 
-def test_a_file_holds_every_kind_of_stage_and_no_code(packed, data):
+def test_a_file_holds_numbers_and_no_code(packed, data):
     description, arrays = split(data)
-    assert {s["kind"] for s in description["stages"]} == set(stages.STAGES)
-    assert description["version"] == 1 and description["image_shape"] == [6, 6, 2]
+    assert [n["kind"] for n in description["nodes"]] == [n.kind for n in packed.nodes]
+    assert description["version"] == 2 and description["image_shape"] == [6, 6, 2]
     sizes = sum(array.nbytes for array in arrays.values())
     assert sizes == packed.report.bytes_after
     kernel = np.unpackbits(arrays["2.kernel"], bitorder="little")[: 9 * 35 * 33]
-    model = packing.randomized(nnx.eval_shape(every_stage), exact=True)
+    model = packed_networks.randomized(nnx.eval_shape(sequence), exact=True)
     negative = np.asarray(model.runs[2].layer.kernel[...]) < 0
     np.testing.assert_array_equal(kernel.reshape(3, 3, 35, 33), negative)
 
@@ -122,7 +122,9 @@ def test_the_same_network_gives_the_same_bytes(packed, data, load, tmp_path):
     ("network", "least"), [(xnor.models.LeNet5, 21), (xnor.models.NIN, 19.5)]
 )
 def test_a_file_takes_less_than_an_eighteenth(network, least, tmp_path):
-    model = packing.randomized(nnx.eval_shape(lambda: network(rngs=nnx.Rngs(0))))
+    model = packed_networks.randomized(
+        nnx.eval_shape(lambda: network(rngs=nnx.Rngs(0)))
+    )
     packed = xnor.pack(model)
     xnor.save(tmp_path / "file", packed, class_names=list("abcdefghij"))
     floats = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
@@ -179,13 +181,13 @@ def test_a_file_is_replaced_as_a_whole(packed, tmp_path, monkeypatch):
 
 
 def test_thresholds_fit_the_sums():
-    small = encoding.Member("integers", (4,), bound=32766)
-    large = encoding.Member("integers", (4,), bound=32767)
-    assert (small.stored.dtype, large.stored.dtype) == (np.int16, np.int32)
-    for member in (small, large):
+    for bound, dtype in ((32766, np.int16), (32768, np.int32)):
+        member = graph.Member("integers", (4,), bound=bound)
         least = np.iinfo(np.int32).min
-        numbers = np.int32([least, 1 - member.bound, 0, member.bound])
-        np.testing.assert_array_equal(member.restore(member.store(numbers)), numbers)
+        numbers = np.int32([least, 1 - bound, 0, bound])
+        stored = file._store(numbers, member)
+        assert stored.dtype == dtype
+        np.testing.assert_array_equal(file._restore(stored.data, member), numbers)
 
 
 def whole(found):
@@ -230,7 +232,15 @@ def mutants(value, rng):
     if isinstance(value, list):
         yield from (value[1:], value + value[:1], value[::-1], value * 1000)
     if isinstance(value, str):
-        yield from (value + "\0", "threshold", "affine", "norm", "\ud800", "x" * 10**4)
+        yield from (
+            value + "\0",
+            "threshold",
+            "affine",
+            "norm",
+            "sum",
+            "\ud800",
+            "x" * 10**4,
+        )
 
 
 def places(value, path=()):
@@ -278,9 +288,9 @@ def change(**entries):
     return changed
 
 
-def change_stage(index, **entries):
+def change_node(index, **entries):
     def changed(description, arrays):
-        description["stages"][index] |= entries
+        description["nodes"][index] |= entries
         return description, arrays
 
     return changed
@@ -293,32 +303,36 @@ def change_array(name, array):
     return changed
 
 
+MEAN = {"kind": "mean", "inputs": [0]}
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (change(version=2), "version 2, this library reads up to 1; update xnor_jax"),
+        (change(version=3), "version 3, this library reads up to 2; update xnor_jax"),
+        (change(version=1), "version 1, which .*; pack the network again"),
         (change(version="1"), "whole number"),
         (change(format="other"), "another format"),
         (change(layout="msb first"), "layout: expected one of"),
         (change(code="import os"), "unknown entry"),
         (change(image_shape=[2**24, 2**24, 2]), "numbers of an image of at most"),
-        (change(image_shape=[6, 6]), "stage 0 .conv., runs/0|stage 0"),
-        (change(stages=[]), "1 to 512 stages"),
-        (change(stages=[{"kind": "relu", "name": ""}] * 513), "1 to 512 stages"),
-        (change(stages=[{"kind": "mean"}]), "class_names: expected 2, got 3"),
-        (change(stages=[{"kind": "sign"}]), "ends in floats"),
-        (change_stage(0, window=[3, 3, 3]), "stage 0"),
-        (change_stage(0, strides=[0, 1]), "strides: expected a whole number from 1"),
-        (change_stage(0, padding=[[2**24, 2**24]] * 2), "padded image of at most"),
-        (change_stage(0, features=2**24), "weights of a kernel to number of at most"),
-        (change_stage(0, kind="lambda"), "unknown kind of stage"),
-        (change_stage(0, kind=["real"]), "unknown kind of stage a list"),
-        (change_stage(1, window=[9, 9]), "stage 1 .*window"),
-        (change_stage(2, groups=2), "divide into 2 groups"),
-        (change_stage(2, epilogue="exec"), "epilogue: expected one of"),
+        (change(image_shape=[6, 6]), "node 0: conv: .* 1 spatial axes"),
+        (change(nodes=[]), "list of 1 to 4096"),
+        (change(nodes=[MEAN] * 4097), "list of 1 to 4096"),
+        (change(nodes=[MEAN]), "class_names: expected 2, got 3"),
+        (change(nodes=[{"kind": "sign", "inputs": [0]}]), "ends in floats"),
+        (change(nodes=[{"kind": "mean", "inputs": [1]}]), "expected inputs before it"),
+        (change(nodes=[{"kind": "mean"}]), "expected one input, got 0"),
+        (change_node(0, window=[3, 3, 3]), "node 0"),
+        (change_node(0, strides=[0, 1]), "strides: expected a whole number from 1"),
+        (change_node(0, padding=[[2**24, 2**24]] * 2), "positions in a padded image"),
+        (change_node(0, features=2**24), "weights of a kernel to number of at most"),
+        (change_node(0, kind="lambda"), "unknown kind of node"),
+        (change_node(0, kind=["conv"]), "unknown kind of node a list"),
+        (change_node(1, window=[9, 9]), "node 1: .*window"),
+        (change_node(2, groups=2), "divide into 2 groups"),
+        (change_node(2, epilogue="exec"), "epilogue: expected one of"),
         (lambda *_: (DEEP, {}), "description to be a JSON object"),
         (lambda *_: ('{"version": ' + "9" * 5000 + "}", {}), "to be a JSON object"),
         (lambda *_: ("[1]", {}), "description to be a JSON object"),
@@ -374,16 +388,18 @@ def test_a_small_file_cannot_ask_for_much_memory(data, load):
     """One input channel a word: 1,024 bits in memory for each in the file."""
     description, _ = split(data)
     side = 2**11
-    stage = {"kind": "binary", "window": [side, side], "features": 1}
-    stage |= {"epilogue": "affine"}
+    sign = {"kind": "sign", "inputs": [0]}
+    layer = {"kind": "binary_conv", "inputs": [1], "window": [side, side]}
+    layer |= {"strides": [1, 1], "padding": [[0, 0]] * 2, "dilation": [1, 1]}
     description |= {
         "image_shape": [side, side, 1],
-        "stages": [{"kind": "sign"}, stage],
+        "nodes": [sign, layer],
         "class_names": [],
         "preprocessing": None,
     }
     bits = np.zeros(side * side // 8, np.uint8)
     one = np.zeros(1, np.float32)
     arrays = {"1.kernel": bits, "1.scale": one, "1.bias": one}
-    with pytest.raises(FormatError, match="packed kernel of at most"):
+    arrays |= {"0.threshold": one, "0.flip": np.zeros(1, np.uint8)}
+    with pytest.raises(FormatError, match="network in memory of at most"):
         load(join(description, arrays))

@@ -7,17 +7,17 @@ import time
 from pathlib import Path
 
 import numpy as np
-import packing
+import packed_networks
 import pytest
 from flax import nnx
 
 import xnor_jax as xnor
-from xnor_jax.deploy import bench
+from xnor_jax.packing import bench
 
 # How many cores and threads of XLA's pool a process has, after XLA has worked.
 THREADS = """
 from pathlib import Path
-from xnor_jax.deploy import bench
+from xnor_jax.packing import bench
 results = bench._measure_here({order})
 names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
 print(len(bench._cores()), sum("XLAEigen" in name for name in names))
@@ -31,7 +31,10 @@ for result in results:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "net.safetensors"
-    xnor.save(path, xnor.pack(packing.randomized(nnx.eval_shape(packing.tiny))))
+    xnor.save(
+        path,
+        xnor.pack(packed_networks.randomized(nnx.eval_shape(packed_networks.tiny))),
+    )
     return path
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from xnor_jax.deploy.bench import Result, Spread
-from xnor_jax.deploy.report import Report
+from xnor_jax.packing.bench import Result, Spread
+from xnor_jax.packing.report import Report
 
 # Of what `Report.table` gives: not the kind, which the bits tell, nor the weights.
 _REPORT_COLUMNS = (0, 2, 4, 5, 6, 7, 8)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xnor_jax.data import SOURCES, DataError, Fit, ImageSet
-from xnor_jax.deploy.packed import Info, PackedModel
+from xnor_jax.packing.network import Info, PackedModel
 
 # Images at once: their activations, not the whole set's, are in memory.
 BATCH_SIZE = 500

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from xnor_jax.data import DataError
-from xnor_jax.deploy import images
+from xnor_jax.packing import images
 
 SHAPE = (28, 20, 1)
 

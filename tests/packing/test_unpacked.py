@@ -2,14 +2,14 @@
 
 import jax
 import numpy as np
-import packing
+import packed_networks
 import pytest
 from flax import nnx
-from packing import Net, block, conv, linear, norm, signals, volumes
+from packed_networks import Net, block, conv, linear, norm, signals, volumes
 
 import xnor_jax as xnor
-from xnor_jax.deploy.unpacked import unpack
 from xnor_jax.nn import AvgPool, MaxPool
+from xnor_jax.packing.unpacked import unpack
 
 
 def image():
@@ -46,9 +46,9 @@ def scaled():
 @pytest.mark.parametrize("network", [image, signals, volumes, scaled])
 def test_it_gives_the_packed_networks_logits(network):
     exact = network is not scaled
-    model = packing.randomized(nnx.eval_shape(network), exact=exact)
+    model = packed_networks.randomized(nnx.eval_shape(network), exact=exact)
     packed = xnor.pack(model, backend="xla")
-    x = packing.images(6, *model.image_shape)
+    x = packed_networks.images(6, *model.image_shape)
     logits = packed(x)
     scale = float(np.abs(logits).max())
     for xla_conv in (False, True):
@@ -57,21 +57,8 @@ def test_it_gives_the_packed_networks_logits(network):
 
 
 def test_it_holds_no_bits():
-    packed = xnor.pack(packing.randomized(nnx.eval_shape(volumes)))
-    x = packing.images(2, 4, 5, 3, 2)
+    packed = xnor.pack(packed_networks.randomized(nnx.eval_shape(volumes)))
+    x = packed_networks.images(2, 4, 5, 3, 2)
     program = jax.jit(unpack(packed)).lower(x).as_text()
     assert "ui32" not in program and "xnor_jax" not in program
     assert "ui32" in jax.jit(lambda x: packed(x)).lower(x).as_text()
-
-
-def test_a_network_with_its_own_call_is_refused():
-    class Own(nnx.Module):
-        def __init__(self):
-            self.block = block(4, 3)
-
-        def __call__(self, x):
-            return self.block(x)
-
-    packed = xnor.pack(Own(), example=np.ones((1, 4), np.float32))
-    with pytest.raises(ValueError, match="__call__ of its own"):
-        unpack(packed)

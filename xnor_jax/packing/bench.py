@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from xnor_jax.deploy.format import load
-from xnor_jax.deploy.unpacked import unpack
 from xnor_jax.ops import backends
+from xnor_jax.packing.file import load
+from xnor_jax.packing.unpacked import unpack
 
 # How long one side's turn lasts, unless a single call is longer.
 _SECONDS = 0.05

@@ -1,0 +1,501 @@
+"""Networks of every make: packed, saved, loaded without the model, and run."""
+
+from functools import partial
+
+import equinox as eqx
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import packed_networks
+import pytest
+from flax import linen, nnx
+from hypothesis import strategies as st
+from jax import lax
+
+import xnor_jax as xnor
+from xnor_jax.packing import compiler, graph
+
+CONV = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def keys(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+def shaken(tree, seed=1):
+    """Numbers as after training: nothing is 0 or 1 any more."""
+    leaves, structure = jax.tree.flatten(tree)
+    out = []
+    for key, leaf in zip(keys(len(leaves), seed), leaves, strict=True):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim < 2:
+            noise = jax.random.normal(key, leaf.shape)
+            leaf = jnp.where(leaf == 1, jnp.exp(0.3 * noise), leaf + 0.2 * noise)
+        out.append(leaf)
+    return jax.tree.unflatten(structure, out)
+
+
+class Block(nnx.Module):
+    """ReActNet's: RSign, binary 3×3, BatchNorm, shortcut, RPReLU; or with attention."""
+
+    def __init__(self, c_in, c_out, strides, excite, rngs):
+        self.strides, self.grows, self.excite = strides, c_in != c_out, excite
+        self.shift = nnx.Param(jnp.zeros(c_in))
+        self.conv = xnor.nn.BinaryConv(
+            c_in, c_out, (3, 3), strides, use_bias=False, rngs=rngs
+        )
+        self.norm = nnx.BatchNorm(c_out, rngs=rngs)
+        self.gamma, self.zeta = (nnx.Param(jnp.zeros(c_out)) for _ in range(2))
+        self.slope = nnx.Param(jnp.full(c_out, 0.25))
+        if excite:
+            self.squeeze = nnx.Linear(c_in, 4, rngs=rngs)
+            self.widen = nnx.Linear(4, c_out, rngs=rngs)
+
+    def __call__(self, x):
+        y = self.norm(self.conv(x + self.shift[...]))
+        if self.excite:
+            z = nnx.relu(self.squeeze(x.mean((1, 2))))
+            y = y * nnx.sigmoid(self.widen(z))[:, None, None, :]
+        aside = nnx.avg_pool(x, (2, 2), (2, 2)) if self.strides == 2 else x
+        if self.grows:
+            aside = jnp.concatenate([aside, aside], -1)
+        y = y + aside - self.gamma[...]
+        return jnp.where(y > 0, y, self.slope[...] * y) + self.zeta[...]
+
+
+class Residual(nnx.Module):
+    def __init__(self, rngs, excite=False):
+        self.stem = nnx.Conv(3, 16, (3, 3), use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        sizes = ((16, 16, 1), (16, 32, 2))
+        self.blocks = nnx.List([Block(*size, excite, rngs) for size in sizes])
+        self.head = nnx.Linear(32, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.norm(self.stem(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((1, 2)))
+
+
+class Dense(nnx.Module):
+    """BinaryDenseNet's: each layer's channels are joined to what came before."""
+
+    def __init__(self, rngs):
+        self.stem = nnx.Conv(2, 20, (3, 3), rngs=rngs)
+        self.blocks = nnx.List(
+            [
+                xnor.nn.XnorBlock(c, 12, (3, 3), padding=1, relu=False, rngs=rngs)
+                for c in (20, 32)
+            ]
+        )
+        self.norm = nnx.BatchNorm(44, rngs=rngs)
+        self.head = nnx.Linear(44, 4, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = jnp.concatenate([x, block(x)], axis=-1)
+        x = nnx.max_pool(nnx.relu(self.norm(x)), (2, 2), (2, 2))
+        return self.head(x.mean((1, 2)))
+
+
+class Grouped(nnx.Module):
+    """Depthwise, grouped and shuffled."""
+
+    def __init__(self, rngs):
+        conv = partial(xnor.nn.BinaryConv, rule="ste", rngs=rngs)
+        self.stem = nnx.Conv(2, 24, (3, 3), rngs=rngs)
+        self.depthwise = conv(24, 24, (3, 3), feature_group_count=24)
+        self.grouped = conv(24, 36, (2, 3), padding="VALID", feature_group_count=3)
+        self.norm = nnx.BatchNorm(36, rngs=rngs)
+        self.last = conv(36, 8, (1, 1))
+
+    def __call__(self, x):
+        x = self.depthwise(self.stem(x)) + 0.01
+        n, h, w, c = x.shape
+        x = x.reshape(n, h, w, 4, c // 4).swapaxes(3, 4).reshape(n, h, w, c)
+        return self.last(self.norm(self.grouped(x))).mean((1, 2))
+
+
+class Attention(nnx.Module):
+    """Binary projections; the products of activations stay real."""
+
+    def __init__(self, rngs):
+        self.embed = nnx.Linear(6, 32, rngs=rngs)
+        self.norm = nnx.LayerNorm(32, rngs=rngs)
+        linear = partial(xnor.nn.BinaryLinear, 32, rngs=rngs)
+        self.query, self.key, self.value, self.out = (linear(32) for _ in range(4))
+        self.head = nnx.Linear(32, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.embed(x)
+        y = self.norm(x)
+        q, k, v = (
+            layer(y).reshape(*y.shape[:-1], 4, 8)
+            for layer in (self.query, self.key, self.value)
+        )
+        weights = nnx.softmax(jnp.einsum("nqhd,nkhd->nhqk", q, k) / 8)
+        y = jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(x.shape)
+        return self.head((x + self.out(y)).mean(1))
+
+
+class Own(nnx.Module):
+    """Python's control flow, dropout and lists of a user's own."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(9, 40, rngs=rngs)
+        self.layers = nnx.List(
+            [xnor.nn.XnorBlock(40, 40, dropout=0.3, rngs=rngs) for _ in range(3)]
+        )
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.last = nnx.Linear(40, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.first(x)
+        for at, layer in enumerate(self.layers):
+            y = layer(x)
+            x = x + y if at % 2 else self.dropout(y)
+        return nnx.log_softmax(self.last(x))
+
+
+class Linen(linen.Module):
+    """Knows `xnor.binarize` and a sign alone; pools by `reduce_window`."""
+
+    @linen.compact
+    def __call__(self, x):
+        norm = partial(linen.BatchNorm, use_running_average=True)
+
+        def binary(x, features, window):
+            init = linen.initializers.lecun_normal()
+            shape = (window, window, x.shape[-1], features)
+            kernel = xnor.binarize(self.param(f"kernel{features}", init, shape))
+            return CONV(xnor.sign_ste(x), kernel, (1, 1), "SAME")
+
+        x = linen.max_pool(linen.relu(linen.Conv(16, (3, 3))(x)), (2, 2), (2, 2))
+        y = binary(norm()(x), 24, 3)
+        y = linen.max_pool(linen.relu(y), (3, 3), (2, 2), "SAME")
+        y = binary(norm()(linen.Dropout(0.3, deterministic=True)(y)), 10, 1)
+        return linen.Dense(3)(jnp.clip(y, -1, 1).mean((1, 2)))
+
+
+class Equinox(eqx.Module):
+    """Channels first, one image, vmapped."""
+
+    stem: eqx.nn.Conv2d
+    scale: jax.Array
+    kernels: list
+    pool: eqx.nn.MaxPool2d
+    head: eqx.nn.Linear
+
+    def __init__(self, key):
+        a, b, c, d, e = jax.random.split(key, 5)
+        self.stem = eqx.nn.Conv2d(3, 16, 3, padding=1, key=a)
+        self.scale = jax.random.normal(b, (2, 16))
+        self.kernels = [
+            0.1 * jax.random.normal(c, (3, 3, 16, 24)),
+            0.1 * jax.random.normal(d, (24 * 16, 20)),
+        ]
+        self.pool = eqx.nn.MaxPool2d(2, 2)
+        self.head = eqx.nn.Linear(20, 4, key=e)
+
+    def __call__(self, x):
+        x = jax.nn.relu(self.stem(x))
+        x = x * self.scale[0][:, None, None] + self.scale[1][:, None, None]
+        kernel = jnp.transpose(xnor.binarize(self.kernels[0]), (3, 2, 0, 1))
+        x = lax.conv_general_dilated(xnor.sign_ste(x)[None], kernel, (1, 1), "SAME")[0]
+        x = self.pool(x) - 0.3
+        x = jnp.ravel(xnor.sign_ste(x)) @ xnor.binarize(self.kernels[1])
+        return self.head(x)
+
+
+def closure():
+    """Plain weights, and every way to write a sign."""
+    some = [jax.random.normal(key, (64, 64)) for key in keys(6)]
+    first, last = some[0][:20], some[1][:, :5]
+    bias = some[1][0]
+
+    def function(x):
+        x = x @ first
+        x = jnp.where(x >= 0, 1.0, -1.0) @ xnor.binarize(some[1]) + bias
+        x = (2.0 * (x > 0) - 1.0) @ xnor.binarize(some[2]) + bias
+        x = (1 - 2 * (x < 0).astype(jnp.float32)) @ xnor.sign(some[3]) + bias
+        x = jnp.where(x < 0.5, -jnp.ones_like(x), 1) @ xnor.binarize(some[4]) * 0.3
+        x = jnp.tanh(x + bias)
+        x = (x + lax.stop_gradient(xnor.sign(x) - x)) @ xnor.binarize(some[5])
+        return x @ last
+
+    return function, (20,)
+
+
+def of_nnx(make, *shape):
+    model = make(nnx.Rngs(0))
+    model.eval()
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, shaken(state)), shape
+
+
+def of_linen():
+    variables = Linen().init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
+    return partial(Linen().apply, shaken(variables)), (12, 12, 3)
+
+
+NETWORKS = {
+    "reactnet": lambda: of_nnx(Residual, 8, 8, 3),
+    "squeeze and excite": lambda: of_nnx(partial(Residual, excite=True), 8, 8, 3),
+    "binary densenet": lambda: of_nnx(Dense, 6, 6, 2),
+    "groups": lambda: of_nnx(Grouped, 7, 6, 2),
+    "attention": lambda: of_nnx(Attention, 5, 6),
+    "own call": lambda: of_nnx(Own, 9),
+    "linen": of_linen,
+    "equinox": lambda: (jax.vmap(Equinox(jax.random.key(0))), (3, 8, 8)),
+    "closure": closure,
+}
+PRODUCTS = dict.fromkeys(NETWORKS, 2) | {
+    "groups": 3,
+    "attention": 4,
+    "own call": 3,
+    "closure": 5,
+}
+
+
+def images(count, *shape, seed=1):
+    x = np.random.default_rng(seed).normal(size=(count, *shape))
+    return jnp.asarray(x, jnp.float32)
+
+
+def off(model, packed, x):
+    """For how many images the logits are others: a sign that turned shows there."""
+    wanted, got = np.asarray(jax.jit(model)(x)), np.asarray(packed(x))
+    assert got.shape == wanted.shape and got.dtype == np.float32
+    far = np.abs(got - wanted) > 1e-5 * np.abs(wanted).max()
+    classes = (got.argmax(-1) != wanted.argmax(-1)).reshape(len(x), -1)
+    return int((far.reshape(len(x), -1).any(-1) | classes.any(-1)).sum())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_pack_save_load_and_run_as_their_floats(name, tmp_path):
+    model, shape = NETWORKS[name]()
+    packed = xnor.pack(model, example=images(3, *shape))
+    binary = [n for n in packed.nodes if isinstance(n, graph.BinaryConv)]
+    assert len(binary) == PRODUCTS[name]
+    assert sum(row.kind == "binary" for row in packed.report.rows) == len(binary)
+    xnor.save(tmp_path / "file", packed)
+    loaded = xnor.load(tmp_path / "file", backend="xla")
+    assert off(model, loaded, images(1000, *shape)) == 0
+    # Any batch, and the compiled library where there is one.
+    assert off(model, xnor.load(tmp_path / "file"), images(7, *shape, seed=2)) == 0
+    assert loaded.report == packed.report
+
+
+@pytest.mark.parametrize("name", ["residual", "dense"])
+def test_odd_numbers_between_the_layers(name):
+    """Scales of BatchNorm of −, 0, 1e-30 and huge, and means on an integer."""
+    make, shape = {"residual": (Residual, (6, 6, 3)), "dense": (Dense, (4, 4, 2))}[name]
+    model = packed_networks.randomized(
+        nnx.eval_shape(lambda: make(nnx.Rngs(0))), exact=True
+    )
+    for _, module in nnx.iter_modules(model):
+        # So large that float32 overflows: there is nothing to compare.
+        if isinstance(module, nnx.BatchNorm):
+            scale = module.scale[...]
+            module.scale[...] = jnp.where(jnp.abs(scale) > 1e20, 1e4, scale)
+    x = packed_networks.images(64, *shape)
+    packed = xnor.pack(model, example=x[:2])
+    assert off(model, packed.with_backend("xla"), x) == 0
+
+
+def test_resnet18_packs_with_its_paths(tmp_path):
+    model = xnor.models.ResNet18(image_shape=(32, 32, 3), classes=4, rngs=nnx.Rngs(0))
+    model.eval()
+    packed = xnor.pack(model)
+    rows = packed.report.rows
+    assert [row.name for row in rows if row.kind == "binary"][:2] == [
+        "residual2/block1/layer",
+        "residual2/block2/layer",
+    ]
+    assert sum(row.kind == "binary" for row in rows) == 16
+    params = jax.tree.leaves(nnx.state(model, nnx.Param))
+    assert packed.report.bytes_before == 4 * sum(leaf.size for leaf in params)
+    xnor.save(tmp_path / "file", packed)
+    assert (tmp_path / "file").stat().st_size < packed.report.bytes_before / 15
+    x = images(4, 32, 32, 3)
+    assert off(model, xnor.load(tmp_path / "file", backend="xla"), x) == 0
+
+
+@pytest.mark.parametrize("make", [Own, Residual])
+def test_a_model_in_training_mode_is_refused_with_the_mend(make):
+    model = make(nnx.Rngs(0))
+    x = images(2, *((9,) if make is Own else (8, 8, 3)))
+    with pytest.raises(
+        ValueError, match=r"pack: .*training mode.*call model\.eval\(\)"
+    ):
+        xnor.pack(model, example=x)
+    with pytest.raises(
+        ValueError, match=r"pack: .*training mode.*call model\.eval\(\)"
+    ):
+        xnor.pack(lambda x: model(x), example=x)
+
+
+W = [jax.random.normal(key, (16, 16)) for key in keys(3, 5)]
+
+
+@pytest.mark.parametrize(
+    ("between", "said"),
+    [
+        (jnp.tanh, "input is not known to be ±1: it comes from tanh"),
+        (lambda x: x / jnp.abs(x), "it comes from div .*test_compiler.py"),
+        (jnp.sign, r"jnp\.sign .*gives 0 at 0; use xnor_jax\.sign_ste"),
+        (lambda x: (x > 0).astype(jnp.float32), "it comes from to_float"),
+        (lambda x: xnor.sign(x) + 1e-3, "it comes from add"),
+        (lambda x: x, "it comes from dense"),
+    ],
+)
+def test_a_binary_kernel_that_meets_no_signs_is_refused(between, said):
+    with pytest.raises(ValueError, match=f"pack: .*{said}"):
+        xnor.pack(
+            lambda x: between(x @ W[0]) @ xnor.binarize(W[1]), example=images(2, 16)
+        )
+
+
+def test_the_networks_own_input_is_no_sign():
+    with pytest.raises(ValueError, match="it is the network's own input"):
+        xnor.pack(lambda x: x @ xnor.binarize(W[0]), example=images(2, 16))
+
+
+def product(x):
+    return xnor.sign_ste(x @ W[0]) @ xnor.binarize(W[1])
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda x: jnp.sort(product(x)), r"the primitive sort .*test_compiler\.py"),
+        (lambda x: lax.erf_inv(product(x)), "the primitive erf_inv"),
+        (lambda x: product(x) / x.shape[0], "depends on the batch size"),
+        (lambda x: product(x - x.mean(0)), "reduces over the batch"),
+        (lambda x: lax.cond(x.sum() > 0, product, lambda x: x @ W[1], x), "jnp.where"),
+        (lambda x: {"a": product(x), "b": x}, "one array, got 2"),
+        (lambda x: product(x).argmax(-1), "argmax"),
+        (lambda x: product(x.astype(jnp.bfloat16)), "float32"),
+        (lambda x: x @ W[0], "expected a model with a binary layer"),
+        (lambda x: jnp.ones(3), "does not depend on its input"),
+        (lambda x: product(x) * jnp.nan, "no number"),
+    ],
+)
+def test_what_cannot_be_packed_is_named(function, said):
+    with pytest.raises(ValueError, match=f"^pack: .*{said}") as error:
+        xnor.pack(function, example=images(2, 16))
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_function_or_has_no_example():
+    with pytest.raises(TypeError, match="expected an nnx.Module or a function, got"):
+        xnor.pack({})
+    with pytest.raises(ValueError, match="expected an example"):
+        xnor.pack(product)
+    with pytest.raises(ValueError, match=r"an example \[N, \.\.\.\]"):
+        xnor.pack(product, example=1.0)
+    with pytest.raises(ValueError, match="a mask is for an nnx.Module"):
+        xnor.pack(product, True, example=images(1, 16))
+
+
+def test_loops_and_picked_channels():
+    order = np.random.default_rng(0).permutation(16)
+
+    def function(x):
+        y = lax.fori_loop(
+            0, 3, lambda i, h: xnor.sign_ste(h + 0.01) @ xnor.binarize(W[1]), x @ W[0]
+        )
+        y = xnor.sign_ste(y[:, order] - 0.02) @ xnor.binarize(W[2])
+        return y[:, ::-1] * jnp.arange(1.0, 17)
+
+    packed = xnor.pack(function, example=images(2, 16))
+    assert off(function, packed.with_backend("xla"), images(50, 16)) == 0
+
+
+def test_the_check_sees_a_shifted_threshold(monkeypatch):
+    model, shape = of_nnx(Own, 9)
+    real = compiler.lower
+
+    def shifted(*args):
+        nodes = list(real(*args))
+        at, node = next(
+            (at, n)
+            for at, n in enumerate(nodes)
+            if getattr(n, "epilogue", "") == graph.THRESHOLD
+        )
+        threshold = node.arrays["threshold"]
+        arrays = {**node.arrays, "threshold": threshold + 2}
+        nodes[at] = compiler.dataclasses.replace(node, arrays=arrays)
+        return tuple(nodes)
+
+    monkeypatch.setattr(compiler, "lower", shifted)
+    with pytest.raises(ValueError, match="other numbers than the model"):
+        xnor.pack(model, example=images(16, *shape))
+
+
+@st.composite
+def programs(draw):
+    """A small network: products of signs with shortcuts, pools, shifts and joins."""
+    seed = draw(st.integers(0, 2**16))
+    kinds = ("shift", "pool", "relu", "join", "prelu", "flip", "mean", "none")
+    steps = draw(
+        st.lists(
+            st.tuples(st.sampled_from(kinds), st.booleans(), st.integers(1, 3)),
+            min_size=2,
+            max_size=4,
+        )
+    )
+    return seed, steps
+
+
+def built(seed, steps):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    first, channels, layers = normal(3, 3, 2, 8), 8, []
+    for kind, aside, window in steps:
+        layers.append((kind, aside, normal(window, window, channels, 8), normal(3, 8)))
+        channels = 16 if kind == "join" else 8
+
+    def function(x):
+        x = CONV(x, first, (1, 1), "SAME")
+        for kind, aside, kernel, (scale, shift, slope) in layers:
+            y = CONV(xnor.sign_ste(x), xnor.binarize(kernel), (1, 1), "SAME")
+            if kind == "relu":
+                y = jax.nn.relu(y)
+            if kind == "pool":
+                y = nnx.max_pool(y, (2, 2), (1, 1), "SAME")
+            y = y * scale + shift if kind in ("shift", "pool", "relu") else y + shift
+            if kind == "prelu":
+                y = jnp.where(y > 0, y, slope * y) + scale
+            if kind == "flip":
+                y = shift - y
+            if kind == "mean":
+                y = nnx.avg_pool(y, (3, 3), (1, 1), "SAME") + scale
+            if aside and y.shape == x.shape:
+                y = y + x
+            x = jnp.concatenate([y, x[..., :8]], -1) if kind == "join" else y
+        return x.mean((1, 2))
+
+    return function
+
+
+@hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
+@hypothesis.given(programs())
+def test_random_graphs(program):
+    check_random_graph(program)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+@hypothesis.given(programs())
+def test_many_random_graphs(program):
+    check_random_graph(program)
+
+
+def check_random_graph(program):
+    function = built(*program)
+    x = images(64, 5, 5, 2, seed=program[0])
+    packed = xnor.pack(function, example=x[:2], backend="xla")
+    assert off(function, packed, x) == 0

@@ -1,0 +1,232 @@
+"""`pack`: a model or function, traced, lowered, and run against itself."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.core import Tracer
+from jax.extend import core as jex
+from jax.typing import ArrayLike
+
+from xnor_jax._tree import Mask, resolve_mask
+from xnor_jax.masks import path_string
+from xnor_jax.nn import BinaryConv, BinaryLinear
+from xnor_jax.ops import backends
+from xnor_jax.packing import file
+from xnor_jax.packing.lower import lower
+from xnor_jax.packing.network import PackedModel
+from xnor_jax.packing.report import report
+from xnor_jax.packing.trace import PackError, trace
+from xnor_jax.weights import binarize
+
+# Of the largest logit: what another order of rounding may do to the others.
+_TOLERANCE = 1e-4
+_IMAGES = 16
+
+
+def pack(
+    model: nnx.Module | Callable[[jax.Array], jax.Array],
+    mask: Mask = None,
+    *,
+    example: ArrayLike | None = None,
+    backend: str = "auto",
+) -> PackedModel:
+    """Pack a trained network: one bit a weight, integer sums, thresholds between.
+
+    The evaluation function is traced, whatever it is written in, and what it computes
+    becomes a graph for any batch size. Products of signs are found by value: an input
+    known to lie in {−1, +1} and a constant kernel of one magnitude an output channel.
+    Between two of them α, bias, ReLU, max-pool and BatchNorm fold into one integer
+    threshold a channel, with the very signs that the float network computes. What is
+    real stays real, and `report` names it.
+
+    The meaning of a product is `α · n` with the integer sum `n`; where the network
+    multiplies by `α · sign(w)` instead, its floats round to that.
+
+    Before it returns, the packed network is run against the model.
+
+    Args:
+      model: An `nnx.Module` in evaluation, or any JAX function of one array
+        `[N, ...]`: a Linen `apply` or an Equinox module with its parameters, a closure.
+      mask: Of a module, which kernels are binary but stored latent, as for `binarize`:
+        a bool tree of the structure of `nnx.state(model, nnx.Param)`, a prefix of one,
+        or a callable. `BinaryConv`, `BinaryLinear` and `XnorBlock` need none.
+      example: A batch of inputs, float32. Needed where the model does not tell its
+        `image_shape`.
+      backend: `"auto"`, or one of `xnor_jax.ops.available_backends()`.
+
+    Returns:
+      The packed network.
+
+    Raises:
+      ValueError: If something cannot be packed as asked; the message names the layer or
+        the operation and its line. Nothing that should be packed is left float
+        silently: each kernel that is ±α is in a product of signs.
+      TypeError: If the model has no numbers, or is neither a module nor a function.
+      RuntimeError: If the backend is not available.
+
+    References:
+      Rastegari et al., XNOR-Net, 2016, §3.2.
+
+    Examples:
+      >>> import jax, xnor_jax as xnor
+      >>> from flax import nnx
+      >>> model = nnx.Sequential(
+      ...     nnx.Linear(8, 64, rngs=nnx.Rngs(0)),
+      ...     xnor.nn.XnorBlock(64, 32, rngs=nnx.Rngs(1)),
+      ...     nnx.Linear(32, 10, rngs=nnx.Rngs(2)),
+      ... )
+      >>> model.eval()
+      >>> packed = xnor.pack(model, example=jax.numpy.ones((1, 8)))
+      >>> packed(jax.numpy.ones((5, 8))).shape
+      (5, 10)
+      >>> packed.report.rows[1].kind, packed.report.rows[1].bytes_after
+      ('binary', 512)
+    """
+    backends.resolve("pack", backend)
+    if not isinstance(model, nnx.Module) and not callable(model):
+        raise TypeError(
+            f"pack: expected an nnx.Module or a function, got {type(model).__name__}"
+        )
+    shape = _image_shape(model, example)
+    if isinstance(model, nnx.Module):
+        function, params, counted, masked = _of_module(model, mask)
+    elif mask is not None:
+        raise ValueError(
+            "pack: a mask is for an nnx.Module; in a function, apply "
+            "xnor_jax.binarize(params, mask) to the parameters"
+        )
+    else:
+        function, params, counted, masked = (lambda _, x: model(x)), (), None, ()
+    traced = trace(function, params, shape)
+    if counted is not None:
+        parameters = {k: v for k, v in traced.parameters.items() if k in counted}
+        traced = dataclasses.replace(traced, parameters=parameters)
+    nodes = lower(traced, masked)
+    rows = report(nodes, shape, file.stored_sizes(nodes, shape))
+    packed = PackedModel(nodes=nodes, image_shape=shape, report=rows, backend=backend)
+    _check(packed, function, params, example)
+    return packed
+
+
+def _of_module(model: nnx.Module, mask: Mask):
+    """A module as a function, its state, and the paths of parameters and mask."""
+    _check_numbers(model)
+    # The graph of a copy: own layers trace to JAX's operations whatever their backend.
+    copy = nnx.merge(*nnx.split(model))
+    for _, module in nnx.iter_modules(copy):
+        if type(module).__module__.startswith("xnor_jax.") and hasattr(
+            module, "backend"
+        ):
+            module.backend = "float"
+    graphdef, state = nnx.split(copy)
+    state = jax.tree.map(_concrete, state)
+    params = nnx.state(copy, nnx.Param)
+    counted = {path_string(path) for path, _ in jax.tree.leaves_with_path(params)}
+    if mask is None:
+        return (lambda s, x: nnx.merge(graphdef, s)(x)), state, counted, ()
+    full = resolve_mask("pack", mask, params)
+    chosen = [path_string(path) for path, on in jax.tree.leaves_with_path(full) if on]
+    # A layer of signs binarizes its kernel itself.
+    own = {
+        "/".join(map(str, (*path, "kernel")))
+        for path, module in nnx.iter_modules(copy)
+        if isinstance(module, BinaryConv | BinaryLinear) and module.binary
+    }
+    latent = jax.tree.map_with_path(
+        lambda path, on: on and path_string(path) not in own, full
+    )
+
+    def function(state, x):
+        module = nnx.merge(graphdef, state)
+        now = nnx.state(module, nnx.Param)
+        nnx.update(module, binarize(now, latent, rule="ste"))
+        return module(x)
+
+    return function, state, counted, chosen
+
+
+def _concrete(leaf: Any) -> Any:
+    """The same; of an abstract random stream, which evaluation does not read, zeros."""
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key(0)
+    return np.zeros(leaf.shape, leaf.dtype)
+
+
+def _check_numbers(model: nnx.Module) -> None:
+    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
+    for path, leaf in jax.tree.leaves_with_path(state):
+        if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray):
+            raise TypeError(
+                f"pack: expected a model with numbers, got {type(leaf).__name__} at "
+                f"{path_string(path)}; call pack outside jit, on a model that is not "
+                "abstract"
+            )
+
+
+def _image_shape(model: Any, example: ArrayLike | None) -> tuple[int, ...]:
+    given = None if example is None else tuple(np.shape(example))
+    if given is not None and len(given) < 2:
+        raise ValueError(f"pack: expected an example [N, ...], got shape {given}")
+    shape = getattr(model, "image_shape", given and given[1:])
+    if shape is None:
+        raise ValueError(
+            "pack: expected an example, a batch of inputs, or an attribute image_shape "
+            f"of the model; {type(model).__name__} does not tell the shape of its input"
+        )
+    shape = tuple(map(int, shape))
+    if given is not None and given[1:] != shape:
+        sizes = ", ".join(map(str, shape))
+        raise ValueError(f"pack: expected an example of [N, {sizes}], got {given}")
+    return shape
+
+
+def _check(
+    packed: PackedModel, function: Callable, params: Any, example: ArrayLike | None
+) -> None:
+    """Run the packed network against the function.
+
+    A real layer's sums may round another way and so turn a sign: of one image in some
+    thousands. So a single image that differs asks for a second opinion.
+
+    Raises:
+      PackError: If the two differ.
+    """
+    noise = np.random.default_rng(0).normal(size=(_IMAGES, *packed.image_shape))
+    x = noise.astype(np.float32)
+    if example is not None:
+        given = np.asarray(example, np.float32)
+        x = (x * given.std() + given.mean()).astype(np.float32)
+        if len(given) and _share_off(packed, function, params, given) == 0:
+            return
+    if (share := _share_off(packed, function, params, x)) > 1 / _IMAGES:
+        raise PackError(
+            f"pack: the packed network gives other numbers than the model for "
+            f"{share:.0%} of the images that it was tried on; this is a fault of "
+            "xnor_jax, please report it"
+        )
+
+
+def _share_off(packed, function, params, x: np.ndarray) -> float:
+    # What the function closes over becomes an argument: XLA would fold constants.
+    closed = jax.make_jaxpr(function)(params, x)
+
+    @jax.jit
+    def run(consts, *args):
+        return jex.jaxpr_as_fun(jex.ClosedJaxpr(closed.jaxpr, consts))(*args)
+
+    (wanted,) = run(closed.consts, *jax.tree.leaves(params), x)
+    wanted = np.asarray(wanted, np.float64)
+    found = np.asarray(packed(x), np.float64)
+    wanted, found = (a.reshape(len(x), -1) for a in (wanted, found))
+    finite = np.isfinite(wanted)
+    same = np.where(finite, 0, ~((found == wanted) | np.isnan(wanted)))
+    off = np.where(finite, np.abs(found - np.where(finite, wanted, 0)), same)
+    largest = np.abs(np.where(finite, wanted, 0)).max(initial=0)
+    # Not ≤: what is NaN in one alone differs.
+    return float((~(off <= _TOLERANCE * max(largest, 1e-30)).all(-1)).mean())

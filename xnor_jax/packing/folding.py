@@ -1,0 +1,341 @@
+"""Chains between a product and a sign, as one threshold a channel.
+
+Each sign is traced back to the deepest value of which it is a function channel by
+channel, through max-pools. Where that is the integer sum of a product of signs, and
+nothing else reads what lies between, the sign becomes an integer threshold; where it is
+a float, a float threshold, if each operation on the way is known to be monotone. Else
+the sign compares what the float network compares.
+
+Operations besides those of `normal` and `signs`:
+
+* `binary`, `conv`, `dense` or `sumpool` with {threshold}: bits of its sums;
+* `bits` {threshold}: bits of any value;
+* `bitpool` {falls, window, strides, padding}: of the signs of what a max-pool pools.
+"""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xnor_jax.ops import Threshold
+from xnor_jax.packing import thresholds
+from xnor_jax.packing.graph import COMPARISONS, apply_function
+from xnor_jax.packing.normal import (
+    Users,
+    evaluate,
+    make,
+    per_channel,
+    rewrite,
+    users_of,
+)
+from xnor_jax.packing.thresholds import Answer, flip_words
+from xnor_jax.packing.trace import Const, Node, live
+
+_RISING = (
+    *("tanh", "logistic", "exp", "exp2", "expm1", "erf", "sqrt", "log", "log1p"),
+    *("floor", "ceil", "round", "cbrt", "to_float"),
+)
+# A value's function, its constants, and whether only its nodes read it.
+Chain = Callable[[Any, jax.Array], jax.Array]
+
+
+def fold_signs(x: Node, output: Node) -> Node:
+    """The result, each `sign` as a threshold."""
+    return rewrite(_Fold(output), x, output)
+
+
+class _Fold:
+    def __init__(self, output: Node):
+        nodes = live(output)
+        self.position = {node: at for at, node in enumerate(nodes)}
+        self.users = users_of(nodes, output)
+        self.original: dict[Node, Node] = {}
+
+    def __call__(self, sign: Node, users: Users) -> Node:
+        if sign.op != "sign":
+            return sign
+        constant = per_channel(sign.attrs["constant"])
+        if constant is None:
+            return _compared(sign)
+        # From the sign upwards: functions of a channel with max-pools between them.
+        segments: list[tuple[Node, Node]] = []
+        pools: list[Node] = []
+        top, reader = sign.nodes[0], sign
+        while True:
+            source = self._cut(top)
+            segments.append((source, top))
+            alone = self._alone(source, top, reader)
+            if not (alone and _is_max_pool(source)):
+                break
+            pools.append(source)
+            top, reader = source.nodes[0], source
+        segments.reverse()  # from the product to the sign
+        pools.reverse()
+        chains = [chain(*segment) for segment in segments]
+        kind, flip = sign.attrs["kind"], sign.attrs["flip"]
+
+        def ask(params, v):
+            bound, consts = params
+            heads = []
+            for (function, _), c in zip(chains, consts, strict=True):
+                v = function(c, v)
+                heads.append(v)
+            plus = jnp.logical_xor(apply_function(kind, (v, bound)), flip)
+            return Answer(heads[:-1], plus, jnp.isnan(v))
+
+        params = (constant, [consts for _, consts in chains])
+        if source.op == "binary" and alone:
+            made = _integer(sign, source, ask, params, len(pools))
+        else:
+            made = self._float(sign, source, ask, params, segments, alone)
+        if made is None:
+            return _compared(sign)
+        y, falls = made
+        names = [
+            c.sources
+            for s in segments
+            for n in between(*s)
+            for c in n.ins
+            if isinstance(c, Const)
+        ]
+        y.sources = y.sources.union(sign.attrs["constant"].sources, *names)
+        for pool, fall in zip(pools, falls, strict=True):
+            sizes = {
+                key: pool.attrs[key][1:-1] for key in ("window", "strides", "padding")
+            }
+            y = make("bitpool", [y], pool.shape, pool, falls=fall, **sizes)
+        return y
+
+    def _cut(self, top: Node) -> Node:
+        """The deepest value of which another is a function, channel by channel."""
+        current, best = {top}, top
+        while True:
+            if len(current) == 1:
+                (best,) = current
+            last = max(current, key=lambda n: self.position.get(n, -1))
+            if not _pointwise(last):
+                return best
+            current.remove(last)
+            current.update(last.nodes)
+
+    def _alone(self, source: Node, top: Node, reader: Node) -> bool:
+        """Whether a value, and what lies between it and its reader, has no other."""
+        inside = {*between(source, top), reader}
+        return all(
+            user in inside
+            for node in (source, *between(source, top))
+            for user in self.users[node]
+        )
+
+    def _float(self, sign, source, ask, params, segments, alone):
+        features = source.shape[-1]
+        if source.dtype != np.float32 or len(source.shape) < 2 or features < 1:
+            return None
+        directions = [direction(*segment, features) for segment in segments]
+        if any(way is None for way in directions):
+            return None
+        ways, total = [], np.ones(features, int)
+        for way in directions[:-1]:
+            total = total * way
+            ways.append(total)
+        found = thresholds.float_threshold(
+            ask, params, features=features, directions=ways
+        )
+        if found is None:
+            return None
+        sums = source.op in ("conv", "dense")
+        pool = source.op == "window" and source.attrs["kind"] == "sum"
+        if alone and (sums or (pool and _is_pool(source) and len(source.shape) == 4)):
+            attrs = {**source.attrs, "threshold": found.threshold}
+            made = make(source.op, source.ins, source.shape, source, **attrs)
+        else:
+            attrs = {"threshold": found.threshold}
+            made = make("bits", [source], source.shape, sign, **attrs)
+        return made, found.falls
+
+
+def _integer(sign, source, ask, params, pools):
+    kernel, alpha = source.attrs["kernel"], jnp.asarray(source.attrs["alpha"])
+
+    def ask_sums(params, sums):
+        alpha, rest = params
+        return ask(rest, (alpha * sums).astype(source.dtype))
+
+    found = thresholds.integer_threshold(
+        ask_sums,
+        (alpha, params),
+        bound=prod(kernel.shape[:-1]),
+        features=kernel.shape[-1],
+        pools=pools,
+    )
+    if found is None:
+        return None
+    attrs = {**source.attrs, "threshold": found.threshold}
+    return make("binary", source.ins, source.shape, source, **attrs), found.falls
+
+
+def _compared(sign: Node) -> Node:
+    """The sign of what the float network compares, with its own constant."""
+    x, a = sign.nodes[0], sign.attrs
+    constant = per_channel(a["constant"])
+    features, flipped = x.shape[-1], a["flip"]
+    if constant is None or len(x.shape) < 2:
+        # A constant an entry: the comparison stays, and its answer is compared.
+        ins = [x, a["constant"]]
+        held = make("function", ins, x.shape, sign, name=a["kind"])
+        held.dtype = np.dtype(bool)
+        x = make("function", [held], x.shape, sign, name="to_float")
+        bound = np.full(features, 0.5, np.float32)
+    else:
+        bound = np.broadcast_to(constant.astype(np.float32), (features,))
+        if a["kind"] == "gt":  # the contrary of −x ≥ −constant
+            x = make("function", [x], x.shape, x, name="neg")
+            bound, flipped = -bound, not flipped
+    flip = flip_words(np.full(features, flipped))
+    threshold = Threshold(jnp.asarray(bound), flip)
+    made = make("bits", [x], sign.shape, sign, threshold=threshold)
+    made.sources = a["constant"].sources
+    return made
+
+
+def _is_pool(node: Node) -> bool:
+    """Whether a window stays within the spatial axes and is larger than its padding."""
+    a = node.attrs
+    edges = all(a[key][at] == 1 for key in ("window", "strides") for at in (0, -1))
+    pads = zip(a["window"], a["padding"], strict=True)
+    return (
+        edges
+        and a["padding"][0] == a["padding"][-1] == (0, 0)
+        and 3 <= len(node.shape) <= 5
+        and all(max(p) < k for k, p in pads)
+    )
+
+
+def _is_max_pool(node: Node) -> bool:
+    return node.op == "window" and node.attrs["kind"] == "max" and _is_pool(node)
+
+
+def _pointwise(node: Node) -> bool:
+    """Whether each channel of a value is a function of the same place's alone."""
+    return node.op == "function" and all(
+        i.shape == node.shape if isinstance(i, Node) else per_channel(i) is not None
+        for i in node.ins
+    )
+
+
+def between(source: Node, top: Node) -> list[Node]:
+    """The nodes from a value (left out) to another, operands first."""
+    seen, order = {source}, []
+
+    def visit(node: Node) -> None:
+        if node not in seen:
+            seen.add(node)
+            for operand in node.nodes:
+                visit(operand)
+            order.append(node)
+
+    visit(top)
+    return order
+
+
+def chain(source: Node, top: Node) -> tuple[Chain, list[Any]]:
+    """`f(consts, values [rows, C])` and its constants, as the network computes it."""
+    nodes = between(source, top)
+    consts = [
+        [per_channel(i) if isinstance(i, Const) else None for i in node.ins]
+        for node in nodes
+    ]
+
+    def function(consts, v):
+        values = {source: v}
+        for node, own in zip(nodes, consts, strict=True):
+            args = [
+                values[i] if isinstance(i, Node) else c
+                for i, c in zip(node.ins, own, strict=True)
+            ]
+            values[node] = evaluate(node, args)
+        return values[top]
+
+    return function, consts
+
+
+def direction(source: Node, top: Node, features: int) -> np.ndarray | None:
+    """Per channel 1 where a value rises with its source, −1 where it falls, else 0.
+
+    None if that is not known.
+    """
+    ways: dict[Node, np.ndarray] = {source: np.ones(features, int)}
+    for node in between(source, top):
+        if node.dtype not in (np.float32, np.bool_):
+            return None
+        way = _way(node, ways, source, features)
+        if way is None:
+            return None
+        ways[node] = way
+    return ways[top]
+
+
+def _way(node, ways, source, features) -> np.ndarray | None:
+    name = node.attrs["name"]
+    ins = [
+        ways[i] if isinstance(i, Node) else np.zeros(features, int) for i in node.ins
+    ]
+    if name in ("add", "max", "min"):
+        return _agreeing(ins)
+    if name == "clamp":
+        return _agreeing(ins)
+    if name == "sub":
+        return _agreeing([ins[0], -ins[1]])
+    if name == "neg":
+        return -ins[0]
+    if name in _RISING:
+        return ins[0]
+    if name in ("mul", "div"):
+        places = [at for at, i in enumerate(node.ins) if isinstance(i, Const)]
+        if len(places) != 1 or (name == "div" and places != [1]):
+            return None
+        (at,) = places
+        factor = np.broadcast_to(per_channel(node.ins[at]), features)
+        if not np.isfinite(factor).all() or (name == "div" and (factor == 0).any()):
+            return None
+        return ins[1 - at] * np.sign(factor).astype(int)
+    if name in COMPARISONS:
+        way = _agreeing([ins[0], -ins[1]])
+        return way if way is None or name in ("ge", "gt") else -way
+    if name == "select":
+        return _selected(node, ins, source, features)
+    return None
+
+
+def _agreeing(ways: list[np.ndarray]) -> np.ndarray | None:
+    """The way of a sum, if no two of its terms go different ways."""
+    both = np.stack(ways)
+    if ((both > 0).any(0) & (both < 0).any(0)).any():
+        return None
+    return np.sign(both.sum(0))
+
+
+def _selected(node, ins, source, features) -> np.ndarray | None:
+    """Both sides go one way, and where they meet the value does not go back."""
+    which, if_false, if_true = ins
+    compared = node.ins[0]
+    if not isinstance(compared, Node) or compared.attrs.get("name") not in COMPARISONS:
+        return None
+    if not which.any():
+        return None
+    compare, its_consts = chain(source, compared)
+    value, consts = chain(source, node)
+    below, above = thresholds.step_values(
+        lambda p, v: compare(p[0], v),
+        lambda p, v: value(p[1], v),
+        (its_consts, consts),
+        features,
+    )
+    jump = np.sign(above - below)
+    if np.isnan(jump).any():
+        return None
+    return _agreeing([if_false, if_true, jump.astype(int)])

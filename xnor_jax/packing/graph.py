@@ -1,0 +1,1010 @@
+"""The operations that a packed network can consist of, each declared once.
+
+A graph is a sequence of nodes. Value 0 is the input, value `i` is what node `i − 1`
+gives; a node names the values it reads. Every value has the batch as its first axis,
+and is packed signs, float32 or bool. The file, the report, the run in JAX and the
+check of shapes all read what a node says of itself here:
+
+* its fields: what is no array, each with the check that it passes in a file;
+* `members`: the names, kinds and shapes of its arrays;
+* `out`: what it gives for what it gets, or a ValueError;
+* `__call__`: what it computes;
+* `step`: the same for the compiled library, if that has it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from math import prod
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from xnor_jax import convolution, ops
+from xnor_jax.geometry import Geometry, Pads, conv_geometry, pool_geometry
+from xnor_jax.ops import Affine, Bits, Epilogue, Threshold
+from xnor_jax.packing import checks
+
+Value = jax.Array | Bits
+
+AFFINE, RELU, THRESHOLD = EPILOGUES = ("affine", "affine_relu", "threshold")
+
+
+class Spec(NamedTuple):
+    """A value of one image."""
+
+    shape: tuple[int, ...]  # without the batch
+    dtype: str = "float32"  # or "bits", along the last axis, or "bool"
+
+    @property
+    def bits(self) -> bool:
+        """Whether it is packed signs."""
+        return self.dtype == "bits"
+
+
+class Member(NamedTuple):
+    """An array of a node.
+
+    Attributes:
+      kind: `"floats"`; `"reals"`, which may be −inf; `"integers"` of at most `bound`;
+        `"indices"` below `bound`; `"flip"`, a sign a channel; `"kernel"`, signs.
+      shape: Its shape, of signs the number of signs along each axis.
+      bound: The largest magnitude of integers.
+      groups: Of a kernel of signs.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    bound: int = 0
+    groups: int = 1
+
+
+def setting(check: Callable[[Any], Any], default: Any = None) -> Any:
+    """A field of the pytree's structure, with its check for a file."""
+    return field(default=default, metadata={"static": True, "check": check})
+
+
+def _sizes(least: int) -> Callable[[Any], tuple[int, ...]]:
+    return partial(checks.integers, least=least)
+
+
+def _pads(value: Any) -> Pads:
+    if not isinstance(value, list) or len(value) > 8:
+        raise ValueError(f"expected a list of pairs, got {checks.clip(value)}")
+    pairs = [checks.integers(pair, length=2) for pair in value]
+    return tuple((before, after) for before, after in pairs)
+
+
+def _choice(choices: Sequence[Any]) -> Callable[[Any], Any]:
+    return partial(checks.one_of, choices=choices)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Node:
+    """One operation of a packed network.
+
+    Attributes:
+      inputs: The values it reads.
+      name: The layer's path in the model, or its scope in the program.
+      parameters: How many parameters of the float model went into it.
+      arrays: By the names of `members`.
+    """
+
+    kind: ClassVar[str]
+    inputs: tuple[int, ...] = setting(_sizes(0), ())
+    name: str = setting(checks.string, "")
+    parameters: int = setting(partial(checks.integer, largest=2**40), 0)
+    arrays: dict[str, Any] = field(default_factory=dict)
+
+    def members(self, specs: Sequence[Spec]) -> dict[str, Member]:
+        """The arrays that it has on such values.
+
+        Raises:
+          ValueError: If it cannot take them.
+        """
+        return {}
+
+    def out(self, specs: Sequence[Spec]) -> Spec:
+        """What it gives for such values.
+
+        Raises:
+          ValueError: If it cannot take them.
+        """
+        raise NotImplementedError
+
+    def __call__(self, args: Sequence[Any], backend: str) -> Any:
+        """Compute a batch."""
+        raise NotImplementedError
+
+    def step(self, specs: Sequence[Spec], *, exact: bool) -> ops.steps.Step | None:
+        """The same for the compiled library; None where that has no such thing.
+
+        Args:
+          specs: Of what it reads.
+          exact: Whether a sign follows, which another order of rounding could turn.
+        """
+        return None
+
+    def macs(self, specs: Sequence[Spec]) -> int:
+        """Multiplications and additions of its kernel for one image."""
+        return 0
+
+    @property
+    def weights(self) -> int:
+        """How many weights its kernel has."""
+        return 0
+
+    @classmethod
+    def settings(cls) -> dict[str, Any]:
+        """The fields that are no arrays, with their dataclass fields, by name."""
+        return {f.name: f for f in fields(cls) if f.name != "arrays"}
+
+
+def _one(specs: Sequence[Spec]) -> Spec:
+    if len(specs) != 1:
+        raise ValueError(f"expected one input, got {len(specs)}")
+    return specs[0]
+
+
+def _expect(spec: Spec, dtype: str) -> Spec:
+    if spec.dtype != dtype:
+        raise ValueError(f"expected {dtype}, got {spec.dtype}")
+    return spec
+
+
+def _floats(spec: Spec) -> Spec:
+    """Floats, or signs that are read as such."""
+    if spec.dtype == "bool":
+        raise ValueError("expected numbers, got bool")
+    return spec._replace(dtype="float32")
+
+
+def as_floats(x: Value) -> jax.Array:
+    """Signs as float32; floats and bool as they are."""
+    return ops.unpack_bits(x.words, x.size) if isinstance(x, Bits) else x
+
+
+def as_bits(x: Value, backend: str) -> Bits:
+    """Signs as bits."""
+    return x if isinstance(x, Bits) else ops.sign_bits(x, backend=backend)
+
+
+def _limit_padded(geometry: Geometry) -> Geometry:
+    sizes = zip(geometry.spatial, geometry.padding, strict=True)
+    padded = prod(size + sum(pads) for size, pads in sizes)
+    checks.limit("a padded image", padded, checks.LARGEST_IMAGE)
+    return geometry
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Product(Node):
+    """A convolution, or without a window a dense layer of the last axis."""
+
+    window: tuple[int, ...] = setting(_sizes(1), ())
+    features: int = setting(partial(checks.integer, least=1), 1)
+    strides: tuple[int, ...] = setting(_sizes(1), ())
+    padding: Pads = setting(_pads, ())
+    dilation: tuple[int, ...] = setting(_sizes(1), ())
+    groups: int = setting(partial(checks.integer, least=1), 1)
+    epilogue: str = setting(_choice(EPILOGUES), AFFINE)
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """Strides, padding and dilation."""
+        names = ("strides", "padding", "dilation")
+        return {name: getattr(self, name) for name in names}
+
+    def _kernel_shape(self, spec: Spec) -> tuple[int, ...]:
+        if not spec.shape:
+            raise ValueError("expected channels, got a number")
+        each, rest = divmod(spec.shape[-1], self.groups)
+        if rest or not each or self.features % self.groups:
+            raise ValueError(
+                f"expected {spec.shape[-1]} and {self.features} channels that divide "
+                f"into {self.groups} groups"
+            )
+        if len(self.window) > 3 or (self.groups > 1 and not self.window):
+            raise ValueError("expected at most 3 spatial axes, a dense layer ungrouped")
+        shape = (*self.window, each, self.features)
+        checks.limit(
+            "the weights of a kernel to number", prod(shape), checks.LARGEST_KERNEL
+        )
+        return shape
+
+    def out(self, specs: Sequence[Spec]) -> Spec:
+        spec = _one(specs)
+        self._kernel_shape(spec)
+        dtype = "bits" if self.epilogue == THRESHOLD else "float32"
+        if not self.window:
+            if self.strides or self.padding or self.dilation:
+                raise ValueError("expected no strides of a dense layer")
+            return Spec((*spec.shape[:-1], self.features), dtype)
+        geometry = conv_geometry(
+            self.kind, spec.shape[:-1], self.window, **self.geometry
+        )
+        return Spec((*_limit_padded(geometry).out, self.features), dtype)
+
+    def macs(self, specs: Sequence[Spec]) -> int:
+        return prod(self.out(specs).shape[:-1]) * prod(self._kernel_shape(specs[0]))
+
+    @property
+    def affine(self) -> Affine:
+        """What becomes of the sums where there is no threshold."""
+        bias = self.arrays["bias"]
+        scale = self.arrays.get("scale", jnp.ones_like(bias))
+        return Affine(scale, bias, relu=self.epilogue == RELU)
+
+    def _epilogue(self) -> Epilogue:
+        if self.epilogue == THRESHOLD:
+            return Threshold(self.arrays["threshold"], self.arrays["flip"])
+        return self.affine
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BinaryConv(_Product):
+    """A convolution or dense layer of signs, and what becomes of its integer sums."""
+
+    kind = "binary_conv"
+
+    def members(self, specs):
+        """Signs, and per channel α and a bias, or an integer threshold."""
+        shape = self._kernel_shape(_expect(_one(specs), "bits"))
+        found = {"kernel": Member("kernel", shape, groups=self.groups)}
+        if self.epilogue == THRESHOLD:
+            found["threshold"] = Member("integers", shape[-1:], bound=prod(shape[:-1]))
+            return found | {"flip": Member("flip", shape[-1:])}
+        return found | {
+            name: Member("floats", shape[-1:]) for name in ("scale", "bias")
+        }
+
+    def __call__(self, args, backend):
+        """Map bits `[N, *spatial, C]` to float32 or bits `[N, *out, features]`."""
+        x, kernel = as_bits(args[0], backend), self.arrays["kernel"]
+        if not self.window:
+            return ops.packed_matmul(x, kernel, self._epilogue(), backend=backend)
+        return ops.packed_conv(
+            x,
+            kernel,
+            self._epilogue(),
+            **self.geometry,
+            groups=self.groups,
+            backend=backend,
+        )
+
+    def step(self, specs, *, exact):
+        """Groups of whole words, at most two spatial axes."""
+        kernel = self.arrays["kernel"]
+        if len(self.window) > 2 or not kernel.whole_words:
+            return None
+        return ops.steps.conv(kernel, self._epilogue(), **self.geometry)
+
+    @property
+    def weights(self) -> int:
+        """Of its kernel."""
+        kernel = self.arrays["kernel"]
+        return prod((*self.window, kernel.in_features, kernel.out_features))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conv(_Product):
+    """A convolution or dense layer of real numbers."""
+
+    kind = "conv"
+
+    def members(self, specs):
+        """Floats, and per channel a bias or a threshold."""
+        shape = self._kernel_shape(_floats(_one(specs)))
+        found = {"kernel": Member("floats", shape)}
+        if self.epilogue == THRESHOLD:
+            found["threshold"] = Member("reals", shape[-1:])
+            return found | {"flip": Member("flip", shape[-1:])}
+        return found | {"bias": Member("floats", shape[-1:])}
+
+    def __call__(self, args, backend):
+        """Map float32 `[N, *spatial, C]` to float32 or bits `[N, *out, features]`."""
+        x, kernel = as_floats(args[0]), self.arrays["kernel"]
+        if not self.window:
+            y = ops.apply_epilogue(convolution.dot(x, kernel), self._epilogue())
+            return Bits(y, self.features) if self.epilogue == THRESHOLD else y
+        if len(self.window) != 2 or self.groups > 1:
+            backend = "xla"  # Only there; the numbers are the same to rounding.
+        return ops.real_conv(
+            x,
+            kernel,
+            self._epilogue(),
+            **self.geometry,
+            groups=self.groups,
+            backend=backend,
+        )
+
+    def step(self, specs, *, exact):
+        """One group, at most two spatial axes; dense only where no sign follows.
+
+        XLA is slow at the first convolution: its speed is worth the sign that rounding
+        turns in about one image of 10,000.
+        """
+        dense = not self.window
+        if specs[0].bits or self.groups > 1 or len(self.window) > 2 or exact and dense:
+            return None
+        kernel = self.arrays["kernel"]
+        return ops.steps.real_conv(kernel, self._epilogue(), **self.geometry)
+
+    @property
+    def weights(self) -> int:
+        """Of its kernel."""
+        return self.arrays["kernel"].size
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sign(Node):
+    """Signs: `(x < threshold) xor flip` is −1, per channel."""
+
+    kind = "sign"
+
+    def members(self, specs):
+        """A threshold and a direction a channel."""
+        channels = self.out(specs).shape[-1:]
+        return {
+            "threshold": Member("reals", channels),
+            "flip": Member("flip", channels),
+        }
+
+    def out(self, specs):
+        """Bits of the same shape."""
+        spec = _floats(_one(specs))
+        if not spec.shape:
+            raise ValueError("expected channels, got a number")
+        return spec._replace(dtype="bits")
+
+    def __call__(self, args, backend):
+        """Map float32 `[N, ..., C]` to bits."""
+        x = as_floats(args[0])
+        epilogue = Threshold(self.arrays["threshold"], self.arrays["flip"])
+        return Bits(ops.apply_epilogue(x, epilogue), x.shape[-1])
+
+    def step(self, specs, *, exact):
+        """As the sums of windows of one number."""
+        rank = len(specs[0].shape) - 1
+        if specs[0].bits or rank > 2:
+            return None
+        threshold = Threshold(self.arrays["threshold"], self.arrays["flip"])
+        unit = (1,) * rank
+        return ops.steps.sum_pool_bits(
+            threshold, window=unit, strides=unit, padding=((0, 0),) * rank
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Pool(Node):
+    window: tuple[int, ...] = setting(_sizes(1), ())
+    strides: tuple[int, ...] = setting(_sizes(1), ())
+    padding: Pads = setting(_pads, ())
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """Window, strides and padding."""
+        names = ("window", "strides", "padding")
+        return {name: getattr(self, name) for name in names}
+
+    def _pooled(self, spec: Spec) -> tuple[int, ...]:
+        if not 2 <= len(spec.shape) <= 4:
+            raise ValueError(f"expected 1 to 3 spatial axes, got shape {spec.shape}")
+        return (*_limit_padded(self.windows(spec.shape)).out, spec.shape[-1])
+
+    def windows(self, shape: Sequence[int]) -> Geometry:
+        """The windows over an image `[*spatial, C]`.
+
+        Raises:
+          ValueError: If they do not fit.
+        """
+        return pool_geometry(self.kind, shape[:-1], **self.geometry)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaxPoolBits(_Pool):
+    """The sign of a max-pool, from the signs of what it pools: `ops.pool_bits`."""
+
+    kind = "max_pool_bits"
+
+    def members(self, specs):
+        """The channels in which the rest falls."""
+        return {"flip": Member("flip", self.out(specs).shape[-1:])}
+
+    def out(self, specs):
+        """Bits of other positions."""
+        return Spec(self._pooled(_expect(_one(specs), "bits")), "bits")
+
+    def __call__(self, args, backend):
+        """Map bits `[N, *spatial, C]` to bits `[N, *out, C]`."""
+        x = as_bits(args[0], backend)
+        return ops.pool_bits(x, self.arrays["flip"], **self.geometry)
+
+    def step(self, specs, *, exact):
+        """At most two spatial axes."""
+        if len(self.window) > 2:
+            return None
+        return ops.steps.pool_bits(self.arrays["flip"], **self.geometry)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SumPoolBits(_Pool):
+    """The signs of each window's sum: what follows an average-pool, as a threshold."""
+
+    kind = "sum_pool_bits"
+
+    def members(self, specs):
+        """A threshold and a direction a channel."""
+        channels = self.out(specs).shape[-1:]
+        return {
+            "threshold": Member("reals", channels),
+            "flip": Member("flip", channels),
+        }
+
+    def out(self, specs):
+        """Bits of other positions."""
+        spec = _floats(_one(specs))
+        if len(spec.shape) != 3:
+            raise ValueError(f"expected 2 spatial axes, got shape {spec.shape}")
+        return Spec(self._pooled(spec), "bits")
+
+    def _threshold(self) -> Threshold:
+        return Threshold(self.arrays["threshold"], self.arrays["flip"])
+
+    def __call__(self, args, backend):
+        """Map float32 `[N, H, W, C]` to bits `[N, *out, C]`."""
+        return ops.sum_pool_bits(
+            as_floats(args[0]), self._threshold(), **self.geometry, backend=backend
+        )
+
+    def step(self, specs, *, exact):
+        """Exact: it sums in XLA's order."""
+        if specs[0].bits:
+            return None
+        return ops.steps.sum_pool_bits(self._threshold(), **self.geometry)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pool(_Pool):
+    """The largest value or the sum of each window, as floats."""
+
+    kind = "pool"
+    function: str = setting(_choice(("max", "min", "sum")), "max")
+
+    def out(self, specs):
+        """Floats of other positions."""
+        spec = _floats(_one(specs))
+        return Spec(self._pooled(spec))
+
+    def __call__(self, args, backend):
+        """Map float32 `[N, *spatial, C]` to `[N, *out, C]`."""
+        x = as_floats(args[0])
+        geometry = self.windows(x.shape[1:])
+        if self.function == "sum":
+            return convolution.sum_pool(x, geometry)
+        if self.function == "min":
+            return -convolution.max_pool(-x, geometry)
+        return convolution.max_pool(x, geometry)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Norm(Node):
+    """BatchNorm of evaluation, `(x − mean) · scale + bias`, per channel."""
+
+    kind = "norm"
+
+    def members(self, specs):
+        """Three numbers a channel."""
+        channels = self.out(specs).shape[-1:]
+        names = ("mean", "scale", "bias")
+        return {name: Member("floats", channels) for name in names}
+
+    def out(self, specs):
+        """Floats of the same shape."""
+        spec = _floats(_one(specs))
+        if not spec.shape:
+            raise ValueError("expected channels, got a number")
+        return spec
+
+    def __call__(self, args, backend):
+        """Map float32 `[N, ..., C]` to the same shape."""
+        a = self.arrays
+        return (as_floats(args[0]) - a["mean"]) * a["scale"] + a["bias"]
+
+    def step(self, specs, *, exact):
+        """Only where no sign follows."""
+        if exact or specs[0].bits:
+            return None
+        return ops.steps.norm(*(self.arrays[k] for k in ("mean", "scale", "bias")))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mean(Node):
+    """The mean over all positions of an image, added up one after another."""
+
+    kind = "mean"
+
+    def out(self, specs):
+        """Floats, the channels alone."""
+        spec = _floats(_one(specs))
+        if not 2 <= len(spec.shape) <= 4:
+            raise ValueError(f"expected 1 to 3 spatial axes, got shape {spec.shape}")
+        return Spec(spec.shape[-1:])
+
+    def __call__(self, args, backend):
+        """Map float32 `[N, *spatial, C]` to `[N, C]`."""
+        x = as_floats(args[0])
+        spatial = x.shape[1:-1]
+        whole = pool_geometry(self.kind, spatial, spatial, strides=1, padding="VALID")
+        sums = convolution.sum_pool(x, whole)
+        return (sums / prod(spatial)).reshape(len(x), x.shape[-1])
+
+    def step(self, specs, *, exact):
+        """Only where no sign follows."""
+        return None if exact or specs[0].bits else ops.steps.mean()
+
+
+# Elementwise functions, of floats but for those below.
+FUNCTIONS: dict[str, Callable[..., jax.Array]] = {
+    "add": jnp.add,
+    "sub": jnp.subtract,
+    "mul": jnp.multiply,
+    "div": jnp.divide,
+    "max": jnp.maximum,
+    "min": jnp.minimum,
+    "rem": lax.rem,
+    "pow": jnp.power,
+    "atan2": jnp.arctan2,
+    "neg": jnp.negative,
+    "abs": jnp.abs,
+    "sign": jnp.sign,
+    "floor": jnp.floor,
+    "ceil": jnp.ceil,
+    "round": jnp.round,
+    "exp": jnp.exp,
+    "exp2": jnp.exp2,
+    "expm1": jnp.expm1,
+    "log": jnp.log,
+    "log1p": jnp.log1p,
+    "tanh": jnp.tanh,
+    "logistic": jax.nn.sigmoid,
+    "sin": jnp.sin,
+    "cos": jnp.cos,
+    "tan": jnp.tan,
+    "sqrt": jnp.sqrt,
+    "rsqrt": lax.rsqrt,
+    "cbrt": jnp.cbrt,
+    "erf": lax.erf,
+    "erfc": lax.erfc,
+    "square": jnp.square,
+    "integer_pow": lax.integer_pow,
+    "clamp": lambda low, x, high: jnp.maximum(low, jnp.minimum(x, high)),
+    "to_float": lambda x: x.astype(jnp.float32),
+    "ge": jnp.greater_equal,
+    "gt": jnp.greater,
+    "le": jnp.less_equal,
+    "lt": jnp.less,
+    "eq": jnp.equal,
+    "ne": jnp.not_equal,
+    "is_finite": jnp.isfinite,
+    "not": jnp.logical_not,
+    "and": jnp.logical_and,
+    "or": jnp.logical_or,
+    "xor": jnp.logical_xor,
+    "select": lambda which, if_false, if_true: jnp.where(which, if_true, if_false),
+}
+COMPARISONS = ("ge", "gt", "le", "lt")
+_PREDICATES = (*COMPARISONS, "eq", "ne", "is_finite")
+_LOGICAL = ("not", "and", "or", "xor")
+_ARITIES = dict.fromkeys(FUNCTIONS, 1) | {
+    **dict.fromkeys(("add", "sub", "mul", "div", "max", "min", "rem", "pow"), 2),
+    **dict.fromkeys(("atan2", "ge", "gt", "le", "lt", "eq", "ne"), 2),
+    **dict.fromkeys(("and", "or", "xor"), 2),
+    **dict.fromkeys(("clamp", "select"), 3),
+}
+
+
+def _function(value: Any) -> str:
+    if not isinstance(value, str) or value not in FUNCTIONS:
+        raise ValueError(f"unknown function {checks.clip(value)}")
+    return value
+
+
+def apply_function(name: str, args: Sequence[Any], exponent: int = 0) -> jax.Array:
+    """One of `FUNCTIONS`; `exponent` is that of `integer_pow`."""
+    if name == "integer_pow":
+        return lax.integer_pow(args[0], exponent)
+    return FUNCTIONS[name](*args)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Elementwise(Node):
+    """A function of numbers, some of them constants, broadcast against each other.
+
+    Attributes:
+      function: One of `FUNCTIONS`.
+      operands: For each operand its place in `inputs`, or −1 for a constant.
+      shapes: Of each operand the shape of the constant, without a batch; `()` if it is
+        none.
+      exponent: Of `integer_pow`.
+    """
+
+    kind = "elementwise"
+    function: str = setting(_function, "add")
+    operands: tuple[int, ...] = setting(_sizes(-1), ())
+    shapes: tuple[tuple[int, ...], ...] = setting(
+        lambda value: tuple(
+            checks.integers(shape, least=1) for shape in checks.a_list(value, 3)
+        ),
+        (),
+    )
+    exponent: int = setting(partial(checks.integer, least=-64, largest=64), 0)
+
+    def members(self, specs):
+        """The constants."""
+        self.out(specs)
+        return {
+            f"constant{at}": Member("reals", self.shapes[at])
+            for at, operand in enumerate(self.operands)
+            if operand < 0
+        }
+
+    def out(self, specs):
+        """Floats or bool of the shape that all broadcast to."""
+        name, count = self.function, _ARITIES[self.function]
+        if not len(self.operands) == len(self.shapes) == count:
+            raise ValueError(f"{name}: expected {count} operands")
+        if sorted({o for o in self.operands if o >= 0}) != list(range(len(specs))):
+            raise ValueError(f"{name}: expected every input among the operands")
+        if not specs:
+            raise ValueError(f"{name}: expected an input")
+        shapes, rank = [], max(len(s.shape) for s in specs)
+        for at, operand in enumerate(self.operands):
+            spec = Spec(self.shapes[at]) if operand < 0 else specs[operand]
+            wanted = ("float32", "bits")
+            if name in _LOGICAL or (name == "select" and at == 0) or name == "to_float":
+                wanted = ("bool",)
+                if operand < 0:
+                    raise ValueError(f"{name}: expected bool, got a constant")
+            if spec.dtype not in wanted:
+                raise ValueError(f"{name}: expected {wanted[0]}, got {spec.dtype}")
+            if len(spec.shape) > rank:
+                raise ValueError(f"{name}: expected a constant of at most {rank} axes")
+            shapes.append(spec.shape)
+        for spec in specs:
+            if len(spec.shape) != rank:
+                raise ValueError(f"{name}: expected inputs of the same rank")
+        try:
+            shape = np.broadcast_shapes(*shapes)
+        except ValueError:
+            raise ValueError(f"{name}: the shapes {shapes} do not broadcast") from None
+        predicate = name in _PREDICATES or name in _LOGICAL
+        return Spec(tuple(shape), "bool" if predicate else "float32")
+
+    def __call__(self, args, backend):
+        """Map values `[N, ...]` to one."""
+        values = [
+            self.arrays[f"constant{at}"] if operand < 0 else as_floats(args[operand])
+            for at, operand in enumerate(self.operands)
+        ]
+        return apply_function(self.function, values, self.exponent)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reduce(Node):
+    """The sum or the extreme over some axes, counted with the batch as axis 0."""
+
+    kind = "reduce"
+    function: str = setting(_choice(("sum", "max", "min")), "sum")
+    axes: tuple[int, ...] = setting(_sizes(1), ())
+
+    def out(self, specs):
+        """Floats without these axes."""
+        spec = _floats(_one(specs))
+        if len(set(self.axes)) != len(self.axes) or any(
+            axis > len(spec.shape) for axis in self.axes
+        ):
+            raise ValueError(f"expected axes of shape {spec.shape}, got {self.axes}")
+        left = [d for at, d in enumerate(spec.shape, 1) if at not in self.axes]
+        return Spec(tuple(left))
+
+    def __call__(self, args, backend):
+        """Map `[N, ...]` to `[N, ...]` without the axes."""
+        function = {"sum": jnp.sum, "max": jnp.max, "min": jnp.min}[self.function]
+        return function(as_floats(args[0]), axis=self.axes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Move(Node):
+    """What only moves values: signs stay bits."""
+
+    def out(self, specs):
+        if not specs:
+            raise ValueError("expected an input")
+        dtypes = {spec.dtype for spec in specs}
+        bits = dtypes == {"bits"} and self._keeps_signs()
+        if "bool" in dtypes and len(dtypes) > 1:
+            raise ValueError("expected all inputs of one kind, got bool among them")
+        shape = self._shape([spec.shape for spec in specs])
+        if bits and not shape:
+            raise ValueError("expected bits with channels")
+        dtype = "bits" if bits else "bool" if "bool" in dtypes else "float32"
+        return Spec(shape, dtype)
+
+    def __call__(self, args, backend):
+        y = self._move([as_floats(x) for x in args])
+        bits = all(isinstance(x, Bits) for x in args) and self._keeps_signs()
+        return ops.sign_bits(y, backend=backend) if bits else y
+
+    def _keeps_signs(self) -> bool:
+        return True
+
+    def _shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def _move(self, args: list[jax.Array]) -> jax.Array:
+        raise NotImplementedError
+
+
+def _single(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    if len(shapes) != 1:
+        raise ValueError(f"expected one input, got {len(shapes)}")
+    return shapes[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reshape(_Move):
+    """The same numbers in another shape, image by image."""
+
+    kind = "reshape"
+    shape: tuple[int, ...] = setting(_sizes(1), ())
+
+    def _shape(self, shapes):
+        if prod(_single(shapes)) != prod(self.shape):
+            raise ValueError(
+                f"expected {prod(shapes[0])} numbers, got shape {self.shape}"
+            )
+        return self.shape
+
+    def _move(self, args):
+        return args[0].reshape(len(args[0]), *self.shape)
+
+    def __call__(self, args, backend):
+        """Bits keep their words where the last axis stays."""
+        x = args[0]
+        if isinstance(x, Bits) and self.shape and x.size == self.shape[-1]:
+            words = x.words
+            last = words.shape[-1]
+            return Bits(words.reshape(len(words), *self.shape[:-1], last), x.size)
+        return super().__call__(args, backend)
+
+    def step(self, specs, *, exact):
+        """Flattening; of bits only where there is a single position."""
+        bits = specs[0].bits and prod(specs[0].shape[:-1]) != 1
+        return None if bits or len(self.shape) != 1 else ops.steps.flatten()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Transpose(_Move):
+    """Axes in another order; the batch, axis 0, stays first."""
+
+    kind = "transpose"
+    order: tuple[int, ...] = setting(_sizes(1), ())
+
+    def _shape(self, shapes):
+        shape = _single(shapes)
+        if sorted(self.order) != list(range(1, len(shape) + 1)):
+            raise ValueError(f"expected an order of {len(shape)} axes")
+        return tuple(shape[axis - 1] for axis in self.order)
+
+    def _move(self, args):
+        return args[0].transpose(0, *self.order)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Broadcast(_Move):
+    """Axes of size 1 repeated."""
+
+    kind = "broadcast"
+    shape: tuple[int, ...] = setting(_sizes(1), ())
+
+    def _shape(self, shapes):
+        shape = _single(shapes)
+        if len(shape) != len(self.shape) or any(
+            a not in (1, b) for a, b in zip(shape, self.shape, strict=True)
+        ):
+            raise ValueError(f"{shape} does not broadcast to {self.shape}")
+        return self.shape
+
+    def _move(self, args):
+        return jnp.broadcast_to(args[0], (len(args[0]), *self.shape))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Slice(_Move):
+    """A part of each axis, the batch left out."""
+
+    kind = "slice"
+    start: tuple[int, ...] = setting(_sizes(0), ())
+    stop: tuple[int, ...] = setting(_sizes(1), ())
+    strides: tuple[int, ...] = setting(_sizes(1), ())
+
+    def _shape(self, shapes):
+        shape = _single(shapes)
+        if not len(shape) == len(self.start) == len(self.stop) == len(self.strides):
+            raise ValueError(f"expected {len(shape)} axes")
+        axes = zip(shape, self.start, self.stop, self.strides, strict=True)
+        if any(not start < stop <= size for size, start, stop, _ in axes):
+            raise ValueError(f"expected a slice of {shape}")
+        ends = zip(self.start, self.stop, self.strides, strict=True)
+        return tuple(len(range(start, stop, stride)) for start, stop, stride in ends)
+
+    def _move(self, args):
+        x = args[0]
+        limits = (len(x), *self.stop)
+        return lax.slice(x, (0, *self.start), limits, (1, *self.strides))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pad(_Move):
+    """A constant around each axis but the batch."""
+
+    kind = "pad"
+    padding: Pads = setting(_pads, ())
+    value: float = setting(lambda v: -np.inf if v is None else checks.real(v), 0.0)
+
+    def _keeps_signs(self):
+        return abs(self.value) == 1
+
+    def _shape(self, shapes):
+        shape = _single(shapes)
+        if len(shape) != len(self.padding):
+            raise ValueError(f"expected {len(shape)} axes, got {len(self.padding)}")
+        return tuple(d + sum(p) for d, p in zip(shape, self.padding, strict=True))
+
+    def _move(self, args):
+        pads = ((0, 0), *self.padding)
+        return jnp.pad(args[0], pads, constant_values=self.value)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Concatenate(_Move):
+    """Values behind each other along an axis, counted with the batch as axis 0."""
+
+    kind = "concatenate"
+    axis: int = setting(partial(checks.integer, least=1, largest=8), 1)
+
+    def _shape(self, shapes):
+        at, first = self.axis - 1, shapes[0]
+        if at >= len(first):
+            raise ValueError(f"expected at least {self.axis} axes, got {first}")
+        for shape in shapes:
+            if len(shape) != len(first) or any(
+                a != b
+                for d, (a, b) in enumerate(zip(shape, first, strict=True))
+                if d != at
+            ):
+                raise ValueError(f"{shape} does not fit {first} along axis {self.axis}")
+        size = sum(shape[at] for shape in shapes)
+        return (*first[:at], size, *first[at + 1 :])
+
+    def _move(self, args):
+        return jnp.concatenate(args, self.axis)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Take(_Move):
+    """Numbers of an image, picked by their place in it."""
+
+    kind = "take"
+    shape: tuple[int, ...] = setting(_sizes(1), ())
+
+    def members(self, specs):
+        """The places."""
+        self.out(specs)
+        return {"places": Member("indices", self.shape, prod(specs[0].shape))}
+
+    def _shape(self, shapes):
+        _single(shapes)
+        return self.shape
+
+    def _move(self, args):
+        x = args[0].reshape(len(args[0]), -1)
+        return jnp.take(x, self.arrays["places"], axis=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Constant(Node):
+    """The same numbers for each image; reads a value for the batch's size alone."""
+
+    kind = "constant"
+    shape: tuple[int, ...] = setting(_sizes(1), ())
+
+    def members(self, specs):
+        """The numbers."""
+        return {"value": Member("reals", self.shape)}
+
+    def out(self, specs):
+        """Floats."""
+        _one(specs)
+        return Spec(self.shape)
+
+    def __call__(self, args, backend):
+        """Give `[N, *shape]`."""
+        x = args[0].words if isinstance(args[0], Bits) else args[0]
+        return jnp.broadcast_to(self.arrays["value"], (len(x), *self.shape))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MatMul(Node):
+    """A product of two values: `[N, ..., M, K] × [N, ..., K, P]`."""
+
+    kind = "matmul"
+
+    def out(self, specs):
+        """Floats `[..., M, P]`."""
+        if len(specs) != 2:
+            raise ValueError(f"expected two inputs, got {len(specs)}")
+        a, b = (_floats(spec).shape for spec in specs)
+        if len(a) < 2 or len(a) != len(b) or a[:-2] != b[:-2] or a[-1] != b[-2]:
+            raise ValueError(f"{a} cannot be multiplied by {b}")
+        return Spec((*a[:-1], b[-1]))
+
+    def __call__(self, args, backend):
+        """Multiply, image by image."""
+        return jnp.matmul(*(as_floats(x) for x in args))
+
+    def macs(self, specs):
+        """Of floats."""
+        return prod(self.out(specs).shape) * specs[0].shape[-1]
+
+
+# What moves signs as well as floats.
+MOVES = (Reshape, Transpose, Broadcast, Slice, Concatenate, Take)
+
+NODES: dict[str, type[Node]] = {
+    node.kind: node
+    for node in (
+        *(BinaryConv, Conv, MatMul),
+        *(Sign, MaxPoolBits, SumPoolBits, Pool, Norm, Mean, Elementwise, Reduce),
+        *(Reshape, Transpose, Broadcast, Slice, Pad, Concatenate, Take, Constant),
+    )
+}
+
+
+def specs_of(nodes: Sequence[Node], image_shape: tuple[int, ...]) -> list[Spec]:
+    """What each value is: the input, then what each node gives.
+
+    Raises:
+      ValueError: If a node reads a value behind it or one that it cannot take.
+    """
+    specs = [Spec(tuple(image_shape))]
+    for at, node in enumerate(nodes):
+        if any(i >= len(specs) for i in node.inputs):
+            raise ValueError(f"node {at}: expected inputs before it, got {node.inputs}")
+        try:
+            specs.append(node.out([specs[i] for i in node.inputs]))
+        except ValueError as error:
+            raise ValueError(f"node {at} ({node.kind} {node.name}): {error}") from None
+    return specs

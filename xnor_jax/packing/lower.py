@@ -1,0 +1,462 @@
+"""From a traced function to the nodes of a packed network."""
+
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from xnor_jax import ops
+from xnor_jax.packing import graph
+from xnor_jax.packing.folding import fold_signs
+from xnor_jax.packing.graph import AFFINE, RELU, THRESHOLD, Spec
+from xnor_jax.packing.normal import (
+    Users,
+    make,
+    normalize,
+    per_channel,
+    refuse,
+    rewrite,
+    translate,
+)
+from xnor_jax.packing.signs import check_coverage, find_products, find_signs
+from xnor_jax.packing.thresholds import flip_words
+from xnor_jax.packing.trace import Const, Node, Trace, live
+
+_PRODUCTS = ("binary", "conv", "dense")
+_SPATIAL = ("window", "strides", "padding")
+
+
+def lower(traced: Trace, masked: Iterable[str] = ()) -> tuple[graph.Node, ...]:
+    """The nodes that compute what was traced.
+
+    Args:
+      traced: A function's graph.
+      masked: The paths of kernels that have to be in a product of signs.
+
+    Raises:
+      PackError: If something cannot be packed; the message says where.
+    """
+    x, output = traced.input, traced.output
+    output = translate(x, output)
+    _check_constants(output)
+    output = find_signs(x, output)
+    output = normalize(x, output)
+    output = find_products(x, output)
+    output = normalize(x, output)
+    check_coverage(output, frozenset(masked))
+    output = fold_signs(x, output)
+    for rule in (_with_bias, _with_bias, _with_relu, _norm):
+        output = rewrite(rule, x, output)
+    output = rewrite(_Mean(output), x, output)
+    return _Emitter(traced.parameters).run(x, output)
+
+
+def _check_constants(output: Node) -> None:
+    for node in live(output):
+        for const in node.ins:
+            if not isinstance(const, Const) or not np.issubdtype(
+                const.dtype, np.floating
+            ):
+                continue
+            if np.isnan(const.value).any():
+                names = ", ".join(sorted(const.sources)[:3])
+                raise refuse(node, f"what is computed from {names} is no number")
+
+
+# Chains that have a node of their own.
+
+
+def _operands(node: Node, name: str) -> tuple[Node, np.ndarray, Const] | None:
+    """A function's value and its constant a channel, if it is of one of each."""
+    if node.op != "function" or node.attrs["name"] != name or len(node.ins) != 2:
+        return None
+    consts = [i for i in node.ins if isinstance(i, Const)]
+    if len(consts) != 1 or node.nodes[0].shape != node.shape or not node.shape[1:]:
+        return None
+    constant = per_channel(consts[0])
+    if constant is None or (name == "sub" and node.ins[1] is not consts[0]):
+        return None
+    return node.nodes[0], np.broadcast_to(constant, node.shape[-1:]), consts[0]
+
+
+def _absorbed(product: Node, node: Node, const: Const, **attrs: Any) -> Node:
+    made = make(
+        product.op, product.ins, node.shape, product, **{**product.attrs, **attrs}
+    )
+    made.sources |= const.sources
+    return made
+
+
+def _is_open(node: Node, users: Users, *taken: str) -> bool:
+    """Whether a product's sums are read once and have none of these behind them."""
+    return (
+        node.op in _PRODUCTS
+        and len(users[node]) == 1
+        and node.dtype == np.float32
+        and not {"threshold", "relu", *taken} & node.attrs.keys()
+    )
+
+
+def _with_bias(node: Node, users: Users) -> Node:
+    """α and a bias in the network's own order, which rounds no other way."""
+    if found := _operands(node, "mul"):
+        product, constant, const = found
+        if product.op == "binary" and _is_open(product, users, "bias"):
+            if (product.attrs["alpha"] == 1).all():
+                return _absorbed(product, node, const, alpha=constant)
+    for name in ("add", "sub"):
+        if found := _operands(node, name):
+            product, constant, const = found
+            if _is_open(product, users, "bias"):
+                bias = constant if name == "add" else -constant
+                return _absorbed(product, node, const, bias=bias)
+    return node
+
+
+def _with_relu(node: Node, users: Users) -> Node:
+    if found := _operands(node, "max"):
+        product, constant, const = found
+        if _is_open(product, users) and not constant.any():
+            return _absorbed(product, node, const, relu=True)
+    return node
+
+
+def _norm(node: Node, users: Users) -> Node:
+    """`(x − mean) · scale + bias`; the bias may be missing."""
+    found = _operands(node, "add")
+    below = found[0] if found else node
+    if not found and [u.op == "function" for u in users[node] if u] == [True]:
+        (user,) = users[node]
+        if user is not None and _operands(user, "add"):
+            return node  # Its bias follows.
+    scaled = _operands(below, "mul")
+    shifted = scaled and _operands(scaled[0], "sub")
+    if not scaled or not shifted or node.dtype != np.float32:
+        return node
+    if any(len(users[n]) != 1 for n in (below, scaled[0]) if n is not node):
+        return node
+    bias = found[1] if found else np.zeros(node.shape[-1:], np.float32)
+    attrs = {"mean": shifted[1], "scale": scaled[1], "bias": bias}
+    if not all(np.isfinite(value).all() for value in attrs.values()):
+        return node
+    made = make("norm", [shifted[0]], node.shape, node, **attrs)
+    made.sources = frozenset().union(
+        *(part[2].sources for part in (shifted, scaled, found) if part)
+    )
+    return made
+
+
+class _Mean:
+    """The mean over all positions.
+
+    It adds up as a window of the image's size does. `jnp.mean` adds in another order,
+    which may turn a sign behind it.
+    """
+
+    def __init__(self, output: Node):
+        self.before_signs: set[Node] = set()
+        for node in live(output):
+            if node.op == "bits" or "threshold" in node.attrs:
+                self.before_signs.update(live(node))
+
+    def __call__(self, node: Node, users: Users) -> Node:
+        if node.op == "reshape" and len(node.shape) == 2:
+            mean = node.nodes[0]
+            found = _operands(mean, "div")
+            if found and len(users[mean]) == 1 and self._whole(found[0], users):
+                x = found[0].nodes[0]
+                if (found[1] == prod(x.shape[1:-1])).all():
+                    return make("mean", [x], node.shape, node)
+            return node
+        found = _operands(node, "div")
+        if not found or found[0].op != "reduce" or len(users[found[0]]) != 1:
+            return node
+        total, count, _ = found
+        x, rank = total.nodes[0], len(total.nodes[0].shape)
+        everywhere = tuple(sorted(total.attrs["axes"])) == tuple(range(1, rank - 1))
+        if total.attrs["kind"] != "sum" or not everywhere or rank < 3:
+            return node
+        if node in self.before_signs or not (count == prod(x.shape[1:-1])).all():
+            return node
+        return make("mean", [x], node.shape, node)
+
+    def _whole(self, total: Node, users: Users) -> bool:
+        a = total.attrs
+        return (
+            total.op == "window"
+            and a["kind"] == "sum"
+            and "threshold" not in a
+            and len(users[total]) == 1
+            and a["window"] == (1, *total.nodes[0].shape[1:-1], 1)
+            and not any(map(any, a["padding"]))
+        )
+
+
+# Nodes.
+
+
+class _Emitter:
+    """Makes the nodes one by one, and follows what they give."""
+
+    def __init__(self, parameters: dict[str, int]):
+        self.left = dict(parameters)  # not yet counted
+        self.nodes: list[graph.Node] = []
+        self.specs: list[Spec] = []
+        self.values: dict[Node, int] = {}
+
+    def run(self, x: Node, output: Node) -> tuple[graph.Node, ...]:
+        self.values[x] = 0
+        self.specs.append(Spec(x.shape[1:]))
+        for node in live(output):
+            if node is not x:
+                self.values[node] = self._emit(node)
+        last = self.values[output]
+        if last != len(self.nodes):
+            raise refuse(output, "is the input itself")
+        if self.specs[last].dtype != "float32":
+            raise refuse(output, "expected a function that returns floats")
+        return tuple(self.nodes)
+
+    def _emit(self, node: Node) -> int:
+        if node.shape[:1] != (-1,) or any(d < 0 for d in node.shape[1:]):
+            raise refuse(node, "expected the batch as the first axis alone")
+        if node.dtype not in (np.float32, np.bool_):
+            raise refuse(
+                node,
+                f"expected a network that computes in float32, got {node.dtype}",
+            )
+        made = getattr(self, f"_{node.op}")(node)
+        return made if isinstance(made, int) else self._add(node, **made)
+
+    def _add(self, node: Node, kind: type[graph.Node], inputs, arrays=None, **settings):
+        sources = set(node.sources) | set(node.attrs.get("sources", ()))
+        sources |= {s for i in node.ins if isinstance(i, Const) for s in i.sources}
+        arrays = {k: _array(v) for k, v in (arrays or {}).items()}
+        made = kind(
+            inputs=tuple(inputs),
+            name=_name(node, sources),
+            parameters=int(sum(self.left.pop(s, 0) for s in sorted(sources))),
+            arrays=arrays,
+            **settings,
+        )
+        try:
+            spec = made.out([self.specs[i] for i in inputs])
+        except ValueError as error:
+            raise refuse(node, str(error)) from error
+        if spec.shape != node.shape[1:]:
+            raise AssertionError(f"{made.kind}: {spec.shape} is not {node.shape[1:]}")
+        self.nodes.append(made)
+        self.specs.append(spec)
+        return len(self.nodes)
+
+    def _inputs(self, node: Node) -> list[int]:
+        """The values that a node reads, its constants among them."""
+        inputs = []
+        for operand in node.ins:
+            if isinstance(operand, Node):
+                inputs.append(self.values[operand])
+                continue
+            shape = tuple(operand.shape[1:])
+            value = np.broadcast_to(operand.value, (1, *shape))[0]
+            constant = graph.Constant(
+                inputs=(0,), shape=shape, arrays={"value": _array(value)}
+            )
+            self.nodes.append(constant)
+            self.specs.append(Spec(shape))
+            inputs.append(len(self.nodes))
+        return inputs
+
+    def _bits_of(self, node: Node) -> int:
+        """A value of signs as bits."""
+        value = self.values[node]
+        if self.specs[value].bits:
+            return value
+        zeros = np.zeros(node.shape[-1], np.float32)
+        arrays = {"threshold": zeros, "flip": flip_words(zeros)}
+        self.nodes.append(
+            graph.Sign(
+                inputs=(value,), arrays={k: _array(v) for k, v in arrays.items()}
+            )
+        )
+        self.specs.append(self.specs[value]._replace(dtype="bits"))
+        self.values[node] = len(self.nodes)
+        return self.values[node]
+
+    def _binary(self, node: Node) -> dict[str, Any]:
+        a, features = node.attrs, node.shape[-1]
+        arrays: dict[str, Any] = {
+            "kernel": ops.pack_kernel(a["kernel"], a["groups"]),
+        }
+        if "threshold" not in a:
+            arrays["scale"] = np.broadcast_to(a["alpha"], (features,))
+        return {
+            "kind": graph.BinaryConv,
+            "inputs": [self._bits_of(node.nodes[0])],
+            "window": tuple(a["kernel"].shape[:-2]),
+            "features": features,
+            **{k: a[k] for k in ("strides", "padding", "dilation", "groups")},
+            **_epilogue(a, features, arrays),
+        }
+
+    def _conv(self, node: Node) -> dict[str, Any]:
+        a = {"strides": (), "padding": (), "dilation": (), "groups": 1} | node.attrs
+        features = node.shape[-1]
+        arrays = {"kernel": np.asarray(a["kernel"], np.float32)}
+        return {
+            "kind": graph.Conv,
+            "inputs": self._inputs(node),
+            "window": tuple(a["kernel"].shape[:-2]),
+            "features": features,
+            **{k: a[k] for k in ("strides", "padding", "dilation", "groups")},
+            **_epilogue(a, features, arrays),
+        }
+
+    _dense = _conv
+
+    def _bits(self, node: Node) -> dict[str, Any]:
+        arrays = _threshold_arrays(node.attrs["threshold"])
+        return {"kind": graph.Sign, "inputs": self._inputs(node), "arrays": arrays}
+
+    def _bitpool(self, node: Node) -> dict[str, Any]:
+        falls = np.broadcast_to(node.attrs["falls"], node.shape[-1:])
+        return {
+            "kind": graph.MaxPoolBits,
+            "inputs": self._inputs(node),
+            "arrays": {"flip": flip_words(falls)},
+            **{k: node.attrs[k] for k in _SPATIAL},
+        }
+
+    def _window(self, node: Node) -> dict[str, Any]:
+        a, inputs = node.attrs, self._inputs(node)
+        edges = [(a[k][0], a[k][-1]) for k in ("window", "strides", "padding")]
+        if edges != [(1, 1), (1, 1), ((0, 0), (0, 0))]:
+            raise refuse(node, "expected a window over the spatial axes alone")
+        sizes = {k: a[k][1:-1] for k in _SPATIAL}
+        if "threshold" in a:
+            arrays = _threshold_arrays(a["threshold"])
+            made = {"kind": graph.SumPoolBits, "arrays": arrays}
+        elif self.specs[inputs[0]].bits and a["kind"] == "max":
+            flip = flip_words(np.zeros(node.shape[-1], bool))
+            made = {"kind": graph.MaxPoolBits, "arrays": {"flip": flip}}
+        else:
+            made = {"kind": graph.Pool, "function": a["kind"]}
+        return {"inputs": inputs, **made, **sizes}
+
+    def _norm(self, node: Node) -> dict[str, Any]:
+        arrays = {k: node.attrs[k] for k in ("mean", "scale", "bias")}
+        return {"kind": graph.Norm, "inputs": self._inputs(node), "arrays": arrays}
+
+    def _mean(self, node: Node) -> dict[str, Any]:
+        return {"kind": graph.Mean, "inputs": self._inputs(node)}
+
+    def _matmul(self, node: Node) -> dict[str, Any]:
+        return {"kind": graph.MatMul, "inputs": self._inputs(node)}
+
+    def _function(self, node: Node) -> dict[str, Any]:
+        inputs: list[int] = []
+        operands, shapes, arrays = [], [], {}
+        for at, operand in enumerate(node.ins):
+            if isinstance(operand, Node):
+                value = self.values[operand]
+                if value not in inputs:
+                    inputs.append(value)
+                operands.append(inputs.index(value))
+                shapes.append(())
+                continue
+            value = operand.value
+            if value.ndim == len(node.shape):
+                if value.shape[0] != 1:
+                    raise refuse(node, "has a constant an image of the batch")
+                value = value[0]
+            if value.dtype not in (np.float32, np.bool_):
+                raise refuse(
+                    node,
+                    f"expected a network that computes in float32, got {value.dtype}",
+                )
+            operands.append(-1)
+            shapes.append(tuple(value.shape))
+            arrays[f"constant{at}"] = value.astype(np.float32)
+        return {
+            "kind": graph.Elementwise,
+            "inputs": inputs,
+            "function": node.attrs["name"],
+            "exponent": node.attrs.get("exponent", 0),
+            "operands": tuple(operands),
+            "shapes": tuple(shapes),
+            "arrays": arrays,
+        }
+
+    def _reduce(self, node: Node) -> dict[str, Any]:
+        a = node.attrs
+        return {
+            "kind": graph.Reduce,
+            "inputs": self._inputs(node),
+            "function": a["kind"],
+            "axes": a["axes"],
+        }
+
+    def _reshape(self, node: Node) -> dict[str, Any]:
+        return self._moved(graph.Reshape, node, shape=node.shape[1:])
+
+    def _transpose(self, node: Node) -> dict[str, Any]:
+        order = node.attrs["order"]
+        if order[0] != 0:
+            raise refuse(node, "expected the batch as the first axis alone")
+        return self._moved(graph.Transpose, node, order=order[1:])
+
+    def _broadcast(self, node: Node) -> dict[str, Any]:
+        return self._moved(graph.Broadcast, node, shape=node.shape[1:])
+
+    def _slice(self, node: Node) -> dict[str, Any]:
+        a = node.attrs
+        if a["start"][0] != 0 or a["stop"][0] != -1 or a["strides"][0] != 1:
+            raise refuse(node, "takes a part of the batch")
+        parts = {k: a[k][1:] for k in ("start", "stop", "strides")}
+        return self._moved(graph.Slice, node, **parts)
+
+    def _pad(self, node: Node) -> dict[str, Any]:
+        a = node.attrs
+        padding = a["padding"][1:]
+        return self._moved(graph.Pad, node, padding=padding, value=a["value"])
+
+    def _concat(self, node: Node) -> dict[str, Any]:
+        if node.attrs["axis"] == 0:
+            raise refuse(node, "joins batches")
+        return self._moved(graph.Concatenate, node, axis=node.attrs["axis"])
+
+    def _take(self, node: Node) -> dict[str, Any]:
+        places = np.asarray(node.attrs["places"], np.int32)
+        return self._moved(
+            graph.Take, node, shape=places.shape, arrays={"places": places}
+        )
+
+    def _moved(self, kind: type[graph.Node], node: Node, **settings) -> dict[str, Any]:
+        return {"kind": kind, "inputs": self._inputs(node), **settings}
+
+
+def _array(value: Any) -> Any:
+    return value if isinstance(value, ops.PackedKernel) else jnp.asarray(value)
+
+
+def _threshold_arrays(threshold: ops.Threshold) -> dict[str, Any]:
+    return {"threshold": threshold.threshold, "flip": threshold.flip}
+
+
+def _epilogue(attrs: dict[str, Any], features: int, arrays: dict[str, Any]):
+    """The settings and arrays of what becomes of a product's sums."""
+    if "threshold" in attrs:
+        arrays |= _threshold_arrays(attrs["threshold"])
+        return {"epilogue": THRESHOLD, "arrays": arrays}
+    bias = attrs.get("bias", np.zeros(features, np.float32))
+    arrays["bias"] = np.broadcast_to(bias, (features,))
+    return {"epilogue": RELU if attrs.get("relu") else AFFINE, "arrays": arrays}
+
+
+def _name(node: Node, sources: Iterable[str]) -> str:
+    """The layer's path, from its kernel's or any one parameter's; else the scope."""
+    own = sorted(node.attrs.get("sources", ())) or sorted(sources)
+    named = [s for s in own if not s.startswith("closure/")]
+    name = named[0].rpartition("/")[0] if named else node.where
+    return "".join(c if c.isprintable() else "?" for c in name)[-200:]

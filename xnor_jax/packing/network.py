@@ -1,0 +1,156 @@
+"""A trained network at one bit a weight, as a pytree that runs on bits."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from xnor_jax._kernel import describe
+from xnor_jax.ops import backends
+from xnor_jax.packing.graph import Node, specs_of
+from xnor_jax.packing.report import Report
+from xnor_jax.packing.running import run_chained, run_nodes
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels become what the network was trained on: `(x / 255 − mean) / std`.
+
+    Attributes:
+      mean: Of the pixels as fractions of 255, one per channel.
+      std: Their standard deviation, one per channel, above 0.
+      resize: What the shorter side of a picture becomes before the centre is cut, as
+        large as the network's images; None stretches it to their size.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | None = None
+
+    def __call__(self, images: ArrayLike) -> jax.Array:
+        """Map uint8 `[..., C]` to float32 of the same shape."""
+        pixels = jnp.asarray(images)
+        if pixels.dtype != jnp.uint8:
+            raise TypeError(
+                f"Preprocessing: expected uint8 pixels, got {describe(pixels)}"
+            )
+        mean, std = (jnp.asarray(a, jnp.float32) for a in (self.mean, self.std))
+        return (pixels.astype(jnp.float32) / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a file says of its network beside what it computes.
+
+    Attributes:
+      name: Such as the recipe's.
+      preprocessing: Of the images, if it is known.
+      class_names: One per logit; empty if they are not known.
+      test_accuracy: A fraction of 1, when the network was packed.
+      dataset: What it was trained on, by its name in `xnor_jax.data`.
+    """
+
+    name: str | None = None
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] = ()
+    test_accuracy: float | None = None
+    dataset: str | None = None
+
+
+def _static(default: Any = dataclasses.MISSING) -> Any:
+    return field(default=default, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedModel:
+    """A network of packed kernels, thresholds and what stays real: a pytree.
+
+    Call it on float images to get logits. `jax.jit`, `jax.vmap`, `jax.shard_map` and
+    inputs sharded over a mesh's Auto axes work: each device computes its own images. It
+    has no gradient. Images of another shape than `image_shape` are refused.
+
+    Attributes:
+      nodes: What runs, in this order; see `xnor_jax.packing.graph`.
+      image_shape: The input's shape without the batch; static.
+      report: One row a layer; static.
+      info: What is known of the network; static.
+      backend: `"auto"`, or one of `xnor_jax.ops.available_backends()`; static.
+    """
+
+    nodes: tuple[Node, ...]
+    image_shape: tuple[int, ...] = _static()
+    report: Report = _static()
+    info: Info = _static(Info())
+    backend: str = _static("auto")
+
+    def __call__(self, x: ArrayLike) -> jax.Array:
+        """Map float images `[N, *image_shape]` to logits, float32 `[N, classes]`.
+
+        Raises:
+          ValueError: If the images are of another shape, or sharded over a mesh's
+            Explicit axes.
+          TypeError: If they are not of floating point numbers; or when differentiated.
+        """
+        x = jnp.asarray(x)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f"PackedModel: expected floating point images, got {describe(x)}; "
+                "preprocess them as in training"
+            )
+        if x.ndim < 1 or x.shape[1:] != self.image_shape:
+            sizes = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"PackedModel: expected [N, {sizes}], got shape {x.shape}")
+        _check_sharding(x)
+        return _run(self, x.astype(jnp.float32))
+
+    def with_backend(self, backend: str) -> "PackedModel":
+        """The same network on another backend; all give the same integers.
+
+        A real layer before them is rounded by each backend in an order of its own.
+
+        Raises:
+          ValueError: If there is no such backend.
+          RuntimeError: If it is not available.
+        """
+        backends.resolve("with_backend", backend)
+        return dataclasses.replace(self, backend=backend)
+
+    @property
+    def classes(self) -> int:
+        """How many logits there are: the last axis of what comes out."""
+        return specs_of(self.nodes, self.image_shape)[-1].shape[-1]
+
+    def __repr__(self) -> str:
+        binary = sum(row.kind == "binary" for row in self.report.rows)
+        return (
+            f"PackedModel({self.info.name or 'unnamed'}: image_shape="
+            f"{self.image_shape}, {len(self.nodes)} nodes, {binary} of "
+            f"{len(self.report.rows)} layers binary, {self.report.bytes_after:,} bytes,"
+            f" backend={self.backend!r})"
+        )
+
+
+def _check_sharding(x: jax.Array) -> None:
+    sharding = jax.typeof(x).sharding
+    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    if explicit and any(sharding.spec):
+        raise ValueError(
+            f"PackedModel: expected images sharded over Auto axes, got {sharding.spec} "
+            "of a mesh with Explicit ones; make the mesh with axis_types="
+            "(jax.sharding.AxisType.Auto,), or call the network in jax.shard_map"
+        )
+
+
+@jax.jit
+def _run(packed: PackedModel, x: jax.Array) -> jax.Array:
+    if x.size == 0:
+        return run_nodes(packed.nodes, x, packed.backend)
+    backend = backends.resolve("PackedModel", packed.backend)
+    plain = partial(run_nodes, backend="xla" if backend == "auto" else backend)
+    chained = partial(run_chained, backend=backend)
+    return backends.choose(backend, chained, plain, packed.nodes, x)

@@ -1,0 +1,695 @@
+"""From JAX's primitives to a few operations: one form for each thing.
+
+Pools come as `reduce_window` or as maxima of shifted slices, a dense layer as any
+`dot_general`, an image as channels first or last. Here each becomes one operation with
+the channels last; transpositions and flattenings go down the graph until they cancel.
+This file and `trace` are the only ones that know the names of JAX's primitives.
+
+Operations, with their attributes; axes count the batch as axis 0, which stays there:
+
+* `input`; `function` {name, exponent, dtype}, elementwise;
+* `conv` {kernel, strides, padding, dilation, groups, sources}; `dense` {kernel,
+  sources}; `matmul`, of two values;
+* `window` {kind, window, strides, padding}; `reduce` {kind, axes};
+* `reshape`; `transpose` {order}; `broadcast`; `slice` {start, stop, strides};
+  `pad` {padding, value}; `concat` {axis}; `take` {places}.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xnor_jax.packing.graph import FUNCTIONS, apply_function
+from xnor_jax.packing.trace import Const, Node, PackError, compact, live
+
+Users = dict[Node, list[Node | None]]
+Rule = Callable[[Node, Users], Node]
+
+_IDENTITIES = (
+    *("copy", "copy_p", "stop_gradient", "optimization_barrier", "pvary"),
+    *("sharding_constraint", "reshard", "pcast", "mesh_cast"),
+)
+# Primitive to function, where the names differ.
+_RENAMED = {"select_n": "select", "add_any": "add"}
+_WINDOWS = ("window", "strides", "padding", "start", "stop")
+_OWN = (
+    *("input", "function", "conv", "dense", "matmul", "window", "reduce", "reshape"),
+    *("transpose", "broadcast", "slice", "pad", "concat", "take"),
+)
+
+
+def translate(x: Node, output: Node) -> Node:
+    """The result of primitives, computed by the operations above.
+
+    Raises:
+      PackError: If a primitive is not known; the message names it and its line.
+    """
+    return normalize(x, rewrite(_translate, x, output))
+
+
+def normalize(x: Node, output: Node) -> Node:
+    """The same result, what only moves numbers as far down as it goes."""
+    for _ in range(100):
+        before = output
+        changed = False
+        for rule in (_simplify, _max_of_slices, _sum_of_slices, _push):
+            output, moved = rewrite_once(rule, x, output)
+            changed |= moved
+        if not changed and output is before:
+            break
+    return output
+
+
+def rewrite(rule: Rule, x: Node, output: Node) -> Node:
+    """Every node through a rule, once, operands first."""
+    return rewrite_once(rule, x, output)[0]
+
+
+def rewrite_once(rule: Rule, x: Node, output: Node) -> tuple[Node, bool]:
+    """The same, and whether anything changed."""
+    done, changed = {x: x}, False
+    nodes = live(output)
+    users = users_of(nodes, output)
+    for node in nodes:
+        if node is x:
+            continue
+        node.ins = [done[i] if isinstance(i, Node) else i for i in node.ins]
+        made = rule(node, users)
+        changed |= made is not node
+        done[node] = made
+        if made is not node:
+            users[made] = users[node]
+    return done[output], changed
+
+
+def users_of(nodes: Sequence[Node], output: Node) -> Users:
+    """Who reads each node; the result is read by None."""
+    users: Users = defaultdict(list)
+    for node in nodes:
+        for operand in node.nodes:
+            users[operand].append(node)
+    users[output].append(None)
+    return users
+
+
+def evaluate(node: Node, args: Sequence[Any]) -> jax.Array:
+    """A `function` node on arrays."""
+    name = node.attrs["name"]
+    if name == "convert":
+        return jnp.asarray(args[0]).astype(node.attrs["dtype"])
+    return apply_function(name, args, node.attrs.get("exponent", 0))
+
+
+def per_channel(const: Const) -> np.ndarray | None:
+    """A constant as `[C]` or `[1]`; None where it changes along another axis."""
+    value = const.value
+    if value.size == 1 or (value.ndim and value.size == value.shape[-1]):
+        return value.reshape(-1)
+    return None
+
+
+# Making nodes.
+
+
+def make(op: str, ins: Sequence[Any], shape: Sequence[int], like: Node, **attrs: Any):
+    """A node of the dtype and place of another."""
+    made = Node(op, list(ins), attrs, tuple(shape), like.dtype, like.where, like.line)
+    made.sources = like.sources if like.op == op else frozenset()
+    return made
+
+
+def reshaped(x: Node, shape: Sequence[int]) -> Node:
+    """`x` in another shape."""
+    shape = tuple(shape)
+    if x.op == "reshape":
+        return reshaped(x.nodes[0], shape)
+    return x if x.shape == shape else make("reshape", [x], shape, x)
+
+
+def transposed(x: Node, order: Sequence[int]) -> Node:
+    """`x` with its axes in another order."""
+    order = tuple(map(int, order))
+    if x.op == "transpose":
+        order, x = tuple(x.attrs["order"][p] for p in order), x.nodes[0]
+    if order == tuple(range(len(order))):
+        return x
+    shape = tuple(x.shape[p] for p in order)
+    wide = [p for p in order if x.shape[p] != 1]
+    if wide == sorted(wide):
+        return reshaped(x, shape)  # Only axes of size 1 move.
+    return make("transpose", [x], shape, x, order=order)
+
+
+def _pairs(padding: Any) -> tuple[tuple[int, int], ...]:
+    return tuple((int(low), int(high)) for low, high in padding)
+
+
+def _size(shape: Sequence[int]) -> int:
+    return prod(abs(d) for d in shape)
+
+
+def refuse(node: Node, why: str) -> PackError:
+    """An error that says where."""
+    return PackError(f"pack: {node.op} {node.place}: {why}".replace(" :", ":"))
+
+
+# One primitive at a time.
+
+
+def _translate(node: Node, users: Users) -> Node:
+    op, a = node.op, node.attrs
+    x: Any = node.ins[0]
+    if op in _IDENTITIES:
+        return x
+    if op == "convert_element_type":
+        return _convert(node)
+    if op in ("squeeze", "expand_dims"):
+        return reshaped(x, node.shape)
+    if op == "reshape":
+        if a.get("dimensions") not in (None, ()):
+            raise refuse(node, "expected no dimensions")
+        return reshaped(x, node.shape)
+    if op == "transpose":
+        return transposed(x, a["permutation"])
+    if op == "broadcast_in_dim":
+        wide = [1] * len(node.shape)
+        for at, d in zip(a["broadcast_dimensions"], x.shape, strict=True):
+            wide[int(at)] = d
+        y = reshaped(x, wide)
+        return y if y.shape == node.shape else make("broadcast", [y], node.shape, node)
+    if op == "conv_general_dilated":
+        return _conv(node)
+    if op == "dot_general":
+        return _dot(node)
+    if op in ("reduce_window_max", "reduce_window_min", "reduce_window_sum"):
+        if any(d != 1 for d in (*a["base_dilation"], *a["window_dilation"])):
+            raise refuse(node, "expected a window without dilation")
+        sizes = (a["window_dimensions"], a["window_strides"], _pairs(a["padding"]))
+        return _window(x, op[-3:], *sizes, node)
+    if op in ("reduce_sum", "reduce_max", "reduce_min"):
+        axes = tuple(map(int, a["axes"]))
+        if any(x.shape[d] < 0 for d in axes):
+            raise refuse(
+                node,
+                "reduces over the batch, as BatchNorm in training mode does; call "
+                "model.eval() first",
+            )
+        return make("reduce", [x], node.shape, node, kind=op[-3:], axes=axes)
+    if op == "concatenate":
+        return make("concat", node.ins, node.shape, node, axis=int(a["dimension"]))
+    if op == "stack":
+        axis = int(a["axis"])
+        wide = (*node.shape[:axis], 1, *node.shape[axis + 1 :])
+        parts = [
+            reshaped(i, wide)
+            if isinstance(i, Node)
+            else Const(
+                i.value.reshape(wide)
+                if i.value.size > 1
+                else i.value.reshape((1,) * len(wide)),
+                wide,
+                i.sources,
+            )
+            for i in node.ins
+        ]
+        return make("concat", parts, node.shape, node, axis=axis)
+    if op == "split":
+        axis, sizes = int(a["axis"]), [int(s) for s in a["sizes"]]
+        start, stop = [0] * len(x.shape), list(x.shape)
+        start[axis] = sum(sizes[: a["result"]])
+        stop[axis] = start[axis] + sizes[a["result"]]
+        return _slice(x, start, stop, [1] * len(start), node)
+    if op == "slice":
+        strides = a["strides"] or (1,) * len(node.shape)
+        return _slice(x, a["start_indices"], a["limit_indices"], strides, node)
+    if op == "pad":
+        return _pad(node)
+    if op == "dynamic_slice" and all(isinstance(i, Const) for i in node.ins[1:]):
+        return _dynamic_slice(node)
+    if op in ("gather", "rev", "dynamic_slice"):
+        return _take(node)
+    name = _RENAMED.get(op, op)
+    if name in FUNCTIONS:
+        exponent = int(a["y"]) if name == "integer_pow" else 0
+        if name == "select" and node.ins[0].dtype != np.bool_:
+            raise refuse(node, "expected a choice of two")
+        attrs = {"name": name, "exponent": exponent}
+        return make("function", node.ins, node.shape, node, **attrs)
+    raise PackError(
+        f"pack: the primitive {op} {node.place} is none that a packed network knows; "
+        "xnor_jax.packing.graph.FUNCTIONS has the elementwise functions"
+    )
+
+
+def _convert(node: Node) -> Node:
+    x, dtype = node.nodes[0], np.dtype(node.attrs["new_dtype"])
+    if dtype == x.dtype:
+        return x
+    if x.dtype == np.bool_ and dtype == np.float32:
+        return make("function", [x], node.shape, node, name="to_float")
+    return make("function", [x], node.shape, node, name="convert", dtype=dtype)
+
+
+def _conv(node: Node) -> Node:
+    a, (x, kernel) = node.attrs, node.ins
+    if not isinstance(x, Node) or not isinstance(kernel, Const):
+        raise refuse(node, "expected a kernel that does not depend on the input")
+    if a["batch_group_count"] != 1 or any(d != 1 for d in a["lhs_dilation"]):
+        raise refuse(node, "expected no transposed convolution")
+    lhs, rhs, out = (tuple(map(int, spec)) for spec in a["dimension_numbers"])
+    rank = len(lhs)
+    if rank > 5:
+        raise refuse(node, f"expected at most 3 spatial axes, got {rank - 2}")
+    y = transposed(x, (lhs[0], *lhs[2:], lhs[1]))
+    shape = [node.shape[axis] for axis in (out[0], *out[2:], out[1])]
+    made = make(
+        "conv",
+        [y],
+        shape,
+        node,
+        kernel=kernel.full().transpose(*rhs[2:], rhs[1], rhs[0]),
+        strides=tuple(map(int, a["window_strides"])),
+        padding=_pairs(a["padding"]),
+        dilation=tuple(map(int, a["rhs_dilation"])),
+        groups=int(a["feature_group_count"]),
+        sources=kernel.sources,
+    )
+    order = [0] * rank
+    order[out[0]], order[out[1]] = 0, rank - 1
+    for at, axis in enumerate(out[2:], start=1):
+        order[axis] = at
+    return transposed(made, order)
+
+
+def _dot(node: Node) -> Node:
+    (left, right), batch = node.attrs["dimension_numbers"]
+    a, b = node.ins
+    if isinstance(a, Node) and isinstance(b, Node):
+        return _matmul(node, a, b, left, right, *batch)
+    if any(map(len, batch)):
+        return _batched(node)
+    first = isinstance(a, Node)
+    x, kernel, x_axes, k_axes = (a, b, left, right) if first else (b, a, right, left)
+    free = [d for d in range(len(x.shape)) if d not in x_axes]
+    k_free = [d for d in range(len(kernel.shape)) if d not in k_axes]
+    rows = [x.shape[d] for d in free]
+    matrix = kernel.full().transpose(*k_axes, *k_free)
+    matrix = matrix.reshape(_size([x.shape[d] for d in x_axes]), -1)
+    y = reshaped(transposed(x, (*free, *x_axes)), (*rows, len(matrix)))
+    shape = (*rows, matrix.shape[1])
+    y = make("dense", [y], shape, node, kernel=matrix, sources=kernel.sources)
+    y = reshaped(y, (*rows, *(kernel.shape[d] for d in k_free)))
+    if not first:
+        order = (*range(len(rows), len(y.shape)), *range(len(rows)))
+        y = transposed(y, order)
+    return y
+
+
+def _batched(node: Node) -> Node:
+    """A product with a constant that has batch axes: a kernel for each head, say."""
+    raise refuse(
+        node,
+        "expected a kernel that is the same for all rows, got one with batch axes; "
+        "write it as a convolution with feature_group_count",
+    )
+
+
+def _matmul(node, a, b, a_axes, b_axes, a_batch, b_batch) -> Node:
+    def arranged(x, contracted, batch, contracted_last):
+        free = [
+            d for d in range(len(x.shape)) if d not in contracted and d not in batch
+        ]
+        parts = (free, contracted) if contracted_last else (contracted, free)
+        y = transposed(x, (*batch, *parts[0], *parts[1]))
+        sizes = [_signed([x.shape[d] for d in part]) for part in parts]
+        lead = [x.shape[d] for d in batch]
+        return reshaped(y, (*lead, *sizes)), [x.shape[d] for d in free], lead
+
+    left, a_free, lead = arranged(a, list(a_axes), list(a_batch), True)
+    right, b_free, _ = arranged(b, list(b_axes), list(b_batch), False)
+    if not lead:
+        raise refuse(node, "multiplies images of the batch with each other")
+    shape = (*lead, left.shape[-2], right.shape[-1])
+    return reshaped(make("matmul", [left, right], shape, node), node.shape)
+
+
+def _signed(shape: Sequence[int]) -> int:
+    """The number of entries, negative if it counts the batch."""
+    return -_size(shape) if any(d < 0 for d in shape) else _size(shape)
+
+
+def _slice(x: Node, start, stop, strides, node: Node) -> Node:
+    if node.shape == x.shape:
+        return x
+    parts = {
+        key: tuple(map(int, value))
+        for key, value in (("start", start), ("stop", stop), ("strides", strides))
+    }
+    return make("slice", [x], node.shape, node, **parts)
+
+
+def _dynamic_slice(node: Node) -> Node:
+    """A slice whose start is known after all."""
+    x, *starts = node.ins
+    sizes = node.attrs["original"]["slice_sizes"]
+    start, stop = [], []
+    for d, size, size_out, at in zip(x.shape, sizes, node.shape, starts, strict=True):
+        whole = size_out == d
+        first = 0 if whole else int(np.clip(int(at.value), 0, d - size))
+        start.append(first)
+        stop.append(d if whole else first + size)
+    return _slice(x, start, stop, [1] * len(start), node)
+
+
+def _pad(node: Node) -> Node:
+    x, value = node.ins
+    config = [tuple(map(int, c)) for c in node.attrs["padding_config"]]
+    if not isinstance(x, Node) or not isinstance(value, Const):
+        raise refuse(node, "expected a constant around the input")
+    if any(inside for _, _, inside in config) or min(min(c) for c in config) < 0:
+        raise refuse(node, "expected padding at the edges alone")
+    padding = tuple((low, high) for low, high, _ in config)
+    if not any(map(any, padding)):
+        return x
+    if padding[0] != (0, 0) and x.shape[0] < 0:
+        raise refuse(node, "pads the batch")
+    number = float(value.value.reshape(()))
+    return make("pad", [x], node.shape, node, padding=padding, value=number)
+
+
+def _take(node: Node) -> Node:
+    """What picks numbers of an image by constant places: run on their places."""
+    x, *others = node.ins
+    if not isinstance(x, Node) or not all(isinstance(i, Const) for i in others):
+        raise refuse(node, "expected places that do not depend on the input")
+    n = 2  # as in the first of the two traces
+    if x.shape[0] != -1 or node.shape[:1] != (-1,):
+        raise refuse(node, "expected the batch as the first axis")
+
+    def known(shape):
+        return tuple(-d * n if d < 0 else d for d in shape)
+
+    size = _size(x.shape[1:])
+    places = np.arange(n * size, dtype=np.int32).reshape(known(x.shape))
+    primitive, params = node.attrs["primitive"], node.attrs["original"]
+    with jax.ensure_compile_time_eval():
+        args = [jnp.asarray(np.broadcast_to(i.value, known(i.shape))) for i in others]
+        found = np.asarray(primitive.bind(jnp.asarray(places), *args, **params))
+    if (
+        not (0 <= found[0].min() and found[0].max() < size)
+        or not (found[1] == found[0] + size).all()
+    ):
+        raise refuse(node, "picks from other images of the batch, or outside")
+    return make("take", [x], node.shape, node, places=found[0])
+
+
+def _window(x: Node, kind: str, window, strides, padding, like: Node) -> Node:
+    window, strides = tuple(map(int, window)), tuple(map(int, strides))
+    shape = tuple(
+        d if k == s == 1 and pads == (0, 0) else (d + sum(pads) - k) // s + 1
+        for d, k, s, pads in zip(x.shape, window, strides, padding, strict=True)
+    )
+    if x.op == "reshape" and len(x.nodes[0].shape) < len(x.shape):
+        # Axes of size 1 that `vmap` or a library put there.
+        inner, keep, at = x.nodes[0], [], 0
+        for axis, d in enumerate(x.shape):
+            if at < len(inner.shape) and inner.shape[at] == d:
+                keep.append(axis)
+                at += 1
+            elif not d == window[axis] == 1:
+                break
+        if at == len(inner.shape) == len(keep):
+            parts = [[v[i] for i in keep] for v in (window, strides, padding)]
+            return reshaped(_window(inner, kind, *parts, like), shape)
+    if x.op == "window" and x.attrs["kind"] == kind != "sum":
+        both = []
+        b = x.attrs
+        for k, s, p, k2, s2, p2 in zip(
+            *(window, strides, padding, b["window"], b["strides"], b["padding"]),
+            strict=True,
+        ):
+            if k2 == s2 == 1 and p2 == (0, 0):
+                both.append((k, s, p))
+            elif k == s == 1 and p == (0, 0):
+                both.append((k2, s2, p2))
+        if len(both) == len(window):
+            return _window(x.nodes[0], kind, *zip(*both, strict=True), like)
+    outside = {"max": -np.inf, "min": np.inf, "sum": 0.0}[kind]
+    if x.op == "pad" and x.attrs["value"] == outside:
+        pads = zip(padding, x.attrs["padding"], strict=True)
+        both = tuple((p[0] + q[0], p[1] + q[1]) for p, q in pads)
+        # A window along one axis leaves the padding of another to the next window.
+        if all(max(pad) < k for k, pad in zip(window, both, strict=True)):
+            return _window(x.nodes[0], kind, window, strides, both, like)
+    attrs = {"kind": kind, "window": window, "strides": strides}
+    return make("window", [x], shape, like, **attrs, padding=tuple(padding))
+
+
+# Several nodes at a time.
+
+
+def _simplify(node: Node, users: Users) -> Node:
+    """What a rewritten operand now allows."""
+    if node.op not in _OWN:
+        return node
+    if node.op == "reshape":
+        x = node.nodes[0]
+        return (
+            node
+            if x.op != "reshape" and x.shape != node.shape
+            else reshaped(x, node.shape)
+        )
+    if node.op == "transpose":
+        x, order = node.nodes[0], node.attrs["order"]
+        return transposed(x, order) if x.op == "transpose" else node
+    if node.op == "window" and node.nodes[0].op in ("pad", "window", "reshape"):
+        a = node.attrs
+        sizes = (a["window"], a["strides"], a["padding"])
+        made = _window(node.nodes[0], a["kind"], *sizes, node)
+        same = made.op == "window" and made.ins == node.ins
+        return node if same else made
+    return node
+
+
+def _max_of_slices(node: Node, users: Users) -> Node:
+    """The largest of shifted slices is a max-pool along one axis."""
+
+    def is_max(n: Node | None) -> bool:
+        return (
+            n is not None
+            and n.op == "function"
+            and n.attrs["name"] == "max"
+            and len(n.nodes) == 2
+        )
+
+    def leaves(n: Node) -> list[Node]:
+        found = []
+        for operand in n.nodes:
+            inside = is_max(operand) and len(users[operand]) == 1
+            found += leaves(operand) if inside else [operand]
+        return found
+
+    # One further down may still add slices: it is left to the outermost.
+    below = users[node]
+    if not is_max(node) or (len(below) == 1 and is_max(below[0])):
+        return node
+    cuts = []
+    for leaf in leaves(node):
+        if leaf.op == "slice":
+            x, a = leaf.nodes[0], leaf.attrs
+            cuts.append((x, a["start"], a["strides"]))
+        else:
+            rank = len(leaf.shape)
+            cuts.append((leaf, (0,) * rank, (1,) * rank))
+    x, _, strides = cuts[0]
+    if any(c[0] is not x or c[2] != strides for c in cuts):
+        return node
+    starts = np.array([start for _, start, _ in cuts])
+    axes = np.flatnonzero((starts != starts[0]).any(0))
+    if len(axes) != 1:
+        return node
+    axis, others = int(axes[0]), [d for d in range(len(strides)) if d != axes[0]]
+    taps, stride = len(cuts), strides[axis]
+    whole = all(strides[d] == 1 and node.shape[d] == x.shape[d] for d in others)
+    if sorted(starts[:, axis]) != list(range(taps)) or not whole:
+        return node
+    if axis == 0 or (x.shape[axis] - taps) // stride + 1 != node.shape[axis]:
+        return node
+    window, steps = [1] * len(strides), [1] * len(strides)
+    window[axis], steps[axis] = taps, stride
+    return _window(x, "max", window, steps, _none(window), node)
+
+
+def _sum_of_slices(node: Node, users: Users) -> Node:
+    """Shifted slices added one after another, row by row, are the sum of a window."""
+
+    def is_add(n: Node | None) -> bool:
+        return (
+            n is not None
+            and n.op == "function"
+            and n.attrs["name"] == "add"
+            and len(n.nodes) == 2
+        )
+
+    below = users[node]
+    if not is_add(node) or (len(below) == 1 and is_add(below[0])):
+        return node
+    cuts: list[Node] = []
+    left = node
+    while is_add(left) and (left is node or len(users[left]) == 1):
+        left, last = left.nodes
+        cuts.insert(0, last)
+    cuts.insert(0, left)
+    if any(cut.op != "slice" or cut.nodes[0] is not cuts[0].nodes[0] for cut in cuts):
+        return node
+    x, strides = cuts[0].nodes[0], cuts[0].attrs["strides"]
+    starts = [cut.attrs["start"] for cut in cuts]
+    window = [len(set(along)) for along in zip(*starts, strict=True)]
+    if any(cut.attrs["strides"] != strides for cut in cuts) or window[0] != 1:
+        return node
+    if starts != list(np.ndindex(*window)):
+        return node
+    made = _window(_no_negative_zero(x), "sum", window, strides, _none(window), node)
+    return made if made.shape == node.shape else node
+
+
+def _none(window: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    return ((0, 0),) * len(window)
+
+
+def _no_negative_zero(x: Node) -> Node:
+    """Without `where(x == 0, 0, x)`, which stands before a window's sum."""
+    if x.op == "pad" and x.attrs["value"] == 0:
+        inner = _no_negative_zero(x.nodes[0])
+        return x if inner is x.nodes[0] else make("pad", [inner], x.shape, x, **x.attrs)
+    if x.op != "function" or x.attrs["name"] != "select" or len(x.nodes) != 2:
+        return x
+    which, value = x.nodes
+    zero = x.ins[2]
+    if not isinstance(zero, Const) or zero.value.any() or which.op != "function":
+        return x
+    compared = [i for i in which.ins if isinstance(i, Const)]
+    if which.attrs["name"] != "eq" or which.nodes != [value] or compared[0].value.any():
+        return x
+    return value
+
+
+def _push(node: Node, users: Users) -> Node:
+    """Transpositions and reshapes go down, until they cancel or a kernel takes them."""
+    if not node.nodes:
+        return node
+    x = node.nodes[0]
+    if x.op == "transpose":
+        return _push_transpose(node, x)
+    if x.op == "reshape":
+        return _push_reshape(node, x)
+    if node.op == "conv" and x.op == "pad" and x.attrs["value"] == 0:
+        pads = x.attrs["padding"]
+        if pads[0] == pads[-1] == (0, 0):
+            both = zip(node.attrs["padding"], pads[1:-1], strict=True)
+            padding = tuple((p[0] + q[0], p[1] + q[1]) for p, q in both)
+            return make(
+                "conv",
+                [x.nodes[0]],
+                node.shape,
+                node,
+                **{**node.attrs, "padding": padding},
+            )
+    if node.op == "reshape" and x.op == "broadcast" and len(node.shape) == len(x.shape):
+        return node
+    return node
+
+
+def _push_transpose(node: Node, x: Node) -> Node:
+    order, inner = x.attrs["order"], x.nodes[0]
+    inverse = [int(i) for i in np.argsort(order)]
+    shape = [node.shape[i] for i in inverse] if len(node.shape) == len(order) else []
+    alike = all(i.op == "transpose" and i.attrs["order"] == order for i in node.nodes)
+    if node.op == "function" and alike:
+        ins = [
+            i.nodes[0] if isinstance(i, Node) else _const_transposed(i, inverse)
+            for i in node.ins
+        ]
+        return transposed(make("function", ins, shape, node, **node.attrs), order)
+    if node.op == "concat" and alike and len(node.nodes) == len(node.ins):
+        axis = int(order[node.attrs["axis"]])
+        ins = [i.nodes[0] for i in node.nodes]
+        return transposed(make("concat", ins, shape, node, axis=axis), order)
+    if node.op in ("window", "pad", "slice", "broadcast"):
+        attrs = {
+            key: tuple(value[i] for i in inverse) if key in _WINDOWS else value
+            for key, value in node.attrs.items()
+        }
+        return transposed(make(node.op, [inner], shape, node, **attrs), order)
+    if node.op == "reduce":
+        axes = tuple(sorted(order[d] for d in node.attrs["axes"]))
+        left = [p for d, p in enumerate(order) if d not in node.attrs["axes"]]
+        rank = {p: r for r, p in enumerate(sorted(left))}
+        sizes = [inner.shape[p] for p in sorted(left)]
+        y = make("reduce", [inner], sizes, node, kind=node.attrs["kind"], axes=axes)
+        return transposed(y, [rank[p] for p in left])
+    return node
+
+
+def _const_transposed(const: Const, order: Sequence[int]) -> Const:
+    if not const.value.ndim:
+        return const
+    shape = tuple(const.shape[i] for i in order)
+    return Const(const.value.transpose(order), shape, const.sources)
+
+
+def _push_reshape(node: Node, x: Node) -> Node:
+    inner = x.nodes[0]
+    if node.op == "dense" and inner.op == "transpose" and len(x.shape) == 2:
+        # A flattened image, channels first: the kernel's rows change places.
+        order, image = inner.attrs["order"], inner.nodes[0]
+        if inner.shape[0] == x.shape[0] and order[0] == 0:
+            matrix = node.attrs["kernel"]
+            kernel = matrix.reshape(*inner.shape[1:], -1)
+            places = [int(p) - 1 for p in np.argsort(order)][1:]
+            kernel = kernel.transpose(*places, len(places)).reshape(matrix.shape)
+            attrs = {**node.attrs, "kernel": kernel}
+            return make("dense", [reshaped(image, x.shape)], node.shape, node, **attrs)
+    if inner.shape[:1] != (-1,):
+        return node
+    rows = x.shape[0] != -1  # the batch and other axes in one
+    if node.op == "dense" and rows:
+        if inner.shape[-1] != x.shape[-1]:
+            inner = reshaped(inner, (-1, -x.shape[0], *x.shape[1:]))
+        shape = (*inner.shape[:-1], node.shape[-1])
+        return reshaped(make("dense", [inner], shape, node, **node.attrs), node.shape)
+    if node.op == "function" and x.shape == node.shape:
+        others = [i for i in node.nodes if i is not x]
+        if any(i.op != "reshape" or i.nodes[0].shape != inner.shape for i in others):
+            return node
+        ins: list[Node | Const] = []
+        for i in node.ins:
+            if isinstance(i, Node):
+                ins.append(i.nodes[0])
+                continue
+            moved = _const_reshaped(i, x.shape, inner.shape)
+            if moved is None:
+                return node
+            ins.append(moved)
+        y = make("function", ins, inner.shape, node, **node.attrs)
+        return reshaped(y, node.shape)
+    return node
+
+
+def _const_reshaped(const: Const, old: Sequence[int], new: Sequence[int]):
+    """A constant beside a reshaped value, as it stands beside the value before."""
+    value = const.value
+    if value.size == 1:
+        return Const(value.reshape(()), (), const.sources)
+    if value.size == value.shape[-1] == new[-1] and old[-1] == new[-1]:
+        shape = (*(1,) * (len(new) - 1), new[-1])
+        return Const(value.reshape(shape), tuple(new), const.sources)
+    if old[0] == new[0] == -1 and value.shape[0] == 1:
+        full = np.broadcast_to(value, (1, *old[1:])).reshape(1, *new[1:])
+        return Const(compact(full), tuple(new), const.sources)
+    return None

@@ -1,0 +1,226 @@
+"""Signs and products of signs, found by value.
+
+A sign is any function of one comparison whose two values are −1 and +1. A product of
+signs has an input that is known to be −1 or +1 (a tap outside the image adds 0) and a
+constant kernel of one magnitude an output channel.
+
+Operations besides those of `normal`:
+
+* `sign` {kind, constant, flip}: `(x kind constant) xor flip` is +1, kind `ge` or `gt`;
+* `binary` {kernel, alpha, strides, padding, dilation, groups, sources}: the sums of
+  signs, times α.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xnor_jax.packing.graph import COMPARISONS
+from xnor_jax.packing.normal import Users, evaluate, make, refuse, reshaped, rewrite
+from xnor_jax.packing.trace import Const, Node, PackError, compact, live
+
+_MOVES = ("reshape", "transpose", "slice", "broadcast", "take")
+_SWAPPED = {"ge": "le", "le": "ge", "gt": "lt", "lt": "gt"}
+_CONTRARY = {"lt": "ge", "le": "gt"}
+
+
+def find_signs(x: Node, output: Node) -> Node:
+    """The result, its signs as `sign`."""
+    return rewrite(_Signs(), x, output)
+
+
+def find_products(x: Node, output: Node) -> Node:
+    """The result, its products of signs as `binary`."""
+    return rewrite(_product, x, output)
+
+
+def check_coverage(output: Node, masked: frozenset[str]) -> None:
+    """Refuse a binary kernel that is in no product of signs.
+
+    Args:
+      output: After `find_products`.
+      masked: Paths of the kernels that are binary by the mask.
+
+    Raises:
+      PackError: If one is in another product, naming what its input is; if a masked
+        kernel is in none at all; or if there is no product of signs.
+    """
+    nodes = live(output)
+    for node in nodes:
+        if node.op in ("conv", "dense") and _is_binary(node.attrs["kernel"]):
+            reason = _why_not_signs(node.nodes[0])
+            names = ", ".join(sorted(node.attrs["sources"])) or "its kernel"
+            raise refuse(
+                node, f"{names} is ±α, but its input is not known to be ±1: {reason}"
+            )
+    products = [node for node in nodes if node.op == "binary"]
+    found = frozenset().union(*(node.attrs["sources"] for node in products))
+    if missing := sorted(masked - found):
+        raise PackError(
+            f"pack: the mask selects {', '.join(missing)}, which no product of signs "
+            "multiplies by"
+        )
+    if not products:
+        raise PackError(
+            "pack: expected a model with a binary layer, got none; give a mask of the "
+            "kernels that are binary"
+        )
+
+
+class _Signs:
+    """Follows each comparison's two answers through what is computed from it alone."""
+
+    def __init__(self):
+        # To (comparison, value where it is false, value where it is true).
+        self.values: dict[Node, tuple[Node, Any, Any]] = {}
+
+    def __call__(self, node: Node, users: Users) -> Node:
+        if node.op != "function":
+            return node
+        name, nodes = node.attrs["name"], node.nodes
+        if name in COMPARISONS and len(nodes) == 1:
+            self.values[node] = (node, np.bool_(False), np.bool_(True))
+            return node
+        if found := _straight_through(node):
+            return found
+        known = [self.values.get(i) for i in nodes]
+        compared = known[0][0] if known and known[0] else None
+        if compared is None or any(k is None or k[0] is not compared for k in known):
+            return node
+        low, high = (self._value(node, known, at) for at in (1, 2))
+        if node.shape != compared.shape or low.size != 1 or high.size != 1:
+            return node
+        low, high = low.reshape(()), high.reshape(())
+        self.values[node] = (compared, low, high)
+        if not jnp.issubdtype(node.dtype, jnp.floating):
+            return node
+        if {float(low), float(high)} != {-1.0, 1.0}:
+            return node
+        made = self._sign(node, compared, flip=bool(low > high))
+        self.values[made] = self.values[node]
+        return made
+
+    def _value(self, node: Node, known: list[Any], at: int) -> np.ndarray:
+        args = iter(known)
+        with jax.ensure_compile_time_eval():
+            values = [
+                jnp.asarray(next(args)[at] if isinstance(i, Node) else i.value)
+                for i in node.ins
+            ]
+            return compact(evaluate(node, values))
+
+    def _sign(self, node: Node, compared: Node, *, flip: bool) -> Node:
+        x, constant = compared.ins
+        kind = compared.attrs["name"]
+        if isinstance(x, Const):
+            x, constant, kind = constant, x, _SWAPPED[kind]
+        if kind in _CONTRARY:
+            kind, flip = _CONTRARY[kind], not flip
+        attrs = {"kind": kind, "constant": constant, "flip": flip}
+        return make("sign", [x], node.shape, node, **attrs)
+
+
+def _straight_through(node: Node) -> Node | None:
+    """`x + (s − x)` and `x − (x − s)` for signs `s`, which are meant as `s`."""
+    if len(node.nodes) != 2:
+        return None
+    a, b = node.nodes
+
+    def is_sub(n: Node) -> bool:
+        return n.op == "function" and n.attrs["name"] == "sub" and len(n.nodes) == 2
+
+    if node.attrs["name"] == "add":
+        for x, rest in ((a, b), (b, a)):
+            if is_sub(rest) and rest.nodes[1] is x and is_signs(rest.nodes[0]):
+                return rest.nodes[0]
+    if node.attrs["name"] == "sub" and is_sub(b):
+        if b.nodes[0] is a and is_signs(b.nodes[1]):
+            return b.nodes[1]
+    return None
+
+
+def is_signs(node: Node) -> bool:
+    """Whether every number of a value is known to be −1 or +1."""
+    return _not_signs(node) is None
+
+
+def _not_signs(node: Node) -> Node | None:
+    """The first value on the way to this one that need not be ±1."""
+    op, a = node.op, node.attrs
+    if op == "sign":
+        return None
+    follow = op in _MOVES or op == "concat"
+    if op == "window":
+        follow = a["kind"] != "sum"
+    if op == "reduce":
+        follow = a["kind"] != "sum"
+    if op == "pad":
+        follow = abs(a["value"]) == 1
+    if op == "function":
+        follow = a["name"] in ("max", "min", "mul", "neg") or (
+            a["name"] == "convert" and jnp.issubdtype(node.dtype, jnp.floating)
+        )
+    if not follow:
+        return node
+    for operand in node.ins:
+        if isinstance(operand, Const):
+            if not (np.abs(operand.value) == 1).all():
+                return node
+        elif (found := _not_signs(operand)) is not None:
+            return found
+    return None
+
+
+def _why_not_signs(node: Node) -> str:
+    found = _not_signs(node) or node
+    if found.op == "input":
+        return "it is the network's own input"
+    name = found.attrs.get("name", found.op)
+    if name == "sign":
+        return f"jnp.sign {found.place} gives 0 at 0; use xnor_jax.sign_ste"
+    return f"it comes from {name} {found.place}".rstrip()
+
+
+def _magnitudes(kernel: np.ndarray) -> np.ndarray | None:
+    """α of a kernel `[..., C_out]` that is ±α; else None."""
+    flat = np.abs(np.asarray(kernel, np.float32)).reshape(-1, kernel.shape[-1])
+    return flat[0] if (flat == flat[:1]).all() else None
+
+
+def _is_binary(kernel: np.ndarray) -> bool:
+    """Whether a kernel is ±α, and no box filter."""
+    kernel = np.asarray(kernel, np.float32)
+    mixed = (kernel > 0).any() and (kernel < 0).any()
+    many = kernel.size > kernel.shape[-1]
+    return bool(mixed and many and _magnitudes(kernel) is not None)
+
+
+def _product(node: Node, users: Users) -> Node:
+    if node.op not in ("conv", "dense") or not is_signs(node.nodes[0]):
+        return node
+    kernel = np.asarray(node.attrs["kernel"], np.float32)
+    alpha = _magnitudes(kernel)
+    if alpha is None:
+        return node
+    x, shape = node.nodes[0], node.shape
+    while x.op == "function" and x.attrs["name"] == "convert":
+        x = x.nodes[0]
+    signs = np.where(kernel >= 0, np.float32(1), np.float32(-1))
+    unit: dict[str, Any] = {"strides": (), "padding": (), "dilation": (), "groups": 1}
+    attrs = unit | node.attrs | {"kernel": signs, "alpha": alpha}
+    image = x.nodes[0] if x.op == "reshape" else x
+    flat = len(x.shape) == 2 and 3 <= len(image.shape) <= 5
+    if node.op == "dense" and flat and image.shape[0] == x.shape[0]:
+        # A dense layer on an image is a convolution with a window of its size.
+        rank = len(image.shape) - 2
+        attrs |= {
+            "kernel": signs.reshape(*image.shape[1:], -1),
+            "strides": (1,) * rank,
+            "padding": ((0, 0),) * rank,
+            "dilation": (1,) * rank,
+        }
+        wide = (shape[0], *(1,) * rank, shape[-1])
+        return reshaped(make("binary", [image], wide, node, **attrs), shape)
+    return make("binary", [x], shape, node, **attrs)

@@ -1,0 +1,217 @@
+"""From a function between two signs to one comparison of the sum before it.
+
+Between two binary layers stand α, a bias, ReLU, max-pooling and BatchNorm: per channel
+a monotone function `f` of the integer sum, in floating point as in real numbers, since
+rounding is monotone. Its sign is then `sum < threshold`, or the contrary. The threshold
+is not solved for, which would round differently: `f` itself, as the model computes it,
+is asked where its sign changes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xnor_jax.ops import Threshold, pack_bits
+
+
+class Answer(NamedTuple):
+    """What becomes of sums `[rows, C]` on their way to a sign.
+
+    Attributes:
+      heads: The values `[rows, C]` that each max-pool on the way is given.
+      plus: Whether the sign is +1.
+      nan: Whether what is compared is no number.
+    """
+
+    heads: list[jax.Array]
+    plus: jax.Array
+    nan: jax.Array
+
+
+# Jitted with the constants as arguments, as in the model: folded into the program they
+# might be rounded another way.
+Ask = Callable[[Any, jax.Array], Answer]
+
+
+class Found(NamedTuple):
+    """A threshold, and per max-pool the channels in which what follows it falls."""
+
+    threshold: Threshold
+    falls: list[np.ndarray]
+
+
+_CHUNK = 2**21  # Values at a time: 8 MB of float32.
+_LARGEST = int(np.float32(np.finfo(np.float32).max).view(np.int32))
+
+
+def integer_threshold(
+    ask: Ask, params: Any, *, bound: int, features: int, pools: int = 0
+) -> Found | None:
+    """The threshold on integer sums at which a sign changes.
+
+    Every integer in `[−bound, bound]` is tried, so that the answer holds for all and
+    needs no proof.
+
+    Args:
+      ask: `(params, sums) -> Answer`, of float32 sums `[rows, C]`.
+      params: A pytree of arrays that `ask` reads.
+      bound: The largest magnitude of a sum, `n` for a filter of `n` weights.
+      features: `C`.
+      pools: How many max-pools there are on the way.
+
+    Returns:
+      An int32 threshold with `(sum < threshold) xor flip == (sign == −1)`; None if in
+      some channel the sign changes more than once, or a max-pool gets what is not
+      monotone in the sum.
+    """
+    rows = min(2 * bound + 1, max(1, _CHUNK // features))
+
+    @jax.jit
+    def evaluate(params, start):
+        sums = start + jnp.arange(rows, dtype=jnp.int32)
+        sums = jnp.broadcast_to(sums[:, None], (rows, features))
+        return ask(params, sums.astype(jnp.float32))
+
+    last: list[np.ndarray] = []
+    changes, positive = (np.zeros(features, np.int64) for _ in range(2))
+    rises, drops = (np.zeros((pools, features), bool) for _ in range(2))
+    first = np.zeros(features, bool)
+    for start in range(-bound, bound + 1, rows):
+        answer = evaluate(params, np.int32(start))
+        kept = bound + 1 - start
+        now = [np.asarray(a)[:kept] for a in (answer.plus, *answer.heads)]
+        first = now[0][0] if start == -bound else first
+        positive += now[0].sum(0)
+        both = (
+            [np.concatenate(pair) for pair in zip(last, now, strict=True)]
+            if (last)
+            else now
+        )
+        changes += (both[0][1:] != both[0][:-1]).sum(0)
+        for at, head in enumerate(both[1:]):
+            rises[at] |= (head[1:] > head[:-1]).any(0)
+            # NaN is neither larger nor smaller: it counts as both.
+            drops[at] |= (head[1:] < head[:-1]).any(0) | np.isnan(head).any(0)
+            rises[at] |= np.isnan(head).any(0)
+        last = [a[-1:] for a in now]
+    if (changes > 1).any() or (rises & drops).any():
+        return None
+    total = 2 * bound + 1
+    # Sums below the threshold: the negative ones where the sign rises, else the others.
+    below = np.where(first, positive, total - positive)
+    constant = changes == 0
+    threshold = np.where(constant, np.iinfo(np.int32).min, below - bound)
+    # The sign over the sum, and the pool's values over the sum: together the sign over
+    # the values.
+    falls = [~constant & (first ^ down) for down in drops]
+    return Found(_threshold(threshold.astype(np.int32), first, constant), falls)
+
+
+def float_threshold(
+    ask: Ask, params: Any, *, features: int, directions: list[np.ndarray]
+) -> Found | None:
+    """The threshold on float32 sums at which a sign changes.
+
+    A binary search over the 2³² float32 numbers in their order.
+
+    Args:
+      ask: `(params, sums) -> Answer`, of float32 sums `[rows, C]`, monotone (either
+        way, or constant) in each channel.
+      params: A pytree of arrays that `ask` reads.
+      features: `C`.
+      directions: Per max-pool the way of its values over the sum, −1, 0 or 1 a channel.
+
+    Returns:
+      A float32 threshold with `(sum < threshold) xor flip == (sign == −1)`; None if
+      what is compared is NaN at a sum of 0 in some channel.
+    """
+
+    @jax.jit
+    def evaluate(params, sums):
+        return ask(params, sums[None])
+
+    def reply(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        answer = evaluate(params, _from_codes(codes))
+        return np.asarray(answer.plus)[0], np.asarray(answer.nan)[0]
+
+    zero = np.zeros(features, np.int64)
+    if reply(zero)[1].any():
+        return None
+    # Beyond some magnitude the function itself may overflow: infinity times a scale of
+    # 0 is NaN. The sums that a network meets lie within.
+    low = _bisect(lambda codes: ~reply(codes)[1], zero - _LARGEST, zero)
+    high = _bisect(lambda codes: reply(codes)[1], zero, zero + _LARGEST) - 1
+    high = np.where(reply(zero + _LARGEST)[1], high, _LARGEST)
+    first, last = reply(low)[0], reply(high)[0]
+    at = _bisect(lambda codes: reply(codes)[0] != first, low, high)
+    constant = first == last
+    threshold = np.where(constant, np.float32(-np.inf), _from_codes(at))
+    falls = [~constant & (first ^ (way < 0)) for way in directions]
+    return Found(_threshold(threshold, first, constant), falls)
+
+
+def flip_words(flip: np.ndarray) -> jax.Array:
+    """Words with bit 1 where `flip` is true, `[C]`."""
+    return pack_bits(np.where(flip, np.float32(-1), np.float32(1)))
+
+
+def step_values(
+    compare: Callable[[Any, jax.Array], jax.Array],
+    value: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    features: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A function's values just below and just at where a comparison changes.
+
+    Args:
+      compare: `(params, sums [rows, C]) -> bool`; it changes at most once a channel.
+      value: `(params, sums [rows, C]) -> values`.
+      params: What both read.
+      features: `C`.
+    """
+    holds = jax.jit(lambda p, codes: compare(p, codes[None])[0])
+    values = jax.jit(lambda p, codes: value(p, codes[None])[0])
+    zero = np.zeros(features, np.int64)
+    first = np.asarray(holds(params, _from_codes(zero - _LARGEST)))
+    at = _bisect(
+        lambda codes: np.asarray(holds(params, _from_codes(codes))) != first,
+        zero - _LARGEST,
+        zero + _LARGEST,
+    )
+    below, above = np.maximum(at - 1, -_LARGEST), at
+    return (
+        np.asarray(values(params, _from_codes(below))),
+        np.asarray(values(params, _from_codes(above))),
+    )
+
+
+def _threshold(threshold: np.ndarray, first: np.ndarray, constant: np.ndarray):
+    """Flip where the smallest sums are +1 and others are not, or all are −1."""
+    flip = np.where(constant, ~first, first)
+    return Threshold(jnp.asarray(threshold), flip_words(flip))
+
+
+def _bisect(
+    holds: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+    """The smallest code in `[low, high]` at which `holds`, which it then goes on to do.
+
+    `high` where it holds nowhere below it.
+    """
+    low, high = low.copy(), high.copy()
+    while (low < high).any():
+        middle = (low + high) >> 1
+        found = holds(middle)
+        active = low < high
+        high = np.where(active & found, middle, high)
+        low = np.where(active & ~found, middle + 1, low)
+    return low
+
+
+def _from_codes(codes: np.ndarray) -> np.ndarray:
+    """Float32 numbers from consecutive integers in their order; 0 is 0."""
+    magnitudes = np.abs(codes).astype(np.int32).view(np.float32)
+    return np.where(codes < 0, -magnitudes, magnitudes)

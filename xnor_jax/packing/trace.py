@@ -1,0 +1,418 @@
+"""A JAX function as a flat graph: calls inlined, constants evaluated, any batch size.
+
+The function is traced twice, with batches of 2 and 3. What differs between the two is a
+multiple of the batch and is written as a negative number: −k stands for `k·N`.
+Symbolic shapes would do it in one trace, but break code such as `len(x)`.
+
+This file and `normal` are the only ones that know the names of JAX's primitives.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+from jax.extend import source_info_util
+
+from xnor_jax.masks import path_string
+
+_BATCHES = (2, 3)
+# Primitive to the parameter that holds its program.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_vmap_call": "call",
+}
+_RANDOM = ("random_", "threefry", "rng_")
+_OPAQUE = ("ffi_call", "pure_callback", "io_callback", "pallas_call", "shard_map")
+# Run on the places of numbers to see which they pick.
+_RUN_ON_PLACES = ("gather", "rev", "dynamic_slice")
+_UNCOMPARED = ("sharding", "out_sharding", "primitive", "original")
+_LONGEST_LOOP = 1024
+_DRAWN = "drawn at random"
+
+
+class PackError(ValueError):
+    """A function or model that cannot be packed."""
+
+
+@dataclass(eq=False)
+class Const:
+    """A value that does not depend on the input.
+
+    Attributes:
+      value: Of size 1 along the axes on which nothing changes.
+      shape: The shape that it stands for; −k for `k·N`.
+      sources: The paths of the parameters that it was computed from.
+    """
+
+    value: np.ndarray
+    shape: tuple[int, ...]
+    sources: frozenset[str] = frozenset()
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The value's."""
+        return self.value.dtype
+
+    def full(self) -> np.ndarray:
+        """The value in its whole shape."""
+        return np.broadcast_to(self.value, self.shape)
+
+
+@dataclass(eq=False)
+class Node:
+    """A value that depends on the input, and how it is computed.
+
+    Attributes:
+      op: A primitive's name, later one of `normal`'s.
+      ins: Its operands.
+      attrs: Its parameters.
+      shape: −k stands for `k·N`.
+      dtype: Its dtype.
+      where: The scope in the user's program, such as a Linen layer's name.
+      line: The line of the user's program.
+      sources: Parameters that were folded into it.
+    """
+
+    op: str
+    ins: list["Node | Const"]
+    attrs: dict[str, Any]
+    shape: tuple[int, ...]
+    dtype: Any
+    where: str = ""
+    line: str = ""
+    sources: frozenset[str] = field(default=frozenset())
+
+    @property
+    def nodes(self) -> list["Node"]:
+        """The operands that depend on the input."""
+        return [i for i in self.ins if isinstance(i, Node)]
+
+    @property
+    def place(self) -> str:
+        """Where it is, for an error."""
+        names = sorted({s for i in self.ins if isinstance(i, Const) for s in i.sources})
+        scope = self.where or ", ".join(names[:3])
+        return " ".join(filter(None, (scope and f"at {scope}", self.line)))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A function's graph.
+
+    Attributes:
+      input: The argument.
+      output: The result.
+      parameters: How many numbers each parameter has, by its path.
+    """
+
+    input: Node
+    output: Node
+    parameters: dict[str, int]
+
+
+def trace(
+    function: Callable[[Any, jax.Array], Any],
+    params: Any,
+    image_shape: Sequence[int],
+) -> Trace:
+    """Trace `function(params, x)` for float32 `x` of shape `[N, *image_shape]`.
+
+    Args:
+      function: What to trace. What it closes over is evaluated as well.
+      params: A pytree of arrays.
+      image_shape: The input's shape without the batch.
+
+    Raises:
+      PackError: If its program depends on the batch size, on random numbers or on what
+        cannot be looked into; or does not give one array.
+    """
+    first, second = (_flatten(function, params, (n, *image_shape)) for n in _BATCHES)
+    nodes, others = (live(f.output) for f in (first, second))
+    if [n.op for n in nodes] != [n.op for n in others]:
+        raise PackError("pack: the program depends on the batch size")
+    for check in (_check_reduction, _unify_nodes):
+        for node, other in zip(nodes, others, strict=True):
+            check(node, other)
+    return first
+
+
+def live(output: Node) -> list[Node]:
+    """What a value is computed from, itself last, each node behind its operands."""
+    seen: set[Node] = set()
+    order: list[Node] = []
+    stack: list[tuple[Node, bool]] = [(output, False)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((i, False) for i in reversed(node.nodes))
+    return order
+
+
+def compact(value: Any) -> np.ndarray:
+    """The value with size 1 along the axes on which nothing changes."""
+    value = np.asarray(value)
+    for axis in range(value.ndim):
+        if value.shape[axis] > 1:
+            first = value.take([0], axis)
+            if (value == first).all():
+                value = first
+    return value
+
+
+def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
+    found = jax.tree.leaves_with_path(params)
+    names = [path_string(path) for path, _ in found]
+    leaves, tree = [leaf for _, leaf in found], jax.tree.structure(params)
+
+    def call(leaves, x):
+        return function(jax.tree.unflatten(tree, leaves), x)
+
+    try:
+        closed = jax.make_jaxpr(call)(leaves, jax.ShapeDtypeStruct(shape, jnp.float32))
+    except Exception as error:
+        if "TraceContext" in type(error).__name__ or "different trace" in str(error):
+            raise PackError(
+                "pack: the function changes what it closes over, as BatchNorm and "
+                "Dropout in training mode do; call model.eval() first"
+            ) from error
+        raise
+    if len(closed.jaxpr.outvars) != 1:
+        raise PackError(
+            f"pack: expected a function that returns one array, got "
+            f"{len(closed.jaxpr.outvars)}"
+        )
+    flattener = _Flattener()
+    parameters = {n: np.size(a) for n, a in zip(names, leaves, strict=True)}
+    arguments: list[Node | Const] = [
+        flattener.const(leaf, frozenset({name}))
+        for leaf, name in zip(leaves, names, strict=True)
+    ]
+    constants = []
+    for at, value in enumerate(closed.consts):
+        if jnp.issubdtype(getattr(value, "dtype", int), jnp.floating) and np.ndim(
+            value
+        ):
+            parameters[f"closure/{at}"] = np.size(value)
+        constants.append(flattener.const(value, frozenset({f"closure/{at}"})))
+    for name, argument in zip(parameters, [*arguments, *constants], strict=False):
+        value = argument.value if isinstance(argument, Const) else np.zeros(())
+        if jnp.issubdtype(value.dtype, jnp.floating):
+            if not np.isfinite(value.astype(np.float32)).all():
+                raise PackError(
+                    f"pack: expected finite numbers, got NaN or inf at {name}"
+                )
+    x = Node("input", [], {}, shape, np.dtype(np.float32))
+    (output,) = flattener.run(closed.jaxpr, constants, [*arguments, x])
+    if isinstance(output, Const):
+        raise PackError("pack: the function's result does not depend on its input")
+    return Trace(x, output, parameters)
+
+
+class _Flattener:
+    """Runs a program on nodes and constants."""
+
+    def run(
+        self,
+        jaxpr: Any,
+        consts: Sequence[Any],
+        args: Sequence[Any],
+        scope: str = "",
+        line: str = "",
+    ) -> list[Any]:
+        env = dict(zip(jaxpr.constvars, consts, strict=True))
+        env |= dict(zip(jaxpr.invars, args, strict=True))
+
+        def read(var: Any) -> Any:
+            if isinstance(var, jex.Literal):
+                return Const(np.asarray(var.val, var.aval.dtype), tuple(var.aval.shape))
+            return env[var]
+
+        for equation in jaxpr.eqns:
+            ins = [read(v) for v in equation.invars]
+            outs = self._equation(equation, ins, scope, line)
+            env |= dict(zip(equation.outvars, outs, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    def const(self, value: Any, sources: frozenset[str] = frozenset()) -> Const:
+        if isinstance(value, Const):
+            return value
+        if jnp.issubdtype(getattr(value, "dtype", np.float32), jax.dtypes.prng_key):
+            # A key is no array of NumPy's: it goes along as it is.
+            key = np.empty((), object)
+            key[()] = value
+            return Const(key, tuple(value.shape), sources)
+        value = np.asarray(value)
+        return Const(compact(value), value.shape, sources)
+
+    def _equation(
+        self, equation: Any, ins: list[Any], scope: str, line: str
+    ) -> list[Any]:
+        name, params = equation.primitive.name, equation.params
+        stack = str(equation.source_info.name_stack)
+        scope = "/".join(filter(None, (scope, stack)))
+        # A function of JAX's own has no line of the user's, but its call has.
+        found = source_info_util.summarize(equation.source_info)
+        line = line if not found or found == "unknown" else found
+        if name in _CALLS:
+            return self._call(params[_CALLS[name]], ins, scope, line)
+        if name == "platform_index":
+            platforms = list(params["platforms"])
+            if None not in platforms:
+                raise PackError(
+                    f"pack: lax.platform_dependent without a default{_at(scope)}"
+                )
+            return [Const(np.int32(platforms.index(None)), ())]
+        if name == "cond" and isinstance(ins[0], Const):
+            branches = params["branches"]
+            at = int(np.clip(int(ins[0].value), 0, len(branches) - 1))
+            return self._call(branches[at], ins[1:], scope, line)
+        if all(isinstance(i, Const) for i in ins):
+            return self._evaluate(equation, ins)
+        if any(_DRAWN in i.sources for i in ins if isinstance(i, Const)):
+            raise PackError(
+                f"pack: {name}{_at(scope)} ({line}) joins random numbers and the input,"
+                " as dropout does in training mode; call model.eval() first"
+            )
+        if name == "scan":
+            return self._unroll(params, ins, scope, line)
+        if name in ("while", "cond"):
+            raise PackError(
+                f"pack: {name}{_at(scope)} ({line}): what runs depends on the input's "
+                "values, which no graph can hold; use jnp.where"
+            )
+        if name in _OPAQUE:
+            raise PackError(
+                f"pack: {name}{_at(scope)} ({line}) cannot be looked into; build the "
+                "model with backend='auto', or write it in jax.numpy"
+            )
+        outs = []
+        for at, var in enumerate(equation.outvars):
+            attrs = dict(params)
+            if name in _RUN_ON_PLACES:
+                attrs = {"primitive": equation.primitive, "original": dict(params)}
+            if equation.primitive.multiple_results:
+                attrs["result"] = at
+            shape, dtype = tuple(var.aval.shape), var.aval.dtype
+            outs.append(Node(name, list(ins), attrs, shape, dtype, scope, line))
+        return outs
+
+    def _call(self, program: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
+        jaxpr = getattr(program, "jaxpr", program)
+        consts = [self.const(c) for c in getattr(program, "consts", ())]
+        return self.run(jaxpr, consts, ins, scope, line)
+
+    def _evaluate(self, equation: Any, ins: list[Const]) -> list[Const]:
+        name = equation.primitive.name
+        sources = frozenset().union(*(i.sources for i in ins))
+        if name.startswith(_RANDOM):
+            sources |= {_DRAWN}
+        with jax.ensure_compile_time_eval():
+            values = [
+                i.value[()] if i.dtype == object else jnp.asarray(i.full()) for i in ins
+            ]
+            got = equation.primitive.bind(*values, **equation.params)
+        got = got if equation.primitive.multiple_results else [got]
+        return [self.const(value, sources) for value in got]
+
+    def _unroll(self, params: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
+        """A loop of known length, written out, as `fori_loop` and `nnx.scan` make."""
+        length, consts, carried = (
+            params[k] for k in ("length", "num_consts", "num_carry")
+        )
+        fixed = ins[:consts]
+        carry, rows = ins[consts : consts + carried], ins[consts + carried :]
+        if length > _LONGEST_LOOP or not all(isinstance(i, Const) for i in rows):
+            raise PackError(
+                f"pack: scan{_at(scope)} ({line}): expected at most {_LONGEST_LOOP} "
+                "rounds over what does not depend on the input"
+            )
+        order = reversed(range(length)) if params["reverse"] else range(length)
+        stacked = len(params["jaxpr"].jaxpr.outvars) - carried
+        if stacked:
+            raise PackError(
+                f"pack: scan{_at(scope)} ({line}): expected one that gives its last "
+                "state alone"
+            )
+        for at in order:
+            now = [self.const(i.full()[at], i.sources) for i in rows]
+            args = [*fixed, *carry, *now]
+            carry = self._call(params["jaxpr"], args, f"{scope}/{at}", line)
+        return carry
+
+
+def _at(scope: str) -> str:
+    return f" at {scope}" if scope else ""
+
+
+def _check_reduction(node: Node, other: Node) -> None:
+    """Refuse what reduces over the batch."""
+    if "axes" not in node.attrs or not node.op.startswith(("reduce_", "arg")):
+        return
+    (x,), (y,) = node.ins, other.ins
+    if any(x.shape[axis] != y.shape[axis] for axis in node.attrs["axes"]):
+        raise PackError(
+            f"pack: {node.op} {node.place} reduces over the batch, as BatchNorm in "
+            "training mode does; call model.eval() first"
+        )
+
+
+def _unify_nodes(node: Node, other: Node) -> None:
+    node.shape = _unify(node, node.shape, other.shape)
+    node.attrs = {
+        key: value if key in _UNCOMPARED else _unify(node, value, other.attrs[key])
+        for key, value in node.attrs.items()
+    }
+    for a, b in zip(node.ins, other.ins, strict=True):
+        if not isinstance(a, Const) or not isinstance(b, Const):
+            continue
+        if a.value.shape != b.value.shape or not _same(a.value, b.value):
+            raise PackError(
+                f"pack: {node.op} {node.place}: the program depends on the batch size"
+            )
+        if all(d >= 0 for d in a.shape):  # the other users of a constant see it, too
+            a.shape = _unify(node, a.shape, b.shape)
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _unify(node: Node, a: Any, b: Any) -> Any:
+    """The parameters of two traces as one; multiples of the batch become negative."""
+    if isinstance(a, bool | np.bool_ | str) or a is None:
+        if a != b:
+            raise PackError(
+                f"pack: {node.op} {node.place}: the program depends on the batch size"
+            )
+        return a
+    if isinstance(a, int | np.integer):
+        a, b = int(a), int(b)
+        if a == b:
+            return a
+        if a % _BATCHES[0] == 0 and a * _BATCHES[1] == b * _BATCHES[0]:
+            return -(a // _BATCHES[0])
+        raise PackError(
+            f"pack: {node.op} {node.place}: the program depends on the batch size, "
+            f"{a} of {_BATCHES[0]} images are {b} of {_BATCHES[1]}"
+        )
+    if isinstance(a, tuple | list) and len(a) == len(b):
+        made = [_unify(node, p, q) for p, q in zip(a, b, strict=True)]
+        return type(a)(*made) if hasattr(a, "_fields") else tuple(made)
+    return a

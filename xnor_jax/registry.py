@@ -77,4 +77,12 @@ SURROGATES = Registry(
 )
 
 # What computes the products of signs; all give the same integers.
-BACKENDS = ("float", "xla", "gpu", "pallas", "cpu")
+BACKENDS = Registry(
+    {
+        "float": "xnor_jax.ops.backends:FLOAT",
+        "xla": "xnor_jax.ops.backends:XLA",
+        "gpu": "xnor_jax.ops.backends:GPU",
+        "pallas": "xnor_jax.ops.backends:PALLAS",
+        "cpu": "xnor_jax.ops.backends:CPU",
+    }
+)

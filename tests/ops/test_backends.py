@@ -193,3 +193,27 @@ def test_a_batch_of_any_size_is_exported(name):
     x = np.random.default_rng(0).normal(size=(3, *IMAGES.shape[1:])).astype("f")
     y = exported.call(x, *arguments)
     np.testing.assert_allclose(y, jitted(x, *arguments), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*ops.available_backends(), "auto"])
+def test_layers_train_by_the_backend_that_was_asked_for_or_say_why_not(name):
+    trains = name in ("auto", "float", "cpu")
+    block = xnor.nn.XnorBlock(40, 8, (3, 3), backend=name, rngs=nnx.Rngs(0))
+    dense = xnor.nn.BinaryLinear(40, 8, backend=name, rngs=nnx.Rngs(0))
+    for layer in (block, block.layer, dense):
+        if trains:
+            assert layer(IMAGES).shape == (2, 5, 5, 8)
+            continue
+        with pytest.raises(
+            ValueError, match=f"{name!r} has no gradients; .* auto, float, cpu"
+        ):
+            layer(IMAGES)
+
+
+@pytest.mark.parametrize("name", ["tpu", "", None, 1, ("cpu",)])
+def test_a_name_that_is_no_backend_is_refused_with_those_that_are(name):
+    with pytest.raises(ValueError, match="binary_conv: unknown backend.*auto, float"):
+        call(IMAGES, KERNEL, backend=name)
+    layer = xnor.nn.BinaryLinear(40, 8, backend=name, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="unknown backend.*auto, float, cpu"):
+        layer(IMAGES)

@@ -1,6 +1,7 @@
-"""Which backend computes: all give the same integers, so only speed depends on it."""
+"""The backends of products of signs: the same integers, at different speeds."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
@@ -10,21 +11,85 @@ import jax.numpy as jnp
 from jax import lax
 
 from xnor_jax import convolution
+from xnor_jax._kernel import sign
 from xnor_jax.geometry import Geometry
 from xnor_jax.ops import bits, cpu, gpu, pallas, xla
 from xnor_jax.ops import float as floats
 from xnor_jax.ops.bits import WORD
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold, apply_epilogue
-from xnor_jax.ops.kernel import PackedKernel, unpack_kernel
+from xnor_jax.ops.kernel import PackedKernel, pack_kernel, unpack_kernel
 from xnor_jax.registry import BACKENDS, expected
 
-# Those that multiply signs as numbers of their `DTYPE`, not as bits.
-UNPACKED = {"float": floats, "gpu": gpu}
 Function = Callable[..., jax.Array]
 
 # `n - 2 · popcount` of int32; the compiled library takes half of what that could hold.
 _LARGEST_FILTER = 2**30 - 1
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How products of signs are computed, and what else a backend can do.
+
+    Attributes:
+      conv_words: `(words, kernel, epilogue, geometry) -> sums` or what the epilogue
+        makes of them: the convolution of packed signs.
+      numbers: The module that multiplies signs as numbers of its `DTYPE`; None where
+        they are multiplied as bits.
+      gradient: Whether layers can train with it.
+      axes: How many spatial axes it has at most.
+      is_available: Whether it can run here.
+    """
+
+    conv_words: Function
+    numbers: Any = None
+    gradient: bool = False
+    axes: int = 3
+    is_available: Callable[[], bool] = lambda: True
+
+
+def _as_numbers(numbers: Any) -> Function:
+    def conv_words(words, kernel, epilogue, geometry):
+        x = bits.signs(words, kernel.in_features, numbers.DTYPE)
+        return numbers.conv_signs(
+            x.reshape(*x.shape[:-2], -1),
+            unpack_kernel(kernel).astype(numbers.DTYPE),
+            epilogue,
+            **geometry.options,
+            groups=kernel.groups,
+        )
+
+    return conv_words
+
+
+def _xla(words, kernel, epilogue, geometry):
+    return xla.conv_words(words, kernel, epilogue, **geometry.options)
+
+
+def _pallas(words, kernel, epilogue, geometry):
+    plain = partial(xla.conv_words, **geometry.options)
+    own = partial(plain, count=pallas.popcounts)
+    return lax.platform_dependent(words, kernel, epilogue, cuda=own, default=plain)
+
+
+def _cpu(words, kernel, epilogue, geometry):
+    # Its thresholds make whole words of a group: others would share one.
+    each = kernel.out_features // kernel.groups
+    if isinstance(epilogue, Threshold) and kernel.groups > 1 and each % WORD:
+        return apply_epilogue(_cpu(words, kernel, Sums(), geometry), epilogue)
+    x = words.reshape(*words.shape[:-2], -1)
+    step = steps.conv(kernel, epilogue, **geometry.options)
+    return _run(x, step, epilogue, jnp.int32, geometry.out, kernel.out_features)
+
+
+# The entries of `registry.BACKENDS`.
+FLOAT = Backend(_as_numbers(floats), numbers=floats, gradient=True)
+XLA = Backend(_xla)
+GPU = Backend(_as_numbers(gpu), numbers=gpu)
+PALLAS = Backend(_pallas)
+CPU = Backend(
+    _cpu, gradient=True, axes=cpu.RANK, is_available=lambda: cpu.is_available()
+)
 
 
 def available_backends() -> tuple[str, ...]:
@@ -35,40 +100,47 @@ def available_backends() -> tuple[str, ...]:
       needs compute capability 8.0 on CUDA, and is `"xla"` elsewhere), and `"cpu"` where
       the compiled library is loaded.
     """
-    return tuple(name for name in BACKENDS if name != "cpu" or cpu.is_available())
+    return tuple(name for name, found in BACKENDS.items() if found.is_available())
 
 
-def resolve(where: str, backend: str, rank: int = 2) -> str:
+def resolve(where: str, backend: str, rank: int = 2, *, gradient: bool = False) -> str:
     """The backend that a name stands for, here and now.
 
     Args:
       where: The public function's name, for errors.
       backend: `"auto"` or one of the names.
       rank: How many spatial axes the operation has.
+      gradient: Whether it has to have gradients.
 
     Returns:
       A name; `"auto"` where programs for a CPU take `"cpu"`, and others `"xla"`.
 
     Raises:
-      ValueError: If there is no such backend, or it has no such rank.
+      ValueError: If there is no such backend, or it has no such rank or no gradients.
       RuntimeError: If it is not available here.
     """
-    names = ("auto", *BACKENDS)
-    if backend not in names:
-        raise ValueError(
-            f"{where}: unknown backend {backend!r}; {expected(backend, names)}"
-        )
+    names = ("auto", *(n for n, b in BACKENDS.items() if b.gradient or not gradient))
     if backend == "auto":
-        return "auto" if cpu.is_available() and rank <= cpu.RANK else "xla"
-    if backend == "cpu" and not cpu.is_available():
-        raise RuntimeError(
-            f"{where}: the backend 'cpu' is not available, its library was not built; "
-            "install from source with a C++ compiler, or use 'auto'"
-        )
-    if backend == "cpu" and rank > cpu.RANK:
+        return "auto" if CPU.is_available() and rank <= CPU.axes else "xla"
+    if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(
-            f"{where}: the backend 'cpu' has 1 or 2 spatial axes, got {rank}; use "
-            "'auto' or 'xla'"
+            f"{where}: unknown backend {backend!r}; {expected(str(backend), names)}"
+        )
+    found = BACKENDS[backend]
+    if gradient and not found.gradient:
+        raise ValueError(
+            f"{where}: the backend {backend!r} has no gradients; expected one of "
+            f"{', '.join(names)}"
+        )
+    if not found.is_available():
+        raise RuntimeError(
+            f"{where}: the backend {backend!r} is not available, its library was not "
+            "built; install from source with a C++ compiler, or use 'auto'"
+        )
+    if rank > found.axes:
+        raise ValueError(
+            f"{where}: the backend {backend!r} has 1 or {found.axes} spatial axes, got "
+            f"{rank}; use 'auto' or {'float' if gradient else 'xla'!r}"
         )
     return backend
 
@@ -91,16 +163,17 @@ def pack(backend: str, x: jax.Array) -> jax.Array:
     return choose(backend, compiled, bits.pack_signs, x.astype(jnp.float32))
 
 
-def conv_signs(
-    backend: str, x: jax.Array, kernel: PackedKernel, geometry: Geometry
+def product(
+    backend: str, x: jax.Array, kernel: jax.Array, geometry: Geometry, groups: int = 1
 ) -> jax.Array:
-    """The sums of a convolution of signs that are not packed yet, by the backend.
+    """The sums of a product of signs that are not packed yet, by the backend.
 
     Args:
       backend: What `resolve` gave.
       x: Real numbers `[N, *spatial, C]`; their signs are taken.
-      kernel: The packed kernel.
-      geometry: The windows over the image.
+      kernel: Real numbers `[*window, C / groups, C_out]`; their signs are taken.
+      geometry: The windows over the image; `DENSE` for `[N, C]`.
+      groups: How many groups the channels fall into.
 
     Returns:
       int32 `[N, *out, C_out]`.
@@ -108,11 +181,16 @@ def conv_signs(
     Raises:
       ValueError: If a filter has more weights than sums of 32 bits can count.
     """
-    grouped = x.reshape(*x.shape[:-1], kernel.groups, kernel.in_features)
-    if not (_compiles(backend, x) and kernel.whole_words):
+    numbers = BACKENDS[backend].numbers if backend in BACKENDS else None
+    if numbers is not None:
+        signs = (sign(a).astype(numbers.DTYPE) for a in (x, kernel))
+        return numbers.conv_signs(*signs, Sums(), groups=groups, **geometry.options)
+    packed = pack_kernel(kernel, groups)
+    grouped = x.reshape(*x.shape[:-1], groups, packed.in_features)
+    if not (_compiles(backend, x) and packed.whole_words):
         words = pack(backend, grouped)
-        return conv_words(backend, words, kernel, Sums(), geometry)
-    _check_filter(kernel)
+        return conv_words(backend, words, packed, Sums(), geometry)
+    _check_filter(packed)
 
     def compiled(x, kernel):
         both = [steps.pack(), steps.conv(kernel, Sums(), **geometry.options)]
@@ -120,9 +198,9 @@ def conv_signs(
 
     def plain(x, kernel):
         words = bits.pack_signs(x.reshape(grouped.shape))
-        return xla.conv_words(words, kernel, Sums(), **geometry.options)
+        return _xla(words, kernel, Sums(), geometry)
 
-    return choose(backend, compiled, plain, x.astype(jnp.float32), kernel)
+    return choose(backend, compiled, plain, x.astype(jnp.float32), packed)
 
 
 def conv_words(
@@ -151,31 +229,9 @@ def conv_words(
         shape = (words.shape[0], *geometry.out, kernel.out_features)
         return apply_epilogue(jnp.zeros(shape, jnp.int32), epilogue)
     _check_filter(kernel)
-    options = geometry.options
-    if backend in UNPACKED:
-        numbers = UNPACKED[backend]
-        x = bits.signs(words, kernel.in_features, numbers.DTYPE)
-        return numbers.conv_signs(
-            x.reshape(*x.shape[:-2], -1),
-            unpack_kernel(kernel).astype(numbers.DTYPE),
-            epilogue,
-            **options,
-            groups=kernel.groups,
-        )
-
-    def compiled(words, kernel, epilogue):
-        # Its thresholds make whole words of a group: others would share one.
-        each = kernel.out_features // kernel.groups
-        if isinstance(epilogue, Threshold) and kernel.groups > 1 and each % WORD:
-            return apply_epilogue(compiled(words, kernel, Sums()), epilogue)
-        x = words.reshape(*words.shape[:-2], -1)
-        step = steps.conv(kernel, epilogue, **options)
-        return _run(x, step, epilogue, jnp.int32, geometry.out, kernel.out_features)
-
-    plain = partial(xla.conv_words, **options)
-    if backend == "pallas":
-        own = partial(plain, count=pallas.popcounts)
-        return lax.platform_dependent(words, kernel, epilogue, cuda=own, default=plain)
+    if backend != "auto":
+        return BACKENDS[backend].conv_words(words, kernel, epilogue, geometry)
+    compiled, plain = (partial(run, geometry=geometry) for run in (_cpu, _xla))
     return choose(backend, compiled, plain, words, kernel, epilogue)
 
 

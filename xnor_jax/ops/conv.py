@@ -6,11 +6,9 @@ from functools import partial
 import jax
 from jax.typing import ArrayLike
 
-from xnor_jax._kernel import check_kernel, sign
+from xnor_jax._kernel import check_kernel
 from xnor_jax.geometry import Geometry, Padding, conv_geometry, positive
 from xnor_jax.ops import _inference, backends
-from xnor_jax.ops.epilogue import Sums
-from xnor_jax.ops.kernel import pack_kernel
 
 
 def binary_conv(
@@ -119,12 +117,4 @@ def check_channels(where: str, x: jax.Array, kernel: jax.Array, groups: int) -> 
 @partial(jax.jit, static_argnames=("geometry", "groups", "backend"))
 def _binary_conv(x, kernel, *, geometry: Geometry, groups: int, backend: str):
     x, kernel = _inference.no_gradient("binary_conv", (x, kernel))
-    if unpacked := backends.UNPACKED.get(backend):
-        return unpacked.conv_signs(
-            sign(x).astype(unpacked.DTYPE),
-            sign(kernel).astype(unpacked.DTYPE),
-            Sums(),
-            groups=groups,
-            **geometry.options,
-        )
-    return backends.conv_signs(backend, x, pack_kernel(kernel, groups), geometry)
+    return backends.product(backend, x, kernel, geometry, groups)

@@ -5,11 +5,9 @@ from functools import partial
 import jax
 from jax.typing import ArrayLike
 
-from xnor_jax._kernel import check_kernel, sign
+from xnor_jax._kernel import check_kernel
 from xnor_jax.geometry import DENSE
 from xnor_jax.ops import _inference, backends
-from xnor_jax.ops.epilogue import Sums
-from xnor_jax.ops.kernel import pack_kernel
 
 
 def binary_matmul(a: ArrayLike, b: ArrayLike, *, backend: str = "auto") -> jax.Array:
@@ -56,15 +54,5 @@ def binary_matmul(a: ArrayLike, b: ArrayLike, *, backend: str = "auto") -> jax.A
 def _binary_matmul(a, b, *, backend: str) -> jax.Array:
     a, b = _inference.no_gradient("binary_matmul", (a, b))
     rows = a.reshape(-1, a.shape[-1])
-    if unpacked := backends.UNPACKED.get(backend):
-        acc = unpacked.conv_signs(
-            sign(rows).astype(unpacked.DTYPE),
-            sign(b).astype(unpacked.DTYPE),
-            Sums(),
-            strides=(),
-            padding=(),
-            dilation=(),
-        )
-    else:
-        acc = backends.conv_signs(backend, rows, pack_kernel(b), DENSE)
+    acc = backends.product(backend, rows, b, DENSE)
     return acc.reshape(*a.shape[:-1], b.shape[-1])

@@ -33,7 +33,8 @@ def batch_norm(
       scale: γ, float32 `[C]`, or None for 1.
       bias: β, float32 `[C]`, or None for 0.
       epsilon: ε, added to the variance.
-      backend: `"auto"` or `"cpu"` for the compiled library; others are XLA's.
+      backend: `"auto"` or `"cpu"` for the compiled library, `"float"` for XLA's; others
+        have no gradients.
 
     Returns:
       The result, of the shape of `x`; μ and σ², `[C]`, through which no gradient goes.
@@ -46,7 +47,8 @@ def batch_norm(
     """
     if x.ndim < 2:
         raise ValueError(f"batch_norm: expected [N, ..., C], got shape {x.shape}")
-    backend = backends.resolve("batch_norm", backend) if x.size else "xla"
+    backend = backends.resolve("batch_norm", backend, gradient=True)
+    backend = backend if x.size else "xla"
     # As in `training.binary_product`.
     given = [array for array in (x, scale, bias) if array is not None]
     x = cpu.vary_as(x, *given)

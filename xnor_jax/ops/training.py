@@ -56,7 +56,8 @@ def conv(
       dilation: Of the kernel; one number, or one per spatial axis.
       groups: How many groups the channels fall into.
       accumulator: The dtype of the sums and of the result; None for that of `x`.
-      backend: `"auto"` or `"cpu"` for the compiled library; others are XLA's.
+      backend: `"auto"` or `"cpu"` for the compiled library, `"float"` for XLA's; others
+        have no gradients.
 
     Returns:
       `[N, *out, C_out]`.
@@ -80,7 +81,7 @@ def conv(
 
     if accumulator not in (None, x.dtype) or not _compiles(x, geometry, groups):
         return plain(x, kernel, bias)
-    backend = backends.resolve("conv", backend, len(geometry.window))
+    backend = backends.resolve("conv", backend, len(geometry.window), gradient=True)
     x = cpu.vary_as(x, kernel)  # As in `binary_product`.
     kernel = cpu.vary_as(kernel, x)
     bias = None if bias is None else cpu.vary_as(bias, x)
@@ -165,7 +166,8 @@ def binary_product(
       compute_dtype: Of the products' operands, where it is narrower than float32 and
         than that of `x`: the sums stay the same integers, and gradients are rounded to
         it before they are multiplied by signs, that of `x` after it too.
-      backend: `"auto"` or `"cpu"` for the compiled library; others are XLA's floats.
+      backend: `"auto"` or `"cpu"` for the compiled library, `"float"` for XLA's floats;
+        others have no gradients.
 
     Returns:
       `[N, *out, C_out]`, in the dtype of `x`.
@@ -173,7 +175,9 @@ def binary_product(
     References:
       Rastegari et al., XNOR-Net, 2016, §3.1 and §3.2.
     """
-    backend = backends.resolve("binary_product", backend, len(geometry.window))
+    backend = backends.resolve(
+        "binary_product", backend, len(geometry.window), gradient=True
+    )
     narrower = jnp.finfo(compute_dtype).bits < min(32, jnp.finfo(x.dtype).bits)
     dtype = jnp.dtype(compute_dtype) if narrower else None
     plain = partial(_in_floats, geometry, groups, keep_rate, relu, dtype)

@@ -172,7 +172,7 @@ def _status(error: Exception) -> int | None:
     """The exit status for an error that is told in a line; None for a fault of ours."""
     if isinstance(error, UsageError):
         return 2
-    if isinstance(error, OSError) or _missing_package(error):
+    if isinstance(error, OSError) or _missing_package(error) or _out_of_memory(error):
         return 1
     for (module, name), status in _ERRORS.items():
         if module in sys.modules and isinstance(
@@ -189,6 +189,8 @@ def _message(error: Exception) -> object:
             f"the package {package} is missing; install what the commands need with "
             "pip install 'xnor-jax[train]'"
         )
+    if _out_of_memory(error):
+        return "out of memory; fewer images at once need less"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError) and _status(error) == 2:
@@ -217,6 +219,12 @@ def _missing_package(error: Exception) -> str | None:
     name = error.name if isinstance(error, ModuleNotFoundError) else None
     package = (name or "").partition(".")[0]
     return package if package not in ("", "xnor_jax") else None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # What XLA raises has no type of its own.
+    exhausted = str(error).startswith("RESOURCE_EXHAUSTED")
+    return exhausted or isinstance(error, MemoryError)
 
 
 def _fail(error: object, status: int) -> int:

@@ -35,6 +35,7 @@ _CALLS = {
     "custom_vmap_call": "call",
 }
 _RANDOM = ("random_", "threefry", "rng_")
+_MOVES = ("broadcast_in_dim", "transpose", "reshape", "squeeze", "expand_dims")
 _OPAQUE = ("ffi_call", "pure_callback", "io_callback", "pallas_call", "shard_map")
 # Run on the places of numbers to see which they pick.
 _RUN_ON_PLACES = ("gather", "rev", "dynamic_slice")
@@ -321,6 +322,8 @@ class _Flattener:
     def _evaluate(self, equation: Any, ins: list[Const]) -> list[Const]:
         name = equation.primitive.name
         sources = frozenset().union(*(i.sources for i in ins))
+        if len(ins) == 1 and (moved := _moved(equation, ins[0])) is not None:
+            return [self.const(moved, sources)]
         if name.startswith(_RANDOM):
             sources |= {_DRAWN}
         with jax.ensure_compile_time_eval():
@@ -355,6 +358,22 @@ class _Flattener:
             args = [*fixed, *carry, *now]
             carry = self._call(params["jaxpr"], args, f"{scope}/{at}", line)
         return carry
+
+
+def _moved(equation: Any, const: Const) -> np.ndarray | None:
+    """What only moves or copies numbers, by NumPy: XLA compiles each for itself."""
+    name, params = equation.primitive.name, equation.params
+    if const.dtype == object or name not in _MOVES or params.get("dimensions"):
+        return None
+    shape = equation.outvars[0].aval.shape
+    if name == "broadcast_in_dim":
+        wide = [1] * len(shape)
+        for at, d in zip(params["broadcast_dimensions"], const.shape, strict=True):
+            wide[at] = d
+        return np.broadcast_to(const.full().reshape(wide), shape)
+    if name == "transpose":
+        return const.full().transpose(params["permutation"])
+    return const.full().reshape(shape)
 
 
 def _at(scope: str) -> str:

@@ -423,7 +423,8 @@ def _window(x: Node, kind: str, window, strides, padding, like: Node) -> Node:
                 at += 1
             elif not d == window[axis] == 1:
                 break
-        if at == len(inner.shape) == len(keep):
+        # What slides over the last axis keeps a channel of size 1 behind it.
+        if at == len(inner.shape) == len(keep) and window[keep[-1]] == 1:
             parts = [[v[i] for i in keep] for v in (window, strides, padding)]
             return reshaped(_window(inner, kind, *parts, like), shape)
     if x.op == "window" and x.attrs["kind"] == kind != "sum":
@@ -446,6 +447,10 @@ def _window(x: Node, kind: str, window, strides, padding, like: Node) -> Node:
         # A window along one axis leaves the padding of another to the next window.
         if all(max(pad) < k for k, pad in zip(window, both, strict=True)):
             return _window(x.nodes[0], kind, window, strides, both, like)
+    if window[-1] != 1:
+        wide = reshaped(x, (*x.shape, 1))
+        sizes = (*window, 1), (*strides, 1), (*padding, (0, 0))
+        return reshaped(_window(wide, kind, *sizes, like), shape)
     attrs = {"kind": kind, "window": window, "strides": strides}
     return make("window", [x], shape, like, **attrs, padding=tuple(padding))
 

@@ -44,9 +44,17 @@ def expected(name: str, names: Iterable[str]) -> str:
     "expected one of lenet5, nin; did you mean 'lenet5'?"
     """
     names = list(names)
+    return f"expected one of {', '.join(names)}{suggestion(name, names)}"
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """The end of a line on a name that is none of `names`: the closest of these.
+
+    >>> suggestion("lenet", ["lenet5", "nin"])
+    "; did you mean 'lenet5'?"
+    """
     close = difflib.get_close_matches(name, names, n=1)
-    suggestion = f"; did you mean {close[0]!r}?" if close else ""
-    return f"expected one of {', '.join(names)}{suggestion}"
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 MODELS = Registry(
@@ -73,6 +81,21 @@ SURROGATES = Registry(
         "approx": "xnor_jax.quantizers:approx",
         "swish": "xnor_jax.quantizers:swish",
         "tanh": "xnor_jax.quantizers:tanh",
+    }
+)
+
+OPTIMIZERS = Registry(
+    {
+        "adam": "xnor_jax.train.optimizers:adam",
+        "adamw": "xnor_jax.train.optimizers:adamw",
+        "sgd": "xnor_jax.train.optimizers:sgd",
+    }
+)
+
+SCHEDULES = Registry(
+    {
+        "cosine": "xnor_jax.train.optimizers:cosine",
+        "steps": "xnor_jax.train.optimizers:steps",
     }
 )
 

@@ -76,7 +76,7 @@ def whole_run(tmp_path_factory):
     """A run of three epochs that trained nothing, the first one the best."""
     folder = tmp_path_factory.mktemp("run") / "run"
     recipe = dataclasses.replace(recipes.get("digits-lenet5"), epochs=3)
-    info = RunInfo("mine", recipe, (16, 16, 1), ("a", "b", "c"), 64)
+    info = RunInfo("mine", recipe, SOURCES["digits"], (16, 16, 1), ("a", "b", "c"), 64)
     folders.open_folder(folder, info, resume=False)
     state = loop.create(info)[1]
     save(folder, state, (0.9, 0.5, 0.7))

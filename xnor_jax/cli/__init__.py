@@ -111,6 +111,7 @@ def _quieten() -> None:
     sys.unraisablehook = unraisable
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     warnings.showwarning = lambda message, *_: note(message)
+    warnings.simplefilter("always", UserWarning)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # where a locale has no … or ≥
 
@@ -205,7 +206,7 @@ def as_typed(message: str) -> str:
 
     from xnor_jax.train.recipe import Recipe
 
-    names = ["devices", *(field.name for field in dataclasses.fields(Recipe))]
+    names = ["devices", "seeds", *(field.name for field in dataclasses.fields(Recipe))]
     first = "|".join(names)
     anywhere = "|".join(name for name in names if "_" in name)
     return re.sub(

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -18,6 +18,7 @@ from tyro.constructors import (
 
 from xnor_jax.cli import UsageError
 from xnor_jax.registry import BACKENDS, expected
+from xnor_jax.train import own
 
 _KINDS = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path"}
 _TYPES = ConstructorRegistry()
@@ -39,6 +40,23 @@ def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
         instance_from_str=path,
         is_instance=lambda value: isinstance(value, Path),
         str_from_instance=lambda value: [str(value)],
+    )
+
+
+@_TYPES.primitive_rule
+def _name_or_callable(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """A recipe's part, by its name or as MODULE:NAME."""
+    kinds = get_args(info.type)
+    if str not in kinds or not any(get_origin(kind) is Callable for kind in kinds):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME|MODULE:NAME",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda part: isinstance(part, str) or callable(part),
+        str_from_instance=lambda part: [
+            part if isinstance(part, str) else own.describe(part)
+        ],
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from xnor_jax.cli import UsageError, as_typed, hear_interrupts
+from xnor_jax.cli import UsageError, hear_interrupts
 from xnor_jax.cli.parsing import check_data, check_data_dir, parse
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.cluster import Cluster, OptionError, validate
@@ -32,6 +32,9 @@ class RunOptions:
     processes all of theirs."""
     workers: int = 0
     """Processes that prepare the pictures of imagenet and folder; 0 for threads."""
+    seeds: tuple[int, ...] = ()
+    """Train once with each of these, in the folders seed0, … of the run's folder, and
+    print the mean and the spread; --resume goes on with all of them."""
     processes: tyro.conf.OmitArgPrefixes[Cluster] = Cluster()
     """One run in several processes."""
 
@@ -39,7 +42,9 @@ class RunOptions:
 _DEFAULT = "digits-lenet5"
 _RecipeName = Annotated[
     tyro.conf.Positional[str],
-    tyro.conf.arg(metavar="[RECIPE]", help=f"One of {', '.join(recipes.PRESETS)}."),
+    tyro.conf.arg(
+        metavar="[RECIPE]", help=f"MODULE:NAME, or one of {', '.join(recipes.PRESETS)}."
+    ),
 ]
 
 
@@ -81,8 +86,7 @@ def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
     from rich.console import Console
 
     from xnor_jax import data
-    from xnor_jax.train import folder as folders
-    from xnor_jax.train import loop, processes
+    from xnor_jax.train import api, processes
     from xnor_jax.train.devices import make_mesh
 
     check_data(recipe.dataset, options.data_dir)
@@ -92,47 +96,30 @@ def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
         )
     if options.workers and recipe.image_size is None:
         raise UsageError(
-            f"--workers: expected 0 for {recipe.dataset}, whose images are in memory, "
-            f"got {options.workers}"
+            f"--workers: expected 0 for {recipes.to_json(recipe)['dataset']}, whose "
+            f"images are in memory, got {options.workers}"
         )
-    base = Path("runs") / name
-    choose = folders.newest_folder if options.resume else folders.free_folder
-    folder = options.output or choose(base)
+    folder = options.output or api.default_folder(name, resume=options.resume)
     if options.resume and not folder.exists():
         raise UsageError(
             f"no run in {folder} to resume; leave --resume out to start one"
         )
-    try:
-        mesh = make_mesh(options.devices, recipe.batch_size)
-    except ValueError as error:
-        raise UsageError(as_typed(str(error))) from error
+    each = api.with_seeds(recipe, options.seeds) if options.seeds else ()
+    mesh = make_mesh(options.devices, recipe.batch_size)
     dataset = data.load(recipe.dataset, options.data_dir, recipe.fit)
-    info = folders.RunInfo.of(name, recipe, dataset)
     hear_interrupts()
-    console = Console(highlight=False, soft_wrap=True, quiet=not processes.is_first())
-    console.print(
-        f"{name}: {info.train_images:,} training images, {recipe.epochs} epochs of "
-        f"{info.steps_per_epoch} steps, seed {recipe.seed}, in {folder}"
-    )
-    result = loop.train(
-        info,
-        dataset,
-        folder,
-        resume=options.resume,
-        console=console,
-        mesh=mesh,
-        workers=options.workers,
-    )
-    # Of equal ones the last, which is the checkpoint that is kept.
-    last, best = result.history[-1], max(reversed(result.history), key=_test_accuracy)
-    console.print(
-        f"done in {result.seconds:.0f} s: {folder}/ holds metrics.jsonl, report.png, "
-        "tensorboard/ and checkpoints/"
-    )
-    console.print(
-        f"test accuracy {_test_accuracy(last):.2%} in the last epoch, {last['epoch']} "
-        f"(best {_test_accuracy(best):.2%} in epoch {best['epoch']})"
-    )
+    given: dict[str, Any] = {
+        "resume": options.resume,
+        "mesh": mesh,
+        "workers": options.workers,
+        "console": Console(
+            highlight=False, soft_wrap=True, quiet=not processes.is_first()
+        ),
+    }
+    if each:
+        api.train_each(name, each, dataset, folder, **given)
+    else:
+        api.train(name, recipe, dataset, folder, **given)
 
 
 def summary(args: list[str]) -> None:
@@ -163,9 +150,6 @@ def _parse(
     """Parse twice: first to learn the recipe, then with its fields as defaults."""
     without_help = [word for word in args if word not in ("-h", "--help")]
     name = parse(command, arguments(recipes.get(_DEFAULT)), without_help)[0]
-    name, recipe, *rest = parse(command, arguments(recipes.get(name)), args)
-    return name, recipes.validate(recipe), *rest
-
-
-def _test_accuracy(record: dict[str, Any]) -> float:
-    return record["test_accuracy"]
+    base = recipes.get(name)
+    name, recipe, *rest = parse(command, arguments(base), args)
+    return name, recipes.from_json(recipes.to_json(recipe), base), *rest

@@ -14,6 +14,8 @@ import numpy as np
 from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from xnor_jax.train.own import RecipeError
+
 T = TypeVar("T")
 
 _AXIS = "batch"
@@ -28,26 +30,28 @@ def make_mesh(devices: int | None, batch_size: int) -> Mesh | None:
       batch_size: Images a step.
 
     Raises:
-      ValueError: If there are not so many, or the batch does not divide among them.
+      RecipeError: If there are not so many, or the batch does not divide among them.
     """
     found, processes = jax.devices(), jax.process_count()
     if devices is None:
         devices = 1 if processes == 1 else len(found)
     if not 1 <= devices <= len(found):
-        raise ValueError(
-            f"devices: expected 1 to {len(found)}, which JAX has here "
-            f"({found[0].platform}), got {devices}"
+        raise RecipeError(
+            f"expected 1 to {len(found)}, which JAX has here ({found[0].platform}), "
+            f"got {devices}",
+            field="devices",
         )
     if processes > 1 and devices != len(found):
-        raise ValueError(
-            f"devices: expected all {len(found)} of the {processes} processes, got "
-            f"{devices}"
+        raise RecipeError(
+            f"expected all {len(found)} of the {processes} processes, got {devices}",
+            field="devices",
         )
     if rest := batch_size % devices:
         near = [n for n in (batch_size - rest, batch_size - rest + devices) if n]
-        raise ValueError(
-            f"batch_size: {batch_size} images do not divide among {devices} devices; "
-            f"the nearest that do: {' and '.join(map(str, near))}"
+        raise RecipeError(
+            f"{batch_size} images do not divide among {devices} devices; the nearest "
+            f"that do: {' and '.join(map(str, near))}",
+            field="batch_size",
         )
     return None if devices == 1 else Mesh(np.array(found[:devices]), (_AXIS,))
 

@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xnor_jax.data import ImageSet
+from xnor_jax.data import SOURCES, ImageSet, Source
+from xnor_jax.train import own
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.recipe import Recipe, RecipeError
 
@@ -36,19 +39,57 @@ class RunWarning(UserWarning):
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What `recipe.json` says: enough to rebuild the network without the data."""
+    """What `recipe.json` says: enough to rebuild the network without the data.
 
-    name: str  # the preset's
+    Attributes:
+      name: The preset's, or MODULE:NAME.
+      recipe: What is trained.
+      source: How pixels are normalised.
+      image_shape: Height, width, channels.
+      class_names: One per class.
+      train_images: How many there are.
+      modules: The SHA-256 of the source of each module that the recipe's own parts come
+        from, as it was when the run began.
+    """
+
+    name: str
     recipe: Recipe
+    source: Source
     image_shape: tuple[int, ...]
     class_names: tuple[str, ...]
     train_images: int
+    modules: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, recipe: Recipe, dataset: ImageSet) -> "RunInfo":
         """Describe a run of `recipe` on `dataset`."""
-        shape, names = dataset.image_shape, dataset.class_names
-        return cls(name, recipe, shape, names, dataset.train_images)
+        fields = recipes.to_json(recipe)
+        parts = (name, *(str(fields[part]) for part in recipes.PARTS))
+        return cls(
+            name,
+            recipe,
+            dataset.source,
+            dataset.image_shape,
+            dataset.class_names,
+            dataset.train_images,
+            own.digests(filter(own.is_reference, parts)),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `recipe.json`."""
+        data: dict[str, Any] = {
+            "image_shape": list(self.image_shape),
+            "class_names": list(self.class_names),
+            "train_images": self.train_images,
+        }
+        if callable(self.recipe.dataset):
+            data |= {"mean": list(self.source.mean), "std": list(self.source.std)}
+        fields = {"name": self.name, **recipes.to_json(self.recipe), "data": data}
+        return fields | ({"modules": dict(self.modules)} if self.modules else {})
+
+    def __repr__(self) -> str:
+        # The same in all processes of a run; a function's own has its address.
+        return f"RunInfo({self.to_json()})"
 
     @property
     def steps_per_epoch(self) -> int:
@@ -69,11 +110,11 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
     """
     existing = folder / "recipe.json"
     if existing.exists():
-        found = read_info(folder)
+        found = _read(folder)
         if not resume:
             raise RunError(
-                f"{folder} holds a run of {found.name} already; go on with --resume, "
-                "or give another folder with --output"
+                f"{folder} holds a run of {found['name']} already; go on with "
+                "--resume, or give another folder with --output"
             )
         difference = _difference(found, info)
         if difference:
@@ -81,28 +122,20 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
                 f"{folder} holds another run: {difference}; give the same recipe, or "
                 "another folder with --output"
             )
+        _warn_of_changes(folder, found["modules"])
         return
     if resume and not folder.exists():
         raise RunError(f"no run in {folder} to resume; leave --resume out to start one")
     try:
         # Killed before the rename, the start of a run leaves this alone.
-        own = _temporary(existing)
-        if folder.exists() and any(path != own for path in folder.iterdir()):
+        leftover = _temporary(existing)
+        if folder.exists() and any(path != leftover for path in folder.iterdir()):
             raise RunError(
                 f"{folder} holds other files and no run; give another folder with "
                 "--output"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        fields = {
-            "name": info.name,
-            **recipes.to_json(info.recipe),
-            "data": {
-                "image_shape": list(info.image_shape),
-                "class_names": list(info.class_names),
-                "train_images": info.train_images,
-            },
-        }
-        write_atomically(existing, json.dumps(fields, indent=2) + "\n")
+        write_atomically(existing, json.dumps(info.to_json(), indent=2) + "\n")
     except OSError as error:
         raise RunError(
             f"cannot write in {folder}: {error.strerror or error}; give a folder that "
@@ -110,33 +143,37 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
         ) from error
 
 
-def read_info(folder: Path) -> RunInfo:
+def read_info(folder: Path, recipe: Recipe | None = None) -> RunInfo:
     """Read `recipe.json`.
 
+    Args:
+      folder: The run's folder.
+      recipe: The recipe whose callables the run was trained with, where they cannot be
+        imported. None: they are imported by their names.
+
     Raises:
-      RunError: If the folder has none, or it is damaged.
+      RunError: If the folder has none, it is damaged, or what it names cannot be
+        imported.
     """
-    path = folder / "recipe.json"
+    fields = _read(folder)
+    name, data, modules = (fields.pop(key) for key in ("name", "data", "modules"))
     try:
-        fields = json.loads(path.read_text())
-        name, data = fields.pop("name"), fields.pop("data")
-        return RunInfo(
-            name,
-            recipes.from_json(fields),
-            tuple(data["image_shape"]),
-            tuple(data["class_names"]),
-            int(data["train_images"]),
-        )
-    except FileNotFoundError as error:
-        raise RunError(
-            f"no run in {folder}: it has no recipe.json; expected a folder that "
-            "xnor-jax train wrote"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = error if isinstance(error, RecipeError | OSError) else repr(error)
-        raise RunError(
-            f"cannot read {path}: {reason}; restore the file, or train anew"
-        ) from error
+        base = recipe
+        if base is None and own.is_reference(name):
+            base = recipes.get(name)
+        found = recipes.from_json(fields, base)
+    except RecipeError as error:
+        raise RunError(f"the recipe of {folder} cannot be restored: {error}") from error
+    if isinstance(found.dataset, str):
+        source = SOURCES[found.dataset]
+    else:
+        mean, std, shape = (data[key] for key in ("mean", "std", "image_shape"))
+        source = Source(fields["dataset"], mean, std, shape)
+    _warn_of_changes(folder, modules)
+    shape, names, images = (
+        data[key] for key in ("image_shape", "class_names", "train_images")
+    )
+    return RunInfo(name, found, source, shape, names, images, modules)
 
 
 def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
@@ -179,12 +216,58 @@ def newest_folder(base: Path) -> Path:
     return folder
 
 
-def _difference(found: RunInfo, wanted: RunInfo) -> str:
-    there, here = recipes.to_json(found.recipe), recipes.to_json(wanted.recipe)
+def _read(folder: Path) -> dict[str, Any]:
+    """The content of `recipe.json`, with what older ones lack, lists as tuples."""
+    path = folder / "recipe.json"
+    try:
+        fields = json.loads(path.read_text())
+        defaults = {
+            field.name: field.default
+            for field in dataclasses.fields(Recipe)
+            if field.default is not dataclasses.MISSING
+        }
+        data = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in fields["data"].items()
+        }
+        data |= {"train_images": int(data["train_images"])}
+        found = {**defaults, "modules": {}, **fields, "data": data}
+        for key in ("name", "epochs", "dataset", "model"):
+            found[key]
+        for key in ("image_shape", "class_names"):
+            data[key]
+        return found
+    except FileNotFoundError as error:
+        raise RunError(
+            f"no run in {folder}: it has no recipe.json; expected a folder that "
+            "xnor-jax train wrote"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = error if isinstance(error, OSError) else repr(error)
+        raise RunError(
+            f"cannot read {path}: {reason}; restore the file, or train anew"
+        ) from error
+
+
+def _warn_of_changes(folder: Path, modules: Mapping[str, str]) -> None:
+    now = own.digests(f"{name}:" for name in modules)
+    changed = [name for name in now if now[name] != modules[name]]
+    if changed:
+        warnings.warn(
+            f"{' and '.join(changed)} changed since the run in {folder} began",
+            RunWarning,
+            stacklevel=2,
+        )
+
+
+def _difference(found: dict[str, Any], wanted: RunInfo) -> str:
+    here = recipes.to_json(wanted.recipe)
     for field in here:
-        if there[field] != here[field]:
-            return f"its {field} is {there[field]}, not {here[field]}"
+        there = found[field]
+        there = list(there) if isinstance(there, tuple) else there
+        if there != here[field]:
+            return f"its {field} is {there}, not {here[field]}"
     for field in ("image_shape", "class_names", "train_images"):
-        if getattr(found, field) != getattr(wanted, field):
+        if found["data"][field] != getattr(wanted, field):
             return f"its data's {field} are not those of this data set"
     return ""

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
 
-from xnor_jax.data import SOURCES, Dataset
+from xnor_jax.data import Dataset
 from xnor_jax.data.streams import PictureSet
 from xnor_jax.train import feeds, processes, report, step
 from xnor_jax.train.checkpoint import Checkpoints, History
@@ -30,6 +31,8 @@ class Result(NamedTuple):
     folder: Path
     history: History  # one record an epoch
     seconds: float  # of this process
+    trainer: Trainer
+    state: TrainState  # after the last epoch
 
 
 def train(
@@ -157,18 +160,25 @@ def train(
             history,
             report.latent_weights(state, trainer.inner),
         )
-    return Result(folder, history, time.perf_counter() - begin)
+    return Result(folder, history, time.perf_counter() - begin, trainer, state)
 
 
 def create(info: RunInfo) -> tuple[Trainer, TrainState]:
     """Build a run's network and optimizer, and their state before the first step."""
     return step.create(
         info.recipe,
-        SOURCES[info.recipe.dataset],
+        info.source,
         image_shape=info.image_shape,
         classes=len(info.class_names),
         steps_per_epoch=info.steps_per_epoch,
     )
+
+
+def trained_model(trainer: Trainer, state: TrainState) -> nnx.Module:
+    """The network of a state, in evaluation mode."""
+    model = nnx.merge(trainer.graphdef, state.params, state.rest, copy=True)
+    model.eval()
+    return model
 
 
 def restore(

@@ -2,55 +2,91 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
 from xnor_jax.data import SOURCES, Fit
-from xnor_jax.registry import RULES, expected
+from xnor_jax.registry import (
+    MODELS,
+    OPTIMIZERS,
+    RULES,
+    SCHEDULES,
+    SURROGATES,
+    suggestion,
+)
+from xnor_jax.train import own
+from xnor_jax.train.own import RecipeError
 
-
-class RecipeError(ValueError):
-    """A recipe with a field that cannot be."""
+# The fields that take a name of a registry, or a callable of one's own.
+PARTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "dataset": SOURCES,
+        "model": MODELS,
+        "rule": RULES,
+        "surrogate": SURROGATES,
+        "optimizer": OPTIMIZERS,
+        "schedule": SCHEDULES,
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a run's numbers."""
+    """Everything that decides a run's numbers.
 
-    dataset: Literal["digits", "mnist", "fashion", "cifar10", "imagenet", "folder"]
+    A name stands for what is registered under it; on the command line, MODULE:NAME for
+    a callable of one's own.
+    """
+
+    dataset: str | Callable[[], Any]
     """The images: the built-in digits, or a Hugging Face layout, or, of imagenet and
-    folder, class folders; these two stay on disk."""
-    model: Literal["lenet5", "nin", "resnet18"]
-    """The network."""
+    folder, class folders; these two stay on disk. Or a function () -> (train_images,
+    train_labels, test_images, test_labels): uint8 [N, H, W, C] and integers [N]."""
+    model: str | Callable[..., Any]
+    """The network. Or a class or function (*, image_shape, classes, rngs, **options) ->
+    nnx.Module: of the options binary, rule, surrogate, multiplier, input_scale,
+    compute_dtype and backend it is given those that its signature takes."""
     epochs: int
     """Passes over the training images."""
     batch_size: int = 128
     """Images a step; what is left of an epoch waits for the next shuffle."""
     seed: int = 0
-    """Of the initial weights, the order of the images, dropout and augmentation."""
+    """Decides the initial weights, the order of the images, dropout, augmentation."""
     binary: bool = True
     """False trains the float twin: nothing signed, nothing projected."""
-    rule: Literal["corrected", "paper", "exact", "ste"] = "corrected"
-    """The gradient rule of the binary kernels."""
+    rule: str | Callable[[Any, Any], Any] = "corrected"
+    """The gradient rule of the binary kernels. Or a function (kernel, grad) -> grad."""
+    surrogate: str | Callable[[Any, Any], Any] = "ste"
+    """The surrogate gradient of the activations' sign; the temperature of tanh rises
+    from 0.1 to 10 over the training. Or a function (x, grad) -> grad."""
     multiplier: float = 1.0
     """A factor on the rule's gradient."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the operands of the products of signs: in bfloat16, for a GPU's tensor cores,
-    the sums are the same integers, and gradients are rounded on their way back."""
+    """Dtype of the operands of the products of signs. With bfloat16, for a GPU's tensor
+    cores, the sums are the same integers, and gradients are rounded on the way back."""
     input_scale: bool = False
     """Whether to multiply by the paper's input scale K."""
+    optimizer: str | Callable[[Any], Any] = "adam"
+    """The optimizer; the momentum of sgd is 0.9. Or a function (learning_rate:
+    optax.Schedule) -> optax.GradientTransformation, which decays weights itself."""
     learning_rate: float = 0.01
-    """Adam's, at its highest."""
-    schedule: Literal["cosine", "steps"] = "cosine"
-    """Cosine to 0 at the end, or times decay_factor at each of decay_epochs."""
+    """The highest learning rate."""
+    schedule: str | Callable[..., Any] = "cosine"
+    """The learning rate over the training: cosine to 0 at the end, or steps, times
+    decay_factor at each of decay_epochs. Or a function -> optax.Schedule, given by name
+    those of learning_rate, steps_per_epoch and epochs that its signature takes."""
+    warmup_epochs: float = 0.0
+    """Epochs, or a part of one, in which the learning rate rises linearly from 0."""
     decay_epochs: tuple[int, ...] = ()
-    """After which epochs the steps schedule decays."""
+    """The epochs after which the steps schedule decays."""
     decay_factor: float = 0.1
-    """What the steps schedule multiplies by."""
+    """The factor of the steps schedule."""
     weight_decay: float = 1e-5
     """L2 decay."""
     decay: Literal["coupled", "decoupled"] = "coupled"
-    """Added to the gradient before Adam, as the reference does, or to its step."""
+    """Decay added to the gradient, as in the reference, or to the optimizer's step;
+    adamw's is always decoupled."""
     scale_minimum: float = 0.01
     """The smallest affine BatchNorm scale."""
     calibration_batches: int = 0
@@ -61,7 +97,7 @@ class Recipe:
     flip: bool = False
     """Augmentation: mirror half of the training images left to right."""
     image_size: int | None = None
-    """The side that the pictures of imagenet and folder are given."""
+    """The side of the images that the pictures of imagenet and folder become."""
     resize_crop: bool = False
     """Augmentation of these: a random part of 8 to 100 % of each picture, 3/4 to 4/3 as
     wide as high. The test then cuts the centre of pictures whose shorter side is 8/7 of
@@ -136,18 +172,29 @@ PRESETS = MappingProxyType(
 
 
 def get(name: str) -> Recipe:
-    """Return a preset.
+    """Return a preset, or the recipe that MODULE:NAME names.
 
     Raises:
-      RecipeError: If none has that name; the message lists them.
+      RecipeError: If there is none; the message lists the presets.
     """
+    if own.is_reference(name):
+        found = own.find(name)
+        if not isinstance(found, Recipe):
+            kind = type(found).__name__
+            raise RecipeError(f"{name} is a {kind}; expected an xnor_jax.train.Recipe")
+        return found
     if name not in PRESETS:
-        raise RecipeError(f"unknown recipe {name!r}; {expected(name, PRESETS)}")
+        raise RecipeError(
+            f"unknown recipe {name!r}; expected one of {', '.join(PRESETS)}, or "
+            f"MODULE:NAME{suggestion(name, PRESETS)}"
+        )
     return PRESETS[name]
 
 
 def validate(recipe: Recipe) -> Recipe:
     """Return the recipe if every field can be.
+
+    Callables are checked by their signatures; no data are read and no network is built.
 
     Raises:
       RecipeError: For the first field that cannot; the message names it and its range.
@@ -155,13 +202,25 @@ def validate(recipe: Recipe) -> Recipe:
 
     def require(holds: bool, field: str, expected: str) -> None:
         if not holds:
+            got = _plain(getattr(recipe, field))
+            raise RecipeError(f"expected {expected}, got {got!r}", field=field)
+
+    def number(field: str, least: float = -math.inf) -> bool:
+        value = getattr(recipe, field)
+        real = isinstance(value, int | float) and not isinstance(value, bool)
+        return real and math.isfinite(value) and value >= least
+
+    def whole(field: str, least: int) -> bool:
+        return type(getattr(recipe, field)) is int and getattr(recipe, field) >= least
+
+    for field, names in PARTS.items():
+        value = getattr(recipe, field)
+        if not (callable(value) or (isinstance(value, str) and value in names)):
             raise RecipeError(
-                f"{field}: expected {expected}, got {getattr(recipe, field)!r}"
+                f"expected one of {', '.join(names)}, or a callable, got {value!r}"
+                f"{suggestion(str(value), names)}",
+                field=field,
             )
-
-    def finite(field: str) -> bool:
-        return math.isfinite(getattr(recipe, field))
-
     for field, lowest in (
         ("epochs", 1),
         ("batch_size", 2),
@@ -169,27 +228,29 @@ def validate(recipe: Recipe) -> Recipe:
         ("calibration_batches", 0),
         ("shift", 0),
     ):
-        require(getattr(recipe, field) >= lowest, field, f"a whole number ≥ {lowest}")
+        require(whole(field, lowest), field, f"a whole number ≥ {lowest}")
     require(recipe.seed < 2**32, "seed", "a whole number below 2³²")
     for field in ("learning_rate", "multiplier", "decay_factor"):
-        require(finite(field) and getattr(recipe, field) > 0, field, "a number above 0")
-    for field in ("weight_decay", "scale_minimum"):
-        require(finite(field) and getattr(recipe, field) >= 0, field, "a number ≥ 0")
+        positive = number(field) and getattr(recipe, field) > 0
+        require(positive, field, "a number above 0")
+    for field in ("weight_decay", "scale_minimum", "warmup_epochs"):
+        require(number(field, 0), field, "a number ≥ 0")
     rising = all(a < b for a, b in zip((0, *recipe.decay_epochs), recipe.decay_epochs))  # noqa: B905
     require(rising, "decay_epochs", "rising epochs, each at least 1")
     require(
         recipe.schedule == "steps" or not recipe.decay_epochs,
         "decay_epochs",
-        "none with the cosine schedule",
+        f"none with the {_plain(recipe.schedule)} schedule",
     )
-    require(recipe.dataset in SOURCES, "dataset", f"one of {', '.join(SOURCES)}")
-    if SOURCES[recipe.dataset].streamed:
-        size = recipe.image_size
-        require(size is not None and size >= 1, "image_size", "a whole number ≥ 1")
+    first = recipe.decay_epochs[0] if recipe.decay_epochs else recipe.epochs
+    require(recipe.warmup_epochs < first, "warmup_epochs", f"fewer than {first} epochs")
+    source = SOURCES.get(recipe.dataset) if isinstance(recipe.dataset, str) else None
+    if source is not None and source.streamed:
+        require(whole("image_size", 1), "image_size", "a whole number ≥ 1")
     else:
-        own = f"none for {recipe.dataset}, whose images have a size"
-        require(recipe.image_size is None, "image_size", own)
-        require(not recipe.resize_crop, "resize_crop", own)
+        own_size = f"none for {_plain(recipe.dataset)}, whose images have a size"
+        require(recipe.image_size is None, "image_size", own_size)
+        require(not recipe.resize_crop, "resize_crop", own_size)
     require(
         not (recipe.resize_crop and recipe.shift),
         "shift",
@@ -205,29 +266,106 @@ def validate(recipe: Recipe) -> Recipe:
         "compute_dtype",
         "float32 with the float twin, whose products bfloat16 would round",
     )
-    require(recipe.rule in RULES, "rule", f"one of {', '.join(RULES)}")
+    require(recipe.decay in ("coupled", "decoupled"), "decay", "coupled or decoupled")
+    _check_callables(recipe)
     return recipe
 
 
-def to_json(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON's types, tuples as lists."""
+def model_options(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says to its network's constructor, by name."""
+    fields = ["binary", "rule", "multiplier", "input_scale", "compute_dtype"]
+    if recipe.surrogate != "ste":
+        fields.append("surrogate")
+    return {field: getattr(recipe, field) for field in fields}
+
+
+def schedule_options(recipe: Recipe, steps_per_epoch: int) -> dict[str, Any]:
+    """What a schedule of one's own is given, as far as its signature takes it."""
     return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(recipe).items()
+        "learning_rate": recipe.learning_rate,
+        "steps_per_epoch": steps_per_epoch,
+        "epochs": recipe.epochs,
     }
 
 
-def from_json(fields: dict[str, Any]) -> Recipe:
-    """The inverse of `to_json`.
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON's types: tuples as lists, callables as `module:qualname`."""
+    return {
+        field.name: _plain(getattr(recipe, field.name))
+        for field in dataclasses.fields(recipe)
+    }
+
+
+def from_json(fields: dict[str, Any], base: Recipe | None = None) -> Recipe:
+    """The inverse of `to_json`. A field that is missing has its default.
+
+    Args:
+      fields: A JSON object.
+      base: A recipe whose callables are taken where they fit the description, such as
+        lambdas, which cannot be imported.
 
     Raises:
-      RecipeError: If a field is missing or unknown.
+      RecipeError: If a field is unknown, cannot be, or names what cannot be imported.
     """
+
+    def value(name: str, plain: Any) -> Any:
+        if isinstance(plain, list):
+            return tuple(plain)
+        if name in PARTS and isinstance(plain, str) and own.is_reference(plain):
+            given = getattr(base, name, None)
+            if callable(given) and own.describe(given) == plain:
+                return given
+            try:
+                return own.find(plain)
+            except RecipeError as error:
+                raise RecipeError(str(error), field=name) from error
+        return plain
+
     try:
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in fields.items()
-        }
+        values = {name: value(name, plain) for name, plain in fields.items()}
         return validate(Recipe(**values))
     except (TypeError, AttributeError) as error:
         raise RecipeError(f"not a recipe: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if callable(value):
+        return own.describe(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_callables(recipe: Recipe) -> None:
+    def unused(field: str, by: str) -> None:
+        """Refuse a field that would decide nothing."""
+        default = Recipe.__dataclass_fields__[field].default
+        if getattr(recipe, field) != default:
+            got = _plain(getattr(recipe, field))
+            taker = _plain(getattr(recipe, by))
+            raise RecipeError(
+                f"expected {_plain(default)!r} with the {by} {taker}, which takes no "
+                f"{field}, got {got!r}",
+                field=field,
+            )
+
+    if callable(recipe.dataset):
+        own.check_signature("dataset", recipe.dataset)
+    for field, argument in (("rule", "kernel"), ("surrogate", "x")):
+        if callable(getattr(recipe, field)):
+            own.check_signature(field, getattr(recipe, field), argument, "grad")
+    if callable(recipe.optimizer):
+        own.check_signature("optimizer", recipe.optimizer, "learning_rate")
+        for field in ("weight_decay", "decay"):
+            unused(field, by="optimizer")
+    if callable(recipe.schedule):
+        offered = schedule_options(recipe, steps_per_epoch=1)
+        taken = own.arguments("schedule", recipe.schedule, offered)
+        if "learning_rate" not in taken:
+            unused("learning_rate", by="schedule")
+        for field in ("warmup_epochs", "decay_factor"):
+            unused(field, by="schedule")
+    if callable(recipe.model):
+        offered = {"image_shape": (), "classes": 0, "rngs": None, "backend": "auto"}
+        options = model_options(recipe)
+        taken = own.arguments("model", recipe.model, {**offered, **options})
+        for field in options.keys() - taken:
+            unused(field, by="model")

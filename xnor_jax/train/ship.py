@@ -3,12 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 from flax import nnx
 
 from xnor_jax import data
 from xnor_jax.packing import Info, PackedModel, Preprocessing, pack, predict
 from xnor_jax.train import loop
-from xnor_jax.train.folder import RunError, read_info
+from xnor_jax.train.folder import RunError, RunInfo, read_info
 
 
 def pack_run(
@@ -37,13 +38,11 @@ def pack_run(
             "expected a run without --no-binary"
         )
     trainer, state, history = loop.restore(folder, run, best=best)
-    model = nnx.merge(trainer.graphdef, state.params, state.rest)
-    model.eval()
     try:
-        packed = pack(model)
-    except ValueError as error:
+        packed = _pack(loop.trained_model(trainer, state), run.image_shape)
+    except (ValueError, TypeError) as error:
         raise RunError(f"{folder} cannot be packed: {error}") from error
-    source, fit = data.SOURCES[run.recipe.dataset], run.recipe.fit
+    source, fit = run.source, run.recipe.fit
     resize = None if fit is None else fit.resize
     info = Info(
         name=run.name,
@@ -59,3 +58,24 @@ def pack_run(
     accuracy = predict.evaluate(packed, dataset).accuracy
     info = dataclasses.replace(info, test_accuracy=accuracy)
     return dataclasses.replace(packed, info=info)
+
+
+def obstacle(run: RunInfo) -> str | None:
+    """Why the network of a run cannot be packed, or None; found by packing it.
+
+    A registered model can be, and is not tried.
+    """
+    if not run.recipe.binary or not callable(run.recipe.model):
+        return None
+    try:
+        _pack(loop.trained_model(*loop.create(run)), run.image_shape)
+    except (ValueError, TypeError) as error:
+        return str(error).removeprefix("pack: ")
+    return None
+
+
+def _pack(model: nnx.Module, image_shape: tuple[int, ...]) -> PackedModel:
+    if hasattr(model, "image_shape"):
+        return pack(model)
+    noise = np.random.default_rng(0).normal(size=(2, *image_shape))
+    return pack(model, example=noise.astype(np.float32))

@@ -10,12 +10,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from xnor_jax import masks, models, optim, weights
+from xnor_jax import masks, optim, weights
 from xnor_jax.data import BLANK, Augment, Source
 from xnor_jax.data.preprocess import augment, normalize
+from xnor_jax.train import network, own
 from xnor_jax.train.devices import constrain_batch, constrain_replicated, replicate
+from xnor_jax.train.optimizers import make_optimizer, make_schedule
 from xnor_jax.train.pieces import Pieces, make_map
-from xnor_jax.train.recipe import Recipe
+from xnor_jax.train.recipe import PARTS, Recipe
 
 # For what runs once: as `jax_disable_most_optimizations` has it, for one program.
 _IN_A_HURRY: Any = {
@@ -49,6 +51,7 @@ class Trainer(NamedTuple):
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     inner: Any  # bool tree: the kernels that are binary, or would be in the float twin
+    steps: int  # of the whole training
 
 
 def create(
@@ -72,28 +75,29 @@ def create(
 
     Returns:
       The trainer and the initial state, its kernels centred and clamped.
+
+    Raises:
+      RecipeError: If the network cannot be built for such images, or a part of one's
+        own does not do what it should: a step is traced to find out.
     """
-
-    def build() -> nnx.Module:
-        return models.MODELS[recipe.model](
-            image_shape=image_shape,  # type: ignore[arg-type]
-            classes=classes,
-            binary=recipe.binary,
-            rule=recipe.rule,
-            multiplier=recipe.multiplier,
-            input_scale=recipe.input_scale,
-            compute_dtype=recipe.compute_dtype,
-            backend=backend,
-            rngs=nnx.Rngs(recipe.seed),
-        )
-
-    model = nnx.eval_shape(build)
-    inner = masks.inner_kernels(model)
+    build = network.builder(
+        recipe, image_shape=image_shape, classes=classes, backend=backend
+    )
+    model = network.abstract(recipe, build, image_shape, classes)
+    inner = network.binary_kernels(model)
     schedule = make_schedule(recipe, steps_per_epoch)
-    optimizer = make_optimizer(recipe, schedule, inner, masks.norm_scales(model))
-    graphdef = nnx.graphdef(model)
+    links = make_optimizer(recipe, schedule)
+    if recipe.binary:
+        scales, minimum = masks.norm_scales(model), recipe.scale_minimum
+        # The layers carry the gradient rule themselves, so the chain has none.
+        links.append(optim.project(inner, scale_mask=scales, scale_minimum=minimum))
+    links.append(optim.count_sign_flips(inner))
+    optimizer = optax.chain(*links)
+    steps = recipe.epochs * steps_per_epoch
+    trainer = Trainer(
+        recipe, source, nnx.graphdef(model), optimizer, schedule, inner, steps
+    )
 
-    @partial(jax.jit, compiler_options=_IN_A_HURRY)
     def init() -> TrainState:
         _, params, rest = nnx.split(build(), nnx.Param, ...)
         if recipe.binary:
@@ -101,36 +105,30 @@ def create(
         step = jnp.zeros((), jnp.int32)
         return TrainState(params, rest, optimizer.init(params), step)
 
-    return Trainer(recipe, source, graphdef, optimizer, schedule, inner), init()
+    _try_own(trainer, init, image_shape)
+    return trainer, jax.jit(init, compiler_options=_IN_A_HURRY)()
 
 
-def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
-    """The learning rate as a function of the step."""
-    if recipe.schedule == "cosine":
-        steps = recipe.epochs * steps_per_epoch
-        return optax.cosine_decay_schedule(recipe.learning_rate, steps)
-    boundaries = {e * steps_per_epoch: recipe.decay_factor for e in recipe.decay_epochs}
-    return optax.piecewise_constant_schedule(recipe.learning_rate, boundaries)
+def _try_own(
+    trainer: Trainer, init: Callable[[], TrainState], image_shape: tuple[int, ...]
+) -> None:
+    """Trace a step of a recipe with parts of one's own, on no data.
 
-
-def make_optimizer(
-    recipe: Recipe, schedule: optax.Schedule, inner: Any, norm_scales: Any
-) -> optax.GradientTransformation:
-    """Adam on the latent tree, its kernels kept centred and clamped.
-
-    The layers carry the gradient rule themselves, so the chain has none.
+    Raises:
+      RecipeError: If it fails.
     """
-    decay = optax.add_decayed_weights(recipe.weight_decay)
-    links = [optax.scale_by_adam(), optax.scale_by_learning_rate(schedule)]
-    links.insert(0 if recipe.decay == "coupled" else 1, decay)
-    if recipe.binary:
-        links.append(
-            optim.project(
-                inner, scale_mask=norm_scales, scale_minimum=recipe.scale_minimum
-            )
+    recipe = trainer.recipe
+    parts = [getattr(recipe, field) for field in PARTS if field != "dataset"]
+    if not any(map(callable, parts)):
+        return
+    images = jax.ShapeDtypeStruct((recipe.batch_size, *image_shape), jnp.float32)
+    labels = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
+    try:
+        jax.eval_shape(
+            partial(train_step, trainer), jax.eval_shape(init), images, labels
         )
-    links.append(optim.count_sign_flips(inner))
-    return optax.chain(*links)
+    except Exception as error:  # one's own, of any kind
+        raise own.RecipeError(f"a training step fails: {own.reason(error)}") from error
 
 
 def train_step(
@@ -151,6 +149,8 @@ def train_step(
     def loss_fn(params):
         model = nnx.merge(trainer.graphdef, params, state.rest, copy=True)
         model.train()
+        if trainer.recipe.surrogate == "tanh":
+            network.set_temperature(model, state.step / trainer.steps)
         logits = model(images)
         rest = nnx.split(model, nnx.Param, ...)[2]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -7,9 +7,9 @@ import jax
 from flax import nnx
 from rich.table import Table
 
-from xnor_jax import masks, models
-from xnor_jax.data import SOURCES
-from xnor_jax.train.recipe import Recipe
+from xnor_jax import data, masks
+from xnor_jax.train import network
+from xnor_jax.train.recipe import Recipe, to_json
 
 
 def table(name: str, recipe: Recipe) -> Table:
@@ -21,30 +21,27 @@ def table(name: str, recipe: Recipe) -> Table:
 
     Returns:
       A table to print: kernel, shape, weights, filter size n, bits a weight.
+
+    Raises:
+      RecipeError: If the network cannot be built for the data set's images.
+      DataError: If a data set of one's own fails.
     """
-    model = nnx.eval_shape(
-        lambda: models.MODELS[recipe.model](
-            image_shape=(
-                SOURCES[recipe.dataset].image_shape
-                if recipe.image_size is None
-                else (recipe.image_size, recipe.image_size, 3)
-            ),
-            binary=recipe.binary,
-            rngs=nnx.Rngs(0),
-        )
-    )
+    image_shape, classes = _images(recipe)
+    build = network.builder(recipe, image_shape=image_shape, classes=classes)
+    model = network.abstract(recipe, build, image_shape, classes)
     leaves: dict[str, Any] = {
         masks.path_string(path): leaf
         for path, leaf in jax.tree.leaves_with_path(nnx.state(model, nnx.Param))
     }
     inner = {
         masks.path_string(path)
-        for path, on in jax.tree.leaves_with_path(masks.inner_kernels(model))
+        for path, on in jax.tree.leaves_with_path(network.binary_kernels(model))
         if on and recipe.binary
     }
     kernels = ["/".join(map(str, paths[0])) for paths in masks.definition_order(model)]
+    fields = to_json(recipe)
     result = Table(
-        title=f"{name}: {recipe.model}, {recipe.dataset}", title_style="bold"
+        title=f"{name}: {fields['model']}, {fields['dataset']}", title_style="bold"
     )
     for column in ("kernel", "shape", "weights", "n", "bits"):
         justify = "left" if column in ("kernel", "shape") else "right"
@@ -74,3 +71,13 @@ def table(name: str, recipe: Recipe) -> Table:
         f"{(one_bit + 32 * (total - one_bit)) / total:.2f}",
     )
     return result
+
+
+def _images(recipe: Recipe) -> tuple[tuple[int, ...], int]:
+    """The shape of the images, and how many classes; of sets with files a guess."""
+    if callable(recipe.dataset):
+        dataset = data.load(recipe.dataset)
+        return dataset.image_shape, len(dataset.class_names)
+    source = data.SOURCES[recipe.dataset]
+    size = recipe.image_size
+    return source.image_shape or (size, size, len(source.mean)), 10

@@ -1,0 +1,326 @@
+"""Recipes out of a user's own file: in Python and by command."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import io
+import json
+import re
+import shutil
+import sys
+import textwrap
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from commands import finished, refused, said
+from flax import nnx
+from PIL import Image
+from rich.console import Console
+
+import xnor_jax as xnor
+from xnor_jax import data
+from xnor_jax.train import folder as folders
+from xnor_jax.train import network, own, ship
+from xnor_jax.train import recipe as recipes
+from xnor_jax.train.recipe import Recipe, RecipeError
+
+SOURCE = """
+    import jax.numpy as jnp, numpy as np, optax, xnor_jax as xnor
+    from flax import nnx
+
+
+    class Net(xnor.nn.Layered):
+        def __init__(
+            self, *, image_shape, classes, rngs, rule, surrogate, binary=True, width=8
+        ):
+            self.image_shape = image_shape
+            size = image_shape[0] * image_shape[1] * image_shape[2]
+            way = {"rule": rule, "binary": binary}
+            self.dense1 = nnx.Linear(size, width, rngs=rngs)
+            self.block2 = xnor.nn.XnorBlock(width, 12, rngs=rngs, **way)
+            self.dense3 = nnx.Linear(12, classes, rngs=rngs)
+
+        def layers(self):
+            return xnor.nn.Flatten(), self.dense1, self.block2, self.dense3
+
+
+    def images():
+        rng = np.random.default_rng(0)
+        labels = rng.integers(0, 3, 88)
+        pixels = rng.integers(0, 100, (88, 5, 6, 1)) + 70 * labels[:, None, None, None]
+        pixels = pixels.astype(np.uint8)
+        return pixels[:64], labels[:64], pixels[64:], labels[64:]
+
+
+    def rule(kernel, grad):
+        return grad * (1 - jnp.tanh(kernel) ** 2)
+
+
+    def surrogate(x, grad):
+        return grad * jnp.exp(-(x**2))
+
+
+    def schedule(learning_rate, steps_per_epoch, epochs):
+        return optax.linear_schedule(learning_rate, 0.001, steps_per_epoch * epochs)
+
+
+    RECIPE = xnor.train.Recipe(
+        dataset=images,
+        model=Net,
+        rule=rule,
+        surrogate=lambda x, grad: surrogate(x, grad),
+        optimizer=lambda learning_rate: optax.lion(learning_rate, weight_decay=0.0),
+        schedule=schedule,
+        learning_rate=0.01,
+        epochs=2,
+        batch_size=16,
+    )
+    OTHER = 3
+"""
+numbers = iter(range(1000))
+
+
+def metrics(folder):
+    keys = set(folders.METRICS) - {"images_per_second"}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: json.loads(line)[key] for key in keys} for line in lines]
+
+
+def forget(monkeypatch, module):
+    """As a new process would: the next import reads the file again."""
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    importlib.invalidate_caches()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run left alone of a recipe in a file beside it, and the file's module."""
+    folder = tmp_path_factory.mktemp("own")
+    module = f"own_{next(numbers)}"
+    (folder / f"{module}.py").write_text(textwrap.dedent(SOURCE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        patch.chdir(folder)
+        return xnor.train.run(f"{module}:RECIPE", output=folder / "run"), module
+
+
+@pytest.fixture
+def copied(trained, tmp_path, monkeypatch):
+    """The run and its module in the current directory, not imported yet."""
+    run, module = trained
+    shutil.copytree(run.folder, tmp_path / "run")
+    shutil.copy(run.folder.parent / f"{module}.py", tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    forget(monkeypatch, module)
+    return module
+
+
+@pytest.fixture
+def recipe(trained):
+    return sys.modules[trained[1]].RECIPE
+
+
+def test_evaluate_pack_predict_and_summary_by_command(
+    trained, copied, tmp_path, capsys
+):
+    last, name = trained[0].history[-1], f"{copied}:RECIPE"
+    out = finished(capsys, "evaluate", "run")
+    assert out.startswith(f"{name}, epoch 2: 24 test images")
+    assert out.endswith(f"test accuracy {last['test_accuracy']:.2%}\n")
+    out = finished(capsys, "pack", "run", "-o", "own.xnor")
+    assert "1 of 3 binary" in out
+    packed = xnor.load("own.xnor")
+    x = np.random.default_rng(1).normal(size=(7, 5, 6, 1)).astype(np.float32)
+    np.testing.assert_allclose(packed(x), trained[0].model(x), rtol=1e-4, atol=1e-4)
+    Image.fromarray(sys.modules[copied].images()[2][0, :, :, 0]).save("one.png")
+    assert "one.png: " in finished(capsys, "predict", "own.xnor", "one.png")
+    out = finished(capsys, "summary", name)
+    assert f"{copied}:Net" in out and "1 of 3 kernels binary" in out
+
+
+def test_what_is_recorded(trained):
+    run, module = trained
+    fields = json.loads((run.folder / "recipe.json").read_text())
+    assert fields["name"] == f"{module}:RECIPE"
+    assert fields["model"] == f"{module}:Net"
+    assert fields["rule"] == f"{module}:rule"
+    assert fields["surrogate"] == f"{module}:<lambda>"
+    source = (run.folder.parent / f"{module}.py").read_bytes()
+    assert fields["modules"] == {module: hashlib.sha256(source).hexdigest()}
+    info = folders.read_info(run.folder)
+    assert info.recipe == sys.modules[module].RECIPE
+    pixels = sys.modules[module].images()[0] / 255
+    np.testing.assert_allclose(info.source.mean, pixels.mean(), rtol=1e-6)
+    np.testing.assert_allclose(info.source.std, pixels.std(), rtol=1e-6)
+    assert ship.obstacle(info) is None
+    best = max(epoch["test_accuracy"] for epoch in run.history)
+    model = xnor.train.load(run, best=True)
+    x, labels = sys.modules[module].images()[2:]
+    x = data.preprocess.normalize(info.source, jnp.asarray(x))
+    right = model(x).argmax(-1) == labels  # type: ignore[operator]
+    np.testing.assert_allclose(right.mean(), best, rtol=1e-6)
+
+
+def test_seeds_that_are_interrupted_go_on_to_the_numbers_of_runs_left_alone(
+    trained, copied, tmp_path, capsys
+):
+    class Interrupted(Console):
+        def print(self, *objects, **_):
+            if str(objects[0]).startswith("epoch   1"):
+                raise KeyboardInterrupt
+
+    console, output = Interrupted(file=io.StringIO()), tmp_path / "runs"
+    with pytest.raises(KeyboardInterrupt):
+        xnor.train.run_seeds(f"{copied}:RECIPE", (0, 5), output=output, console=console)
+    assert len(metrics(output / "seed0")) == 1
+    line = (f"{copied}:RECIPE", "--output", output, "--seeds", 0, 5)
+    out = finished(capsys, "train", *line, "--resume")
+    assert metrics(output / "seed0") == metrics(trained[0].folder)
+    fields = json.loads((output / "seed5" / "recipe.json").read_text())
+    assert fields["seed"] == 5
+    last = [metrics(output / f"seed{seed}")[-1]["test_accuracy"] for seed in (0, 5)]
+    said_last = f"accuracy {np.mean(last):.2%} ± {np.std(last, ddof=1):.2%}"
+    said_range = f"({min(last):.2%} to {max(last):.2%}) in the last epoch"
+    assert f"{said_last} {said_range}" in out.splitlines()[-1]
+    code, err = refused(capsys, "train", *line, 5)
+    assert code == 2 and "--seeds: expected one seed or more, each once" in err
+
+
+def test_a_module_that_has_changed_is_told_of_and_one_that_is_gone_refused(
+    copied, tmp_path, capsys, monkeypatch
+):
+    file, name = tmp_path / f"{copied}.py", f"{copied}:RECIPE"
+    resume = ("train", name, "--resume", "--output", "run")
+    file.write_text(file.read_text() + "\n# changed\n")
+    for command in (("evaluate", "run"), ("pack", "run", "-o", "own.xnor"), resume):
+        code, _, err = said(capsys, *command)
+        assert code == 0
+        assert err == f"xnor-jax: note: {copied} changed since the run in run began\n"
+    file.write_text(file.read_text().replace("rule=rule,", "rule='ste', epochs=2,", 1))
+    file.write_text(file.read_text().replace("    epochs=2,\n", "", 1))
+    forget(monkeypatch, copied)
+    code, err = refused(capsys, *resume)
+    assert code == 1 and f"its rule is {copied}:rule, not ste" in err
+    file.unlink()
+    forget(monkeypatch, copied)
+    for command in (("evaluate", "run"), ("pack", "run", "-o", "own.xnor")):
+        code, err = refused(capsys, *command)
+        assert code == 1 and f"there is no module {copied} here" in err
+    code, err = refused(capsys, "train", name)
+    assert code == 2 and f"go to the folder that holds {copied}.py" in err
+
+
+def test_a_lambda_that_only_python_knows_is_given_again(
+    trained, copied, tmp_path, capsys
+):
+    path = tmp_path / "run" / "recipe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "mine"}))
+    code, err = refused(capsys, "evaluate", "run")
+    assert code == 1 and f"surrogate: {copied}:<lambda>" in err
+    recipe = recipes.get(f"{copied}:RECIPE")
+    model = xnor.train.load("run", recipe=recipe)
+    x = np.random.default_rng(1).normal(size=(7, 5, 6, 1)).astype(np.float32)
+    np.testing.assert_array_equal(model(x), trained[0].model(x))
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("{}:Nothing", "{}:Nothing: {} has no Nothing"),
+        ("{}:OTHER", "{}:OTHER is a int; expected an xnor_jax.train.Recipe"),
+        ("{}.py:RECIPE", "expected MODULE:NAME, as {}:RECIPE"),
+        ("nowhere:RECIPE", "there is no module nowhere here"),
+        ("{}:", "expected MODULE:NAME"),
+        ("broken:RECIPE", "cannot import broken: ZeroDivisionError.*broken.py, line 2"),
+        ("typo:RECIPE", "cannot import typo: SyntaxError"),
+    ],
+)
+def test_a_reference_that_leads_nowhere_is_one_line(
+    reference, words, copied, tmp_path, capsys
+):
+    (tmp_path / "broken.py").write_text("x = 0\n1 / x\n")
+    (tmp_path / "typo.py").write_text("def\n")
+    code, err = refused(capsys, "train", reference.format(copied))
+    assert code == 2
+    assert re.search(words.replace("{}", copied), err), err
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"input_scale": True}, "input_scale: expected False with the model"),
+        ({"multiplier": 2.0}, "multiplier: expected 1.0 with the model"),
+        ({"rule": lambda kernel: kernel}, "rule: expected a function of"),
+        ({"surrogate": lambda x: x}, "surrogate: expected a function of"),
+        ({"optimizer": lambda: None}, "optimizer: expected a function of"),
+        ({"weight_decay": 0.1}, "weight_decay: expected 1e-05 with the optimizer"),
+        ({"warmup_epochs": 0.5}, "warmup_epochs: expected 0.0 with the schedule"),
+        ({"schedule": lambda steps: steps}, "schedule: .*missing .*'steps'"),
+        ({"dataset": lambda folder: folder}, "dataset: expected a function of"),
+        ({"model": lambda width: width}, "model: .*missing .*'width'"),
+        ({"optimizer": lambda rate: None}, "optimizer: expected an optax"),
+        ({"optimizer": lambda rate: rate / 0}, "optimizer: .* fails: TypeError"),
+        ({"schedule": lambda **_: None}, "schedule: expected an optax.Schedule"),
+        ({"rule": lambda w, g: g.sum()}, "model: .* fails .*rule must return"),
+        ({"rule": lambda w, g: g / nothing}, "NameError.*test_own.py, line"),  # noqa: F821
+        ({"model": lambda **_: 3}, "model: expected an nnx.Module of"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_one_line(fields, words, recipe, tmp_path):
+    recipe = dataclasses.replace(recipe, **fields)
+    with pytest.raises(RecipeError, match=words) as error:
+        xnor.train.run(recipe, output=tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_logits_of_another_shape_are_refused(recipe, tmp_path):
+    def seven(*, image_shape, classes, rngs, rule, surrogate):
+        way = {"rule": rule, "surrogate": surrogate}
+        return recipe.model(image_shape=image_shape, classes=7, rngs=rngs, **way)
+
+    wrong = dataclasses.replace(recipe, model=seven)
+    with pytest.raises(RecipeError, match=r"expected logits of shape \(2, 3\)"):
+        xnor.train.run(wrong, output=tmp_path / "run")
+
+
+def test_descriptions_lead_back_where_they_can(trained, recipe):
+    module = trained[1]
+    net = recipe.model
+    assert own.find(own.describe(net)) is net
+    wide = functools.partial(net, width=16)
+    assert own.describe(wide) == f"{module}:Net(width=16)"
+    assert own.describe(recipe.surrogate) == f"{module}:<lambda>"
+    for text in (own.describe(wide), own.describe(recipe.surrogate)):
+        with pytest.raises(RecipeError, match="expected MODULE:NAME"):
+            own.find(text)
+    by_name = dataclasses.replace(recipe, surrogate="approx", optimizer="sgd")
+    assert (
+        recipes.from_json(json.loads(json.dumps(recipes.to_json(by_name)))) == by_name
+    )
+    assert recipes.from_json(recipes.to_json(recipe), recipe) == recipe
+
+
+@pytest.mark.parametrize(("progress", "t"), [(0.0, 0.1), (0.5, 1.0), (1.0, 10.0)])
+def test_tanh_follows_the_training(progress, t):
+    class Two(nnx.Module):
+        def __init__(self, surrogate, inner=None):
+            self.surrogate = surrogate
+            self.inner = inner
+
+    model = Two("ste", Two("tanh"))
+    network.set_temperature(model, np.float32(progress))
+    assert model.surrogate == "ste"
+    x = np.linspace(-2, 2, 9).astype(np.float32)
+    slope = max(1 / t, 1) * t * (1 - np.tanh(t * x.astype(np.float64)) ** 2)
+    found = model.inner.surrogate(x, np.ones_like(x))
+    np.testing.assert_allclose(found, slope, rtol=1e-5, atol=1e-6)
+
+
+def test_an_image_that_is_too_small_is_one_line(recipe, tmp_path):
+    recipe = Recipe(dataset=recipe.dataset, model="lenet5", epochs=1, batch_size=16)
+    with pytest.raises(RecipeError, match="^model: lenet5 fails for images of 5×6×1"):
+        xnor.train.run(recipe, output=tmp_path / "run")

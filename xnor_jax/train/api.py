@@ -1,0 +1,270 @@
+"""Training from Python: what `xnor-jax train` does, with the model in return."""
+
+import dataclasses
+import re
+import statistics
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax import nnx
+from jax.sharding import Mesh
+from rich.console import Console
+
+from xnor_jax import data
+from xnor_jax.train import folder as folders
+from xnor_jax.train import loop, ship
+from xnor_jax.train import recipe as recipes
+from xnor_jax.train.checkpoint import History
+from xnor_jax.train.devices import make_mesh
+from xnor_jax.train.folder import RunError, RunInfo, RunWarning
+from xnor_jax.train.recipe import Recipe, RecipeError
+
+
+class Run(NamedTuple):
+    """A run that has ended."""
+
+    folder: Path
+    history: History  # one record an epoch, keyed as `metrics.jsonl`
+    model: nnx.Module  # after the last epoch, in evaluation mode
+
+
+def run(
+    recipe: Recipe | str,
+    *,
+    name: str | None = None,
+    output: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    resume: bool = False,
+    devices: int | None = None,
+    workers: int = 0,
+    console: Console | None = None,
+) -> Run:
+    """Train a recipe to its end, as `xnor-jax train` does.
+
+    A KeyboardInterrupt leaves the checkpoints of the epochs that are done.
+
+    Args:
+      recipe: A recipe, a preset's name, or MODULE:NAME.
+      name: The run's name. MODULE:NAME of the recipe lets the commands find parts of
+        one's own that have no name, such as lambdas. None: the name that was given as
+        recipe, or one made of the data set's and the model's.
+      output: The run's folder. None: `runs/NAME`, or the next free `runs/NAME-2`, …;
+        with `resume` the newest of these.
+      data_dir: The data set's folder; None asks the Hugging Face hub.
+      resume: Whether to go on with the run in the folder.
+      devices: How many of JAX's devices share each batch, which they divide; None for
+        one, and in several processes for all.
+      workers: Processes that prepare pictures which stay on disk; 0 for threads.
+      console: Where to print what the command prints; None for nowhere.
+
+    Returns:
+      The folder, the history of all epochs, and the trained model.
+
+    Raises:
+      RecipeError: If the recipe cannot be trained.
+      DataError: If the data set cannot be read.
+      RunError: If the folder is not the run's, cannot be written, or the loss is not
+        finite.
+
+    Examples:
+      >>> import xnor_jax as xnor
+      >>> recipe = xnor.train.Recipe(dataset="digits", model="lenet5", epochs=40)
+      >>> run = xnor.train.run(recipe, output="runs/mine")  # doctest: +SKIP
+      >>> run.history[-1]["test_accuracy"]  # doctest: +SKIP
+      0.9888888597488403
+    """
+    name, recipe = _named(recipe, name)
+    folder = Path(output) if output else default_folder(name, resume=resume)
+    mesh = make_mesh(devices, recipe.batch_size)
+    dataset = data.load(recipe.dataset, data_dir, recipe.fit)
+    given = {"resume": resume, "mesh": mesh, "workers": workers, "console": console}
+    return train(name, recipe, dataset, folder, **given)
+
+
+def run_seeds(
+    recipe: Recipe | str,
+    seeds: Sequence[int],
+    *,
+    name: str | None = None,
+    output: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    resume: bool = False,
+    devices: int | None = None,
+    workers: int = 0,
+    console: Console | None = None,
+) -> tuple[Run, ...]:
+    """Train a recipe once a seed, as `xnor-jax train --seeds` does.
+
+    The runs follow one another: a step keeps all cores of a CPU busy by itself, and
+    each run can be resumed, evaluated and packed.
+
+    Args:
+      recipe: As for `run`; its own seed is left aside.
+      seeds: The seeds, each once.
+      name: As for `run`.
+      output: The folder of the runs' folders, `seed0`, …. None: as for `run`.
+      data_dir: As for `run`.
+      resume: Whether to go on with the runs in the folder; those that are not there yet
+        are begun.
+      devices: As for `run`.
+      workers: As for `run`.
+      console: As for `run`; the mean and the spread are printed at the end.
+
+    Returns:
+      The runs, in the order of the seeds.
+
+    Raises:
+      RecipeError: If the recipe cannot be trained, or a seed comes twice.
+      DataError: As for `run`.
+      RunError: As for `run`.
+    """
+    name, recipe = _named(recipe, name)
+    each = with_seeds(recipe, seeds)
+    folder = Path(output) if output else default_folder(name, resume=resume)
+    mesh = make_mesh(devices, recipe.batch_size)
+    dataset = data.load(recipe.dataset, data_dir, recipe.fit)
+    given = {"resume": resume, "mesh": mesh, "workers": workers, "console": console}
+    return train_each(name, each, dataset, folder, **given)
+
+
+def load(
+    run: Run | str | Path, *, best: bool = False, recipe: Recipe | None = None
+) -> nnx.Module:
+    """The trained model of a run, in evaluation mode.
+
+    Args:
+      run: The run, or its folder.
+      best: Whether to take the epoch of the highest test accuracy; the newest without.
+      recipe: The run's recipe, if it has parts of one's own that cannot be imported.
+
+    Raises:
+      RunError: If there is no such run or checkpoint, it is damaged, or its recipe
+        cannot be imported or is not the one given.
+    """
+    folder = run.folder if isinstance(run, Run) else Path(run)
+    info = folders.read_info(folder, recipe)
+    trainer, state, _ = loop.restore(folder, info, best=best)
+    return loop.trained_model(trainer, state)
+
+
+def default_folder(name: str, *, resume: bool) -> Path:
+    """`runs/NAME` or the next free `runs/NAME-2`, …; to resume, the newest of these."""
+    base = Path("runs") / re.sub(r"[^\w.-]+", "-", name)
+    return folders.newest_folder(base) if resume else folders.free_folder(base)
+
+
+def describe_spread(runs: Sequence[Run]) -> str:
+    """A line on the runs' test accuracies: mean, sample deviation, least and most."""
+
+    def spread(accuracies: list[float]) -> str:
+        mean = statistics.fmean(accuracies)
+        most = f"{min(accuracies):.2%} to {max(accuracies):.2%}"
+        if len(accuracies) == 1:
+            return f"{mean:.2%}"
+        return f"{mean:.2%} ± {statistics.stdev(accuracies):.2%} ({most})"
+
+    last = [one.history[-1]["test_accuracy"] for one in runs]
+    best = [max(epoch["test_accuracy"] for epoch in one.history) for one in runs]
+    return (
+        f"{len(runs)} seeds, mean ± sample standard deviation (least to most): test "
+        f"accuracy {spread(last)} in the last epoch, best {spread(best)}"
+    )
+
+
+def train(
+    name: str,
+    recipe: Recipe,
+    dataset: Any,
+    folder: Path,
+    *,
+    resume: bool,
+    mesh: Mesh | None,
+    workers: int,
+    console: Console | None,
+) -> Run:
+    """`run` with a name, a data set, a folder and a mesh of devices."""
+    console = console or Console(quiet=True)
+    info = RunInfo.of(name, recipe, dataset)
+    if obstacle := ship.obstacle(info):
+        warnings.warn(f"{name} cannot be packed: {obstacle}", RunWarning, stacklevel=2)
+    console.print(
+        f"{name}: {info.train_images:,} training images, {recipe.epochs} epochs of "
+        f"{info.steps_per_epoch} steps, seed {recipe.seed}, in {folder}"
+    )
+    result = loop.train(
+        info,
+        dataset,
+        folder,
+        resume=resume,
+        console=console,
+        mesh=mesh,
+        workers=workers,
+    )
+    console.print(
+        f"done in {result.seconds:.0f} s: {folder}/ holds metrics.jsonl, report.png, "
+        "tensorboard/ and checkpoints/"
+    )
+    # Of equal ones the last, which is the checkpoint that is kept.
+    last, history = result.history[-1], reversed(result.history)
+    best = max(history, key=lambda epoch: epoch["test_accuracy"])
+    console.print(
+        f"test accuracy {last['test_accuracy']:.2%} in the last epoch, "
+        f"{last['epoch']} (best {best['test_accuracy']:.2%} in epoch {best['epoch']})"
+    )
+    model = loop.trained_model(result.trainer, result.state)
+    return Run(folder, result.history, model)
+
+
+def with_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
+    """The recipe once a seed.
+
+    Raises:
+      RecipeError: If there is no seed, one comes twice, or one cannot be.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise RecipeError(
+            f"expected one seed or more, each once, got {list(seeds)}", field="seeds"
+        )
+    return [recipes.validate(dataclasses.replace(recipe, seed=seed)) for seed in seeds]
+
+
+def train_each(
+    name: str,
+    each: Sequence[Recipe],
+    dataset: Any,
+    folder: Path,
+    *,
+    resume: bool,
+    console: Console | None,
+    **given: Any,
+) -> tuple[Run, ...]:
+    """`train` for each of the recipes, which differ in their seeds."""
+    if (folder / "recipe.json").exists():
+        raise RunError(
+            f"{folder} holds a run; give another folder for those of several seeds"
+        )
+    if resume and not folder.exists():
+        raise RunError(f"no runs in {folder} to resume")
+    runs = []
+    for recipe in each:
+        at = folder / f"seed{recipe.seed}"
+        given |= {"resume": resume and at.exists(), "console": console}
+        runs.append(train(name, recipe, dataset, at, **given))
+    if console is not None:
+        console.print(describe_spread(runs))
+    return tuple(runs)
+
+
+def _named(recipe: Recipe | str, name: str | None) -> tuple[str, Recipe]:
+    found = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    recipes.validate(found)
+    if name is None and isinstance(recipe, str):
+        name = recipe
+    if name is None:
+        fields = recipes.to_json(found)
+        name = "-".join(
+            fields[part].rpartition(":")[2] for part in ("dataset", "model")
+        )
+    return name, found

@@ -1,0 +1,131 @@
+"""A recipe's network: built, looked at without numbers, and tried on no data."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from xnor_jax import masks, nn, quantizers
+from xnor_jax.registry import MODELS
+from xnor_jax.train import own
+from xnor_jax.train.own import RecipeError
+from xnor_jax.train.recipe import Recipe, model_options
+
+
+def builder(
+    recipe: Recipe,
+    *,
+    image_shape: tuple[int, ...],
+    classes: int,
+    backend: str = "auto",
+) -> Callable[[], nnx.Module]:
+    """A function that builds the network with its initial weights.
+
+    Args:
+      recipe: What says which network.
+      image_shape: Height, width, channels.
+      classes: How many logits.
+      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+    """
+    model = recipe.model if callable(recipe.model) else MODELS[recipe.model]
+    taken = own.arguments(
+        "model",
+        model,
+        {
+            "image_shape": image_shape,
+            "classes": classes,
+            "rngs": None,
+            "backend": backend,
+            **model_options(recipe),
+        },
+    )
+
+    def build() -> nnx.Module:
+        keys = {"rngs": nnx.Rngs(recipe.seed)} if "rngs" in taken else {}
+        return model(**taken | keys)
+
+    return build
+
+
+def abstract(
+    recipe: Recipe,
+    build: Callable[[], nnx.Module],
+    image_shape: tuple[int, ...],
+    classes: int,
+) -> nnx.Module:
+    """The network as shapes and dtypes.
+
+    Raises:
+      RecipeError: If it cannot be built for such images, or one of one's own does not
+        map them to logits.
+    """
+    sizes = "×".join(map(str, image_shape))
+    with own.errors("model", recipe.model, f"for images of {sizes}"):
+        model = nnx.eval_shape(build)
+    if not callable(recipe.model):
+        return model
+    name = own.describe(recipe.model)
+    if not isinstance(model, nnx.Module):
+        raise RecipeError(
+            f"expected an nnx.Module of {name}, got {type(model).__name__}",
+            field="model",
+        )
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+
+    def logits(images: jax.Array) -> Any:
+        built = build()
+        built.eval()
+        return built(images)  # type: ignore[operator]
+
+    with own.errors("model", recipe.model, f"for images of {sizes}"):
+        out = jax.eval_shape(logits, images)
+    if getattr(out, "shape", None) != (2, classes):
+        got = f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
+        raise RecipeError(
+            f"expected logits of shape (2, {classes}) of {name} for 2 images of "
+            f"{sizes} in {classes} classes, got {got}",
+            field="model",
+        )
+    return model
+
+
+def binary_kernels(model: nnx.Module) -> Any:
+    """The kernels that are binary, or would be in the float twin.
+
+    They are those of the model's binary layers, or, where it has none of this library,
+    its inner kernels.
+
+    Returns:
+      A bool tree of the structure of `nnx.state(model, nnx.Param)`.
+    """
+    layers = {
+        "/".join(map(str, (*path, "kernel")))
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, nn.BinaryConv | nn.BinaryLinear)
+    }
+    if not layers:
+        return masks.inner_kernels(model)
+    params = nnx.state(model, nnx.Param)
+    return masks.mask_by_path(params, lambda path, _: path in layers)
+
+
+def set_temperature(model: nnx.Module, progress: jax.Array) -> None:
+    """Give every surrogate `"tanh"` of a model the temperature of IR-Net's error decay.
+
+    `t = 10^(−1 + 2·progress)`: from 0.1, a wide slope, to 10, almost the sign's own.
+
+    Args:
+      model: Changed in place.
+      progress: The part of the training that is done, in [0, 1]; it may be traced.
+
+    References:
+      Qin et al., Forward and Backward Information Retention for Accurate Binary Neural
+      Networks, 2020, §3.3.
+    """
+    surrogate = partial(quantizers.tanh, temperature=10 ** (2 * progress - 1))
+    for _, module in nnx.iter_modules(model):
+        if getattr(module, "surrogate", None) == "tanh":
+            module.surrogate = surrogate

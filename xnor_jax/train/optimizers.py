@@ -1,0 +1,101 @@
+"""A recipe's optimizer and learning rate, by name or of one's own."""
+
+from typing import Any
+
+import optax
+
+from xnor_jax.registry import OPTIMIZERS, SCHEDULES
+from xnor_jax.train import own
+from xnor_jax.train.own import RecipeError
+from xnor_jax.train.recipe import Recipe, schedule_options
+
+Links = list[optax.GradientTransformation]
+
+
+def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> Links:
+    """The links of a recipe's optimizer, to be chained.
+
+    Raises:
+      RecipeError: If a function of one's own returns something else.
+    """
+    if not callable(recipe.optimizer):
+        return OPTIMIZERS[recipe.optimizer](recipe, schedule)
+    with own.errors("optimizer", recipe.optimizer):
+        made = recipe.optimizer(schedule)
+    if not (hasattr(made, "init") and hasattr(made, "update")):
+        raise RecipeError(
+            f"expected an optax.GradientTransformation of "
+            f"{own.describe(recipe.optimizer)}, got {type(made).__name__}",
+            field="optimizer",
+        )
+    return [made]
+
+
+def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate as a function of the step, after a linear warm-up.
+
+    Raises:
+      RecipeError: If a function of one's own returns something else.
+    """
+    if not callable(recipe.schedule):
+        warmup = round(recipe.warmup_epochs * steps_per_epoch)
+        after = SCHEDULES[recipe.schedule](recipe, steps_per_epoch, warmup)
+        if not warmup:
+            return after
+        rise = optax.linear_schedule(0.0, recipe.learning_rate, warmup)
+        return optax.join_schedules([rise, after], [warmup])
+    options = schedule_options(recipe, steps_per_epoch)
+    with own.errors("schedule", recipe.schedule):
+        made: Any = recipe.schedule(
+            **own.arguments("schedule", recipe.schedule, options)
+        )
+    if not callable(made):
+        raise RecipeError(
+            f"expected an optax.Schedule of {own.describe(recipe.schedule)}, got "
+            f"{type(made).__name__}",
+            field="schedule",
+        )
+    return made
+
+
+def adam(recipe: Recipe, schedule: optax.Schedule) -> Links:
+    """Adam, with coupled or decoupled decay."""
+    return _links(recipe, schedule, optax.scale_by_adam())
+
+
+def adamw(recipe: Recipe, schedule: optax.Schedule) -> Links:
+    """Adam with decoupled decay."""
+    return _links(recipe, schedule, optax.scale_by_adam(), coupled=False)
+
+
+def sgd(recipe: Recipe, schedule: optax.Schedule) -> Links:
+    """Gradient descent with momentum 0.9, with coupled or decoupled decay."""
+    return _links(recipe, schedule, optax.trace(0.9))
+
+
+def cosine(recipe: Recipe, steps_per_epoch: int, warmup: int) -> optax.Schedule:
+    """From the highest rate to 0 at the end, from step `warmup` on."""
+    steps = max(recipe.epochs * steps_per_epoch - warmup, 1)
+    return optax.cosine_decay_schedule(recipe.learning_rate, steps)
+
+
+def steps(recipe: Recipe, steps_per_epoch: int, warmup: int) -> optax.Schedule:
+    """Times `decay_factor` at the end of each of `decay_epochs`, from `warmup` on."""
+    boundaries = {
+        epoch * steps_per_epoch - warmup: recipe.decay_factor
+        for epoch in recipe.decay_epochs
+    }
+    return optax.piecewise_constant_schedule(recipe.learning_rate, boundaries)
+
+
+def _links(
+    recipe: Recipe,
+    schedule: optax.Schedule,
+    scaling: optax.GradientTransformation,
+    *,
+    coupled: bool | None = None,
+) -> Links:
+    coupled = recipe.decay == "coupled" if coupled is None else coupled
+    links = [scaling, optax.scale_by_learning_rate(schedule)]
+    links.insert(0 if coupled else 1, optax.add_decayed_weights(recipe.weight_decay))
+    return links

@@ -1,0 +1,237 @@
+"""Parts of one's own in a recipe: MODULE:NAME, callables, and what their source is."""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be trained.
+
+    Args:
+      message: What is wrong, and what would be right.
+      field: The field that it is about.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None):
+        super().__init__(message if field is None else f"{field}: {message}")
+
+
+def is_reference(text: str) -> bool:
+    """Whether a name has the form MODULE:NAME."""
+    return ":" in text
+
+
+def find(reference: str) -> Any:
+    """Import what MODULE:NAME names; the current directory is searched first.
+
+    Args:
+      reference: Such as `"my_net:RECIPE"`; both parts may have dots.
+
+    Raises:
+      RecipeError: If the module cannot be imported, or has no such name.
+    """
+    name, _, path = reference.partition(":")
+    if name.endswith(".py"):
+        module = name.removesuffix(".py").replace("/", ".")
+        raise RecipeError(f"{reference}: expected MODULE:NAME, as {module}:{path}")
+    if not all(word.isidentifier() for word in re.split("[.:]", reference)):
+        raise RecipeError(
+            f"{reference}: expected MODULE:NAME of something that can be imported, "
+            "such as my_net:RECIPE"
+        )
+    module = _import(name, reference)
+    try:
+        return functools.reduce(getattr, path.split("."), module)
+    except AttributeError as error:
+        if name == "__main__":
+            raise RecipeError(
+                f"{reference} belongs to a script or session, and cannot be imported; "
+                "define it in a module, or give xnor_jax.train.load the recipe"
+            ) from error
+        raise RecipeError(f"{reference}: {name} has no {path}") from error
+
+
+def describe(function: Callable[..., Any]) -> str:
+    """A callable as `module:qualname`, which `find` imports where that is possible.
+
+    What is no attribute of a module (a lambda, a partial, an instance) gets a
+    description that `find` refuses.
+    """
+    if isinstance(function, functools.partial):
+        words = [*map(_word, function.args)]
+        words += [f"{key}={_word(value)}" for key, value in function.keywords.items()]
+        return f"{describe(function.func)}({', '.join(words)})"
+    named: Any = function if hasattr(function, "__qualname__") else type(function)
+    module, path = named.__module__, named.__qualname__
+    text = f"{module}:{path}"
+    try:
+        same = functools.reduce(getattr, path.split("."), sys.modules[module])
+    except (AttributeError, KeyError):
+        same = None
+    # A lambda's and a nested function's path says so itself.
+    return text if same == function or "<" in path else f"{text}(…)"
+
+
+def digests(references: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of each module's source file, by the module's name.
+
+    Args:
+      references: `"module:…"`; modules that are not loaded, or have no file, are left
+        out.
+    """
+    found = {}
+    for reference in references:
+        name = reference.partition(":")[0]
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is not None and Path(file).is_file():
+            found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return found
+
+
+def arguments(
+    field: str, function: Callable[..., Any], offered: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Those of the offered keyword arguments that a callable's signature takes.
+
+    Raises:
+      RecipeError: If it needs an argument that is not offered.
+    """
+    signature = _signature(function)
+    if signature is None:
+        return dict(offered)
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        taken = dict(offered)
+    else:
+        by_name = (
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.KEYWORD_ONLY,
+        )
+        taken = {
+            name: offered[name]
+            for name, parameter in signature.parameters.items()
+            if parameter.kind in by_name and name in offered
+        }
+    try:
+        signature.bind(**taken)
+    except TypeError as error:
+        raise RecipeError(
+            f"{describe(function)}: {error}; it is called with those of "
+            f"{', '.join(offered)} that it takes, by name",
+            field=field,
+        ) from error
+    return taken
+
+
+def check_signature(field: str, function: Callable[..., Any], *names: str) -> None:
+    """See that a callable takes these positional arguments.
+
+    Raises:
+      RecipeError: If it does not.
+    """
+    signature = _signature(function)
+    if signature is None:
+        return
+    try:
+        signature.bind(*names)
+    except TypeError as error:
+        raise RecipeError(
+            f"expected a function of ({', '.join(names)}), got {describe(function)}: "
+            f"{error}",
+            field=field,
+        ) from error
+
+
+@contextlib.contextmanager
+def errors(field: str, part: Any, more: str = "") -> Iterator[None]:
+    """Turn what a recipe's part raises into a RecipeError of one line.
+
+    Args:
+      field: The part's field.
+      part: A name, of which a ValueError and a TypeError are turned; or a callable of
+        one's own, of which everything is.
+      more: What it was tried on.
+
+    Raises:
+      RecipeError: From what the part raised.
+    """
+    try:
+        yield
+    except RecipeError:
+        raise
+    except Exception as error:
+        if not callable(part) and not isinstance(error, ValueError | TypeError):
+            raise
+        name = describe(part) if callable(part) else part
+        said = reason(error) if callable(part) else str(error).strip().splitlines()[0]
+        where = f" {more}" if more else ""
+        raise RecipeError(f"{name} fails{where}: {said}", field=field) from error
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in a line: the error, and where in the user's own files."""
+    lines = str(error).strip().splitlines()
+    said = lines[0][:300] if lines else ""
+    kind = type(error).__name__
+    said = f"{kind}: {said}" if said else kind
+    if isinstance(error, SyntaxError):
+        return f"{said} in {error.filename}" if "line" in said else said
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if _is_users(frame.filename)
+    ]
+    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return said + where
+
+
+def _import(name: str, reference: str) -> Any:
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise RecipeError(f"cannot import {name}: {reason(error)}") from error
+        raise RecipeError(
+            f"{reference}: there is no module {error.name} here or among the installed "
+            f"ones; go to the folder that holds {name.partition('.')[0]}.py"
+        ) from error
+    except Exception as error:  # the module's own, of any kind
+        raise RecipeError(f"cannot import {name}: {reason(error)}") from error
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    """None where Python knows none, as for some built-ins."""
+    # A metaclass, such as that of nnx.Module, hides a class's own parameters.
+    bound = functools.partial(function.__init__, None)
+    called = bound if isinstance(function, type) else function
+    try:
+        return inspect.signature(called)
+    except (TypeError, ValueError):
+        return None
+
+
+def _is_users(file: str) -> bool:
+    library = Path(__file__).parents[1]
+    path = Path(file)
+    return (
+        path.is_file()
+        and library not in path.parents
+        and "site-packages" not in path.parts
+        and Path(os.__file__).parent not in path.parents
+    )
+
+
+def _word(value: Any) -> str:
+    return describe(value) if callable(value) else repr(value)

@@ -115,7 +115,9 @@ def test_a_killed_run_resumes_to_exactly_the_same_numbers(alone, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_ctrl_c_is_heard_at_once_and_leaves_a_run_to_resume(tmp_path, number):
     folder = tmp_path / "run"
     # A shell's background jobs are started deaf to it, and their children with them.

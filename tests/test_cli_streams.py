@@ -15,6 +15,7 @@ from commands import finished, refused
 from PIL import Image
 
 import xnor_jax as xnor
+from xnor_jax import registry
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -46,6 +47,24 @@ def test_a_folder_is_trained_on_evaluated_packed_and_asked(place, tmp_path, caps
     names = [re.fullmatch(r".*: (\w+) [\d.]+%", line)[1] for line in lines]
     right = sum(n == p.parent.name for n, p in zip(names, paths, strict=True))
     assert right / len(paths) == pytest.approx(last["test_accuracy"])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(name, marks=[] if name == "lenet5" else [pytest.mark.slow])
+        for name in registry.MODELS
+    ],
+)
+def test_every_model_trains_a_step_and_packs(model, place, tmp_path, capsys):
+    run, file = tmp_path / "run", tmp_path / "net.safetensors"
+    small = ("--model", model, "--image-size", 32, "--batch-size", 20, "--epochs", 1)
+    train = ("train", "folder-nin", *small, "--data-dir", place, "--output", run)
+    finished(capsys, *train)
+    finished(capsys, "pack", run, "-o", file, "--data-dir", place)
+    packed = xnor.load(file)
+    kinds = {row.kind for row in packed.report.rows}
+    assert kinds == {"real", "binary"}
 
 
 def test_a_wrong_word_or_picture_is_one_line(place, tmp_path, capsys):

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from xnor_jax._kernel import check_kernel
 from xnor_jax.geometry import Geometry, Padding, conv_geometry, positive
 from xnor_jax.ops import _inference, backends
+from xnor_jax.ops._mesh import over_images
 
 
 def binary_conv(
@@ -114,6 +115,7 @@ def check_channels(where: str, x: jax.Array, kernel: jax.Array, groups: int) -> 
     return groups
 
 
+@over_images
 @partial(jax.jit, static_argnames=("geometry", "groups", "backend"))
 def _binary_conv(x, kernel, *, geometry: Geometry, groups: int, backend: str):
     x, kernel = _inference.no_gradient("binary_conv", (x, kernel))

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 from xnor_jax._kernel import check_kernel
 from xnor_jax.geometry import DENSE
 from xnor_jax.ops import _inference, backends
+from xnor_jax.ops._mesh import over_images
 
 
 def binary_matmul(a: ArrayLike, b: ArrayLike, *, backend: str = "auto") -> jax.Array:
@@ -50,6 +51,7 @@ def binary_matmul(a: ArrayLike, b: ArrayLike, *, backend: str = "auto") -> jax.A
     return _binary_matmul(a, b, backend=backend)
 
 
+@over_images
 @partial(jax.jit, static_argnames=("backend",))
 def _binary_matmul(a, b, *, backend: str) -> jax.Array:
     a, b = _inference.no_gradient("binary_matmul", (a, b))

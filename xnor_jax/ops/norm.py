@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from xnor_jax.ops import backends, cpu
+from xnor_jax.ops._mesh import over_images
 
 
+@partial(over_images, whole=2)
 def batch_norm(
     x: jax.Array,
     scale: jax.Array | None = None,

@@ -17,6 +17,7 @@ from xnor_jax.geometry import (
     positive,
 )
 from xnor_jax.ops import _inference, backends
+from xnor_jax.ops._mesh import over_images
 from xnor_jax.ops.bits import WORD, Bits, check_words, words_for
 from xnor_jax.ops.conv import check_channels
 from xnor_jax.ops.epilogue import Epilogue, Threshold, check_epilogue
@@ -357,11 +358,13 @@ def regroup(words: jax.Array, size: int, groups: int) -> jax.Array:
     return ((words[..., low] >> shift) | above) & mask
 
 
+@over_images
 @partial(jax.jit, static_argnames=("backend",))
 def _sign_bits(x, *, backend: str) -> jax.Array:
     return backends.pack(backend, _inference.no_gradient("sign_bits", x))
 
 
+@over_images
 @partial(jax.jit, static_argnames=("geometry", "backend"))
 def _packed_conv(x, kernel, epilogue, *, geometry: Geometry, backend: str) -> jax.Array:
     epilogue = _inference.no_gradient("packed_conv", epilogue)
@@ -369,6 +372,7 @@ def _packed_conv(x, kernel, epilogue, *, geometry: Geometry, backend: str) -> ja
     return backends.conv_words(backend, words, kernel, epilogue, geometry)
 
 
+@over_images
 @partial(jax.jit, static_argnames=("backend",))
 def _packed_matmul(x, kernel, epilogue, *, backend: str) -> jax.Array:
     epilogue = _inference.no_gradient("packed_matmul", epilogue)
@@ -377,12 +381,14 @@ def _packed_matmul(x, kernel, epilogue, *, backend: str) -> jax.Array:
     return y.reshape(*x.words.shape[:-1], y.shape[-1])
 
 
+@over_images
 @partial(jax.jit, static_argnames=("geometry", "groups", "backend"))
 def _real_conv(x, kernel, epilogue, *, geometry: Geometry, groups: int, backend: str):
     x, kernel, epilogue = _inference.no_gradient("real_conv", (x, kernel, epilogue))
     return backends.real_conv(backend, x, kernel, epilogue, geometry, groups)
 
 
+@over_images
 @partial(jax.jit, static_argnames=("geometry",))
 def _pool_bits(words, flip, *, geometry: Geometry) -> jax.Array:
     identity = jnp.uint32(0xFFFFFFFF)
@@ -394,6 +400,7 @@ def _pool_bits(words, flip, *, geometry: Geometry) -> jax.Array:
     return y ^ flip
 
 
+@over_images
 @partial(jax.jit, static_argnames=("geometry", "backend"))
 def _sum_pool_bits(x, threshold, *, geometry: Geometry, backend: str) -> jax.Array:
     x, threshold = _inference.no_gradient("sum_pool_bits", (x, threshold))

@@ -23,6 +23,7 @@ from xnor_jax import convolution
 from xnor_jax._kernel import scale, sign, wide_dtype
 from xnor_jax.geometry import DENSE, Geometry, Padding, conv_geometry
 from xnor_jax.ops import backends, cpu, narrow
+from xnor_jax.ops._mesh import over_images
 from xnor_jax.ops.bits import WORD, unpack_negative, words_for
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Sums
@@ -31,6 +32,7 @@ from xnor_jax.ops.kernel import pack_kernel
 from xnor_jax.quantizers import sign_ste
 
 
+@over_images
 def conv(
     x: jax.Array,
     kernel: jax.Array,
@@ -136,6 +138,7 @@ def conv_general_dilated(
     )
 
 
+@over_images
 def binary_product(
     x: jax.Array,
     kernel: jax.Array,

@@ -1,5 +1,9 @@
 """Loops that are cut by a clock, here one that the test sets."""
 
+import signal
+import threading
+import time
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,22 @@ def total(carry, start, stop, terms):
     return jax.lax.fori_loop(start, stop, lambda at, sum: sum + terms[at], carry)
 
 
+class jitted:
+    """A function in Python in the place of a jitted one: nothing to compile."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+    def lower(self, *_):
+        return self
+
+    def compile(self):
+        pass
+
+
 @pytest.mark.parametrize(
     ("seconds_a_step", "expected"),
     [
@@ -26,6 +46,7 @@ def total(carry, start, stop, terms):
 def test_a_piece_is_as_long_as_it_may_take(monkeypatch, seconds_a_step, expected):
     clock, ends, sizes = [0.0], [], []
 
+    @jitted
     def program(carry, start, stop, terms):
         clock[0] += seconds_a_step * (stop - start)
         sizes.append(stop - start)
@@ -41,6 +62,7 @@ def test_a_piece_is_as_long_as_it_may_take(monkeypatch, seconds_a_step, expected
 def test_pieces_become_shorter_on_a_machine_that_becomes_slower(monkeypatch):
     clock, sizes = [0.0], []
 
+    @jitted
     def program(carry, start, stop):
         sizes.append(stop - start)
         clock[0] += sizes[-1] * (0.1 if start < 50 else 1.0)
@@ -61,3 +83,41 @@ def test_a_map_in_pieces_is_a_map():
     for _ in range(2):
         chex.assert_trees_all_equal(run(7, terms), expected)
     assert run(0, terms)["sum"].shape == (0,)
+
+
+def test_a_signal_is_heard_during_a_compilation():
+    compiling = threading.Event()
+
+    class Slow(jitted):
+        def compile(self):
+            compiling.set()
+            time.sleep(600)
+
+    def interrupt():
+        compiling.wait()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    run = pieces.heard_while_compiling(Slow(lambda: None))
+    threading.Thread(target=interrupt, daemon=True).start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert time.monotonic() - begin < 10
+
+
+def test_an_error_of_a_compilation_is_raised():
+    class Broken(jitted):
+        def compile(self):
+            raise ValueError("no such target")
+
+    with pytest.raises(ValueError, match="no such target"):
+        pieces.heard_while_compiling(Broken(lambda: None))()
+
+
+def test_what_was_compiled_aside_is_not_compiled_again(compilations):
+    run = pieces.heard_while_compiling(jax.jit(lambda x: x * 3 + 1))
+    x = jnp.ones(3)
+    before = compilations()
+    np.testing.assert_array_equal(run(x), 4 * np.ones(3))
+    np.testing.assert_array_equal(run(x), 4 * np.ones(3))
+    assert compilations() == before + 1

@@ -5,6 +5,7 @@ one line on standard error. What a command needs is imported when it runs: this 
 needs the standard library alone, and is there before Ctrl-C can come.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -44,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     line = "interrupted"
     if arguments[:1] == ["train"]:
         line += "; go on with --resume"
-    status, before = 0, None
+    status, before, interrupted = 0, None, False
     try:
         before = signal.getsignal(signal.SIGINT)
         if before is signal.default_int_handler:
@@ -54,6 +55,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
+        interrupted = True
         status = _fail(line, 1)
     except BrokenPipeError:
         # The reader of the output has gone; so has the place to say anything.
@@ -66,17 +68,25 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         status = _fail(_message(error), found)
     finally:
         signal.signal(signal.SIGINT, before)
+    if interrupted:
+        # A plain exit would wait for what XLA still compiles or computes; what workers
+        # shared with this process is given back before.
+        gc.collect()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        os._exit(status)
     sys.exit(status)
 
 
 def hear_interrupts() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt from here on, for what has to be cleaned up.
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt, for what has to be cleaned up.
 
-    Until then it ends the process at once: modules of other libraries swallow the
+    Until then Ctrl-C ends the process at once: modules of other libraries swallow the
     exception while they are imported, or crash.
     """
     if callable(signal.getsignal(signal.SIGINT)):  # and is not ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _exit_at_once(line: str) -> NoReturn:

@@ -1,7 +1,7 @@
 """The commands on recipes: train and summary."""
 
+import contextlib
 import dataclasses
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -63,8 +63,6 @@ def train(args: list[str]) -> None:
 
         return with_defaults
 
-    # What a batch system or a container sends to end a run is heard as Ctrl-C is.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     name, recipe, options = _parse("train", arguments, args)
     from xnor_jax.train import processes, supervisor
 
@@ -74,9 +72,8 @@ def train(args: list[str]) -> None:
         if cluster.named and not supervisor.is_worker():
             hear_interrupts()
             sys.exit(supervisor.supervise(["train", *args], cluster))
-        if cluster.named:
-            supervisor.be_worker()
-        with processes.joined(cluster):
+        worker = supervisor.worker if cluster.named else contextlib.nullcontext
+        with worker(), processes.joined(cluster):
             _train_here(name, recipe, options)
     except OptionError as error:
         raise UsageError(error) from error

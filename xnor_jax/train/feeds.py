@@ -16,6 +16,7 @@ from xnor_jax.data.streams import PictureSet, Shard, deafen, grain, reading
 from xnor_jax.train import step
 from xnor_jax.train.devices import put_batch, replicate
 from xnor_jax.train.folder import RunError
+from xnor_jax.train.pieces import heard_while_compiling
 from xnor_jax.train.step import Metrics, Trainer, TrainState
 
 OnSteps = Callable[[int, Metrics], None]  # steps of the epoch so far, their means
@@ -173,7 +174,8 @@ class Streamed:
         ahead = epoch.repeat(recipe.epochs)[done * len(epoch) :]
         self._batches = Ahead(ahead, mesh=mesh, workers=workers)
         self._on_steps = on_steps
-        self._train_batch = step.make_train_batch(trainer, mesh=mesh)
+        train_batch = step.make_train_batch(trainer, mesh=mesh)
+        self._train_batch = heard_while_compiling(train_batch)
         self._statistics = step.make_batch_statistics(trainer, mesh=mesh)
         self._evaluate = step.make_evaluate_batch(trainer, mesh=mesh)
         self._mesh = mesh

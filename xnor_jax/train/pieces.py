@@ -4,8 +4,10 @@ The first and last step of a piece are arguments of one compiled program, so how
 is cut changes no number and compiles nothing anew.
 """
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,6 +24,39 @@ SECONDS = 1.0
 """How long a piece may take, where a single step does not take longer."""
 
 
+def heard_while_compiling(program: Callable[..., T]) -> Callable[..., T]:
+    """The jitted `program`, whose first compilation does not keep signals waiting.
+
+    XLA compiles in another thread, while this one is in Python. Who is interrupted then
+    has to leave by `os._exit`: the compilation cannot be stopped.
+    """
+    compiled = False
+
+    def call(*args):
+        nonlocal compiled
+        if not compiled:
+            _in_a_thread(program.lower(*args).compile)  # type: ignore[attr-defined]
+            compiled = True
+        return program(*args)
+
+    return call
+
+
+def _in_a_thread(function: Callable[[], Any]) -> None:
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, daemon=True).start()
+    done.result()
+
+
 class Pieces:
     """Runs a loop piece by piece; their length follows from how long they take.
 
@@ -31,7 +66,7 @@ class Pieces:
     """
 
     def __init__(self, program: Callable[..., Any]):
-        self._program = program
+        self._program = heard_while_compiling(program)
         self._steps = 1
 
     def __call__(

@@ -6,9 +6,8 @@ and read by all.
 """
 
 import contextlib
-import re
+import ipaddress
 import socket
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,26 +24,6 @@ from xnor_jax.train.folder import RunError
 HEARTBEAT_SECONDS = 20
 
 
-def check_port(cluster: Cluster) -> None:
-    """See that process 0 can listen; JAX's coordinator crashes where it cannot.
-
-    Raises:
-      RunError: If something else has the port.
-    """
-    if cluster.coordinator is None or cluster.process_id != 0:
-        return
-    port = int(cluster.coordinator.rpartition(":")[2])
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise RunError(
-                f"--coordinator: cannot listen at port {port}: {error.strerror}; give "
-                "all processes another one"
-            ) from error
-
-
 @contextlib.contextmanager
 def joined(cluster: Cluster) -> Iterator[None]:
     """Be one of the cluster's processes; all of them leave together.
@@ -54,7 +33,7 @@ def joined(cluster: Cluster) -> Iterator[None]:
 
     Raises:
       OptionError: If JAX is asked to find the cluster, and finds none.
-      RunError: If the processes do not come together, or another one is lost later.
+      RunError: If a computation over all processes fails: another one is lost.
     """
     if not cluster.named:
         yield
@@ -63,12 +42,8 @@ def joined(cluster: Cluster) -> Iterator[None]:
     try:
         yield
         multihost_utils.sync_global_devices("the run is done")
-    except Exception as error:
-        reason = _broken_transfer(error)
-        if reason is None:
-            raise
-        # JAX's heartbeats find out which process is gone, and end this one with it.
-        time.sleep(HEARTBEAT_SECONDS + 10)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise RunError(_lost(cluster, reason)) from error
 
 
@@ -172,22 +147,19 @@ def _join(cluster: Cluster) -> None:
 def _lost(cluster: Cluster, reason: str) -> str:
     """One line for processes that do not reach each other, or no longer do."""
     line = f"the processes lost each other ({reason}); "
-    here = re.match(r"(localhost|127\.[\d.]+|\[::1\]):", cluster.coordinator or "")
+    coordinator = (cluster.coordinator or "").rpartition(":")[0]
     # A process gives the others the address that its own host's name stands for.
-    loopback = re.search(r"remote=\[(127\.[\d.]+|::1)\]", reason)
-    if loopback and not here:
+    if not _is_loopback(coordinator) and _is_loopback(name := socket.gethostname()):
         line += (
-            f"if they are on several hosts, one's name stands for {loopback[1]} there: "
-            "give it its own address in /etc/hosts; "
+            f"if they are on several hosts, give {name} its own address in /etc/hosts: "
+            "its name stands for the host itself there; "
         )
     return line + "start all of them again with --resume"
 
 
-def _broken_transfer(error: BaseException | None) -> str | None:
-    """What the network said, where it is behind an error."""
-    while error is not None:
-        words = "" if isinstance(error, RunError) else str(error)
-        if re.search("Gloo|NCCL|RCCL|coordination|[Bb]arrier", words):
-            return words.strip().splitlines()[0][:300]
-        error = error.__cause__ or error.__context__
-    return None
+def _is_loopback(host: str) -> bool:
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), None)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)

@@ -146,8 +146,7 @@ def test_no_worker_outlives_its_run(place, tmp_path, number):
 
 
 def test_a_sideways_photograph_is_predicted_upright(tmp_path):
-    from xnor_jax.data import Fit
-    from xnor_jax.packing import images
+    from xnor_jax.data import Fit, images
 
     upright = folders.draw(1, (20, 28))
     upright.save(tmp_path / "a.png")

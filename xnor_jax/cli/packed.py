@@ -40,8 +40,8 @@ def predict(
     import numpy as np
 
     from xnor_jax.data import DataError
-    from xnor_jax.packing import images as pictures
-    from xnor_jax.packing import predict as prediction
+    from xnor_jax.data import images as pictures
+    from xnor_jax.train import predict as prediction
 
     packed = load(file)
     fit = prediction.fit(packed)

@@ -67,7 +67,7 @@ def _evaluate_run(run: Path, data_dir: Path | None, *, best: bool) -> None:
 
 def _evaluate_packed(file: Path, data_dir: Path | None) -> None:
     from xnor_jax import data
-    from xnor_jax.packing import predict
+    from xnor_jax.train import predict
 
     packed = load(file)
     name, fit = predict.dataset_name(packed.info), predict.fit(packed)

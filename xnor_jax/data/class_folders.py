@@ -74,13 +74,13 @@ def open_folders(folder: Path, test: Sequence[str]) -> RowSet | None:
         train, validation = _classes(folder / "train"), _classes(folder / held_out)
         names = sorted(train)
         _check_classes(folder, held_out, train, validation)
-        parts = [_files(split, names) for split in (train, validation)]
-        _check_disjoint(*parts)
+        rows, held_out_rows = _files(train, names), _files(validation, names)
+        _check_disjoint(rows, held_out_rows)
     except OSError as error:
         raise DataError(
             f"cannot read {error.filename or folder}: {error.strerror or error}"
         ) from error
-    return RowSet(str(folder), *parts, tuple(names))
+    return RowSet(str(folder), rows, held_out_rows, tuple(names))
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from xnor_jax.data.sets import Augment, Source
+from xnor_jax.packing import Preprocessing
 
 
 def normalize(source: Source, images: jax.Array) -> jax.Array:
@@ -16,8 +17,7 @@ def normalize(source: Source, images: jax.Array) -> jax.Array:
     Returns:
       `(images / 255 − mean) / std`, float32 of the same shape.
     """
-    mean, std = jnp.asarray(source.mean), jnp.asarray(source.std)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    return Preprocessing(source.mean, source.std)(images)
 
 
 def augment(how: Augment, images: jax.Array, key: jax.Array) -> jax.Array:

@@ -94,7 +94,7 @@ class Rows(Protocol):
         """The number of rows."""
         ...
 
-    def __getitem__(self, index: int, /) -> Row:
+    def __getitem__(self, index: int) -> Row:
         """A row, by its number."""
         ...
 

@@ -7,8 +7,8 @@ import numpy as np
 from flax import nnx
 
 from xnor_jax import data
-from xnor_jax.packing import Info, PackedModel, Preprocessing, pack, predict
-from xnor_jax.train import loop
+from xnor_jax.packing import Info, PackedModel, Preprocessing, pack
+from xnor_jax.train import loop, predict
 from xnor_jax.train.folder import RunError, RunInfo, read_info
 
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from xnor_jax.data import DataError, Fit, pictures
+from xnor_jax.data import pictures
+from xnor_jax.data.sets import DataError, Fit
 
 
 class Pixels(NamedTuple):
@@ -29,7 +30,7 @@ def read(
     What is transparent becomes white. Of an animation, the first picture counts.
 
     Args:
-      paths: Files of one of the `pictures.FORMATS`.
+      paths: Files that Pillow decodes.
       image_shape: Height, width, channels: 1 for grey, 3 for colour.
       fit: How the centre of an image is cut, as in the network's test; None stretches
         the image instead.

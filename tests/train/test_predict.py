@@ -7,7 +7,8 @@ from flax import nnx
 
 import xnor_jax as xnor
 from xnor_jax import data
-from xnor_jax.packing import Info, Preprocessing, predict
+from xnor_jax.packing import Info, Preprocessing
+from xnor_jax.train import predict
 
 INFO = Info("net", Preprocessing((0.1,), (0.5,)), ("a", "b", "c"))
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xnor_jax.data import DataError
-from xnor_jax.packing import images
+from xnor_jax.data import DataError, images
 
 SHAPE = (28, 20, 1)
 

@@ -130,6 +130,11 @@ def _of_module(model: nnx.Module, mask: Mask):
         return (lambda s, x: nnx.merge(graphdef, s)(x)), state, counted, ()
     full = resolve_mask("pack", mask, params)
     chosen = [path_string(path) for path, on in jax.tree.leaves_with_path(full) if on]
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if path_string(path) in chosen and np.ndim(leaf) < 2:
+            raise PackError(
+                f"pack: the mask selects {path_string(path)}, which is no kernel"
+            )
     # A layer of signs binarizes its kernel itself.
     own = {
         "/".join(map(str, (*path, "kernel")))

@@ -103,10 +103,22 @@ class Node:
 
     @property
     def place(self) -> str:
-        """Where it is, for an error."""
-        names = sorted({s for i in self.ins if isinstance(i, Const) for s in i.sources})
-        scope = self.where or ", ".join(names[:3])
-        return " ".join(filter(None, (scope and f"at {scope}", self.line)))
+        """Where it is, for an error: its layer or the one before, and its line."""
+        node, layer, behind = self, self._layer, ""
+        while not layer and node.nodes:
+            node, behind = node.nodes[0], "behind "
+            layer = node._layer
+        scope = self.where and f"at {self.where}"
+        parts = (scope, layer and f"{behind or 'of '}{layer}", self.line)
+        return " ".join(filter(None, parts))
+
+    @property
+    def _layer(self) -> str:
+        """The path of the layer whose parameters it reads, if any."""
+        found = {s for i in self.ins if isinstance(i, Const) for s in i.sources}
+        found |= {*self.sources, *self.attrs.get("sources", ())}
+        named = sorted(s for s in found if "/" in s and not s.startswith("closure/"))
+        return named[0].rpartition("/")[0] if named else ""
 
 
 @dataclass(frozen=True)

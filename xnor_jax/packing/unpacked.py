@@ -51,8 +51,9 @@ def _node(
     node: Node, args: list[jax.Array], specs: Sequence[Spec], conv: Callable
 ) -> jax.Array:
     if isinstance(node, graph.MaxPoolBits):
-        direction = ops.unpack_bits(node.arrays["flip"], args[0].shape[-1])
-        rises = bool((direction > 0).all())
+        with jax.ensure_compile_time_eval():  # a constant of the program
+            direction = ops.unpack_bits(node.arrays["flip"], args[0].shape[-1])
+            rises = bool((direction > 0).all())
         x = args[0] if rises else direction * args[0]
         y = graph.Pool(**node.geometry)([x], "float")
         return y if rises else direction * y

@@ -21,7 +21,6 @@ sign of their input themselves. Behind a sign of one's own give them `surrogate=
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from xnor_jax import _kernel
-from xnor_jax._closure import hoist
+from xnor_jax._gradient import transform_gradient
 from xnor_jax._kernel import wide_dtype
 from xnor_jax.registry import SURROGATES, expected
 
@@ -205,10 +204,9 @@ def sign(x: ArrayLike, surrogate: str | Surrogate = "ste") -> jax.Array:
     x, function = jnp.asarray(x), get(surrogate)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return _kernel.sign(x)
-    if function is ste or function is identity:
-        return _sign(function, (), x)
-    pure, consts = hoisted(function, x)
-    return _sign(pure, consts, x)
+    if function is ste:
+        return _sign_ste(x)
+    return _sign_identity(with_surrogate(function, x))
 
 
 def sign_ste(x: ArrayLike) -> jax.Array:
@@ -226,37 +224,40 @@ def sign_ste(x: ArrayLike) -> jax.Array:
     return sign(x, "ste")
 
 
-def hoisted(surrogate: Surrogate, x: jax.Array):
-    """A checked surrogate in the dtype of `x`, for a backward pass: see `hoist`."""
+def with_surrogate(surrogate: Surrogate, x: jax.Array) -> jax.Array:
+    """`x` itself, whose gradient goes through the surrogate.
+
+    Raises:
+      ValueError: If the surrogate returns anything but one array of the shape of `x`.
+    """
+    if surrogate is identity:
+        return x
     check(surrogate, x)
 
     def narrow(x: jax.Array, g: jax.Array) -> jax.Array:
         return surrogate(*_wide(x, g)).astype(x.dtype)
 
-    return hoist(narrow, x, x)
+    return transform_gradient(narrow, x)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sign(surrogate, consts, x):
+@jax.custom_vjp
+def _sign_identity(x: jax.Array) -> jax.Array:
     return _kernel.sign(x)
 
 
-def _sign_fwd(surrogate, consts, x):
-    # A bit a number, and nothing, in place of the numbers.
-    kept = {ste: lambda: jnp.abs(x) < 1, identity: lambda: None}
-    return _kernel.sign(x), (consts, kept.get(surrogate, lambda: x)())
+_sign_identity.defvjp(lambda x: (_kernel.sign(x), None), lambda _, g: (g,))
 
 
-def _sign_bwd(surrogate, residuals, g):
-    consts, kept = residuals
-    if surrogate is ste:
-        d_x = jnp.where(kept, g, 0)
-    else:
-        d_x = g if surrogate is identity else surrogate(consts, kept, g)
-    return None, d_x
+@jax.custom_vjp
+def _sign_ste(x: jax.Array) -> jax.Array:
+    return _kernel.sign(x)
 
 
-_sign.defvjp(_sign_fwd, _sign_bwd)
+# Keeps one bit a number, where `with_surrogate` keeps the number.
+_sign_ste.defvjp(
+    lambda x: (_kernel.sign(x), jnp.abs(x) < 1),
+    lambda inside, g: (jnp.where(inside, g, 0),),
+)
 
 
 def _wide(x: ArrayLike, grad: ArrayLike) -> tuple[jax.Array, jax.Array]:

@@ -186,7 +186,7 @@ def conv_functions(case: Conv) -> dict[str, Function]:
         functions["C++"] = partial(training.conv, **geometry.options, backend="cpu")
         if case.binary:
             functions["C++, signs on bits"] = partial(
-                training.binary_product, geometry=geometry, backend="cpu"
+                training.binary_product, geometry=geometry, rule="ste", backend="cpu"
             )
     if case.window == 1:
         functions["dot"] = lambda x, kernel: jnp.matmul(x, kernel[0, 0])

@@ -18,9 +18,15 @@ import torch
 from flax import nnx
 from torch import nn
 
-from xnor_jax import layers
 from xnor_jax.geometry import conv_geometry
-from xnor_jax.nn import BinaryConv, BinaryLinear, XnorBlock
+from xnor_jax.nn import (
+    AvgPool,
+    BinaryConv,
+    BinaryLinear,
+    GlobalAveragePool,
+    MaxPool,
+    XnorBlock,
+)
 
 
 def twin(model: Any) -> nn.Module:
@@ -50,14 +56,14 @@ def _read(layer: Any, shape: tuple[int, ...]) -> list[nn.Module]:
             return [_conv(layer, shape)]
         case nnx.Linear():
             return _dense(layer, shape)
-        case layers.MaxPool() | layers.AvgPool():
+        case MaxPool() | AvgPool():
             geometry = layer.geometry(shape[1:-1])
             window, strides = geometry.window, geometry.strides
             before = tuple(pad[0] for pad in geometry.padding)
-            if isinstance(layer, layers.MaxPool):
+            if isinstance(layer, MaxPool):
                 return [nn.MaxPool2d(window, strides, before)]
             return [nn.AvgPool2d(window, strides, before)]
-        case layers.GlobalAveragePool():
+        case GlobalAveragePool():
             return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         case _ if layer is nnx.relu:
             return [nn.ReLU(inplace=True)]

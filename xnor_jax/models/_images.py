@@ -3,16 +3,24 @@
 from collections.abc import Sequence
 
 
-def check_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return the shape if it is height, width and channels, each at least 1.
+def check_image_shape(
+    model: str, image_shape: Sequence[int], smallest: int = 1
+) -> tuple[int, int, int]:
+    """Return the shape if it is height, width and channels that fit the model.
+
+    Args:
+      model: Its name, for the error.
+      image_shape: Height, width, channels.
+      smallest: The least height and width.
 
     Raises:
-      ValueError: If it is not.
+      ValueError: If it is not three numbers, or one of them is too small.
     """
-    if len(image_shape) != 3 or min(image_shape) < 1:
+    shape = tuple(image_shape)
+    if len(shape) != 3 or min(shape[:2]) < smallest or shape[2] < 1:
         raise ValueError(
-            "image_shape: expected (height, width, channels), each at least 1, got "
-            f"{tuple(image_shape)}"
+            f"{model}: image_shape: expected (height, width, channels) of images of at "
+            f"least {smallest}×{smallest}, got {shape}"
         )
-    height, width, channels = image_shape
+    height, width, channels = shape
     return height, width, channels

@@ -1,17 +1,14 @@
 """LeNet-5 as in the public XNOR-Net code for MNIST."""
 
 from collections.abc import Callable
-from functools import partial
 from math import prod
 from typing import Any
 
 import jax
 from flax import nnx
 
-from xnor_jax.layers import Layered, MaxPool
 from xnor_jax.models._images import check_image_shape
-from xnor_jax.nn import XnorBlock
-from xnor_jax.ops.training import conv_general_dilated
+from xnor_jax.nn import BatchNorm, Conv, Layered, MaxPool, XnorBlock
 
 
 class LeNet5(Layered):
@@ -32,7 +29,7 @@ class LeNet5(Layered):
       binary: False for the float twin.
       backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
-      **block: Passed on to both `XnorBlock`s, such as `rule` or `input_scale`.
+      **block: Passed on to both `XnorBlock`s, such as `rule` or `surrogate`.
 
     Raises:
       ValueError: If an image is too small for the two convolutions and pools, or
@@ -52,26 +49,15 @@ class LeNet5(Layered):
         rngs: nnx.Rngs,
         **block: Any,
     ):
-        self.image_shape = check_image_shape(image_shape)
-        self.backend = backend
+        self.image_shape = check_image_shape("LeNet5", image_shape, smallest=16)
         *spatial, channels = self.image_shape
-        if min(spatial) < 16:
-            raise ValueError(
-                f"LeNet5: expected images of at least 16×16, got {tuple(image_shape)}"
-            )
         pooled = [((size - 4) // 2 - 4) // 2 for size in spatial]
-        self.conv1 = nnx.Conv(
-            channels,
-            20,
-            (5, 5),
-            padding="VALID",
-            conv_general_dilated=partial(conv_general_dilated, backend=backend),
-            rngs=rngs,
+        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        self.conv1 = Conv(channels, 20, (5, 5), padding="VALID", **ours)
+        self.norm1 = BatchNorm(
+            20, momentum=0.9, epsilon=1e-4, use_bias=False, use_scale=False, **ours
         )
-        self.norm1 = nnx.BatchNorm(
-            20, momentum=0.9, epsilon=1e-4, use_bias=False, use_scale=False, rngs=rngs
-        )
-        block = {"binary": binary, "backend": backend, "rngs": rngs, **block}
+        block = {"binary": binary, **ours, **block}
         self.block2 = XnorBlock(20, 50, (5, 5), padding="VALID", **block)
         self.block3 = XnorBlock(prod(pooled) * 50, 500, norm_features=50, **block)
         self.dense4 = nnx.Linear(500, classes, rngs=rngs)

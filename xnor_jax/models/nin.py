@@ -1,16 +1,21 @@
 """Network in Network as in the public XNOR-Net code for CIFAR-10."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 from flax import nnx
 
-from xnor_jax.layers import AvgPool, GlobalAveragePool, Layered, MaxPool
 from xnor_jax.models._images import check_image_shape
-from xnor_jax.nn import XnorBlock
-from xnor_jax.ops.training import conv_general_dilated
+from xnor_jax.nn import (
+    AvgPool,
+    BatchNorm,
+    Conv,
+    GlobalAveragePool,
+    Layered,
+    MaxPool,
+    XnorBlock,
+)
 
 
 class NIN(Layered):
@@ -34,7 +39,7 @@ class NIN(Layered):
       binary: False for the float twin.
       backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters and the dropout.
-      **block: Passed on to every `XnorBlock`, such as `rule` or `input_scale`.
+      **block: Passed on to every `XnorBlock`, such as `rule` or `surrogate`.
 
     Raises:
       ValueError: If `image_shape` is not three numbers of at least 1.
@@ -55,30 +60,28 @@ class NIN(Layered):
         rngs: nnx.Rngs,
         **block: Any,
     ):
-        self.image_shape = check_image_shape(image_shape)
-        self.backend = backend
+        self.image_shape = check_image_shape("NIN", image_shape)
         channels = self.image_shape[-1]
+        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
         real: dict[str, Any] = {
             "kernel_init": nnx.initializers.normal(0.05),
-            "conv_general_dilated": partial(conv_general_dilated, backend=backend),
-            "rngs": rngs,
+            **ours,
         }
         plain: dict[str, Any] = {
             "momentum": 0.9,
             "epsilon": 1e-4,
             "use_bias": False,
             "use_scale": False,
-            "rngs": rngs,
+            **ours,
         }
         block = {
             "binary": binary,
-            "backend": backend,
             "kernel_init": nnx.initializers.normal(0.05),
-            "rngs": rngs,
+            **ours,
             **block,
         }
-        self.conv1 = nnx.Conv(channels, 192, (5, 5), padding=2, **real)
-        self.norm1 = nnx.BatchNorm(192, **plain)
+        self.conv1 = Conv(channels, 192, (5, 5), padding=2, **real)
+        self.norm1 = BatchNorm(192, **plain)
         self.block2 = XnorBlock(192, 160, (1, 1), **block)
         self.block3 = XnorBlock(160, 96, (1, 1), **block)
         self.block4 = XnorBlock(96, 192, (5, 5), padding=2, dropout=dropout, **block)
@@ -86,8 +89,8 @@ class NIN(Layered):
         self.block6 = XnorBlock(192, 192, (1, 1), **block)
         self.block7 = XnorBlock(192, 192, (3, 3), padding=1, dropout=dropout, **block)
         self.block8 = XnorBlock(192, 192, (1, 1), **block)
-        self.norm9 = nnx.BatchNorm(192, **plain)
-        self.conv9 = nnx.Conv(192, classes, (1, 1), **real)
+        self.norm9 = BatchNorm(192, **plain)
+        self.conv9 = Conv(192, classes, (1, 1), **real)
 
     def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:
         """What runs, in this order, on images `[N, H, W, C]`."""

@@ -6,10 +6,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from xnor_jax.layers import GlobalAveragePool, MaxPool, batch_norm
 from xnor_jax.models._images import check_image_shape
-from xnor_jax.nn import XnorBlock
-from xnor_jax.ops.training import conv_general_dilated
+from xnor_jax.nn import BatchNorm, Conv, GlobalAveragePool, MaxPool, XnorBlock
 
 
 class ResNet18(nnx.Module):
@@ -38,7 +36,7 @@ class ResNet18(nnx.Module):
       binary: False for the float twin.
       backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
-      **block: Passed on to every `XnorBlock`, such as `rule` or `input_scale`.
+      **block: Passed on to every `XnorBlock`, such as `rule` or `surrogate`.
 
     Raises:
       ValueError: If `image_shape` is not three numbers of at least 1.
@@ -58,20 +56,21 @@ class ResNet18(nnx.Module):
         rngs: nnx.Rngs,
         **block: Any,
     ):
-        self.image_shape = check_image_shape(image_shape)
-        self.backend = backend
+        self.image_shape = check_image_shape("ResNet18", image_shape)
         residual = partial(Residual, binary=binary, backend=backend, rngs=rngs, **block)
-        self.conv1 = nnx.Conv(
+        self.conv1 = Conv(
             self.image_shape[-1],
             64,
             (7, 7),
             strides=2,
             padding=3,
             use_bias=False,
-            conv_general_dilated=partial(conv_general_dilated, backend=backend),
+            backend=backend,
             rngs=rngs,
         )
-        self.norm1 = nnx.BatchNorm(64, momentum=0.9, epsilon=1e-4, rngs=rngs)
+        self.norm1 = BatchNorm(
+            64, momentum=0.9, epsilon=1e-4, backend=backend, rngs=rngs
+        )
         self.residual2 = residual(64, 64)
         self.residual3 = residual(64, 64)
         self.residual4 = residual(64, 128, strides=2)
@@ -84,7 +83,7 @@ class ResNet18(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map images `[N, H, W, C]` to logits `[N, classes]`."""
-        x = nnx.relu(batch_norm(self.norm1, self.conv1(x), self.backend))
+        x = nnx.relu(self.norm1(self.conv1(x)))
         x = MaxPool(3, 2, 1)(x)
         x = self.residual3(self.residual2(x))
         x = self.residual5(self.residual4(x))
@@ -151,19 +150,20 @@ class Shortcut(nnx.Module):
         backend: str,
         rngs: nnx.Rngs,
     ):
-        self.backend = backend
-        self.conv = nnx.Conv(
+        self.conv = Conv(
             in_features,
             out_features,
             (1, 1),
             strides=strides,
             use_bias=False,
             padding="VALID",
-            conv_general_dilated=partial(conv_general_dilated, backend=backend),
+            backend=backend,
             rngs=rngs,
         )
-        self.norm = nnx.BatchNorm(out_features, momentum=0.9, epsilon=1e-4, rngs=rngs)
+        self.norm = BatchNorm(
+            out_features, momentum=0.9, epsilon=1e-4, backend=backend, rngs=rngs
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, H, W, C]` to `[N, H', W', C_out]`."""
-        return batch_norm(self.norm, self.conv(x), self.backend)
+        return self.norm(self.conv(x))

@@ -4,32 +4,35 @@ On a CPU the compiled library takes them where it can: two or fewer spatial axes
 group, float32. Elsewhere they are XLA's, in the formulations of `convolution.py`. Both
 give the same integers, and the same floats to rounding.
 
-A product of signs is one of bits going forward. What it keeps of its input are words of
-signs, and of where the gradient passes: two bits. Going back it is one of floats.
+A product of signs is one of bits going forward. Of its input it keeps words of signs,
+and with the surrogate `ste` of where the gradient passes: one bit or two. Any other
+surrogate than `identity` keeps the input. Going back it is one of floats.
 Where these are of bfloat16, the library rounds as a GPU would: a run's numbers do not
 hang on where it runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
-from xnor_jax import convolution
-from xnor_jax._kernel import scale, sign, wide_dtype
-from xnor_jax.geometry import DENSE, Geometry, Padding, conv_geometry
-from xnor_jax.ops import backends, cpu, narrow
+from xnor_jax import convolution, quantizers, rules
+from xnor_jax._gradient import transform_gradient
+from xnor_jax._kernel import scale, sign
+from xnor_jax.geometry import Geometry, Padding, conv_geometry
+from xnor_jax.ops import backends, cpu
 from xnor_jax.ops._mesh import over_images
 from xnor_jax.ops.bits import WORD, unpack_negative, words_for
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Sums
 from xnor_jax.ops.gradients import input_gradient
 from xnor_jax.ops.kernel import pack_kernel
-from xnor_jax.quantizers import sign_ste
+from xnor_jax.ops.scaled import rounded, scaled_product
+from xnor_jax.quantizers import Surrogate
+from xnor_jax.rules import Rule
 
 
 @over_images
@@ -90,54 +93,6 @@ def conv(
     return backends.choose(backend, partial(_conv, geometry), plain, x, kernel, bias)
 
 
-def conv_general_dilated(
-    lhs: jax.Array,
-    rhs: jax.Array,
-    window_strides: Sequence[int],
-    padding: Any,
-    *,
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    feature_group_count: int = 1,
-    preferred_element_type: Any = None,
-    dimension_numbers: Any = None,
-    backend: str = "auto",
-    **options: Any,
-) -> jax.Array:
-    """`conv` in the clothes of `jax.lax`, for `nnx.Conv(conv_general_dilated=…)`.
-
-    Raises:
-      ValueError: For an option that `conv` has not, such as a dilated input, or
-        dimensions that have not the channels last.
-    """
-    if dimension_numbers is not None:
-        numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-        last = lhs.ndim - 1
-        channels_last = (0, last, *range(1, last))
-        kernel_last = (last, last - 1, *range(last - 1))
-        if tuple(numbers) != (channels_last, kernel_last, channels_last):
-            raise ValueError(
-                "conv: expected channels last in dimension_numbers, got "
-                f"{dimension_numbers}"
-            )
-    for name, option in options.items():
-        if option is not None:
-            raise ValueError(f"conv: {name} is not supported, got {option!r}")
-    unit = (1,) * (rhs.ndim - 2)
-    if lhs_dilation is not None and any(d != 1 for d in lhs_dilation):
-        raise ValueError(f"conv: expected no input dilation, got {lhs_dilation}")
-    return conv(
-        lhs,
-        rhs,
-        strides=window_strides,
-        padding=padding,
-        dilation=rhs_dilation or unit,
-        groups=feature_group_count,
-        accumulator=preferred_element_type,
-        backend=backend,
-    )
-
-
 @over_images
 def binary_product(
     x: jax.Array,
@@ -149,31 +104,43 @@ def binary_product(
     groups: int = 1,
     keep_rate: float = 1.0,
     relu: bool = False,
+    rule: str | Rule = "corrected",
+    multiplier: ArrayLike = 1.0,
+    surrogate: str | Surrogate | None = "ste",
     compute_dtype: DTypeLike = jnp.float32,
     backend: str = "auto",
 ) -> jax.Array:
-    """`α · (sign(x) ⊛ sign(w̃)) + bias`, for `w̃ = α·sign(w)`, and its gradient.
+    """`α · (sign(x) ⊛ sign(w)) + bias` of a latent kernel `w`, and its gradient.
 
-    The sums are of integers, hence exact. The gradient is that of `s ⊛ w̃ + bias` at
-    the signs `s`; from them to `x` it passes where `|x| < 1`.
+    The sums are of integers, hence exact. The gradient is that of `s ⊛ w̃ + bias` at the
+    signs `s` and at `w̃ = α·sign(w)`; from them to `x` it passes through the surrogate,
+    and to `w` through the rule.
 
     Args:
       x: Activations `[N, *spatial, C]`; their signs are taken.
-      kernel: `w̃`, `[*window, C / groups, C_out]`, in the dtype of the latent kernel.
+      kernel: `w`, `[*window, C / groups, C_out]`.
       bias: `[C_out]`, or None.
       keep: Under dropout, the signs that stay: bool, as `x`. The others are 0.
       geometry: The windows over the image; `DENSE` for `[N, C]`.
       groups: How many groups the channels fall into.
       keep_rate: The share of signs that stay, in (0, 1]; what stays is divided by it.
       relu: Whether a ReLU follows.
+      rule: The kernel's gradient rule, a name or a function: see `xnor_jax.rules`.
+      multiplier: A factor on the rule's gradient.
+      surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`;
+        None for `"identity"`.
       compute_dtype: Of the products' operands, where it is narrower than float32 and
         than that of `x`: the sums stay the same integers, and gradients are rounded to
-        it before they are multiplied by signs, that of `x` after it too.
+        it before they are multiplied by signs, that of the signs after it too.
       backend: `"auto"` or `"cpu"` for the compiled library, `"float"` for XLA's floats;
         others have no gradients.
 
     Returns:
       `[N, *out, C_out]`, in the dtype of `x`.
+
+    Raises:
+      ValueError: If there is no such backend, rule or surrogate, or one of these does
+        not fit the shapes.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.1 and §3.2.
@@ -183,67 +150,45 @@ def binary_product(
     )
     narrower = jnp.finfo(compute_dtype).bits < min(32, jnp.finfo(x.dtype).bits)
     dtype = jnp.dtype(compute_dtype) if narrower else None
-    plain = partial(_in_floats, geometry, groups, keep_rate, relu, dtype)
+    function = quantizers.get("identity" if surrogate is None else surrogate)
+    clipped = function is quantizers.ste
+    x = x if clipped else quantizers.with_surrogate(function, x)
+    kernel = _with_rule(rule, multiplier, kernel)
     # In `shard_map`, so that JAX and not the gradients below sums what is the same on
     # all devices: a branch for a platform forgets that it is.
     x = cpu.vary_as(x, kernel)
     kernel = cpu.vary_as(kernel, x)
     bias = None if bias is None else cpu.vary_as(bias, x)
     args = (x, kernel, bias, keep)
+    plain = partial(_in_floats, geometry, groups, keep_rate, relu, dtype, clipped)
     if kernel.dtype != jnp.float32 or not _compiles(x, geometry, groups):
         return plain(*args)
-    on_bits = partial(_on_bits, geometry, keep_rate, relu, dtype)
+    on_bits = partial(_on_bits, geometry, keep_rate, relu, dtype, clipped)
     return backends.choose(backend, on_bits, plain, *args)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scaled_product(
-    product: Callable[..., jax.Array], signs: jax.Array, binary_kernel: jax.Array
-) -> jax.Array:
-    """`product(signs, w̃)` for `w̃ = α·sign(w)`, as `α · product(signs, sign(w))`.
+def _with_rule(rule, multiplier, kernel):
+    """The kernel itself, whose gradient, that at `w̃`, goes through the rule.
 
-    The sums are of integers, hence exact; the gradient is that of `product(signs, w̃)`.
-
-    Args:
-      product: `(x, kernel, *, accumulator) -> y`, linear in both.
-      signs: Activations in {−1, 0, +1}.
-      binary_kernel: `α · sign(w)`, `[..., C_in, C_out]`, in the dtype of the latent
-        kernel: a narrower one may have no room for α.
-
-    Returns:
-      The product, `[..., C_out]`, in the dtype of `signs`.
+    Outside of the products, so that a rule is given the sum over devices and uses of
+    one program, and not each part of it.
     """
-    kernel_signs = sign(binary_kernel).astype(signs.dtype)
-    sums = product(signs, kernel_signs, accumulator=wide_dtype(signs))
-    return (scale(binary_kernel).astype(sums.dtype) * sums).astype(signs.dtype)
+    function = rules.get(rule)
+    rules.check(function, kernel)
+
+    def latent(kernel, g):
+        return rules.scaled(function, kernel, g, multiplier).astype(kernel.dtype)
+
+    return transform_gradient(latent, kernel)
 
 
-def _scaled_product_fwd(product, signs, binary_kernel):
-    return scaled_product(product, signs, binary_kernel), (signs, binary_kernel)
-
-
-def _scaled_product_bwd(product, residuals, g):
-    def narrow(signs, binary_kernel):
-        return product(signs, binary_kernel.astype(signs.dtype))
-
-    return jax.vjp(narrow, *residuals)[1](g)
-
-
-scaled_product.defvjp(_scaled_product_fwd, _scaled_product_bwd)
-
-
-def _in_floats(geometry, groups, keep_rate, relu, dtype, x, kernel, bias, keep):
-    signs = jnp.asarray(sign_ste(x))
+def _in_floats(
+    geometry, groups, keep_rate, relu, dtype, clipped, x, kernel, bias, keep
+):
+    signs = quantizers.sign(x, "ste" if clipped else "identity")
     if keep is not None:
-        signs, kernel = jnp.where(keep, signs, 0), kernel / keep_rate
-    if dtype is not None:
-        product = partial(narrow.scaled_product, geometry, groups, dtype)
-    elif geometry == DENSE:
-        product = partial(scaled_product, convolution.dot)
-    else:
-        conv = partial(convolution.conv, groups=groups, **geometry.options)
-        product = partial(scaled_product, conv)
-    y = jnp.asarray(product(signs, kernel))
+        signs = jnp.where(keep, signs, 0)
+    y = scaled_product(geometry, groups, keep_rate, dtype, signs, kernel)
     y = y if bias is None else y + bias.astype(y.dtype)
     return jax.nn.relu(y) if relu else y
 
@@ -251,12 +196,13 @@ def _in_floats(geometry, groups, keep_rate, relu, dtype, x, kernel, bias, keep):
 # On bits, by the compiled library.
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _on_bits(geometry, keep_rate, relu, dtype, x, kernel, bias, keep):
-    return _on_bits_fwd(geometry, keep_rate, relu, dtype, x, kernel, bias, keep)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))
+def _on_bits(geometry, keep_rate, relu, dtype, clipped, x, kernel, bias, keep):
+    settings = geometry, keep_rate, relu, dtype, clipped
+    return _on_bits_fwd(*settings, x, kernel, bias, keep)[0]
 
 
-def _on_bits_fwd(geometry, keep_rate, relu, dtype, x, kernel, bias, keep):
+def _on_bits_fwd(geometry, keep_rate, relu, dtype, clipped, x, kernel, bias, keep):
     packed, alpha = pack_kernel(kernel), scale(kernel)
     shift = jnp.zeros_like(alpha) if bias is None else bias
 
@@ -264,26 +210,29 @@ def _on_bits_fwd(geometry, keep_rate, relu, dtype, x, kernel, bias, keep):
         step = steps.conv(packed, epilogue, **geometry.options)
         return cpu.run(words, [step], geometry.out, packed.out_features, dtype)
 
-    words, outside, others = _planes(geometry, x, keep)
-    if keep is None:
+    words, outside, others = _planes(geometry, clipped, x, keep)
+    if others is None:
         y = run(words, Affine(alpha, shift, relu), jnp.float32)
     else:
         # {−1, 0, +1} is the mean of two signs that differ where it is 0.
         sums = run(words, Sums(), jnp.int32) + run(others, Sums(), jnp.int32)
         y = (alpha / (2 * keep_rate)) * sums.astype(alpha.dtype) + shift
         y = jax.nn.relu(y) if relu else y
-    residuals = words, others, outside, kernel, bias, y if relu else None
+    residuals = words, others, outside, kernel, alpha, bias, y if relu else None
     return y, residuals
 
 
-def _planes(geometry, x, keep):
+def _planes(geometry, clipped, x, keep):
     """Words of the signs, of where the gradient does not pass, of the other signs.
 
-    Flags in a byte a number, and not the words at once: so XLA computes them where it
-    computes `x`, such as BatchNorm's result, which then is never in memory.
+    None for those that are not needed. Flags in a byte a number, and not the words at
+    once: so XLA computes them where it computes `x`, such as BatchNorm's result, which
+    then is never in memory.
     """
     negative = ~(x >= 0)  # of NaN too, as `sign` has it
-    flags = [negative, ~(jnp.abs(x) < 1)]
+    flags = [negative]
+    if clipped:
+        flags.append(~(jnp.abs(x) < 1))
     if keep is not None:
         flags.append(negative ^ ~keep)
     weights = [flag.astype(jnp.uint8) << at for at, flag in enumerate(flags)]
@@ -295,27 +244,35 @@ def _planes(geometry, x, keep):
         len(flags) * bits,
         jnp.uint32,
     )
-    words, outside, *others = jnp.split(planes, len(flags), axis=-1)
-    return words, outside, others[0] if others else words
+    words, *more = jnp.split(planes, len(flags), axis=-1)
+    outside = more.pop(0) if clipped else None
+    return words, outside, more[0] if more else None
 
 
-def _on_bits_bwd(geometry, keep_rate, relu, dtype, residuals, g):
-    words, others, outside, kernel, bias, y = residuals
+def _on_bits_bwd(geometry, keep_rate, relu, dtype, clipped, residuals, g):
+    words, others, outside, kernel, alpha, bias, y = residuals
     if relu:
         g = jnp.where(y > 0, g, 0)
     d_bias = _bias_gradient(g, bias)
-    plain, scaled, factor = g, g, kernel / keep_rate
+    alpha, signs = alpha / keep_rate, sign(kernel)
+    plain, scaled, factor = g, g, alpha * signs
     if dtype is not None:
-        plain = narrow.rounded(g, dtype)
-        scaled, factor = narrow.rounded(scale(factor) * g, dtype), sign(kernel)
+        plain, scaled, factor = rounded(g, dtype), rounded(alpha * g, dtype), signs
     options = {"shape": kernel.shape, **geometry.options}
+    # Nothing passes where `ste` clips, nor to what was dropped.
+    blocked = [] if outside is None else [outside]
+    if others is None:
+        others = words
+    else:
+        blocked.append(words ^ others)
     d_kernel = cpu.kernel_gradient(words, others, plain, **options) / keep_rate
     d_x = input_gradient(geometry, scaled, factor)
     if dtype is not None:
-        d_x = narrow.rounded(d_x, dtype)
-    # Nor does it pass what was dropped.
-    blocked = unpack_negative(outside | (words ^ others), d_x.shape[-1])
-    return jnp.where(blocked, 0, d_x), d_kernel, d_bias, None
+        d_x = rounded(d_x, dtype)
+    if blocked:
+        planes = reduce(jnp.bitwise_or, blocked)
+        d_x = jnp.where(unpack_negative(planes, d_x.shape[-1]), 0, d_x)
+    return d_x, d_kernel, d_bias, None
 
 
 _on_bits.defvjp(_on_bits_fwd, _on_bits_bwd)

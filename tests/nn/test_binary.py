@@ -10,127 +10,22 @@ import numpy as np
 import pytest
 import reference_loop as loop
 from flax import nnx
+from layer_oracles import (
+    CONVS,
+    RULES,
+    Case,
+    assert_close,
+    awkward,
+    call,
+    conv,
+    forward_and_gradients,
+    linear,
+    numpy_normal,
+    quadratic_rule,
+    run_forward_and_gradients,
+)
 
 import xnor_jax as xnor
-
-
-def quadratic_rule(kernel: Any, grad: Any):
-    """A rule of the user's; it works on NumPy and JAX arrays alike."""
-    return grad * (1 + 3 * kernel**2)
-
-
-RULES = {**loop.RULES, "of the user": quadratic_rule}
-
-# Odd sizes; strides, dilation and padding that differ by axis and side.
-CONVS: dict[str, dict[str, Any]] = {
-    "rank 1": {"kernel_size": 3, "strides": 2, "kernel_dilation": 2, "padding": 1},
-    "rank 2": {
-        "kernel_size": (3, 2),
-        "strides": (2, 1),
-        "kernel_dilation": (1, 3),
-        "padding": ((0, 2), (2, 1)),
-    },
-    "rank 3": {"kernel_size": (2, 3, 2), "padding": (1, 0, 2)},
-    "same": {"kernel_size": (3, 4), "strides": 2, "padding": "SAME"},
-    "valid": {"kernel_size": [3, 2], "padding": "VALID"},
-    "groups": {
-        "kernel_size": (3, 3),
-        "in_features": 6,
-        "feature_group_count": 2,
-        "padding": 1,
-    },
-    "1×1": {"kernel_size": (1, 1), "strides": (1, 2)},
-    "XLA": {"kernel_size": (5, 5), "in_features": 21, "padding": 2},
-}
-
-
-class Case:
-    """A `BinaryConv` with awkward weights, an input, and the loop's view of both."""
-
-    def __init__(self, name: str, **options: Any):
-        rng = np.random.default_rng(len(name))
-        options = {"in_features": 5, "out_features": 4, **CONVS[name], **options}
-        options["kernel_init"] = numpy_normal
-        layer = xnor.nn.BinaryConv(**options, rngs=nnx.Rngs(0))
-        window = layer.kernel_size
-        spatial = (5, 6, 4)[: len(window)]
-        self.layer = layer
-        self.kernel = awkward(rng, layer.kernel.shape)
-        self.x = awkward(rng, (3, *spatial, layer.in_features))
-        layer.kernel[...] = jnp.float32(self.kernel)
-        self.bias = np.zeros(layer.out_features)
-        if layer.bias is not None:
-            self.bias = rng.normal(size=layer.out_features)
-            layer.bias[...] = jnp.float32(self.bias)
-
-        strides, dilation, padding = (
-            layer.strides,
-            layer.kernel_dilation,
-            options.get("padding", "SAME"),
-        )
-        if padding == "SAME":
-            pads = loop.same_pads(spatial, window, strides, dilation)
-        elif padding == "VALID":
-            pads = ((0, 0),) * len(window)
-        else:
-            sides = (padding,) * len(window) if isinstance(padding, int) else padding
-            pads = tuple((p, p) if isinstance(p, int) else p for p in sides)
-        self.geometry = strides, pads, dilation
-        self.groups = layer.feature_group_count
-        self.sums = loop.conv(
-            loop.sign(self.x), loop.sign(self.kernel), *self.geometry, self.groups
-        )
-        self.g = rng.normal(size=self.sums.shape)
-
-    def gradients(self, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For the signs and the binarized kernel."""
-        signs, binarized = loop.sign(self.x), loop.binarize(self.kernel)
-        return loop.conv_gradients(signs, binarized, g, *self.geometry, self.groups)
-
-
-def awkward(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Normal numbers as float32 holds them, a third beyond ±1, some on 0 and ±1."""
-    values = rng.normal(size=shape).astype(np.float32).astype(np.float64)
-    edges = np.resize(
-        [1.0, -1.0, 0.0, 1 - 2**-24, -1 - 2**-23], max(1, values.size // 9)
-    )
-    values.flat[rng.choice(values.size, edges.size, replace=False)] = edges
-    return values
-
-
-def numpy_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    del key  # NumPy's draw spares a compilation a shape.
-    return jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
-
-
-call = nnx.jit(lambda module, x: module(x))  # A tenth of the time of op by op.
-
-
-def forward_and_gradients(layer: nnx.Module, x: np.ndarray, g: np.ndarray, dtype=None):
-    """`y`, then the pullback of `g` to the parameters and to `x`, in one program."""
-    graph, params, rest = nnx.split(layer, nnx.Param, ...)
-    dtype = dtype or jnp.float32
-    x, g = jnp.asarray(x, dtype), jnp.asarray(g, dtype)
-    after, *results = _forward_and_gradients(graph, params, rest, x, g)
-    nnx.update(layer, after)
-    return results
-
-
-@partial(jax.jit, static_argnums=0)
-def _forward_and_gradients(graph, params, rest, x, g):
-    def forward(params, x):
-        model = nnx.merge(graph, params, rest, copy=True)
-        return model(x), nnx.state(model, nnx.Not(nnx.Param))
-
-    y, pullback, after = jax.vjp(forward, params, x, has_aux=True)
-    return after, y, *pullback(g.astype(y.dtype))
-
-
-def assert_close(actual, expected, tolerance=3e-5):
-    expected = np.asarray(expected)
-    size = np.abs(expected).max(initial=1e-30)
-    actual = np.asarray(actual, np.float64)
-    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * size)
 
 
 @pytest.mark.parametrize("name", CONVS)
@@ -198,22 +93,6 @@ def test_gradient_of_k_is_its_slope():
         )
 
 
-def rngs() -> nnx.Rngs:
-    # The default generator takes a second to compile, each shape anew.
-    return nnx.Rngs(jax.random.key(0, impl="rbg"))
-
-
-def linear(c: int, c_out: int, **options: Any) -> xnor.nn.BinaryLinear:
-    options = {"kernel_init": numpy_normal, **options}
-    return xnor.nn.BinaryLinear(c, c_out, **options, rngs=rngs())
-
-
-def conv(c: int, c_out: int, window: Any = (3, 3), **options: Any):
-    options = {"kernel_init": numpy_normal, **options}
-    return xnor.nn.BinaryConv(c, c_out, window, **options, rngs=rngs())
-
-
-@hypothesis.settings(max_examples=6, deadline=None)
 @hypothesis.given(
     st.integers(2, 70),
     st.integers(1, 9),
@@ -281,8 +160,7 @@ def test_sums_are_exact_in_half_precision(name: str, dtype):
 
     chex.assert_type(y, dtype)
     # The library's own float32 scale: an ulp off, it decides the ties of the rounding.
-    kernel = xnor.binarize(layer.kernel[...])
-    scale = np.asarray(xnor.scale(kernel))
+    scale = np.asarray(jax.jit(xnor.scale)(layer.kernel[...]))
     np.testing.assert_allclose(scale, alpha, rtol=1e-6)
     once_rounded = jnp.asarray(scale * np.float32(sums), dtype)
     np.testing.assert_array_equal(y, once_rounded)
@@ -308,7 +186,7 @@ def test_dtypes_of_output_and_gradients(dtype, param_dtype, x_dtype, expected):
         conv(3, 2, (2, 2), binary=False, **settings),
     ):
         graph, params, rest = nnx.split(layer, nnx.Param, ...)
-        run = partial(_forward_and_gradients, graph)
+        run = partial(run_forward_and_gradients, graph)
         _, y, d_params, d_x = jax.eval_shape(run, params, rest, x, g)
         assert (y.dtype, d_x.dtype) == (expected, x_dtype)
         assert {leaf.dtype for leaf in jax.tree.leaves(d_params)} == {
@@ -453,132 +331,6 @@ def test_parameters_have_flaxs_shapes_and_initializers():
     assert (plain.kernel[...] != other.kernel[...]).all()
 
 
-def xnor_block(*sizes: Any, **options: Any) -> xnor.nn.XnorBlock:
-    options = {"kernel_init": numpy_normal, **options}
-    return xnor.nn.XnorBlock(*sizes, **options, rngs=rngs())
-
-
-def block_oracle(block: xnor.nn.XnorBlock, x: np.ndarray, product, statistics=None):
-    """BatchNorm → sign → product → bias → ReLU, from the block's own parameters."""
-    axes = tuple(range(x.ndim - 1))
-    mean, variance = statistics or (x.mean(axes), x.var(axes))
-    scale, bias = (np.float64(p[...]) for p in (block.norm.scale, block.norm.bias))
-    normal = loop.batch_norm(x, mean, variance, 1e-4, scale, bias)
-    # Else the loop and float32 may differ in a sign.
-    assert np.abs(normal).min() > 1e-5
-    y = product(loop.sign(normal)) + np.float64(block.layer.bias[...])
-    return np.maximum(y, 0)
-
-
-def randomize(module: nnx.Module, seed: int) -> None:
-    """Give each parameter and statistic random values; variances above 0."""
-    rng = np.random.default_rng(seed)
-    state = nnx.state(module, (nnx.Param, nnx.BatchStat))
-
-    def draw(path, leaf):
-        value = rng.normal(size=leaf.shape)
-        positive = any("var" in str(key) for key in path)
-        return jnp.asarray(np.exp(value) if positive else value, leaf.dtype)
-
-    nnx.update(module, jax.tree.map_with_path(draw, state))
-
-
-def test_block_normalizes_signs_multiplies_and_rectifies_in_this_order():
-    block = xnor_block(3, 4, (2, 3), padding="VALID")
-    randomize(block, 0)
-    means, variances = (np.float64(s[...]) for s in (block.norm.mean, block.norm.var))
-    x = np.random.default_rng(1).normal(1.0, 2.0, size=(4, 5, 6, 3))
-    w = np.float64(block.layer.kernel[...])
-
-    def product(signs):
-        return loop.conv(signs, loop.binarize(w), (1, 1), ((0, 0),) * 2, (1, 1))
-
-    block.train()
-    assert_close(call(block, jnp.float32(x)), block_oracle(block, x, product))
-    axes = (0, 1, 2)
-    assert_close(block.norm.mean[...], 0.9 * means + 0.1 * x.mean(axes))
-    assert_close(block.norm.var[...], 0.9 * variances + 0.1 * x.var(axes))
-
-    block.eval()
-    running = [np.float64(s[...]) for s in (block.norm.mean, block.norm.var)]
-    y = call(block, jnp.float32(x))
-    assert_close(y, block_oracle(block, x, product, running))
-    assert (np.asarray(y) == 0).any(), "nothing was rectified"
-    assert_close(block.norm.mean[...], running[0], 0)
-
-    block.relu = False
-    unrectified = np.asarray(call(block, jnp.float32(x)))
-    assert unrectified.min() < 0
-    np.testing.assert_array_equal(np.maximum(unrectified, 0), y)
-
-
-def test_dense_block_normalizes_channels_then_flattens():
-    block = xnor_block(2 * 3 * 5, 4, norm_features=5)
-    randomize(block, 2)
-    x = np.random.default_rng(3).normal(size=(7, 2, 3, 5))
-    w = np.float64(block.layer.kernel[...])
-    expected = block_oracle(
-        block, x, lambda signs: signs.reshape(7, -1) @ loop.binarize(w)
-    )
-    assert_close(call(block, jnp.float32(x)), expected)
-    assert block.norm.scale.shape == (5,)
-
-
-def test_block_passes_its_settings_on():
-    block = xnor_block(
-        4,
-        6,
-        (3, 3),
-        epsilon=0.5,
-        momentum=0.75,
-        relu=False,
-        strides=(2, 1),
-        padding=1,
-        feature_group_count=2,
-        dropout=0.25,
-        input_scale=True,
-        rule="paper",
-        binary=False,
-        dtype=jnp.bfloat16,
-    )
-    layer = block.layer
-    assert (block.norm.epsilon, block.norm.momentum) == (0.5, 0.75)
-    assert (layer.strides, layer.padding, layer.feature_group_count) == ((2, 1), 1, 2)
-    assert (layer.dropout.rate, layer.input_scale) == (0.25, True)
-    assert (layer.rule, layer.binary, layer.dtype) == ("paper", False, jnp.bfloat16)
-
-
-BLOCKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "conv": ({"kernel_size": (3, 3)}, (6, 5, 5, 4)),
-    "dense, with dropout": ({"dropout": 0.5}, (6, 4)),
-}
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_a_second_jitted_step_compiles_nothing(name: str):
-    options, shape = BLOCKS[name]
-    block = xnor_block(4, 3, **options)
-    graph, params, rest = nnx.split(block, nnx.Param, ...)
-    traced = []
-
-    @jax.jit
-    def step(params, rest, x):
-        traced.append(x)
-
-        def loss(params):
-            model = nnx.merge(graph, params, rest, copy=True)
-            return model(x).sum(), nnx.state(model, nnx.Not(nnx.Param))
-
-        grads, rest = jax.grad(loss, has_aux=True)(params)
-        return jax.tree.map(lambda p, g: p - 0.01 * g, params, grads), rest
-
-    rng = np.random.default_rng(0)
-    for _ in range(3):
-        x = jnp.float32(rng.normal(size=shape))
-        params, rest = step(params, rest, x)
-    assert len(traced) == step._cache_size() == 1
-
-
 def test_vmap_is_a_loop_over_inputs():
     case = Case("rank 2", input_scale=True)
     many = jnp.float32(np.stack([case.x, case.x[::-1] / 2, -case.x]))
@@ -603,23 +355,6 @@ def test_vmap_over_kernels_is_a_loop():
     together = jax.jit(jax.vmap(run))(many)
     apart = [run(jax.tree.map(lambda p: p[i], many)) for i in range(6)]  # noqa: B023
     assert_close(together, np.float64(apart))
-
-
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_no_call_changes_the_latent_kernel(mode: str):
-    block = xnor_block(4, 3, (3, 3))
-    randomize(block, 0)
-    block.layer.kernel[...] *= 3  # Neither centred nor clamped.
-    before = jax.tree.map(np.asarray, nnx.state(block, nnx.Param))
-    statistics = jax.tree.map(np.asarray, nnx.state(block, nnx.BatchStat))
-    getattr(block, mode)()
-    x = jnp.float32(np.random.default_rng(0).normal(size=(2, 5, 5, 4)))
-    first, second = call(block, x), call(block, x)
-    forward_and_gradients(block, np.asarray(x), np.ones(first.shape))
-    chex.assert_trees_all_equal(nnx.state(block, nnx.Param), before)
-    if mode == "eval":
-        np.testing.assert_array_equal(first, second)
-        chex.assert_trees_all_equal(nnx.state(block, nnx.BatchStat), statistics)
 
 
 def test_layers_survive_split_and_jit_whatever_form_their_settings_had():
@@ -686,31 +421,26 @@ def test_dense_layer_refuses_inputs_that_do_not_fit(shape):
 def test_bad_padding_and_rules_are_refused_by_name():
     with pytest.raises(ValueError, match="padding .*'SAME'.* got 'same'"):
         conv(4, 6, padding="same")
-    layer = linear(4, 6, rule="best")
     with pytest.raises(ValueError, match="unknown name 'best'"):
-        layer(jnp.ones((1, 4)))
+        linear(4, 6, rule="best")
+    with pytest.raises(ValueError, match="surrogate: unknown name 'best'"):
+        linear(4, 6, surrogate="best")
 
 
 def test_depthwise_convolution_needs_a_rule_without_centring():
     # One channel a group: the factor 1 − 1/C_in of the default rule is 0.
-    x = jnp.ones((1, 5, 5, 4))
-    with pytest.raises(ValueError, match="at least 2 input channels"):
-        conv(4, 8, feature_group_count=4)(x)
-    y = call(conv(4, 8, feature_group_count=4, rule="exact"), x)
+    for rule in ("corrected", "paper", xnor.rules.paper):
+        with pytest.raises(
+            ValueError,
+            match=r"BinaryConv: feature_group_count=4, one input channel a group.*"
+            r'rule="exact"',
+        ):
+            conv(4, 8, feature_group_count=4, rule=rule)
+    with pytest.raises(ValueError, match="BinaryLinear: .*one input channel"):
+        linear(1, 8)
+    assert conv(4, 8, feature_group_count=4, binary=False).kernel.shape[-2] == 1
+    layer = conv(4, 8, feature_group_count=4, rule="exact")
+    x = awkward(np.random.default_rng(0), (1, 5, 5, 4))
+    y, d_params, _ = forward_and_gradients(layer, x, np.ones((1, 5, 5, 8)))
     assert y.shape == (1, 5, 5, 8)
-
-
-def test_scaled_product_has_the_products_own_gradient():
-    rng = np.random.default_rng(0)
-    signs = jnp.float32(rng.choice([-2.0, 0.0, 2.0], size=(5, 7)))
-    kernel = xnor.binarize(jnp.float32(rng.normal(size=(7, 3))))
-
-    def product(x, kernel, *, accumulator=None):
-        return jnp.matmul(x, kernel, preferred_element_type=accumulator)
-
-    scaled = partial(xnor.nn.scaled_product, product)
-    y, pullback = jax.vjp(jax.jit(scaled), signs, kernel)
-    expected, expected_pullback = jax.vjp(jax.jit(product), signs, kernel)
-    g = jnp.float32(rng.normal(size=y.shape))
-    chex.assert_trees_all_close(y, expected, rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_close(pullback(g), expected_pullback(g), rtol=1e-5, atol=1e-5)
+    assert np.abs(d_params["kernel"][...]).max() > 0

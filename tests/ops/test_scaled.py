@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import xnor_jax as xnor
 from xnor_jax import convolution
 from xnor_jax.geometry import DENSE, Geometry
-from xnor_jax.ops import cpu, narrow, training
+from xnor_jax.ops import cpu, scaled, training
 
 BACKENDS = ("float", "cpu") if cpu.is_available() else ("float",)
 SQUARE = Geometry((9, 8), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
@@ -34,8 +34,12 @@ def draw(geometry, groups, channels=12, features=9, batch=3):
     rng = np.random.default_rng(0)
     shape = (*geometry.window, channels // groups, features)
     x = rng.normal(size=(batch, *geometry.spatial, channels)).astype(np.float32)
-    kernel = xnor.binarize(rng.normal(size=shape).astype(np.float32), rule="ste")
-    return jnp.asarray(x), jnp.asarray(kernel)
+    return jnp.asarray(x), jnp.float32(rng.normal(size=shape))
+
+
+def unchanged(kernel, grad):
+    """A rule: the gradient at `w̃` itself."""
+    return grad
 
 
 def plain(geometry, groups, x, kernel):
@@ -71,6 +75,7 @@ def test_results_are_those_of_float32_to_the_last_bit(
         keep_rate=kept,
         geometry=geometry,
         relu=relu,
+        rule=unchanged,
         backend=backend,
     )
     y = jax.jit(partial(product, compute_dtype=jnp.bfloat16))()
@@ -105,6 +110,7 @@ def test_gradients_round_what_comes_in_and_what_goes_to_the_signs(backend, name)
             keep_rate=kept,
             geometry=geometry,
             groups=groups,
+            rule=unchanged,
             compute_dtype=jnp.bfloat16,
             backend=backend,
         )
@@ -129,7 +135,7 @@ def test_gradients_round_what_comes_in_and_what_goes_to_the_signs(backend, name)
         expected_kernel = expected_kernel / kept
     # A sum that cancels is as exact as float32 adds it up.
     np.testing.assert_allclose(d_x, expected_x, rtol=2**-8, atol=1e-5)
-    np.testing.assert_array_equal(d_x, narrow.rounded(d_x, jnp.bfloat16))
+    np.testing.assert_array_equal(d_x, scaled.rounded(d_x, jnp.bfloat16))
     np.testing.assert_allclose(d_kernel, expected_kernel, rtol=1e-5, atol=1e-4)
 
 
@@ -141,6 +147,7 @@ def test_programs_for_a_gpu_multiply_bfloat16():
             training.binary_product,
             geometry=geometry,
             groups=groups,
+            rule=unchanged,
             compute_dtype=jnp.bfloat16,
         )
 

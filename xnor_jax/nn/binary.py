@@ -1,21 +1,16 @@
-"""Flax NNX layers: what goes in and what is multiplied are signs.
+"""Binary layers: what goes in and what is multiplied are signs."""
 
-A layer holds latent kernels and computes `α · (sign(x) ⊛ sign(w))`: an integer sum,
-then one multiplication per output channel. The integer sum is the same in float32, in
-bfloat16 and on bits. With `binary=False` a layer is its float twin: `x ⊛ w`, unsigned.
-"""
-
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
+from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from xnor_jax import convolution
+from xnor_jax import convolution, quantizers, rules
 from xnor_jax.geometry import (
     DENSE,
     Geometry,
@@ -25,46 +20,27 @@ from xnor_jax.geometry import (
     per_axis,
     positive,
 )
-from xnor_jax.layers import (
-    AvgPool,
-    Flatten,
-    GlobalAveragePool,
-    Layered,
-    MaxPool,
-    batch_norm,
-)
 from xnor_jax.ops import training
 from xnor_jax.ops.bits import random_bits
-from xnor_jax.ops.training import scaled_product
+from xnor_jax.quantizers import Surrogate
 from xnor_jax.rules import Rule
-from xnor_jax.weights import binarize
-
-__all__ = [
-    "AvgPool",
-    "BinaryConv",
-    "BinaryLinear",
-    "Flatten",
-    "GlobalAveragePool",
-    "Layered",
-    "MaxPool",
-    "XnorBlock",
-    "scaled_product",
-]
 
 
 class _Binary(nnx.Module):
     """What a binary convolution and a binary dense layer share."""
 
+    kernel_rank: int  # of one kernel, as `masks.inner_kernels` reads it
+
     def __init__(
         self,
         shape: tuple[int, ...],
         *,
-        groups: int,
         use_bias: bool,
         dropout: float,
         input_scale: bool,
         rule: str | Rule,
         multiplier: float,
+        surrogate: str | Surrogate | None,
         binary: bool,
         backend: str,
         dtype: Dtype | None,
@@ -86,6 +62,17 @@ class _Binary(nnx.Module):
                 "compute_dtype: expected float32 with binary=False, whose products "
                 f"are not of signs and would be rounded, got {compute_dtype}"
             )
+        centring = rules.get(rule) in (rules.corrected, rules.paper)
+        if binary and shape[-2] == 1 and centring:
+            name = rule if isinstance(rule, str) else rule.__name__
+            groups = getattr(self, "feature_group_count", 1)
+            raise ValueError(
+                f"{type(self).__name__}: feature_group_count={groups}, one input "
+                "channel a group: centring over it leaves nothing, and the rule "
+                f'{name!r} no gradient; use rule="exact"'
+            )
+        if surrogate is not None:
+            quantizers.get(surrogate)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
         self.bias = (
             nnx.Param(bias_init(rngs.params(), shape[-1:], param_dtype))
@@ -96,45 +83,59 @@ class _Binary(nnx.Module):
         self.input_scale = input_scale
         self.rule = rule
         self.multiplier = multiplier
+        self.surrogate = surrogate
         self.binary = binary
-        self.groups = groups
         self.backend = backend
         self.dtype = dtype
         self.compute_dtype = compute_dtype
 
     def _apply(
-        self,
-        x: jax.Array,
-        geometry: Geometry,
-        product: Callable[..., jax.Array],
-        average: Callable[[jax.Array], jax.Array],
-        *,
-        relu: bool,
+        self, x: jax.Array, geometry: Geometry, *, groups: int = 1, relu: bool
     ) -> jax.Array:
-        kernel = self.kernel[...]
+        kernel, name = self.kernel[...], type(self).__name__
+        if kernel.ndim != self.kernel_rank:
+            raise ValueError(
+                f"{name}: expected a kernel [{len(geometry.window)} spatial axes, "
+                f"C_in, C_out], got shape {kernel.shape}; call layers that were "
+                "stacked by nnx.vmap under nnx.scan or nnx.vmap"
+            )
+        if self.binary and self.surrogate is None:
+            _check_signs(name, x)
         dtype = self.dtype or jnp.result_type(x, kernel)
         x = x.astype(dtype)
         bias = None if self.bias is None else self.bias[...].astype(dtype)
         if not self.binary:
             x = self.dropout(x) if self.dropout else x
-            y = product(x, kernel.astype(dtype), backend=self.backend)
-            y = y if bias is None else y + bias
-            return nnx.relu(y) if relu else y
-        binary_kernel = binarize(kernel, rule=self.rule, multiplier=self.multiplier)
-        scaled = partial(
-            training.binary_product,
-            geometry=geometry,
-            groups=self.groups,
-            compute_dtype=self.compute_dtype,
-            backend=self.backend,
-            **self._drop(x),
-        )
-        if not self.input_scale:
-            return scaled(x, binary_kernel, bias, relu=relu)
-        y = scaled(x, binary_kernel)
-        y = y * average(jnp.mean(jnp.abs(x), axis=-1, keepdims=True))
+            y = self._real_product(x, kernel.astype(dtype), geometry, groups)
+        else:
+            settings: dict[str, Any] = {
+                "geometry": geometry,
+                "groups": groups,
+                "rule": self.rule,
+                "multiplier": self.multiplier,
+                "surrogate": self.surrogate,
+                "compute_dtype": self.compute_dtype,
+                "backend": self.backend,
+                **self._drop(x),
+            }
+            if not self.input_scale:
+                settings |= {"bias": bias, "relu": relu}
+                return training.binary_product(x, kernel, **settings)
+            y = training.binary_product(x, kernel, **settings)
+            mean = jnp.mean(jnp.abs(x), axis=-1, keepdims=True)
+            dense = geometry == DENSE
+            y = y * (mean if dense else convolution.mean_pool(mean, geometry))
         y = y if bias is None else y + bias
         return nnx.relu(y) if relu else y
+
+    def _real_product(
+        self, x: jax.Array, kernel: jax.Array, geometry: Geometry, groups: int
+    ) -> jax.Array:
+        if geometry == DENSE:
+            return convolution.dot(x, kernel)
+        return training.conv(
+            x, kernel, **geometry.options, groups=groups, backend=self.backend
+        )
 
     def _drop(self, x: jax.Array) -> dict[str, Any]:
         """Which signs stay, in training."""
@@ -148,10 +149,37 @@ class _Binary(nnx.Module):
         return {"keep": keep, "keep_rate": 1 - self.dropout.rate}
 
 
+def _check_signs(name: str, x: jax.Array) -> None:
+    """Report activations that are not ±1, where their values can be known.
+
+    Raises:
+      ValueError: If they are concrete. Under `checkify` the check is part of the
+        program; under `jit` alone there is none.
+    """
+    expected = (
+        f"{name}: surrogate=None expects activations of −1 and +1; put a sign before "
+        "the layer, or give it a surrogate (dropout is the layer's own)"
+    )
+    signs = jnp.all(jnp.abs(x) == 1)
+    try:
+        known = bool(signs)
+    except jax.errors.ConcretizationTypeError:
+        checkify.debug_check(signs, expected)
+        return
+    if not known:
+        raise ValueError(f"{expected}; got others")
+
+
 class BinaryConv(_Binary):
     """A convolution of signs: `K · α · (sign(x) ⊛ sign(w)) + bias`, rank 1 to 3.
 
     The padding is zeros in ±1 space: a tap outside the image adds 0 to the sum.
+
+    The layer takes the sign of its input itself. A sign in front of it would meet this
+    second one, whose `ste` is strict in `|x| < 1`: at ±1 the gradient is exactly zero.
+    Behind a sign of one's own, such as `RSign`, give the layer `surrogate=None`: it
+    takes ±1 as it is, and its gradient passes unchanged.
+
     `K` is 1, or with `input_scale` the paper's `A ∗ k`, where `A = mean |x|` over the
     channels and `k` is a box filter `1/(kh·kw)` with the convolution's own geometry.
 
@@ -168,11 +196,13 @@ class BinaryConv(_Binary):
       input_scale: Whether to multiply by `K`.
       rule: The kernel's gradient rule, a name or a function: see `xnor_jax.rules`.
       multiplier: A factor on the rule's gradient.
+      surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`;
+        None for an input that is ±1 already.
       binary: False for the float twin.
-      backend: What computes the products: `"auto"` takes the compiled library on a
-        CPU, and XLA's floats elsewhere; `"float"` takes these everywhere; or another
-        of `xnor_jax.ops.available_backends()`. The sums of signs are the same.
-      dtype: Of what comes in and goes out; None for that of input and kernel together.
+      backend: `"auto"` for the compiled library on a CPU and XLA's floats elsewhere,
+        `"float"` for XLA's everywhere, or another of
+        `xnor_jax.ops.available_backends()`. The sums of signs are the same.
+      dtype: Of input and output; None for that of input and kernel together.
       compute_dtype: Of the operands of the products of signs, float32 or bfloat16. The
         sums are the same integers in both; gradients are rounded to it before they are
         multiplied by signs, and those of signs after it too.
@@ -182,8 +212,10 @@ class BinaryConv(_Binary):
       rngs: Keys `params` and, with dropout, `dropout`.
 
     Raises:
-      ValueError: If channels do not divide into the groups, a geometry does not fit, or
-        `compute_dtype` is another or not float32 in the float twin.
+      ValueError: If channels do not divide into the groups, a geometry does not fit, a
+        group has one input channel under the rules `corrected` or `paper`,
+        `compute_dtype` is another or not float32 in the float twin, or, with
+        `surrogate=None`, the input is known not to be ±1.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.2.
@@ -204,6 +236,7 @@ class BinaryConv(_Binary):
         input_scale: bool = False,
         rule: str | Rule = "corrected",
         multiplier: float = 1.0,
+        surrogate: str | Surrogate | None = "ste",
         binary: bool = True,
         backend: str = "auto",
         dtype: Dtype | None = None,
@@ -236,12 +269,12 @@ class BinaryConv(_Binary):
         self.feature_group_count = feature_group_count
         super().__init__(
             (*window, in_features // feature_group_count, out_features),
-            groups=feature_group_count,
             use_bias=use_bias,
             dropout=dropout,
             input_scale=input_scale,
             rule=rule,
             multiplier=multiplier,
+            surrogate=surrogate,
             binary=binary,
             backend=backend,
             dtype=dtype,
@@ -278,14 +311,14 @@ class BinaryConv(_Binary):
             padding=self.padding,
             dilation=self.kernel_dilation,
         )
-
-        box_filter = partial(convolution.mean_pool, geometry=geometry)
-        product = partial(training.conv, **geometry.options, groups=self.groups)
-        return self._apply(x, geometry, product, box_filter, relu=relu)
+        return self._apply(x, geometry, groups=self.feature_group_count, relu=relu)
 
 
 class BinaryLinear(_Binary):
     """A dense layer of signs: `K · α · (sign(x) · sign(w)) + bias`.
+
+    The layer takes the sign of its input itself; behind a sign of one's own give it
+    `surrogate=None`: see `BinaryConv`.
 
     `K` is 1, or with `input_scale` the paper's `mean |x|` over the features.
 
@@ -297,11 +330,13 @@ class BinaryLinear(_Binary):
       input_scale: Whether to multiply by `K`.
       rule: The kernel's gradient rule, a name or a function: see `xnor_jax.rules`.
       multiplier: A factor on the rule's gradient.
+      surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`;
+        None for an input that is ±1 already.
       binary: False for the float twin.
-      backend: What computes the products: `"auto"` takes the compiled library on a
-        CPU, and XLA's floats elsewhere; `"float"` takes these everywhere; or another
-        of `xnor_jax.ops.available_backends()`. The sums of signs are the same.
-      dtype: Of what comes in and goes out; None for that of input and kernel together.
+      backend: `"auto"` for the compiled library on a CPU and XLA's floats elsewhere,
+        `"float"` for XLA's everywhere, or another of
+        `xnor_jax.ops.available_backends()`. The sums of signs are the same.
+      dtype: Of input and output; None for that of input and kernel together.
       compute_dtype: Of the operands of the products of signs, float32 or bfloat16. The
         sums are the same integers in both; gradients are rounded to it before they are
         multiplied by signs, and those of signs after it too.
@@ -311,7 +346,9 @@ class BinaryLinear(_Binary):
       rngs: Keys `params` and, with dropout, `dropout`.
 
     Raises:
-      ValueError: If `compute_dtype` is another, or not float32 in the float twin.
+      ValueError: If `compute_dtype` is another, or not float32 in the float twin, there
+        is one input feature under the rules `corrected` or `paper`, or, with
+        `surrogate=None`, the input is known not to be ±1.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.2.
@@ -329,6 +366,7 @@ class BinaryLinear(_Binary):
         input_scale: bool = False,
         rule: str | Rule = "corrected",
         multiplier: float = 1.0,
+        surrogate: str | Surrogate | None = "ste",
         binary: bool = True,
         backend: str = "auto",
         dtype: Dtype | None = None,
@@ -342,12 +380,12 @@ class BinaryLinear(_Binary):
         self.out_features = out_features
         super().__init__(
             (in_features, out_features),
-            groups=1,
             use_bias=use_bias,
             dropout=dropout,
             input_scale=input_scale,
             rule=rule,
             multiplier=multiplier,
+            surrogate=surrogate,
             binary=binary,
             backend=backend,
             dtype=dtype,
@@ -370,68 +408,5 @@ class BinaryLinear(_Binary):
                 f"BinaryLinear: expected [..., {self.in_features}], got shape {x.shape}"
             )
         rows = x.reshape(-1, self.in_features)
-
-        def product(rows: jax.Array, kernel: jax.Array, backend: str) -> jax.Array:
-            return convolution.dot(rows, kernel)
-
-        y = self._apply(rows, DENSE, product, lambda a: a, relu=relu)
+        y = self._apply(rows, DENSE, relu=relu)
         return y.reshape(*x.shape[:-1], y.shape[-1])
-
-
-class XnorBlock(nnx.Module):
-    """The paper's block: BatchNorm → sign → (dropout) → convolution or dense → ReLU.
-
-    Args:
-      in_features: Channels (dense: features) into the product.
-      out_features: Channels or features out of it.
-      kernel_size: The convolution's window; None for a dense layer.
-      norm_features: Channels that BatchNorm sees; None for `in_features`. A dense block
-        behind a convolution normalizes the channels, then flattens `[N, H, W, C]`.
-      epsilon: BatchNorm's ε.
-      momentum: BatchNorm's momentum in Flax's sense.
-      relu: Whether a ReLU follows.
-      rngs: Keys for the parameters and the dropout.
-      **layer: Passed on to `BinaryConv` or `BinaryLinear`.
-
-    References:
-      Rastegari et al., XNOR-Net, 2016, §3.2 and Table 3: 44.2 % against 30.3 % for the
-      usual order.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        kernel_size: int | Sequence[int] | None = None,
-        *,
-        norm_features: int | None = None,
-        epsilon: float = 1e-4,
-        momentum: float = 0.9,
-        relu: bool = True,
-        rngs: nnx.Rngs,
-        **layer: Any,
-    ):
-        self.norm = nnx.BatchNorm(
-            norm_features or in_features, momentum=momentum, epsilon=epsilon, rngs=rngs
-        )
-        # Not asked of the layer: packing puts another in its place.
-        self.flatten = kernel_size is None
-        if kernel_size is None:
-            self.layer = BinaryLinear(in_features, out_features, rngs=rngs, **layer)
-        else:
-            self.layer = BinaryConv(
-                in_features, out_features, kernel_size, rngs=rngs, **layer
-            )
-        self.relu = relu
-
-    def __call__(self, x: ArrayLike) -> jax.Array:
-        """Map `[N, *spatial, C]` to `[N, *out, C_out]`, dense to `[N, C_out]`."""
-        # Packing puts a layer without one in its place.
-        backend = getattr(self.layer, "backend", "auto")
-        x = batch_norm(self.norm, jnp.asarray(x), backend)
-        if self.flatten:
-            x = x.reshape(x.shape[0], -1)
-        if type(self.layer) in (BinaryConv, BinaryLinear):
-            return self.layer.then(x, relu=self.relu)
-        x = self.layer(x)
-        return nnx.relu(x) if self.relu else x

@@ -1,0 +1,127 @@
+"""BatchNorm with a backend beside Flax's own."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xnor_jax import models
+from xnor_jax.nn import BatchNorm
+from xnor_jax.ops import cpu
+
+
+def both(channels, seed=0, backend="auto", **options):
+    """Ours and Flax's layer; their constants and averages are not those of new ones."""
+    ours = BatchNorm(channels, backend=backend, rngs=nnx.Rngs(0), **options)
+    layers = ours, nnx.BatchNorm(channels, rngs=nnx.Rngs(0), **options)
+    for layer in layers:
+        rng = np.random.default_rng(seed)
+        for value in (layer.scale, layer.bias, layer.mean, layer.var):
+            if value is not None:
+                new = rng.uniform(0.5, 2, channels)
+                value[...] = jnp.asarray(new, value[...].dtype)
+    return layers
+
+
+def all_of_it(layer, x, **options):
+    """Result, gradients and new averages; how many arrays like `x` it keeps."""
+    graph, params, rest = nnx.split(layer, nnx.Param, nnx.BatchStat)
+
+    @jax.jit
+    def run(params, x):
+        def of(params, x):
+            layer = nnx.merge(graph, params, rest, copy=True)
+            return layer(x, **options), nnx.state(layer, nnx.BatchStat)
+
+        y, pull, statistics = jax.vjp(of, params, x, has_aux=True)
+        g = jax.random.normal(jax.random.key(1), y.shape, y.dtype)
+        kept = sum(leaf.size == x.size for leaf in jax.tree.leaves(pull))
+        return (y, pull(g), statistics), kept
+
+    return run(params, x)
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    st.integers(1, 70),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["auto", "float"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_it_does_what_flax_does(shape, channels, scaled, biased, backend, seed):
+    layers = both(
+        channels,
+        seed,
+        backend,
+        use_scale=scaled,
+        use_bias=biased,
+        momentum=0.7,
+        epsilon=0.01,
+    )
+    rng = np.random.default_rng(seed)
+    x = jnp.float32(rng.normal(0.5, 2, (2, *shape, channels)))
+    (ours, kept), (theirs, _) = (all_of_it(layer, x) for layer in layers)
+    chex.assert_trees_all_close(ours, theirs, rtol=2e-4, atol=2e-5)
+    # Flax's own keeps `x − mean` as well.
+    assert kept == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "call"),
+    [
+        ({"param_dtype": jnp.bfloat16}, jnp.float32, {}),
+        ({}, jnp.bfloat16, {}),
+        ({"use_running_average": True}, jnp.float32, {}),
+        ({}, jnp.float32, {"use_running_average": True}),
+        ({}, jnp.float32, {"mask": np.arange(6)[:, None] < 4}),
+    ],
+)
+def test_evaluation_masks_and_other_dtypes_are_flaxs(options, dtype, call):
+    x = jax.random.normal(jax.random.key(0), (6, 6), dtype)
+    (ours, _), (theirs, _) = (
+        all_of_it(layer, x, **call) for layer in both(6, **options)
+    )
+    assert ours[0].dtype == theirs[0].dtype
+    chex.assert_trees_all_equal(ours, theirs)
+
+
+def test_constants_that_were_cast_keep_their_dtype():
+    layers = both(6)
+    for layer in layers:
+        for constant in (layer.scale, layer.bias):
+            constant[...] = constant[...].astype(jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(0), (6, 6))
+    (ours, _), (theirs, _) = (all_of_it(layer, x) for layer in layers)
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours, theirs)
+
+
+def test_numbers_of_numpy_are_plain_ones():
+    layer, _ = both(6, epsilon=np.float64(0.01), momentum=np.float64(0.9))
+    x = jax.random.normal(jax.random.key(0), (6, 6))
+    with jax.enable_x64(True):
+        (y, _, statistics), _ = all_of_it(layer, x)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves((y, statistics))}
+    assert dtypes == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (5,)])
+def test_inputs_that_do_not_fit_are_refused(shape):
+    layer, _ = both(5)
+    with pytest.raises(ValueError, match=r"BatchNorm: expected \[N, ..., 5\], got"):
+        layer(jnp.ones(shape))
+
+
+def test_networks_hand_their_backend_down():
+    def calls(backend):
+        model = models.LeNet5(backend=backend, rngs=nnx.Rngs(0))
+        graph, state = nnx.split(model)
+        run = jax.jit(lambda state, x: nnx.merge(graph, state, copy=True)(x))
+        return run.lower(state, jnp.ones((2, 28, 28, 1))).as_text().count("xnor_jax_")
+
+    assert calls("float") == 0
+    assert (calls("auto") > 0) == cpu.is_available()

@@ -1,0 +1,29 @@
+"""Flax NNX layers: binary ones, and what stands between them.
+
+A binary layer holds a latent kernel and computes `α · (sign(x) ⊛ sign(w))`: an integer
+sum, then one multiplication per output channel. The integer sum is the same in float32,
+in bfloat16 and on bits. `Conv` and `BatchNorm` are Flax's with a backend.
+"""
+
+from xnor_jax.nn.activations import RPReLU, RSign
+from xnor_jax.nn.binary import BinaryConv, BinaryLinear
+from xnor_jax.nn.block import XnorBlock
+from xnor_jax.nn.conv import Conv
+from xnor_jax.nn.layered import Layered
+from xnor_jax.nn.norm import BatchNorm
+from xnor_jax.nn.pools import AvgPool, Flatten, GlobalAveragePool, MaxPool
+
+__all__ = [
+    "AvgPool",
+    "BatchNorm",
+    "BinaryConv",
+    "BinaryLinear",
+    "Conv",
+    "Flatten",
+    "GlobalAveragePool",
+    "Layered",
+    "MaxPool",
+    "RPReLU",
+    "RSign",
+    "XnorBlock",
+]

@@ -1,0 +1,106 @@
+"""Activations with parameters of their own, one a channel."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype, Initializer
+from jax.typing import ArrayLike
+
+from xnor_jax import quantizers
+from xnor_jax.quantizers import Surrogate
+
+_QUARTER = nnx.initializers.constant(0.25)
+
+
+class RSign(nnx.Module):
+    """A sign with a learned threshold: `sign(x − β)`, β a channel.
+
+    The gradient of β is the negative of the surrogate's, summed over its channel. A
+    binary layer behind it takes `surrogate=None`: see `BinaryConv`.
+
+    Args:
+      num_features: Channels, `C`.
+      surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`.
+      dtype: Of the result; None for that of input and β together.
+      param_dtype: Of β.
+      beta_init: Initializer of β.
+      rngs: Key `params`.
+
+    References:
+      Liu et al., ReActNet, 2020, §4.2.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        surrogate: str | Surrogate = "ste",
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        beta_init: Initializer = nnx.initializers.zeros_init(),
+        rngs: nnx.Rngs,
+    ):
+        quantizers.get(surrogate)
+        self.beta = nnx.Param(beta_init(rngs.params(), (num_features,), param_dtype))
+        self.surrogate = surrogate
+        self.dtype = dtype
+
+    def __call__(self, x: ArrayLike) -> jax.Array:
+        """Map `[..., C]` to signs `[..., C]`."""
+        x, (beta,) = _cast("RSign", x, self.dtype, self.beta)
+        return quantizers.sign(x - beta, self.surrogate)
+
+
+class RPReLU(nnx.Module):
+    """A PReLU with learned shifts: `x − γ + ζ` where `x > γ`, else `b·(x − γ) + ζ`.
+
+    Args:
+      num_features: Channels, `C`; γ, ζ and b are of one number a channel.
+      dtype: Of the result; None for that of input and parameters together.
+      param_dtype: Of γ, ζ and b.
+      gamma_init: Initializer of γ, the shift of the input.
+      zeta_init: Initializer of ζ, the shift of the output.
+      slope_init: Initializer of b, the slope below γ.
+      rngs: Key `params`.
+
+    References:
+      Liu et al., ReActNet, 2020, §4.2.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        gamma_init: Initializer = nnx.initializers.zeros_init(),
+        zeta_init: Initializer = nnx.initializers.zeros_init(),
+        slope_init: Initializer = _QUARTER,
+        rngs: nnx.Rngs,
+    ):
+        def param(init: Initializer) -> nnx.Param:
+            return nnx.Param(init(rngs.params(), (num_features,), param_dtype))
+
+        self.gamma = param(gamma_init)
+        self.zeta = param(zeta_init)
+        self.slope = param(slope_init)
+        self.dtype = dtype
+
+    def __call__(self, x: ArrayLike) -> jax.Array:
+        """Map `[..., C]` to `[..., C]`."""
+        parameters = self.gamma, self.zeta, self.slope
+        x, (gamma, zeta, slope) = _cast("RPReLU", x, self.dtype, *parameters)
+        x = x - gamma
+        return jnp.where(x > 0, x, slope * x) + zeta
+
+
+def _cast(
+    where: str, x: ArrayLike, dtype: Dtype | None, *parameters: nnx.Param
+) -> tuple[jax.Array, list[jax.Array]]:
+    x, values = jnp.asarray(x), [parameter[...] for parameter in parameters]
+    if x.shape[-1:] != values[0].shape:
+        raise ValueError(
+            f"{where}: expected [..., {values[0].size}], got shape {x.shape}"
+        )
+    dtype = dtype or jnp.result_type(x, *values)
+    return x.astype(dtype), [value.astype(dtype) for value in values]

@@ -97,6 +97,28 @@ def test_damaged_recipe_json_is_one_line(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
+def test_one_flipped_bit_of_recipe_json_is_a_line_or_another_recipe(tmp_path):
+    folders.open_folder(tmp_path, info(), resume=False)
+    path = tmp_path / "recipe.json"
+    content = path.read_bytes()
+    read = 0
+    for at in range(0, len(content), 5):
+        changed = bytearray(content)
+        changed[at] ^= 1 << at % 8
+        path.write_bytes(changed)
+        try:
+            found = folders.read_info(tmp_path)
+        except RunError as error:
+            assert "\n" not in str(error)
+        else:
+            read += 1
+            assert isinstance(found, RunInfo)
+    assert read < len(content) // 10
+    path.write_text('{"name": 1, "epochs": 1, "dataset": "digits", "model": "lenet5"}')
+    with pytest.raises(RunError, match="cannot read"):
+        folders.read_info(tmp_path)
+
+
 def test_metrics_are_exactly_the_named_keys(tmp_path):
     folders.write_metrics(tmp_path, [record(1), record(2)])
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()

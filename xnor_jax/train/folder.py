@@ -236,6 +236,8 @@ def _read(folder: Path) -> dict[str, Any]:
             found[key]
         for key in ("image_shape", "class_names"):
             data[key]
+        if not isinstance(found["name"], str):
+            raise ValueError("name: expected a string")
         return found
     except FileNotFoundError as error:
         raise RunError(

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import packing
+import packed_networks
 import pytest
 import reference_loop as loop
 from bit_oracles import sign
@@ -69,15 +69,15 @@ def test_a_layer_and_its_gradient_keep_their_dtypes(backend, dtype):
 
 @pytest.mark.parametrize("backend", ["auto", *ops.available_backends()])
 def test_a_network_packs_and_gives_the_same_logits(backend):
-    model = packing.Net(
+    model = packed_networks.Net(
         (8, 8, 3),
-        packing.conv(3, 33, (3, 3)),
-        packing.block(33, 34, (3, 3)),
+        packed_networks.conv(3, 33, (3, 3)),
+        packed_networks.block(33, 34, (3, 3)),
         xnor.nn.AvgPool(2, 2),
-        packing.block(34, 35, (3, 3)),
+        packed_networks.block(34, 35, (3, 3)),
         xnor.nn.MaxPool(2, 2),
         xnor.nn.GlobalAveragePool(),
-        packing.linear(35, 3),
+        packed_networks.linear(35, 3),
     )
     model.eval()
     x = draw(4, 8, 8, 3)

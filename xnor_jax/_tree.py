@@ -172,7 +172,7 @@ def _check(
             f"expected a kernel [..., C_in, C_out], got shape {shape}, which the path "
             f"names as an attention or einsum layer's, with axes of another order{out}"
         )
-    if centred and shape[-2] < 2:
+    if centred and kernel.shape[-2] < 2:
         raise ValueError(
             f"expected at least 2 input channels, got shape {shape}; mean-centring "
             "over 1 channel leaves only zeros: bound a depthwise kernel with clamp, "

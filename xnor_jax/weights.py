@@ -6,6 +6,11 @@ Latent weights live in a pytree; binarizing is a pure view of it. A kernel has t
 and an optional mask: a bool tree, a prefix of one, or a callable, as in optax. Leaves
 that the mask leaves out come back untouched.
 
+A kernel beside a bias `[*stack, C_out]`, as `nnx.vmap` makes it, is a stack of kernels
+with a scale each. A kernel that its bias or its path shows to have another layout, such
+as those of attention, is refused. Nothing tells the layout of a bare array: its leading
+axes are spatial, and `jax.vmap(binarize)` is the call for a stack.
+
 Why is the scale α a mean? For signs `B ∈ {−1, +1}ⁿ` and a scale `α ≥ 0`,
 `‖w − αB‖² = ‖w‖² − 2α·⟨w, B⟩ + α²n`. Whatever α is, the middle term is best when
 `⟨w, B⟩` is largest, so `B = sign(w)` and `⟨w, B⟩ = ‖w‖₁`; the parabola in α that is

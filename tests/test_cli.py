@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         (("train", "mnist-lenet5", "--data-dir", "nowhere"), 2, "no folder nowhere"),
         (("train", "--resume", "--output", "nowhere"), 2, "no run in nowhere"),
         (("train", "--output", "/dev/null/run"), 1, "--output"),
-        (("train", "--batch-size", "5000"), 1, "expected at most 1437"),
+        (("train", "--batch-size", "5000"), 2, "--batch-size: expected at most 1437"),
         (("evaluate", "nowhere"), 2, "no run in nowhere"),
         (("evaluate", "."), 2, "no run in ."),
         (("evaluate",), 2, "missing: RUN (see xnor-jax evaluate --help)"),

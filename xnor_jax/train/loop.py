@@ -21,7 +21,7 @@ from xnor_jax.train.checkpoint import Checkpoints, History
 from xnor_jax.train.devices import replicate
 from xnor_jax.train.folder import RunError, RunInfo, open_folder, write_metrics
 from xnor_jax.train.progress import Display
-from xnor_jax.train.recipe import Recipe
+from xnor_jax.train.recipe import Recipe, RecipeError
 from xnor_jax.train.step import Metrics, Trainer, TrainState
 
 
@@ -68,16 +68,18 @@ def train(
       The history of all epochs.
 
     Raises:
-      RunError: If the folder is not the run's or cannot be written, the set is smaller
-        than a batch, or the loss is not finite.
+      RunError: If the folder is not the run's or cannot be written, or the loss is not
+        finite.
+      RecipeError: If a batch is larger than the training split.
     """
     begin = time.perf_counter()
     recipe = info.recipe
     console = console or Console()
     if info.steps_per_epoch < 1:
-        raise RunError(
-            f"batch_size {recipe.batch_size} is larger than the {info.train_images} "
-            f"training images; expected at most {info.train_images}"
+        raise RecipeError(
+            f"expected at most {info.train_images}, as many as there are training "
+            f"images, got {recipe.batch_size}",
+            field="batch_size",
         )
     if isinstance(dataset, PictureSet):
         dataset.check()

@@ -200,8 +200,8 @@ class BinaryConv(_Binary):
         None for an input that is ±1 already.
       binary: False for the float twin.
       backend: `"auto"` for the compiled library on a CPU and XLA's floats elsewhere,
-        `"float"` for XLA's everywhere, or another of
-        `xnor_jax.ops.available_backends()`. The sums of signs are the same.
+        `"float"` or `"cpu"`. Others have no gradients, and raise. The sums of signs
+        are the same.
       dtype: Of input and output; None for that of input and kernel together.
       compute_dtype: Of the operands of the products of signs, float32 or bfloat16. The
         sums are the same integers in both; gradients are rounded to it before they are
@@ -334,8 +334,8 @@ class BinaryLinear(_Binary):
         None for an input that is ±1 already.
       binary: False for the float twin.
       backend: `"auto"` for the compiled library on a CPU and XLA's floats elsewhere,
-        `"float"` for XLA's everywhere, or another of
-        `xnor_jax.ops.available_backends()`. The sums of signs are the same.
+        `"float"` or `"cpu"`. Others have no gradients, and raise. The sums of signs
+        are the same.
       dtype: Of input and output; None for that of input and kernel together.
       compute_dtype: Of the operands of the products of signs, float32 or bfloat16. The
         sums are the same integers in both; gradients are rounded to it before they are

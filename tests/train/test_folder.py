@@ -62,6 +62,19 @@ def test_other_data_is_refused(tmp_path):
         folders.open_folder(tmp_path / "run", other, resume=True)
 
 
+def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path):
+    folders.open_folder(tmp_path / "run", info(), resume=False)
+    path = tmp_path / "run" / "recipe.json"
+    fields = json.loads(path.read_text())
+    for name in ("surrogate", "optimizer", "warmup_epochs"):
+        del fields[name]
+    path.write_text(json.dumps(fields))
+    assert folders.read_info(tmp_path / "run") == info()
+    folders.open_folder(tmp_path / "run", info(), resume=True)
+    with pytest.raises(RunError, match="its optimizer is adam, not sgd"):
+        folders.open_folder(tmp_path / "run", info(optimizer="sgd"), resume=True)
+
+
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RunError, match="other files and no run"):

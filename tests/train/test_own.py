@@ -37,7 +37,7 @@ SOURCE = """
         ):
             self.image_shape = image_shape
             size = image_shape[0] * image_shape[1] * image_shape[2]
-            way = {"rule": rule, "binary": binary}
+            way = {"rule": rule, "surrogate": surrogate, "binary": binary}
             self.dense1 = nnx.Linear(size, width, rngs=rngs)
             self.block2 = xnor.nn.XnorBlock(width, 12, rngs=rngs, **way)
             self.dense3 = nnx.Linear(12, classes, rngs=rngs)
@@ -253,6 +253,7 @@ def test_a_reference_that_leads_nowhere_is_one_line(
     [
         ({"input_scale": True}, "input_scale: expected False with the model"),
         ({"multiplier": 2.0}, "multiplier: expected 1.0 with the model"),
+        ({"surrogate": "aprox"}, "surrogate: .*did you mean 'approx'"),
         ({"rule": lambda kernel: kernel}, "rule: expected a function of"),
         ({"surrogate": lambda x: x}, "surrogate: expected a function of"),
         ({"optimizer": lambda: None}, "optimizer: expected a function of"),

@@ -1,6 +1,6 @@
 import dataclasses
 import math
-from functools import cache
+from functools import cache, partial
 
 import chex
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from xnor_jax import data, weights
+from xnor_jax import data, quantizers, weights
 from xnor_jax.data import preprocess
 from xnor_jax.train import pieces, step
 from xnor_jax.train import recipe as recipes
@@ -227,3 +227,17 @@ def test_rule_and_projection_reach_the_step():
     chex.assert_trees_all_close(
         weights.clamp(state.params, trainer.inner), state.params, atol=0
     )
+
+
+def test_tanh_has_the_temperature_of_the_step():
+    images, labels = images_and_labels()
+    x = step.normalize(SOURCE, images[:8])
+    trees = []
+    # Half of 3 epochs of 4 steps: t = 10^0.
+    for surrogate in ("tanh", partial(quantizers.tanh, temperature=1.0), "ste"):
+        trainer, state = make(surrogate=surrogate)
+        state = state._replace(step=jnp.int32(6))
+        one_step = jax.jit(lambda s, t=trainer: step.train_step(t, s, x, labels[:8]))
+        trees.append(one_step(state)[0].opt_state[1].mu["conv1"]["kernel"][...])
+    np.testing.assert_allclose(trees[0], trees[1], rtol=1e-4, atol=1e-7)
+    assert not np.allclose(trees[0], trees[2], rtol=1e-2)

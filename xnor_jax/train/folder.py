@@ -226,7 +226,7 @@ def _read(folder: Path) -> dict[str, Any]:
             for field in dataclasses.fields(Recipe)
             if field.default is not dataclasses.MISSING
         }
-        data = {
+        data: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in fields["data"].items()
         }

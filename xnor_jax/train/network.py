@@ -126,6 +126,7 @@ def set_temperature(model: nnx.Module, progress: jax.Array) -> None:
       Networks, 2020, §3.3.
     """
     surrogate = partial(quantizers.tanh, temperature=10 ** (2 * progress - 1))
+    module: Any
     for _, module in nnx.iter_modules(model):
         if getattr(module, "surrogate", None) == "tanh":
             module.surrogate = surrogate

@@ -45,10 +45,9 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
         rise = optax.linear_schedule(0.0, recipe.learning_rate, warmup)
         return optax.join_schedules([rise, after], [warmup])
     options = schedule_options(recipe, steps_per_epoch)
+    made: Any
     with own.errors("schedule", recipe.schedule):
-        made: Any = recipe.schedule(
-            **own.arguments("schedule", recipe.schedule, options)
-        )
+        made = recipe.schedule(**own.arguments("schedule", recipe.schedule, options))
     if not callable(made):
         raise RecipeError(
             f"expected an optax.Schedule of {own.describe(recipe.schedule)}, got "

@@ -214,8 +214,10 @@ def _import(name: str, reference: str) -> Any:
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     """None where Python knows none, as for some built-ins."""
     # A metaclass, such as that of nnx.Module, hides a class's own parameters.
-    bound = functools.partial(function.__init__, None)
-    called = bound if isinstance(function, type) else function
+    called: Any = function
+    if isinstance(function, type):
+        init: Any = function.__init__
+        called = functools.partial(init, None)
     try:
         return inspect.signature(called)
     except (TypeError, ValueError):

@@ -273,9 +273,14 @@ def validate(recipe: Recipe) -> Recipe:
 
 def model_options(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says to its network's constructor, by name."""
-    fields = ["binary", "rule", "multiplier", "input_scale", "compute_dtype"]
-    if recipe.surrogate != "ste":
-        fields.append("surrogate")
+    fields = (
+        "binary",
+        "rule",
+        "surrogate",
+        "multiplier",
+        "input_scale",
+        "compute_dtype",
+    )
     return {field: getattr(recipe, field) for field in fields}
 
 

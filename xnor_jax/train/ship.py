@@ -67,8 +67,9 @@ def obstacle(run: RunInfo) -> str | None:
     """
     if not run.recipe.binary or not callable(run.recipe.model):
         return None
+    model = loop.trained_model(*loop.create(run))
     try:
-        _pack(loop.trained_model(*loop.create(run)), run.image_shape)
+        _pack(model, run.image_shape)
     except (ValueError, TypeError) as error:
         return str(error).removeprefix("pack: ")
     return None

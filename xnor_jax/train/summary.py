@@ -79,5 +79,5 @@ def _images(recipe: Recipe) -> tuple[tuple[int, ...], int]:
         dataset = data.load(recipe.dataset)
         return dataset.image_shape, len(dataset.class_names)
     source = data.SOURCES[recipe.dataset]
-    size = recipe.image_size
+    size = recipe.image_size or 0  # which a set of pictures of any size needs
     return source.image_shape or (size, size, len(source.mean)), 10

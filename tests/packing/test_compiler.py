@@ -78,6 +78,27 @@ class Residual(nnx.Module):
         return self.head(x.mean((1, 2)))
 
 
+class GivenSigns(nnx.Module):
+    """Layers that take signs as they are, behind a shifted sign and pools of signs."""
+
+    def __init__(self, rngs):
+        conv = partial(xnor.nn.BinaryConv, surrogate=None, rngs=rngs)
+        self.stem, self.norm = (
+            nnx.Conv(2, 16, (3, 3), rngs=rngs),
+            nnx.BatchNorm(16, rngs=rngs),
+        )
+        self.shift, self.conv2 = xnor.nn.RSign(16, rngs=rngs), conv(16, 24, (3, 3))
+        self.act, self.conv3 = xnor.nn.RPReLU(24, rngs=rngs), conv(24, 20, (2, 2))
+        self.dense = xnor.nn.BinaryLinear(20, 12, surrogate=None, rngs=rngs)
+        self.head = nnx.Linear(12, 4, rngs=rngs)
+
+    def __call__(self, x):
+        signs = self.shift(self.norm(self.stem(x)))
+        x = xnor.sign_ste(self.act(self.conv2(signs)))
+        x = self.conv3(nnx.max_pool(x, (2, 2), (2, 2)))
+        return self.head(self.dense(xnor.sign(xnor.sign(x))).max((1, 2)))
+
+
 class Dense(nnx.Module):
     """BinaryDenseNet's: each layer's channels are joined to what came before."""
 
@@ -244,6 +265,7 @@ NETWORKS = {
     "reactnet": lambda: of_nnx(Residual, 8, 8, 3),
     "squeeze and excite": lambda: of_nnx(partial(Residual, excite=True), 8, 8, 3),
     "binary densenet": lambda: of_nnx(Dense, 6, 6, 2),
+    "given signs": lambda: of_nnx(GivenSigns, 9, 8, 2),
     "groups": lambda: of_nnx(Grouped, 7, 6, 2),
     "attention": lambda: of_nnx(Attention, 5, 6),
     "own call": lambda: of_nnx(Own, 9),
@@ -252,6 +274,7 @@ NETWORKS = {
     "closure": closure,
 }
 PRODUCTS = dict.fromkeys(NETWORKS, 2) | {
+    "given signs": 3,
     "groups": 3,
     "attention": 4,
     "own call": 3,

@@ -88,7 +88,9 @@ class _Fold:
             return Answer(heads[:-1], plus, jnp.isnan(v))
 
         params = (constant, [consts for _, consts in chains])
-        if source.op == "binary" and alone:
+        if "threshold" in source.attrs:  # these are signs already
+            made = None
+        elif source.op == "binary" and alone:
             made = _integer(sign, source, ask, params, len(pools))
         else:
             made = self._float(sign, source, ask, params, segments, alone)

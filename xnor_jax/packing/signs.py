@@ -80,7 +80,7 @@ class _Signs:
         if node.op != "function":
             return node
         name, nodes = node.attrs["name"], node.nodes
-        if name in COMPARISONS and len(nodes) == 1:
+        if name in COMPARISONS and len(nodes) == 1 and nodes[0] not in self.values:
             self.values[node] = (node, np.bool_(False), np.bool_(True))
             return node
         if found := _straight_through(node):

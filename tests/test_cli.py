@@ -182,7 +182,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         (("train", "--decay-epochs", "1", "x"), 2, "expected a whole number, got '1'"),
         (("train", "--epoch", "3"), 2, "option --epoch; did you mean --epochs?"),
         (("train", "--momentum", "1"), 2, "unknown option --momentum (see"),
+        (("train", "--lr", "1"), 2, "unknown option --lr (see"),
         (("train", "--best"), 2, "unknown option --best"),
+        (("train", "--seeds"), 2, "--seeds: expected a value"),
         (("train", "--rule", "corected"), 2, "did you mean 'corrected'?"),
         (("train", "--model", "lenet"), 2, "did you mean 'lenet5'?"),
         (("train", "--dataset", "cifar"), 2, "did you mean 'cifar10'?"),
@@ -198,6 +200,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         (("train", "--process-id", "0"), 2, "--process-id: give --coordinator"),
         (("train", "mnist-lenet5", "--data-dir", "nowhere"), 2, "no folder nowhere"),
         (("train", "--resume", "--output", "nowhere"), 2, "no run in nowhere"),
+        (("train", "--resume", "--output", "."), 2, "no run in . to resume"),
+        (("train", "--resume", "--seeds", "0", "--output", "."), 2, "no run in . to"),
         (("train", "--output", "/dev/null/run"), 1, "--output"),
         (("train", "--batch-size", "5000"), 2, "--batch-size: expected at most 1437"),
         (("evaluate", "nowhere"), 2, "no run in nowhere"),
@@ -218,6 +222,15 @@ def test_a_wrong_word_is_one_line(args, status, words, capsys, tmp_path, monkeyp
     assert words in err
     assert err.startswith("xnor-jax: ") and len(err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_call_gives_signals_back_as_they_were(tmp_path, capsys):
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.getsignal(number) for number in numbers]
+    (tmp_path / "thesis.tex").write_text("")
+    code, _, err = said(capsys, "train", "--output", tmp_path)
+    assert code == 1 and "other files and no run" in err
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_another_recipes_folder_is_refused_and_left_alone(alone, capsys):

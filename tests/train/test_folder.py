@@ -94,6 +94,9 @@ def test_nothing_to_resume(tmp_path):
     with pytest.raises(RunError, match="no run in"):
         folders.open_folder(tmp_path / "run", info(), resume=True)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(RunError, match="no run in"):
+        folders.open_folder(tmp_path, info(), resume=True)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

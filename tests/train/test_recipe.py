@@ -71,6 +71,13 @@ def test_decay_epochs_go_with_steps_only():
         recipes.validate(dataclasses.replace(BASE, decay_epochs=(3,)))
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "steps"])
+def test_a_decay_factor_goes_with_decay_epochs_only(schedule):
+    recipe = dataclasses.replace(BASE, schedule=schedule, decay_factor=0.5)
+    with pytest.raises(RecipeError, match="decay_factor: expected 0.1, .*, got 0.5"):
+        recipes.validate(recipe)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

@@ -45,10 +45,11 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     line = "interrupted"
     if arguments[:1] == ["train"]:
         line += "; go on with --resume"
-    status, before, interrupted = 0, None, False
+    status, before, interrupted = 0, {}, False
     try:
-        before = signal.getsignal(signal.SIGINT)
-        if before is signal.default_int_handler:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.getsignal(number)
+        if before[signal.SIGINT] is signal.default_int_handler:
             signal.signal(signal.SIGINT, lambda *_: _exit_at_once(line))
         _quieten()
         _dispatch(arguments)
@@ -67,7 +68,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             raise
         status = _fail(_message(error), found)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            if handler is not None:  # one of C's, which Python leaves alone
+                signal.signal(number, handler)
     if interrupted:
         # A plain exit would wait for what XLA still compiles or computes; what workers
         # shared with this process is given back before.

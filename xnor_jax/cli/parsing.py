@@ -103,7 +103,7 @@ def _line(complaint: str) -> str:
     what = " ".join(" ".join(rows[: rows.index("")]).split())
     if found := re.search(r"Unrecognized options: ([^\s,]+)", words):
         close = difflib.get_close_matches(found[1], re.findall(r"--[\w-]+", words))
-        other = [option for option in close if option != found[1]]
+        other = [option for option in close if option not in (found[1], "--help")]
         if not found[1].startswith("-"):
             return f"unexpected argument {found[1]!r}"
         return f"unknown option {found[1]}" + "".join(

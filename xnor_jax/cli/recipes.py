@@ -66,6 +66,8 @@ def train(args: list[str]) -> None:
     name, recipe, options = _parse("train", arguments, args)
     from xnor_jax.train import processes, supervisor
 
+    if "--seeds" in args and not options.seeds:
+        raise UsageError("--seeds: expected a value")
     check_data_dir(options.data_dir)
     try:
         cluster = validate(options.processes)
@@ -97,7 +99,7 @@ def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
             f"images are in memory, got {options.workers}"
         )
     folder = options.output or api.default_folder(name, resume=options.resume)
-    if options.resume and not folder.exists():
+    if options.resume and not (folder.is_dir() and any(folder.iterdir())):
         raise UsageError(
             f"no run in {folder} to resume; leave --resume out to start one"
         )

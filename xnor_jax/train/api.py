@@ -245,12 +245,13 @@ def train_each(
         raise RunError(
             f"{folder} holds a run; give another folder for those of several seeds"
         )
-    if resume and not folder.exists():
+    if resume and not any(folder.glob("seed*")):
         raise RunError(f"no runs in {folder} to resume")
     runs = []
     for recipe in each:
         at = folder / f"seed{recipe.seed}"
-        given |= {"resume": resume and at.exists(), "console": console}
+        begun = resume and (at / "recipe.json").exists()
+        given |= {"resume": begun, "console": console}
         runs.append(train(name, recipe, dataset, at, **given))
     if console is not None:
         console.print(describe_spread(runs))

@@ -124,12 +124,15 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
             )
         _warn_of_changes(folder, found["modules"])
         return
-    if resume and not folder.exists():
-        raise RunError(f"no run in {folder} to resume; leave --resume out to start one")
     try:
         # Killed before the rename, the start of a run leaves this alone.
         leftover = _temporary(existing)
-        if folder.exists() and any(path != leftover for path in folder.iterdir()):
+        there = list(folder.iterdir()) if folder.exists() else []
+        if resume and not there:
+            raise RunError(
+                f"no run in {folder} to resume; leave --resume out to start one"
+            )
+        if any(path != leftover for path in there):
             raise RunError(
                 f"{folder} holds other files and no run; give another folder with "
                 "--output"

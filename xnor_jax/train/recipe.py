@@ -54,7 +54,8 @@ class Recipe:
     seed: int = 0
     """Decides the initial weights, the order of the images, dropout, augmentation."""
     binary: bool = True
-    """False trains the float twin: nothing signed, nothing projected."""
+    """False trains the float twin: nothing signed, nothing projected. Rule, surrogate,
+    multiplier and input scale then decide nothing."""
     rule: str | Callable[[Any, Any], Any] = "corrected"
     """The gradient rule of the binary kernels. Or a function (kernel, grad) -> grad."""
     surrogate: str | Callable[[Any, Any], Any] = "ste"
@@ -242,6 +243,10 @@ def validate(recipe: Recipe) -> Recipe:
         "decay_epochs",
         f"none with the {_plain(recipe.schedule)} schedule",
     )
+    if isinstance(recipe.schedule, str) and not recipe.decay_epochs:
+        factor = Recipe.decay_factor
+        own_factor = f"{factor}, its default, without decay_epochs"
+        require(recipe.decay_factor == factor, "decay_factor", own_factor)
     first = recipe.decay_epochs[0] if recipe.decay_epochs else recipe.epochs
     require(recipe.warmup_epochs < first, "warmup_epochs", f"fewer than {first} epochs")
     source = SOURCES.get(recipe.dataset) if isinstance(recipe.dataset, str) else None

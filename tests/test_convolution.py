@@ -370,7 +370,7 @@ def test_sums_of_windows_have_one_order_of_additions(longest, monkeypatch, case,
         dilation=case.dilation,
     )
     rng = np.random.default_rng(seed)
-    whole = np.float32(rng.integers(-99, 99, (case.batch, *case.spatial, 5)))
+    whole = rng.integers(-99, 99, (case.batch, *case.spatial, 5)).astype(np.float32)
     scale = np.float32(rng.normal(size=5) * 10.0 ** rng.integers(-3, 3, 5))
     expected = chain(scale * whole, geometry)
 

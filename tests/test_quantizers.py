@@ -54,6 +54,8 @@ def every_surrogate(x, g):
 
 
 class OracleTest(chex.TestCase):
+    variant: Any
+
     @jit_and_eager
     @parameterized.product(dtype=oracles.DTYPES)
     def test_the_gradient_is_the_slope_in_float64_times_the_incoming_one(self, dtype):

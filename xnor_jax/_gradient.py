@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax.core import eval_jaxpr
 
 
 def transform_gradient(
@@ -35,7 +36,7 @@ def _transform_fwd(jaxpr, consts, x):
 
 def _transform_bwd(jaxpr, residuals, g):
     consts, x = residuals
-    return None, jax.core.eval_jaxpr(jaxpr, consts, x, g)[0]
+    return None, eval_jaxpr(jaxpr, consts, x, g)[0]
 
 
 _transform.defvjp(_transform_fwd, _transform_bwd)

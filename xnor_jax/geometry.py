@@ -191,9 +191,7 @@ def pool_geometry(
     return found
 
 
-def per_axis(
-    where: str, name: str, value: int | Sequence[int], rank: int
-) -> tuple[int, ...]:
+def per_axis(where: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
     """Numbers from 1 to `LARGEST`, one per spatial axis.
 
     Args:
@@ -238,7 +236,7 @@ def positive(where: str, name: str, value: Any) -> int:
     return found
 
 
-def check_padding(where: str, padding: Padding) -> Padding:
+def check_padding(where: str, padding: Any) -> Padding:
     """The padding as it was given, hashable: its entries as tuples.
 
     Args:
@@ -272,7 +270,7 @@ def _pad_entry(entry: Any) -> int | tuple[int, int] | None:
         return single if 0 <= single <= LARGEST else None
     sides = tuple(map(_whole, _entries(entry) or ()))
     found = tuple(side for side in sides if side is not None and 0 <= side <= LARGEST)
-    return found if len(found) == len(sides) == 2 else None
+    return found if len(sides) == 2 and len(found) == 2 else None
 
 
 def _explicit_padding(

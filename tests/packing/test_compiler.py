@@ -249,7 +249,7 @@ def closure():
     return function, (20,)
 
 
-def of_nnx(make, *shape):
+def of_nnx(make, *shape) -> tuple[nnx.Module, tuple[int, ...]]:
     model = make(nnx.Rngs(0))
     model.eval()
     graphdef, state = nnx.split(model)

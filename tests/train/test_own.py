@@ -266,7 +266,7 @@ def test_a_reference_that_leads_nowhere_is_one_line(
         ({"optimizer": lambda rate: rate / 0}, "optimizer: .* fails: TypeError"),
         ({"schedule": lambda **_: None}, "schedule: expected an optax.Schedule"),
         ({"rule": lambda w, g: g.sum()}, "model: .* fails .*rule must return"),
-        ({"rule": lambda w, g: g / nothing}, "NameError.*test_own.py, line"),  # noqa: F821
+        ({"rule": lambda w, g: g / nothing}, "NameError.*test_own.py, line"),  # noqa: F821 # pyright: ignore[reportUndefinedVariable]
         ({"model": lambda **_: 3}, "model: expected an nnx.Module of"),
     ],
 )

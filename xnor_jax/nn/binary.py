@@ -29,8 +29,6 @@ from xnor_jax.rules import Rule
 class _Binary(nnx.Module):
     """What a binary convolution and a binary dense layer share."""
 
-    kernel_rank: int  # of one kernel, as `masks.inner_kernels` reads it
-
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -88,6 +86,11 @@ class _Binary(nnx.Module):
         self.backend = backend
         self.dtype = dtype
         self.compute_dtype = compute_dtype
+
+    @property
+    def kernel_rank(self) -> int:
+        """The rank of one kernel, as `masks.inner_kernels` reads it."""
+        return 2
 
     def _apply(
         self, x: jax.Array, geometry: Geometry, *, groups: int = 1, relu: bool
@@ -262,7 +265,7 @@ class BinaryConv(_Binary):
         self.out_features = out_features
         self.kernel_size = window
         self.strides = per_axis("BinaryConv", "strides", strides, rank)
-        self.padding = check_padding("BinaryConv", padding)
+        self.padding: Padding = check_padding("BinaryConv", padding)
         self.kernel_dilation = per_axis(
             "BinaryConv", "kernel_dilation", kernel_dilation, rank
         )
@@ -287,7 +290,7 @@ class BinaryConv(_Binary):
 
     @property
     def kernel_rank(self) -> int:
-        """The rank of one kernel, as `masks.inner_kernels` reads it."""
+        """The rank of one kernel: that of the window, and two for the channels."""
         return len(self.kernel_size) + 2
 
     def __call__(self, x: ArrayLike) -> jax.Array:
@@ -353,8 +356,6 @@ class BinaryLinear(_Binary):
     References:
       Rastegari et al., XNOR-Net, 2016, §3.2.
     """
-
-    kernel_rank = 2  # of one kernel, as `masks.inner_kernels` reads it
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
-from xnor_jax.geometry import Padding, conv_geometry
+from xnor_jax.geometry import Padding, check_padding, conv_geometry, per_axis
 from xnor_jax.ops import training
 
 
@@ -86,9 +86,9 @@ class Conv(nnx.Conv):
             "Conv",
             images.shape[1:-1],
             self.kernel_size,
-            strides=self.strides,
-            padding=self.padding,
-            dilation=self.kernel_dilation,
+            strides=per_axis("Conv", "strides", self.strides, rank),
+            padding=check_padding("Conv", self.padding),
+            dilation=per_axis("Conv", "dilation", self.kernel_dilation, rank),
         )
         y = training.conv(
             images,

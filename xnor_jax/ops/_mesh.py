@@ -40,7 +40,8 @@ def over_images(function: F, *, whole: int = 0) -> F:
         spec = jax.typeof(jax.tree.leaves(x)[0]).sharding.spec
         images = NamedSharding(mesh, P(spec[0] if spec else None))
         out = (images, *[NamedSharding(mesh, P())] * whole) if whole else images
-        return jax.sharding.auto_axes(inside, out_sharding=out)(x, args, arrays)
+        run_inside: Any = jax.sharding.auto_axes(inside, out_sharding=out)
+        return run_inside(x, args, arrays)
 
     return run  # type: ignore[return-value]
 

@@ -13,7 +13,7 @@ hang on where it runs.
 
 from collections.abc import Sequence
 from functools import partial, reduce
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -188,7 +188,8 @@ def _in_floats(
     signs = quantizers.sign(x, "ste" if clipped else "identity")
     if keep is not None:
         signs = jnp.where(keep, signs, 0)
-    y = scaled_product(geometry, groups, keep_rate, dtype, signs, kernel)
+    product = scaled_product(geometry, groups, keep_rate, dtype, signs, kernel)
+    y = cast(jax.Array, product)  # `partial` loses what `custom_vjp` returns
     y = y if bias is None else y + bias.astype(y.dtype)
     return jax.nn.relu(y) if relu else y
 

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
@@ -121,7 +122,7 @@ def _of_module(model: nnx.Module, mask: Mask):
         if type(module).__module__.startswith("xnor_jax.") and hasattr(
             module, "backend"
         ):
-            module.backend = "float"
+            cast(Any, module).backend = "float"
     graphdef, state = nnx.split(copy)
     state = jax.tree.map(_concrete, state)
     params = nnx.state(copy, nnx.Param)
@@ -158,7 +159,7 @@ def _concrete(leaf: Any) -> Any:
     """The same; of an abstract random stream, which evaluation does not read, zeros."""
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key(0)
     return np.zeros(leaf.shape, leaf.dtype)
 

@@ -137,7 +137,7 @@ class _Fold:
         features = source.shape[-1]
         if source.dtype != np.float32 or len(source.shape) < 2 or features < 1:
             return None
-        directions = [direction(*segment, features) for segment in segments]
+        directions = [direction(start, end, features) for start, end in segments]
         if any(way is None for way in directions):
             return None
         ways, total = [], np.ones(features, int)
@@ -297,11 +297,14 @@ def _way(node, ways, source, features) -> np.ndarray | None:
     if name in _RISING:
         return ins[0]
     if name in ("mul", "div"):
-        places = [at for at, i in enumerate(node.ins) if isinstance(i, Const)]
-        if len(places) != 1 or (name == "div" and places != [1]):
+        constants = [(at, i) for at, i in enumerate(node.ins) if isinstance(i, Const)]
+        if len(constants) != 1:
             return None
-        (at,) = places
-        factor = np.broadcast_to(per_channel(node.ins[at]), features)
+        ((at, constant),) = constants
+        factor = per_channel(constant)
+        if factor is None or (name == "div" and at != 1):
+            return None
+        factor = np.broadcast_to(factor, features)
         if not np.isfinite(factor).all() or (name == "div" and (factor == 0).any()):
             return None
         return ins[1 - at] * np.sign(factor).astype(int)

@@ -72,7 +72,7 @@ def _operands(node: Node, name: str) -> tuple[Node, np.ndarray, Const] | None:
     """A function's value and its constant a channel, if it is of one of each."""
     if node.op != "function" or node.attrs["name"] != name or len(node.ins) != 2:
         return None
-    consts = [i for i in node.ins if isinstance(i, Const)]
+    consts = node.consts
     if len(consts) != 1 or node.nodes[0].shape != node.shape or not node.shape[1:]:
         return None
     constant = per_channel(consts[0])
@@ -232,7 +232,7 @@ class _Emitter:
 
     def _add(self, node: Node, kind: type[graph.Node], inputs, arrays=None, **settings):
         sources = set(node.sources) | set(node.attrs.get("sources", ()))
-        sources |= {s for i in node.ins if isinstance(i, Const) for s in i.sources}
+        sources |= {s for i in node.consts for s in i.sources}
         arrays = {k: _array(v) for k, v in (arrays or {}).items()}
         made = kind(
             inputs=tuple(inputs),

@@ -294,7 +294,8 @@ def _dot(node: Node) -> Node:
     if any(map(len, batch)):
         return _batched(node)
     first = isinstance(a, Node)
-    x, kernel, x_axes, k_axes = (a, b, left, right) if first else (b, a, right, left)
+    x_axes, k_axes = (left, right) if first else (right, left)
+    (x,), (kernel,) = node.nodes, node.consts
     free = [d for d in range(len(x.shape)) if d not in x_axes]
     k_free = [d for d in range(len(kernel.shape)) if d not in k_axes]
     rows = [x.shape[d] for d in free]
@@ -355,7 +356,7 @@ def _slice(x: Node, start, stop, strides, node: Node) -> Node:
 
 def _dynamic_slice(node: Node) -> Node:
     """A slice whose start is known after all."""
-    x, *starts = node.ins
+    (x,), starts = node.nodes, node.consts
     sizes = node.attrs["original"]["slice_sizes"]
     start, stop = [], []
     for d, size, size_out, at in zip(x.shape, sizes, node.shape, starts, strict=True):
@@ -384,8 +385,8 @@ def _pad(node: Node) -> Node:
 
 def _take(node: Node) -> Node:
     """What picks numbers of an image by constant places: run on their places."""
-    x, *others = node.ins
-    if not isinstance(x, Node) or not all(isinstance(i, Const) for i in others):
+    x, others = node.ins[0], node.consts
+    if not isinstance(x, Node) or len(node.nodes) > 1:
         raise refuse(node, "expected places that do not depend on the input")
     n = 2  # as in the first of the two traces
     if x.shape[0] != -1 or node.shape[:1] != (-1,):
@@ -425,8 +426,8 @@ def _window(x: Node, kind: str, window, strides, padding, like: Node) -> Node:
                 break
         # What slides over the last axis keeps a channel of size 1 behind it.
         if at == len(inner.shape) == len(keep) and window[keep[-1]] == 1:
-            parts = [[v[i] for i in keep] for v in (window, strides, padding)]
-            return reshaped(_window(inner, kind, *parts, like), shape)
+            k, s, p = ([v[i] for i in keep] for v in (window, strides, padding))
+            return reshaped(_window(inner, kind, k, s, p, like), shape)
     if x.op == "window" and x.attrs["kind"] == kind != "sum":
         both = []
         b = x.attrs
@@ -439,7 +440,8 @@ def _window(x: Node, kind: str, window, strides, padding, like: Node) -> Node:
             elif k == s == 1 and p == (0, 0):
                 both.append((k2, s2, p2))
         if len(both) == len(window):
-            return _window(x.nodes[0], kind, *zip(*both, strict=True), like)
+            k, s, p = zip(*both, strict=True)
+            return _window(x.nodes[0], kind, k, s, p, like)
     outside = {"max": -np.inf, "min": np.inf, "sum": 0.0}[kind]
     if x.op == "pad" and x.attrs["value"] == outside:
         pads = zip(padding, x.attrs["padding"], strict=True)
@@ -578,7 +580,7 @@ def _no_negative_zero(x: Node) -> Node:
     zero = x.ins[2]
     if not isinstance(zero, Const) or zero.value.any() or which.op != "function":
         return x
-    compared = [i for i in which.ins if isinstance(i, Const)]
+    compared = which.consts
     if which.attrs["name"] != "eq" or which.nodes != [value] or compared[0].value.any():
         return x
     return value

@@ -102,6 +102,11 @@ class Node:
         return [i for i in self.ins if isinstance(i, Node)]
 
     @property
+    def consts(self) -> list[Const]:
+        """The operands that do not depend on it."""
+        return [i for i in self.ins if isinstance(i, Const)]
+
+    @property
     def place(self) -> str:
         """Where it is, for an error: its layer or the one before, and its line."""
         node, layer, behind = self, self._layer, ""
@@ -115,7 +120,7 @@ class Node:
     @property
     def _layer(self) -> str:
         """The path of the layer whose parameters it reads, if any."""
-        found = {s for i in self.ins if isinstance(i, Const) for s in i.sources}
+        found = {s for i in self.consts for s in i.sources}
         found |= {*self.sources, *self.attrs.get("sources", ())}
         named = sorted(s for s in found if "/" in s and not s.startswith("closure/"))
         return named[0].rpartition("/")[0] if named else ""
@@ -254,7 +259,8 @@ class _Flattener:
 
         def read(var: Any) -> Any:
             if isinstance(var, jex.Literal):
-                return Const(np.asarray(var.val, var.aval.dtype), tuple(var.aval.shape))
+                aval: Any = var.aval
+                return Const(np.asarray(var.val, aval.dtype), tuple(aval.shape))
             return env[var]
 
         for equation in jaxpr.eqns:
@@ -291,7 +297,7 @@ class _Flattener:
                 raise PackError(
                     f"pack: lax.platform_dependent without a default{_at(scope)}"
                 )
-            return [Const(np.int32(platforms.index(None)), ())]
+            return [Const(np.array(platforms.index(None), np.int32), ())]
         if name == "cond" and isinstance(ins[0], Const):
             branches = params["branches"]
             at = int(np.clip(int(ins[0].value), 0, len(branches) - 1))

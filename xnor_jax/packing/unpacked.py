@@ -59,7 +59,7 @@ def _node(
         return y if rises else direction * y
     bits = [spec.bits for spec in specs]
     if all(bits) and isinstance(node, graph.MOVES):
-        return node(args, "float")
+        return graph.as_floats(node(args, "float"))
     args = [sign(x) if b else x for x, b in zip(args, bits, strict=True)]
     if isinstance(node, graph.BinaryConv | graph.Conv):
         kernel = node.arrays["kernel"]

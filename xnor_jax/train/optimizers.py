@@ -1,7 +1,5 @@
 """A recipe's optimizer and learning rate, by name or of one's own."""
 
-from typing import Any
-
 import optax
 
 from xnor_jax.registry import OPTIMIZERS, SCHEDULES
@@ -45,9 +43,9 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
         rise = optax.linear_schedule(0.0, recipe.learning_rate, warmup)
         return optax.join_schedules([rise, after], [warmup])
     options = schedule_options(recipe, steps_per_epoch)
-    made: Any
     with own.errors("schedule", recipe.schedule):
-        made = recipe.schedule(**own.arguments("schedule", recipe.schedule, options))
+        taken = own.arguments("schedule", recipe.schedule, options)
+        made: optax.Schedule = recipe.schedule(**taken)
     if not callable(made):
         raise RecipeError(
             f"expected an optax.Schedule of {own.describe(recipe.schedule)}, got "

@@ -135,13 +135,16 @@ def _dispatch(args: list[str]) -> None:
         if not args:
             raise UsageError(f"no command; expected one of {', '.join(COMMANDS)}")
         return
-    from xnor_jax.registry import expected
+    from xnor_jax.registry import suggestion
 
     if args[0] == "--version":
         print(_version())
         return
     if args[0] not in COMMANDS:
-        raise UsageError(f"unknown command {args[0]!r}; {expected(args[0], COMMANDS)}")
+        close = suggestion(args[0], (*COMMANDS, "--help", "--version"))
+        raise UsageError(
+            f"unknown command {args[0]!r}; expected one of {', '.join(COMMANDS)}{close}"
+        )
     _command(args[0])(args[1:])
 
 

@@ -227,7 +227,13 @@ def with_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
         raise RecipeError(
             f"expected one seed or more, each once, got {list(seeds)}", field="seeds"
         )
-    return [recipes.validate(dataclasses.replace(recipe, seed=seed)) for seed in seeds]
+    recipes.validate(recipe)
+    each = [dataclasses.replace(recipe, seed=seed) for seed in seeds]
+    try:
+        return [*map(recipes.validate, each)]
+    except RecipeError as error:
+        message = str(error).removeprefix("seed: ")
+        raise RecipeError(message, field="seeds") from error
 
 
 def train_each(

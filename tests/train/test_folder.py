@@ -135,6 +135,29 @@ def test_one_flipped_bit_of_recipe_json_is_a_line_or_another_recipe(tmp_path):
         folders.read_info(tmp_path)
 
 
+@pytest.mark.parametrize("value", [None, "x", -1, 1.5, [], [1], ["x"], {}, True])
+def test_a_wrong_value_in_the_datas_description_is_one_line(value, tmp_path):
+    path = tmp_path / "recipe.json"
+    folders.open_folder(tmp_path, info(), resume=False)
+    fields = json.loads(path.read_text())
+    for key in ("image_shape", "class_names", "train_images", "mean", "std"):
+        if (key, value) == ("class_names", ["x"]):
+            continue
+        changed = {
+            **fields,
+            "dataset": "math:sqrt",
+            "data": {"mean": [0.5], "std": [0.5], **fields["data"], key: value},
+        }
+        path.write_text(json.dumps(changed))
+        with pytest.raises(RunError, match=f"cannot read .*{key}") as error:
+            folders.read_info(tmp_path)
+        assert "\n" not in str(error.value)
+    path.write_text(json.dumps({**fields, "modules": value}))
+    if value != {}:
+        with pytest.raises(RunError, match="cannot read .*modules"):
+            folders.read_info(tmp_path)
+
+
 def test_metrics_are_exactly_the_named_keys(tmp_path):
     folders.write_metrics(tmp_path, [record(1), record(2)])
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()

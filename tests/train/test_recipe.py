@@ -52,6 +52,10 @@ def test_recipe_is_frozen():
         ("calibration_batches", -1),
         ("shift", -1),
         ("rule", "best"),
+        ("binary", "no"),
+        ("flip", 1),
+        ("input_scale", None),
+        ("resize_crop", "False"),
     ],
 )
 def test_impossible_field_is_named_with_its_value(field, value):

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -233,14 +233,14 @@ def _read(folder: Path) -> dict[str, Any]:
             key: tuple(value) if isinstance(value, list) else value
             for key, value in fields["data"].items()
         }
-        data |= {"train_images": int(data["train_images"])}
         found = {**defaults, "modules": {}, **fields, "data": data}
         for key in ("name", "epochs", "dataset", "model"):
             found[key]
-        for key in ("image_shape", "class_names"):
-            data[key]
         if not isinstance(found["name"], str):
             raise ValueError("name: expected a string")
+        if not isinstance(found["modules"], dict):
+            raise ValueError("modules: expected an object")
+        _check_data(data, moments=own.is_reference(str(found["dataset"])))
         return found
     except FileNotFoundError as error:
         raise RunError(
@@ -252,6 +252,32 @@ def _read(folder: Path) -> dict[str, Any]:
         raise RunError(
             f"cannot read {path}: {reason}; restore the file, or train anew"
         ) from error
+
+
+def _check_data(data: Mapping[str, Any], *, moments: bool) -> None:
+    """See that the data set's description is one, with mean and std if it has them."""
+
+    def each(key: str, expected: str, fits: Callable[[Any], bool]) -> tuple[Any, ...]:
+        values = data[key]
+        if not (isinstance(values, tuple) and values and all(map(fits, values))):
+            raise ValueError(f"{key}: expected {expected}, got {values!r}")
+        return values
+
+    def size(value: Any) -> bool:
+        return type(value) is int and value > 0
+
+    shape = each("image_shape", "height, width and channels", size)
+    if len(shape) != 3:
+        raise ValueError(f"image_shape: expected height, width, channels, got {shape}")
+    each("class_names", "strings", lambda name: isinstance(name, str))
+    if not size(data["train_images"]):
+        raise ValueError("train_images: expected a number of at least 1")
+    for key, least in (("mean", 0), ("std", 1e-9)) if moments else ():
+        values = each(
+            key, "numbers", lambda x, least=least: type(x) is float and 1 >= x >= least
+        )
+        if len(values) != shape[2]:
+            raise ValueError(f"{key}: expected one a channel, got {len(values)}")
 
 
 def _warn_of_changes(folder: Path, modules: Mapping[str, str]) -> None:

@@ -230,6 +230,9 @@ def validate(recipe: Recipe) -> Recipe:
         ("shift", 0),
     ):
         require(whole(field, lowest), field, f"a whole number ≥ {lowest}")
+    for field in ("binary", "input_scale", "flip", "resize_crop"):
+        truth = isinstance(getattr(recipe, field), bool)
+        require(truth, field, "True or False")
     require(recipe.seed < 2**32, "seed", "a whole number below 2³²")
     for field in ("learning_rate", "multiplier", "decay_factor"):
         positive = number(field) and getattr(recipe, field) > 0

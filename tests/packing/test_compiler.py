@@ -511,7 +511,7 @@ def test_random_graphs(program):
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
 @hypothesis.given(programs())
 def test_many_random_graphs(program):
     check_random_graph(program)

@@ -236,6 +236,30 @@ def positive(where: str, name: str, value: Any) -> int:
     return found
 
 
+def check_features(
+    where: str, in_features: int, out_features: int, *, groups: int = 1
+) -> None:
+    """Refuse channels that are no whole numbers above 0, or do not divide into groups.
+
+    Args:
+      where: The layer's name, for errors.
+      in_features: Channels in.
+      out_features: Channels out.
+      groups: How many groups both fall into.
+
+    Raises:
+      ValueError: If they are not.
+    """
+    positive(where, "in_features", in_features)
+    positive(where, "out_features", out_features)
+    positive(where, "feature_group_count", groups)
+    if in_features % groups or out_features % groups:
+        raise ValueError(
+            f"{where}: feature_group_count: {groups} does not divide both in_features "
+            f"{in_features} and out_features {out_features}"
+        )
+
+
 def check_padding(where: str, padding: Any) -> Padding:
     """The padding as it was given, hashable: its entries as tuples.
 

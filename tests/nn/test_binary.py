@@ -375,6 +375,8 @@ CONSTRUCTOR_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no group": ({"feature_group_count": 0}, "feature_group_count"),
     "negative groups": ({"feature_group_count": -2}, "feature_group_count"),
+    "no channel": ({"in_features": 0}, "BinaryConv: expected in_features of 1"),
+    "part of a channel": ({"out_features": 6.0}, "BinaryConv: expected out_features"),
     "rank 4": ({"kernel_size": (1, 2, 3, 4)}, "kernel_size: expected 1 to 3"),
     "rank 0": ({"kernel_size": ()}, "kernel_size: expected 1 to 3"),
     "empty window": ({"kernel_size": (0, 3)}, "kernel_size"),
@@ -391,6 +393,12 @@ def test_bad_settings_are_refused_by_name(name: str):
     options = {"in_features": 4, "out_features": 6, "kernel_size": (3, 3), **options}
     with pytest.raises(ValueError, match=message):
         xnor.nn.BinaryConv(**options, kernel_init=numpy_normal, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("sizes", [(0, 4), (4, -1), (4.0, 4), (4, True)])
+def test_features_of_a_dense_layer_are_whole_numbers_above_0(sizes):
+    with pytest.raises(ValueError, match="BinaryLinear: expected .*_features of 1"):
+        xnor.nn.BinaryLinear(*sizes, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,12 @@ def test_inputs_that_do_not_fit_are_refused(shape):
         layer(jnp.ones(shape))
 
 
+@pytest.mark.parametrize("groups", [0, 3, True, 2**31])
+def test_groups_that_do_not_fit_are_refused(groups):
+    with pytest.raises(ValueError, match="Conv: .*feature_group_count"):
+        Conv(4, 8, (3, 3), feature_group_count=groups, rngs=nnx.Rngs(0))
+
+
 def test_settings_that_flax_alone_has_are_refused():
     for options in ({"mask": jnp.ones(1)}, {"input_dilation": 2}, {"precision": 1}):
         with pytest.raises(TypeError, match=next(iter(options))):

@@ -217,3 +217,42 @@ def test_a_name_that_is_no_backend_is_refused_with_those_that_are(name):
     layer = xnor.nn.BinaryLinear(40, 8, backend=name, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="unknown backend.*auto, float, cpu"):
         layer(IMAGES)
+
+
+LAYERS_THE_LIBRARY_CANNOT_TRAIN = {
+    "groups": lambda **o: xnor.nn.BinaryConv(40, 8, (3, 3), feature_group_count=4, **o),
+    "groups of floats": lambda **o: xnor.nn.Conv(
+        40, 8, (3, 3), feature_group_count=2, **o
+    ),
+    "float twin": lambda **o: xnor.nn.BinaryConv(
+        40, 8, (3, 3), feature_group_count=2, binary=False, **o
+    ),
+    "dtype": lambda **o: xnor.nn.BinaryConv(40, 8, (3, 3), dtype=jnp.bfloat16, **o),
+    "dtype of the kernel": lambda **o: xnor.nn.BinaryLinear(
+        40, 8, dtype=jnp.float32, param_dtype=jnp.bfloat16, **o
+    ),
+    "dtype of floats": lambda **o: xnor.nn.Conv(40, 8, (3, 3), dtype=jnp.float16, **o),
+}
+
+
+@pytest.mark.skipif(not cpu.is_available(), reason="the cpu backend was not built")
+@pytest.mark.parametrize("name", LAYERS_THE_LIBRARY_CANNOT_TRAIN)
+def test_the_library_is_not_replaced_in_silence(name):
+    make = LAYERS_THE_LIBRARY_CANNOT_TRAIN[name]
+    layer = make(backend="cpu", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="the backend 'cpu' trains one group of float"):
+        layer(IMAGES)
+    for backend in ("auto", "float"):
+        make(backend=backend, rngs=nnx.Rngs(0))(IMAGES)
+
+
+@pytest.mark.parametrize("name", ["xla", "Cpu"])
+def test_backends_that_do_not_train_are_refused_where_none_is_needed(name):
+    options = {"backend": name, "rngs": nnx.Rngs(0)}
+    for layer in (
+        xnor.nn.Conv(40, 8, (3, 3), dtype=jnp.bfloat16, **options),
+        xnor.nn.BinaryLinear(40, 8, binary=False, **options),
+        xnor.nn.BatchNorm(40, use_running_average=True, **options),
+    ):
+        with pytest.raises(ValueError, match=f"backend {name!r}"):
+            layer(IMAGES)

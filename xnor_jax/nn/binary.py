@@ -15,12 +15,12 @@ from xnor_jax.geometry import (
     DENSE,
     Geometry,
     Padding,
+    check_features,
     check_padding,
     conv_geometry,
     per_axis,
-    positive,
 )
-from xnor_jax.ops import training
+from xnor_jax.ops import backends, training
 from xnor_jax.ops.bits import random_bits
 from xnor_jax.quantizers import Surrogate
 from xnor_jax.rules import Rule
@@ -135,6 +135,7 @@ class _Binary(nnx.Module):
         self, x: jax.Array, kernel: jax.Array, geometry: Geometry, groups: int
     ) -> jax.Array:
         if geometry == DENSE:
+            backends.resolve(type(self).__name__, self.backend, gradient=True)
             return convolution.dot(x, kernel)
         return training.conv(
             x, kernel, **geometry.options, groups=groups, backend=self.backend
@@ -203,8 +204,9 @@ class BinaryConv(_Binary):
         None for an input that is ±1 already.
       binary: False for the float twin.
       backend: `"auto"` for the compiled library on a CPU and XLA's floats elsewhere,
-        `"float"` or `"cpu"`. Others have no gradients, and raise. The sums of signs
-        are the same.
+        `"float"` or `"cpu"`, which raises for what the library cannot train: several
+        groups, three axes, other dtypes than float32. Others have no gradients, and
+        raise. The sums of signs are the same.
       dtype: Of input and output; None for that of input and kernel together.
       compute_dtype: Of the operands of the products of signs, float32 or bfloat16. The
         sums are the same integers in both; gradients are rounded to it before they are
@@ -255,12 +257,9 @@ class BinaryConv(_Binary):
                 f"kernel_size: expected 1 to 3 spatial axes, got {kernel_size}"
             )
         window = per_axis("BinaryConv", "kernel_size", kernel_size, rank)
-        groups = positive("BinaryConv", "feature_group_count", feature_group_count)
-        if in_features % groups or out_features % groups:
-            raise ValueError(
-                f"feature_group_count: {groups} does not divide both in_features "
-                f"{in_features} and out_features {out_features}"
-            )
+        check_features(
+            "BinaryConv", in_features, out_features, groups=feature_group_count
+        )
         self.in_features = in_features
         self.out_features = out_features
         self.kernel_size = window
@@ -337,8 +336,9 @@ class BinaryLinear(_Binary):
         None for an input that is ±1 already.
       binary: False for the float twin.
       backend: `"auto"` for the compiled library on a CPU and XLA's floats elsewhere,
-        `"float"` or `"cpu"`. Others have no gradients, and raise. The sums of signs
-        are the same.
+        `"float"` or `"cpu"`, which raises for what the library cannot train: several
+        groups, three axes, other dtypes than float32. Others have no gradients, and
+        raise. The sums of signs are the same.
       dtype: Of input and output; None for that of input and kernel together.
       compute_dtype: Of the operands of the products of signs, float32 or bfloat16. The
         sums are the same integers in both; gradients are rounded to it before they are
@@ -377,6 +377,7 @@ class BinaryLinear(_Binary):
         bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
     ):
+        check_features("BinaryLinear", in_features, out_features)
         self.in_features = in_features
         self.out_features = out_features
         super().__init__(

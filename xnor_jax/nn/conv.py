@@ -8,7 +8,13 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
-from xnor_jax.geometry import Padding, check_padding, conv_geometry, per_axis
+from xnor_jax.geometry import (
+    Padding,
+    check_features,
+    check_padding,
+    conv_geometry,
+    per_axis,
+)
 from xnor_jax.ops import training
 
 
@@ -30,6 +36,10 @@ class Conv(nnx.Conv):
       bias_init: Initializer of the bias.
       backend: What computes the product: see `BinaryConv`.
       rngs: Key `params`.
+
+    Raises:
+      ValueError: If channels do not divide into the groups; when called, if a geometry
+        does not fit or the backend cannot do what is asked.
     """
 
     def __init__(
@@ -50,6 +60,7 @@ class Conv(nnx.Conv):
         backend: str = "auto",
         rngs: nnx.Rngs,
     ):
+        check_features("Conv", in_features, out_features, groups=feature_group_count)
         super().__init__(
             in_features,
             out_features,

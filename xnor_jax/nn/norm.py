@@ -6,7 +6,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
-from xnor_jax.ops import norm
+from xnor_jax.ops import backends, norm
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -75,6 +75,7 @@ class BatchNorm(nnx.BatchNorm):
                 f"BatchNorm: expected [N, ..., {self.num_features}], got shape "
                 f"{x.shape}"
             )
+        backends.resolve("BatchNorm", self.backend, gradient=True)
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         if use_running_average is None:

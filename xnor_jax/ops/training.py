@@ -68,7 +68,7 @@ def conv(
       `[N, *out, C_out]`.
 
     Raises:
-      ValueError: If the geometry does not fit.
+      ValueError: If the geometry does not fit, or the backend cannot do it.
     """
     geometry = conv_geometry(
         "conv",
@@ -84,9 +84,10 @@ def conv(
         y = convolution.conv(x, kernel, **options)
         return y if bias is None else y + bias.astype(y.dtype)
 
-    if accumulator not in (None, x.dtype) or not _compiles(x, geometry, groups):
-        return plain(x, kernel, bias)
     backend = backends.resolve("conv", backend, len(geometry.window), gradient=True)
+    known = kernel.dtype == jnp.float32 and accumulator in (None, x.dtype)
+    if not _compiles("conv", backend, x, geometry, groups, known=known):
+        return plain(x, kernel, bias)
     x = cpu.vary_as(x, kernel)  # As in `binary_product`.
     kernel = cpu.vary_as(kernel, x)
     bias = None if bias is None else cpu.vary_as(bias, x)
@@ -140,7 +141,7 @@ def binary_product(
 
     Raises:
       ValueError: If there is no such backend, rule or surrogate, or one of these does
-        not fit the shapes.
+        not fit shapes, groups or dtypes.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.1 and §3.2.
@@ -161,7 +162,8 @@ def binary_product(
     bias = None if bias is None else cpu.vary_as(bias, x)
     args = (x, kernel, bias, keep)
     plain = partial(_in_floats, geometry, groups, keep_rate, relu, dtype, clipped)
-    if kernel.dtype != jnp.float32 or not _compiles(x, geometry, groups):
+    known = kernel.dtype == jnp.float32
+    if not _compiles("binary_product", backend, x, geometry, groups, known=known):
         return plain(*args)
     on_bits = partial(_on_bits, geometry, keep_rate, relu, dtype, clipped)
     return backends.choose(backend, on_bits, plain, *args)
@@ -304,6 +306,13 @@ def _bias_gradient(g, bias):
     return None if bias is None else cpu.channel_sums(g, g, jnp.zeros_like(bias))[0]
 
 
-def _compiles(x, geometry, groups):
-    known = cpu.is_available() and len(geometry.window) <= cpu.RANK and groups == 1
-    return known and x.dtype == jnp.float32 and x.size > 0
+def _compiles(where, backend, x, geometry, groups, *, known):
+    """Whether the compiled library takes it; refused if asked for by name in vain."""
+    one = groups == 1 and x.dtype == jnp.float32 and known
+    if backend == "cpu" and not one:
+        raise ValueError(
+            f"{where}: the backend 'cpu' trains one group of float32 numbers, got "
+            f"feature_group_count={groups} and {x.dtype}; use 'auto' or 'float'"
+        )
+    fits = len(geometry.window) <= cpu.RANK and x.size > 0
+    return cpu.is_available() and one and fits

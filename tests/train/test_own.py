@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import io
 import json
+import math
 import re
 import shutil
 import sys
@@ -319,6 +320,20 @@ def test_tanh_follows_the_training(progress, t):
     slope = max(1 / t, 1) * t * (1 - np.tanh(t * x.astype(np.float64)) ** 2)
     found = model.inner.surrogate(x, np.ones_like(x))
     np.testing.assert_allclose(found, slope, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_without_kernels_that_could_be_binary_is_one_line(recipe, tmp_path):
+    class Dense(nnx.Module):
+        def __init__(self, *, image_shape, classes, rngs):
+            self.dense = nnx.Linear(math.prod(image_shape), classes, rngs=rngs)
+
+        def __call__(self, x):
+            return self.dense(x.reshape(len(x), -1))
+
+    recipe = Recipe(dataset=recipe.dataset, model=Dense, epochs=1, batch_size=16)
+    words = "^model: expected BinaryConv or BinaryLinear layers in Dense, .*, got 1"
+    with pytest.raises(RecipeError, match=words):
+        xnor.train.run(recipe, output=tmp_path / "run")
 
 
 def test_an_image_that_is_too_small_is_one_line(recipe, tmp_path):

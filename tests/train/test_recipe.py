@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from xnor_jax.data import Fit
@@ -52,6 +53,7 @@ def test_recipe_is_frozen():
         ("calibration_batches", -1),
         ("shift", -1),
         ("rule", "best"),
+        ("dataset", np.zeros((20, 20))),
         ("binary", "no"),
         ("flip", 1),
         ("input_scale", None),

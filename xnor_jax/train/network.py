@@ -100,6 +100,9 @@ def binary_kernels(model: nnx.Module) -> Any:
 
     Returns:
       A bool tree of the structure of `nnx.state(model, nnx.Param)`.
+
+    Raises:
+      RecipeError: If there are neither.
     """
     layers = {
         "/".join(map(str, (*path, "kernel")))
@@ -107,7 +110,16 @@ def binary_kernels(model: nnx.Module) -> Any:
         if isinstance(module, nn.BinaryConv | nn.BinaryLinear)
     }
     if not layers:
-        return masks.inner_kernels(model)
+        try:
+            return masks.inner_kernels(model)
+        except ValueError as error:
+            reason = str(error).removeprefix("inner_kernels: ").partition(";")[0]
+            raise RecipeError(
+                f"expected BinaryConv or BinaryLinear layers in "
+                f"{type(model).__name__}, or kernels between a first and a last one: "
+                f"{reason}",
+                field="model",
+            ) from error
     params = nnx.state(model, nnx.Param)
     return masks.mask_by_path(params, lambda path, _: path in layers)
 

@@ -217,9 +217,10 @@ def validate(recipe: Recipe) -> Recipe:
     for field, names in PARTS.items():
         value = getattr(recipe, field)
         if not (callable(value) or (isinstance(value, str) and value in names)):
+            got = repr(value) if isinstance(value, str) else type(value).__name__
             raise RecipeError(
-                f"expected one of {', '.join(names)}, or a callable, got {value!r}"
-                f"{suggestion(str(value), names)}",
+                f"expected one of {', '.join(names)}, or a callable, got {got}"
+                f"{suggestion(value, names) if isinstance(value, str) else ''}",
                 field=field,
             )
     for field, lowest in (

@@ -322,6 +322,17 @@ def test_tanh_follows_the_training(progress, t):
     np.testing.assert_allclose(found, slope, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("workers", [-1, 2])
+def test_workers_without_work_are_refused(workers, recipe, tmp_path):
+    with pytest.raises(RecipeError, match=f"^workers: expected .*, got {workers}"):
+        xnor.train.run(recipe, workers=workers, output=tmp_path / "run")
+
+
+def test_a_recipe_of_another_type_is_refused():
+    with pytest.raises(TypeError, match="expected a Recipe, a preset's name"):
+        xnor.train.run(3)  # type: ignore[arg-type]
+
+
 def test_a_model_without_kernels_that_could_be_binary_is_one_line(recipe, tmp_path):
     class Dense(nnx.Module):
         def __init__(self, *, image_shape, classes, rngs):

@@ -224,7 +224,8 @@ def as_typed(message: str) -> str:
 
     from xnor_jax.train.recipe import Recipe
 
-    names = ["devices", "seeds", *(field.name for field in dataclasses.fields(Recipe))]
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    names = ["devices", "seeds", "workers", *fields]
     first = "|".join(names)
     anywhere = "|".join(name for name in names if "_" in name)
     return re.sub(

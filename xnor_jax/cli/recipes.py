@@ -89,15 +89,7 @@ def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
     from xnor_jax.train.devices import make_mesh
 
     check_data(recipe.dataset, options.data_dir)
-    if options.workers < 0:
-        raise UsageError(
-            f"--workers: expected a number of at least 0, got {options.workers}"
-        )
-    if options.workers and recipe.image_size is None:
-        raise UsageError(
-            f"--workers: expected 0 for {recipes.to_json(recipe)['dataset']}, whose "
-            f"images are in memory, got {options.workers}"
-        )
+    api.check_workers(recipe, options.workers)
     folder = options.output or api.default_folder(name, resume=options.resume)
     if options.resume and not (folder.is_dir() and any(folder.iterdir())):
         raise UsageError(

@@ -78,6 +78,7 @@ def run(
     name, recipe = _named(recipe, name)
     folder = Path(output) if output else default_folder(name, resume=resume)
     mesh = make_mesh(devices, recipe.batch_size)
+    check_workers(recipe, workers)
     dataset = data.load(recipe.dataset, data_dir, recipe.fit)
     given = {"resume": resume, "mesh": mesh, "workers": workers, "console": console}
     return train(name, recipe, dataset, folder, **given)
@@ -124,6 +125,7 @@ def run_seeds(
     each = with_seeds(recipe, seeds)
     folder = Path(output) if output else default_folder(name, resume=resume)
     mesh = make_mesh(devices, recipe.batch_size)
+    check_workers(recipe, workers)
     dataset = data.load(recipe.dataset, data_dir, recipe.fit)
     given = {"resume": resume, "mesh": mesh, "workers": workers, "console": console}
     return train_each(name, each, dataset, folder, **given)
@@ -236,6 +238,24 @@ def with_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
         raise RecipeError(message, field="seeds") from error
 
 
+def check_workers(recipe: Recipe, workers: int) -> None:
+    """See that there is work for processes that prepare pictures.
+
+    Raises:
+      RecipeError: If there is none, or their number cannot be.
+    """
+    if workers < 0:
+        raise RecipeError(
+            f"expected a number of at least 0, got {workers}", field="workers"
+        )
+    if workers and recipe.image_size is None:
+        raise RecipeError(
+            f"expected 0 for {recipes.to_json(recipe)['dataset']}, whose images are in "
+            f"memory, got {workers}",
+            field="workers",
+        )
+
+
 def train_each(
     name: str,
     each: Sequence[Recipe],
@@ -266,6 +286,10 @@ def train_each(
 
 def _named(recipe: Recipe | str, name: str | None) -> tuple[str, Recipe]:
     found = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    if not isinstance(found, Recipe):
+        raise TypeError(
+            f"expected a Recipe, a preset's name or MODULE:NAME, got {recipe!r}"
+        )
     recipes.validate(found)
     if name is None and isinstance(recipe, str):
         name = recipe

@@ -322,6 +322,28 @@ def test_images_that_do_not_divide_are_whole_on_each_device(count):
 
 
 @needs_library
+@pytest.mark.parametrize("spec", [P(None, None, None, "i"), P(None, None, "i")])
+@pytest.mark.parametrize("features", [4, 40, 64])
+def test_kernels_sharded_over_channels(features, spec):
+    """Words of 40 channels are two panels, of which four devices would share one."""
+    if len(jax.devices()) < 4:
+        pytest.skip("needs four devices")
+    layer = xnor.nn.BinaryConv(32, features, (3, 3), rngs=nnx.Rngs(0))
+    x = jnp.float32(np.random.default_rng(0).normal(size=(4, 5, 5, 32)))
+    definition, state = nnx.split(layer)
+
+    @jax.jit
+    @jax.value_and_grad
+    def run(state, x):
+        return jnp.sum(jnp.cos(nnx.merge(definition, state)(x)))
+
+    mesh = Mesh(np.array(jax.devices()[:4]), ("i",))
+    kernel = jax.device_put(layer.kernel[...], NamedSharding(mesh, spec))
+    layer.kernel[...] = kernel
+    check_close(run(nnx.state(layer), x), run(state, x))
+
+
+@needs_library
 def test_in_a_shard_map_over_some_axes_of_a_mesh():
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")

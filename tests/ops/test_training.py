@@ -341,6 +341,8 @@ def test_kernels_sharded_over_channels(features, spec):
     kernel = jax.device_put(layer.kernel[...], NamedSharding(mesh, spec))
     layer.kernel[...] = kernel
     check_close(run(nnx.state(layer), x), run(state, x))
+    sums = jax.jit(partial(xnor.ops.binary_conv, strides=1, padding=1))
+    np.testing.assert_array_equal(sums(x, kernel), sums(x, state["kernel"][...]))
 
 
 @needs_library

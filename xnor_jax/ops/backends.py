@@ -17,6 +17,7 @@ from xnor_jax.ops import bits, cpu, gpu, pallas, xla
 from xnor_jax.ops import float as floats
 from xnor_jax.ops.bits import WORD
 from xnor_jax.ops.cpu import steps
+from xnor_jax.ops.cpu.split import whole
 from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel, pack_kernel, unpack_kernel
 from xnor_jax.registry import BACKENDS, expected
@@ -193,14 +194,15 @@ def product(
     _check_filter(packed)
 
     def compiled(x, kernel):
-        both = [steps.pack(), steps.conv(kernel, Sums(), **geometry.options)]
-        return cpu.run(x, both, geometry.out, kernel.out_features, jnp.int32)
+        packed = pack_kernel(whole(kernel), groups)
+        both = [steps.pack(), steps.conv(packed, Sums(), **geometry.options)]
+        return cpu.run(x, both, geometry.out, packed.out_features, jnp.int32)
 
     def plain(x, kernel):
         words = bits.pack_signs(x.reshape(grouped.shape))
-        return _xla(words, kernel, Sums(), geometry)
+        return _xla(words, pack_kernel(kernel, groups), Sums(), geometry)
 
-    return choose(backend, compiled, plain, x.astype(jnp.float32), packed)
+    return choose(backend, compiled, plain, x.astype(jnp.float32), kernel)
 
 
 def conv_words(

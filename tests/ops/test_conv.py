@@ -175,7 +175,7 @@ IMAGES, KERNEL = np.ones((2, 5, 5, 6), "f"), np.ones((3, 3, 6, 4), "f")
         (
             {"backend": "tpu"},
             ValueError,
-            "'auto', 'float', 'xla', 'gpu', 'pallas', 'cpu', got 'tpu'",
+            "unknown backend 'tpu'; expected one of auto, float, xla, gpu, pallas, cpu",
         ),
     ],
 )

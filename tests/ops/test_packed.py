@@ -400,7 +400,7 @@ FLOATS = np.ones((2, 5, 5, 40), "f")
         (
             lambda: sum_pool(FLOATS, LIMIT, backend="tpu"),
             ValueError,
-            "got 'tpu'",
+            "unknown backend 'tpu'; expected one of auto, float",
         ),
     ],
 )

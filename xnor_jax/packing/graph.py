@@ -547,7 +547,7 @@ class Mean(Node):
         spatial = x.shape[1:-1]
         whole = pool_geometry(self.kind, spatial, spatial, strides=1, padding="VALID")
         sums = convolution.sum_pool(x, whole)
-        return (sums / prod(spatial)).reshape(len(x), x.shape[-1])
+        return (sums / prod(spatial)).reshape(x.shape[0], x.shape[-1])
 
     def step(self, specs, *, exact):
         """Only where no sign follows."""
@@ -857,7 +857,7 @@ class Slice(_Move):
 
     def _move(self, args):
         x = args[0]
-        limits = (len(x), *self.stop)
+        limits = (x.shape[0], *self.stop)
         return lax.slice(x, (0, *self.start), limits, (1, *self.strides))
 
 
@@ -952,7 +952,7 @@ class Constant(Node):
     def __call__(self, args, backend):
         """Give `[N, *shape]`."""
         x = args[0].words if isinstance(args[0], Bits) else args[0]
-        return jnp.broadcast_to(self.arrays["value"], (len(x), *self.shape))
+        return jnp.broadcast_to(self.arrays["value"], (x.shape[0], *self.shape))
 
 
 @jax.tree_util.register_dataclass

@@ -87,8 +87,10 @@ def _product(node: Any, x: jax.Array, kernel: jax.Array, conv: Callable) -> jax.
     pads = any(map(any, node.padding))
     if x.shape[1:-1] == node.window and node.groups == 1 and not pads:
         # A dense layer on an image, as it was before it was packed.
-        y = convolution.dot(x.reshape(len(x), -1), kernel.reshape(-1, node.features))
-        return y.reshape(len(x), *(1 for _ in node.window), -1)
+        y = convolution.dot(
+            x.reshape(x.shape[0], -1), kernel.reshape(-1, node.features)
+        )
+        return y.reshape(x.shape[0], *(1 for _ in node.window), -1)
     return conv(x, kernel, **node.geometry, groups=node.groups)
 
 

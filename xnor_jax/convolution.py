@@ -125,9 +125,10 @@ def mean_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
     Returns:
       `[N, *out, C]`.
     """
-    # Flax's divides by an array of integers, which strict promotion forbids.
-    mean = sum_pool(x.astype(wide_dtype(x)), geometry) / prod(geometry.window)
-    return mean.astype(x.dtype)
+    sums = sum_pool(x.astype(wide_dtype(x)), geometry)
+    # XLA turns a division by a constant into this product, but not outside of jit.
+    share = np.ones((), sums.dtype) / np.asarray(prod(geometry.window), sums.dtype)
+    return (sums * share).astype(x.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -221,6 +221,22 @@ POOLED = {
 }
 
 
+@pytest.mark.parametrize("size", [7, 5])
+def test_a_mean_over_the_image_between_signs_is_rounded_in_one_way(size):
+    """Not 1/n of a power of two: a quotient and a product by 1/n are others there."""
+    shape, rngs = (size, size, 16), nnx.Rngs(0)
+    conv = xnor.nn.BinaryConv(16, 24, (3, 3), use_bias=False, rngs=rngs)
+    dense = xnor.nn.BinaryLinear(24, 40, use_bias=False, rngs=rngs)
+    model = Net(shape, conv, GlobalAveragePool(), dense)
+    model.eval()
+    x = packed_networks.images(96, *shape)
+    graphdef, state = nnx.split(model)
+    wanted = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
+    for backend in BACKENDS:
+        packed = xnor.pack(model, backend=backend)
+        np.testing.assert_array_equal(packed(x), wanted, err_msg=backend)
+
+
 @pytest.mark.parametrize("name", POOLED)
 def test_averages_between_signs_are_added_up_in_one_order(name):
     shape, window, pool = POOLED[name]

@@ -546,8 +546,7 @@ class Mean(Node):
         x = as_floats(args[0])
         spatial = x.shape[1:-1]
         whole = pool_geometry(self.kind, spatial, spatial, strides=1, padding="VALID")
-        sums = convolution.sum_pool(x, whole)
-        return (sums / prod(spatial)).reshape(x.shape[0], x.shape[-1])
+        return convolution.mean_pool(x, whole).reshape(x.shape[0], x.shape[-1])
 
     def step(self, specs, *, exact):
         """Only where no sign follows."""

@@ -213,7 +213,9 @@ class Mean : public Operation {
         std::fill(y, y + channels, 0.0f);
         for (int64_t p = 0; p < positions_; ++p)
           for (int64_t c = 0; c < channels; ++c) y[c] += x[p * channels + c];
-        for (int64_t c = 0; c < channels; ++c) y[c] /= static_cast<float>(positions_);
+        // As XLA computes a division by a constant.
+        const float share = 1.0f / static_cast<float>(positions_);
+        for (int64_t c = 0; c < channels; ++c) y[c] *= share;
       }
     });
   }

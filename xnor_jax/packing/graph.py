@@ -779,7 +779,7 @@ class Reshape(_Move):
         return self.shape
 
     def _move(self, args):
-        return args[0].reshape(len(args[0]), *self.shape)
+        return args[0].reshape(args[0].shape[0], *self.shape)
 
     def __call__(self, args, backend):
         """Bits keep their words where the last axis stays."""
@@ -787,7 +787,7 @@ class Reshape(_Move):
         if isinstance(x, Bits) and self.shape and x.size == self.shape[-1]:
             words = x.words
             last = words.shape[-1]
-            return Bits(words.reshape(len(words), *self.shape[:-1], last), x.size)
+            return Bits(words.reshape(words.shape[0], *self.shape[:-1], last), x.size)
         return super().__call__(args, backend)
 
     def step(self, specs, *, exact):
@@ -831,7 +831,7 @@ class Broadcast(_Move):
         return self.shape
 
     def _move(self, args):
-        return jnp.broadcast_to(args[0], (len(args[0]), *self.shape))
+        return jnp.broadcast_to(args[0], (args[0].shape[0], *self.shape))
 
 
 @jax.tree_util.register_dataclass
@@ -927,7 +927,7 @@ class Take(_Move):
         return self.shape
 
     def _move(self, args):
-        x = args[0].reshape(len(args[0]), -1)
+        x = args[0].reshape(args[0].shape[0], -1)
         return jnp.take(x, self.arrays["places"], axis=1)
 
 

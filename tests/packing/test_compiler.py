@@ -492,8 +492,8 @@ def built(seed, steps):
             y = y * scale + shift if kind in ("shift", "pool", "relu") else y + shift
             if kind == "prelu":
                 y = jnp.where(y > 0, y, slope * y) + scale
-            if kind == "flip":
-                y = shift - y
+            if kind == "flip":  # of another constant: rounding would decide ties at 0
+                y = 2 * shift - y
             if kind == "mean":
                 y = nnx.avg_pool(y, (3, 3), (1, 1), "SAME") + scale
             if aside and y.shape == x.shape:

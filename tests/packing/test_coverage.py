@@ -91,7 +91,8 @@ def test_a_residual_network_runs_on_bits():
     assert rows["branches/0"].binary_macs == 12 * 8 * 36
     assert rows["branches/1"].binary_macs == 12 * 8 * 32
     assert rows["dense5"].real_macs == 80
-    assert rows["branches/1"].bytes_after == 8 * 32 // 8 + 8 * 8
+    # Its signs, α and bias; then the threshold of the sum, a float and a bit a channel.
+    assert rows["branches/1"].bytes_after == 8 * 32 // 8 + 8 * 8 + 8 * 4 + 1
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert packed.report.bytes_before == 4 * count
 

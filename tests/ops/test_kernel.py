@@ -52,7 +52,12 @@ def test_a_packed_kernel_is_a_tree_of_words():
         (np.ones((3, 0), np.float32), 1, ValueError, "with weights"),
         (np.ones((3, 4), int), 1, TypeError, "floating point kernel"),
         (np.ones((3, 4), np.float32), 3, ValueError, "4 channels and 3 groups"),
-        (np.ones((3, 4), np.float32), 0, ValueError, "0 groups"),
+        (
+            np.ones((3, 4), np.float32),
+            0,
+            ValueError,
+            "groups of 1 or more and below 2\*\*31, got 0",
+        ),
     ],
 )
 def test_what_is_no_kernel_is_refused(kernel, groups, error, message):

@@ -1,6 +1,8 @@
 """What the networks' tests share: shapes without numbers, and loops over layers."""
 
+from math import prod
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import reference_loop as loop
 from flax import nnx
 
-from xnor_jax import masks
+from xnor_jax import masks, nn
 
 
 def abstract(network: Any, **options: Any) -> Any:
@@ -50,6 +52,29 @@ def inner_kernels(model: nnx.Module) -> list[str]:
     return [name for name, is_inner in mask.items() if is_inner]
 
 
+def macs(model: nnx.Module, *image_shape: int) -> tuple[int, int]:
+    """Products of signs and of floats, as the layers are called for one image."""
+    counts = {True: 0, False: 0}
+
+    def counted(call):
+        def count(layer, x, *args, **options):
+            y = call(layer, x, *args, **options)
+            counts[getattr(layer, "binary", False)] += y.size * prod(
+                layer.kernel.shape[:-1]
+            )
+            return y
+
+        return count
+
+    with mock.patch.multiple(nn.BinaryConv, then=counted(nn.BinaryConv.then)):
+        with mock.patch.multiple(nn.BinaryLinear, then=counted(nn.BinaryLinear.then)):
+            with mock.patch.multiple(nn.Conv, __call__=counted(nn.Conv.__call__)):
+                linear = counted(nnx.Linear.__call__)
+                with mock.patch.multiple(nnx.Linear, __call__=linear):
+                    out_shape(model, 1, *image_shape)
+    return counts[True], counts[False]
+
+
 def norms(model: nnx.Module) -> dict[str, nnx.BatchNorm]:
     return {
         "/".join(map(str, path)): module
@@ -88,6 +113,8 @@ class Table:
       binary: False for the float twin.
     """
 
+    epsilon = 1e-4
+
     def __init__(self, values: dict[str, np.ndarray], *, binary: bool):
         self.values = values
         self.binary = binary
@@ -103,7 +130,7 @@ class Table:
         mean = v.get(f"{name}/mean", self.noted[f"{name}/mean"])
         variance = v.get(f"{name}/var", self.noted[f"{name}/var"])
         gamma, beta = v.get(f"{name}/scale", 1.0), v.get(f"{name}/bias", 0.0)
-        return loop.batch_norm(x, mean, variance, 1e-4, gamma, beta)
+        return loop.batch_norm(x, mean, variance, self.epsilon, gamma, beta)
 
     def layer(
         self, name: str, x: np.ndarray, kernel: np.ndarray, pad: int
@@ -123,6 +150,39 @@ class Table:
         if self.binary:
             x, kernel = loop.sign(x), loop.binarize(kernel)
         return np.maximum(self.layer(f"{name}/layer", x, kernel, pad), 0)
+
+    def conv(self, name: str, x: np.ndarray, stride: int, pad: int) -> np.ndarray:
+        """A real convolution without a bias."""
+        kernel = self.values[f"{name}/kernel"]
+        return loop.conv(x, kernel, (stride,) * 2, ((pad, pad),) * 2, (1, 1))
+
+    def signed(self, name: str, x: np.ndarray, stride: int = 1, pad: int = 1):
+        kernel = self.values[f"{name}/kernel"]
+        if self.binary:
+            x, kernel = loop.sign(x), loop.binarize(kernel)
+        return loop.conv(x, kernel, (stride,) * 2, ((pad, pad),) * 2, (1, 1))
+
+    def rprelu(self, name: str, x: np.ndarray) -> np.ndarray:
+        parameters = ("gamma", "zeta", "slope")
+        gamma, zeta, slope = (self.values[f"{name}/{p}"] for p in parameters)
+        return np.maximum(x - gamma, 0) + slope * np.minimum(x - gamma, 0) + zeta
+
+    def bireal(self, name: str, x: np.ndarray) -> np.ndarray:
+        """Bi-Real Net's block, as its values tell it."""
+        down = f"{name}/shortcut/conv/kernel" in self.values
+        clipped = not self.binary and f"{name}/activation/slope" not in self.values
+        y = np.clip(x, -1, 1) if clipped else x
+        y = self.norm(f"{name}/norm", self.signed(f"{name}/conv", y, 1 + down))
+        if down:
+            after = tuple((0, size % 2) for size in x.shape[1:3])
+            x = loop.average_pool(x, 2, 2, after)
+            x = self.norm(
+                f"{name}/shortcut/norm", self.conv(f"{name}/shortcut/conv", x, 1, 0)
+            )
+        y = y + x
+        if f"{name}/activation/slope" in self.values:
+            y = self.rprelu(f"{name}/activation", y)
+        return y
 
 
 def check_evaluation(

@@ -62,6 +62,7 @@ MODELS = Registry(
         "lenet5": "xnor_jax.models.lenet5:LeNet5",
         "nin": "xnor_jax.models.nin:NIN",
         "resnet18": "xnor_jax.models.resnet18:ResNet18",
+        "resnet20": "xnor_jax.models.resnet20:ResNet20",
     }
 )
 

@@ -6,6 +6,7 @@ A model takes `(*, image_shape, classes, rngs, **options)`.
 from xnor_jax.models.lenet5 import LeNet5
 from xnor_jax.models.nin import NIN
 from xnor_jax.models.resnet18 import ResNet18
+from xnor_jax.models.resnet20 import ResNet20
 from xnor_jax.registry import MODELS
 
-__all__ = ["MODELS", "NIN", "LeNet5", "ResNet18"]
+__all__ = ["MODELS", "NIN", "LeNet5", "ResNet18", "ResNet20"]

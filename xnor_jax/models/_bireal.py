@@ -1,0 +1,97 @@
+"""Bi-Real Net's block: a shortcut around every binary convolution."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from xnor_jax.nn import AvgPool, BatchNorm, BinaryConv, Conv, RPReLU
+
+
+class BiRealBlock(nnx.Module):
+    """A binary convolution 3×3, BatchNorm, and the shortcut around both.
+
+    `y = f(BN(α · (sign(x) ⊛ sign(w))) + shortcut(x))`, `f` being `RPReLU` or nothing.
+    The shortcut is `x` itself, or a `Downsample` where the shape changes.
+
+    The float twin has no sign. Without `f` nothing else in the block is nonlinear, and
+    the twin has `clip(x, −1, 1)` in the sign's place, as the network has from which the
+    paper takes its initial weights.
+
+    Args:
+      in_features: Channels in.
+      out_features: Channels out.
+      strides: 1, or 2 for half the height and width.
+      rprelu: Whether `f` is `RPReLU`.
+      binary: False for the float twin.
+      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      rngs: Keys for the parameters.
+      **conv: Passed on to `BinaryConv`, such as `rule` or `surrogate`.
+
+    References:
+      Liu et al., Bi-Real Net, 2018, §3.2 and §3.3; Liu et al., ReActNet, 2020, §4.2.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        strides: int = 1,
+        rprelu: bool = False,
+        binary: bool = True,
+        backend: str = "auto",
+        rngs: nnx.Rngs,
+        **conv: Any,
+    ):
+        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        self.conv = BinaryConv(
+            in_features,
+            out_features,
+            (3, 3),
+            strides=strides,
+            padding=1,
+            use_bias=False,
+            binary=binary,
+            **ours,
+            **conv,
+        )
+        self.norm = BatchNorm(out_features, momentum=0.9, **ours)
+        same = strides == 1 and in_features == out_features
+        self.shortcut = None if same else Downsample(in_features, out_features, **ours)
+        self.activation = RPReLU(out_features, rngs=rngs) if rprelu else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[N, H, W, C]` to `[N, H', W', C_out]`."""
+        clipped = not self.conv.binary and self.activation is None
+        y = self.norm(self.conv(jnp.clip(x, -1, 1) if clipped else x))
+        y = y + (x if self.shortcut is None else self.shortcut(x))
+        return y if self.activation is None else self.activation(y)
+
+
+class Downsample(nnx.Module):
+    """The shortcut to half the size: average-pool 2/2, real 1×1 convolution, BatchNorm.
+
+    Args:
+      in_features: Channels in.
+      out_features: Channels out.
+      backend: What computes the product; see `xnor_jax.nn.BinaryConv`.
+      rngs: Keys for the parameters.
+
+    References:
+      Liu et al., Bi-Real Net, 2018, §4.1.
+    """
+
+    keep_real = True
+
+    def __init__(
+        self, in_features: int, out_features: int, *, backend: str, rngs: nnx.Rngs
+    ):
+        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        self.conv = Conv(in_features, out_features, (1, 1), use_bias=False, **ours)
+        self.norm = BatchNorm(out_features, momentum=0.9, **ours)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[N, H, W, C]` to `[N, ⌈H/2⌉, ⌈W/2⌉, C_out]`."""
+        return self.norm(self.conv(AvgPool(2, 2, "SAME")(x)))

@@ -1,0 +1,87 @@
+"""ResNet-20 with a shortcut around every binary convolution, for CIFAR-10."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from xnor_jax.models._bireal import BiRealBlock
+from xnor_jax.models._images import check_image_shape
+from xnor_jax.nn import BatchNorm, Conv, GlobalAveragePool, Layered
+
+_STAGES = (16, 32, 64)
+
+
+class ResNet20(Layered):
+    """Twenty layers with shortcuts; all but the first and the last are binary.
+
+    | layer | out, for 32×32×3 |
+    |---|---|
+    | conv 3×3, pad 1, real; BatchNorm | 32×32×16 |
+    | six blocks, 16 | 32×32×16 |
+    | a block, 32, stride 2; five blocks, 32 | 16×16×32 |
+    | a block, 64, stride 2; five blocks, 64 | 8×8×64 |
+    | average over all positions | 64 |
+    | dense, real | 10 |
+
+    A block is Bi-Real Net's, with ReActNet's activation: binary convolution 3×3, pad 1;
+    BatchNorm; the sum with the shortcut; `RPReLU`. The shortcut is what comes in, or at
+    a stride of 2 an average-pool 2/2, a real 1×1 convolution and BatchNorm. No
+    convolution has a bias.
+
+    Args:
+      image_shape: Height, width, channels of an image.
+      classes: How many logits.
+      surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`.
+      binary: False for the float twin.
+      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      rngs: Keys for the parameters.
+      **conv: Passed on to every `BinaryConv`, such as `rule`.
+
+    Raises:
+      ValueError: If `image_shape` is not three numbers of at least 1.
+
+    References:
+      He et al., Deep Residual Learning for Image Recognition, 2015, §4.2; Liu et al.,
+      Bi-Real Net, 2018; Liu et al., ReActNet, 2020, §4.2.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int] = (32, 32, 3),
+        classes: int = 10,
+        surrogate: str | Callable[..., jax.Array] = "approx",
+        binary: bool = True,
+        backend: str = "auto",
+        rngs: nnx.Rngs,
+        **conv: Any,
+    ):
+        self.image_shape = check_image_shape("ResNet20", image_shape)
+        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        conv = {"surrogate": surrogate, "binary": binary, **ours, **conv}
+        self.conv1 = Conv(
+            self.image_shape[-1], 16, (3, 3), padding=1, use_bias=False, **ours
+        )
+        self.norm1 = BatchNorm(16, momentum=0.9, **ours)
+        blocks, before = [], 16
+        for features in _STAGES:
+            for _ in range(6):
+                strides = 1 if before == features else 2
+                blocks.append(
+                    BiRealBlock(before, features, strides=strides, rprelu=True, **conv)
+                )
+                before = features
+        self.blocks = nnx.List(blocks)
+        self.dense20 = nnx.Linear(64, classes, rngs=rngs)
+
+    def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:
+        """What runs, in this order, on images `[N, H, W, C]`."""
+        return (
+            self.conv1,
+            self.norm1,
+            *self.blocks,
+            GlobalAveragePool(),
+            self.dense20,
+        )

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from xnor_jax import ops
-from xnor_jax.ops.kernel import columns
+from xnor_jax.ops import kernel as kernels
+from xnor_jax.ops.kernel import columns, kernel_from_bytes, kernel_to_bytes
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,22 @@ def test_words_lie_where_the_docstring_says(window, c_in, c_out, groups):
     np.testing.assert_array_equal(ops.unpack_kernel(packed), oracle.sign(kernel))
     flat = np.moveaxis(expected, 1, -2).reshape(groups, *window, count, -1)
     np.testing.assert_array_equal(columns(packed), flat[..., :each])
+
+
+@pytest.mark.parametrize("block", [2**20, 1500, 70, 1])
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((70, 40), 1), ((5, 33, 64), 2), ((3, 2, 64, 33), 1), ((2, 1, 3, 5, 9), 3)],
+)
+def test_a_kernel_in_bytes_has_its_signs_in_c_order(shape, groups, block, monkeypatch):
+    monkeypatch.setattr(kernels, "_BLOCK", block)
+    kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    stored = np.packbits(kernel.ravel() < 0, bitorder="little")
+    packed = ops.pack_kernel(kernel, groups)
+    np.testing.assert_array_equal(kernel_to_bytes(packed), stored)
+    loaded = kernel_from_bytes(stored, shape, groups)
+    assert jax.tree.structure(loaded) == jax.tree.structure(packed)
+    np.testing.assert_array_equal(loaded.words, packed.words)
 
 
 def test_a_packed_kernel_prints_without_its_numbers():

@@ -1,16 +1,21 @@
 """Kernels at one bit a weight, laid out for the product to read them in order."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from xnor_jax._kernel import check_kernel, summary
 from xnor_jax.geometry import positive
 from xnor_jax.ops import _inference
 from xnor_jax.ops.bits import WORD, pack_signs, unpack_negative, words_for
+
+_BLOCK = 2**20  # signs that are taken apart at a time
 
 
 @jax.tree_util.register_dataclass
@@ -88,6 +93,85 @@ def pack_kernel(kernel: ArrayLike, groups: int = 1) -> PackedKernel:
 def unpack_kernel(packed: PackedKernel) -> jax.Array:
     """The signs of a packed kernel: float32 `[*window, C_in / groups, C_out]`."""
     return _unpack_kernel(packed)
+
+
+def kernel_to_bytes(packed: PackedKernel) -> np.ndarray:
+    """The signs in C order of `[*window, C_in / groups, C_out]`, for a file.
+
+    Bit 1 stands for −1, least significant bit first; unused bits of the last byte
+    are 0.
+
+    Returns:
+      uint8 `[ceil(signs / 8)]`, made in little more memory than it takes.
+    """
+    words = np.asarray(packed.words)
+    groups, c_in, c_out = packed.groups, packed.in_features, packed.out_features
+    each, taps = c_out // groups, prod(packed.window)
+    flat = words.reshape(groups, -1, taps, *words.shape[-2:])
+    stored = np.zeros(-(-taps * c_in * c_out // 8), np.uint8)
+    for tap, first in _blocks(taps, c_in, c_out):
+        block = flat[:, :, tap, _word_slice(first)].transpose(2, 3, 0, 1, 4)
+        block = block.reshape(*block.shape[:3], -1)[..., :each]
+        block = np.ascontiguousarray(block.reshape(*block.shape[:2], c_out), "<u4")
+        block = np.moveaxis(block.view(np.uint8).reshape(*block.shape, 4), -1, 2)
+        block = block.reshape(block.shape[0], -1, c_out)  # bytes of input channels
+        count = len(range(c_in)[first])
+        bits = np.unpackbits(block, axis=1, count=count, bitorder="little")
+        at = (tap.start * c_in + first.start) * c_out
+        part = np.packbits(np.pad(bits.ravel(), (at % 8, 0)), bitorder="little")
+        stored[at // 8 : at // 8 + len(part)] |= part
+    return stored
+
+
+def kernel_from_bytes(
+    stored: np.ndarray, shape: Sequence[int], groups: int = 1
+) -> PackedKernel:
+    """The packed kernel of what `kernel_to_bytes` gave.
+
+    Args:
+      stored: uint8 `[ceil(signs / 8)]`.
+      shape: `[*window, C_in / groups, C_out]`.
+      groups: How many groups the output channels fall into.
+
+    Returns:
+      The packed kernel, made in little more memory than it takes.
+    """
+    *window, c_in, c_out = shape
+    each, taps = c_out // groups, prod(window)
+    panels = words_for(each)
+    words = np.zeros((groups, panels, taps, words_for(c_in), WORD), np.uint32)
+    for tap, first in _blocks(taps, c_in, c_out):
+        rows, columns = len(range(taps)[tap]), len(range(c_in)[first])
+        at, count = (tap.start * c_in + first.start) * c_out, rows * columns * c_out
+        part = stored[at // 8 : -(-(at + count) // 8)]
+        bits = np.unpackbits(part, bitorder="little")[at % 8 :][:count]
+        bits = bits.reshape(rows, columns, c_out)
+        bits = np.pad(bits, ((0, 0), (0, -columns % WORD), (0, 0)))
+        block = np.packbits(bits, axis=1, bitorder="little")
+        block = np.moveaxis(block.reshape(rows, -1, 4, c_out), 2, -1)  # bytes of a word
+        block = np.ascontiguousarray(block).view("<u4").reshape(rows, -1, groups, each)
+        block = np.pad(block, ((0, 0),) * 3 + ((0, panels * WORD - each),))
+        block = block.reshape(rows, -1, groups, panels, WORD).transpose(2, 3, 0, 1, 4)
+        words[:, :, tap, _word_slice(first)] = block
+    words = words.reshape(groups, panels, *window, *words.shape[-2:])
+    return PackedKernel(jnp.asarray(words), c_in, c_out)
+
+
+def _blocks(taps: int, c_in: int, c_out: int) -> Iterator[tuple[slice, slice]]:
+    """Parts of a kernel `[taps, C_in, C_out]`, contiguous, whole words, not large."""
+    if c_in * c_out <= _BLOCK:
+        rows = _BLOCK // (c_in * c_out)
+        for tap in range(0, taps, rows):
+            yield slice(tap, tap + rows), slice(0, c_in)
+        return
+    rows = max(1, _BLOCK // (c_out * WORD)) * WORD
+    for tap in range(taps):
+        for first in range(0, c_in, rows):
+            yield slice(tap, tap + 1), slice(first, first + rows)
+
+
+def _word_slice(channels: slice) -> slice:
+    return slice(channels.start // WORD, words_for(channels.stop))
 
 
 def columns(packed: PackedKernel) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Any
 LARGEST_INTEGER = 2**24  # a size, a stride, a padding, a number of channels
 LARGEST_IMAGE = 2**28  # numbers in an image, padded, or in what is computed of one
 LARGEST_KERNEL = 2**27  # weights
-LARGEST_PACKED = 2**26  # bytes in memory beyond three times those in the file
+LARGEST_PACKED = 2**25  # bytes of arrays in memory beyond twice those in the file
 LARGEST_NETWORK = 2**30  # bytes of all arrays in memory
 LARGEST_FILE = 2**30  # bytes
 LARGEST_HEADER = 2**20  # bytes
@@ -76,7 +76,11 @@ def integer(value: Any, *, least: int = 0, largest: int = LARGEST_INTEGER) -> in
 
 
 def integers(
-    value: Any, *, least: int = 0, length: int | None = None
+    value: Any,
+    *,
+    least: int = 0,
+    largest: int = LARGEST_INTEGER,
+    length: int | None = None,
 ) -> tuple[int, ...]:
     """A list of whole numbers.
 
@@ -88,7 +92,7 @@ def integers(
     ):
         wanted = "whole numbers" if length is None else f"{length} whole numbers"
         raise ValueError(f"expected a list of {wanted}, got {clip(value)}")
-    return tuple(integer(entry, least=least) for entry in value)
+    return tuple(integer(entry, least=least, largest=largest) for entry in value)
 
 
 def a_list(value: Any, most: int, *, least: int = 0) -> list[Any]:

@@ -1,18 +1,50 @@
 """Packed networks in a file: safetensors, one JSON description in its metadata.
 
-A file holds numbers and words, no code. It is read in two steps: the description first,
-checked field by field and followed node by node, until it is known which arrays of
-which size the file must have; then these, and no others. The limits on sizes are in
-`xnor_jax.packing.checks`.
+A file holds numbers and words, no code. All numbers are little-endian:
+
+| bytes | what |
+|---|---|
+| 0 to 7 | H, the size of the header, uint64, at most 2²⁰ |
+| 8 to 7 + H | the header, one JSON object in UTF-8, spaces behind it up to 8 bytes |
+| from 8 + H | the data section: the arrays one behind the other, without gaps |
+
+The header's entry `__metadata__` is an object of two strings:
+
+* `xnor_jax`: the description, again a JSON object. It has the entries `format`,
+  `version`, `layout`, `image_shape`, `nodes`, and where they are known `name`,
+  `preprocessing`, `class_names`, `test_accuracy` and `dataset`. Each node has its
+  `kind` and those settings of `xnor_jax.packing.graph` that are not the default.
+* `crc32`: the CRC-32 of zlib, PNG and zip (polynomial 0xEDB88320, reflected, all ones
+  before and after) over the UTF-8 bytes of the description's text and then the data
+  section, as 8 lower-case hexadecimal digits.
+
+Every other entry is an array: its key is `NODE.MEMBER`, the node's index and the name
+of the member, its value `{"dtype", "shape", "data_offsets": [begin, end]}`, bytes
+counted from the start of the data section. The node's members, with `dtype` and
+`shape`, follow from the description:
+
+| kind of member | dtype | shape |
+|---|---|---|
+| floats, reals | `F32` | the member's |
+| integers | `I16` if their bound is at most 32767, else `I32` | the member's |
+| indices | `I32` | the member's |
+| kernel, flip | `U8` | `[ceil(signs / 8)]` |
 
 Signs are stored without the padding that the products want: bit 1 for −1, least
 significant bit first, in C order (a kernel's is `[*window, C_in / groups, C_out]`), the
-last byte filled up with 0. Everything is exact: what comes back runs as what went in.
+last byte filled up with 0. An integer threshold of −bound stands for −2³¹, a channel
+whose sign is constant. Everything is exact: what comes back runs as what went in.
+
+Reading refuses whatever does not add up before it takes memory: first the header, the
+version and the sum; then the description, checked field by field and followed node by
+node, until it is known which arrays of which size the file must have; then these, and
+no others. The limits on sizes are in `xnor_jax.packing.checks`.
 """
 
 import json
 import os
 import stat
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,20 +54,20 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from xnor_jax import ops
+from xnor_jax.ops.kernel import kernel_from_bytes, kernel_to_bytes
 from xnor_jax.packing import checks
 from xnor_jax.packing.graph import NODES, Member, Node, Spec
 from xnor_jax.packing.network import Info, PackedModel, Preprocessing
 from xnor_jax.packing.report import report
 
 FORMAT = "xnor_jax packed network"
-VERSION = 2
-_KEY = "xnor_jax"
+VERSION = 3
+_KEY, _SUM = "xnor_jax", "crc32"
 _LAYOUT = "bit 1 is -1; least significant bit first; C order of [*window, in, out]"
-_DTYPES = {"F32": "<f4", "I32": "<i4", "I16": "<i2", "U8": "u1"}
+_DTYPES = {"<f4": "F32", "<i4": "I32", "<i2": "I16", "|u1": "U8"}
 _SIGNS = ("kernel", "flip")
 _LEAST = np.iinfo(np.int32).min
 
@@ -121,7 +153,7 @@ def load(path: str | os.PathLike[str], *, backend: str = "auto") -> PackedModel:
             f"{path}: expected at most {checks.LARGEST_FILE} bytes, got {found.st_size}"
         )
     with path.open("rb") as file:
-        data = file.read(checks.LARGEST_FILE)
+        data = file.read(found.st_size)
     try:
         packed = from_bytes(data)
     except ValueError as error:
@@ -150,9 +182,15 @@ def to_bytes(packed: PackedModel, info: Info) -> bytes:
         for index, members in enumerate(description.members)
         for name, member in members.items()
     }
-    data = safetensors.numpy.save(tensors, {_KEY: text})
-    _header(data)
-    return data
+    plain = safetensors.numpy.save(tensors)
+    start = _data_start(plain)
+    # The library writes several metadata in an order that changes from call to call.
+    metadata = {_KEY: text, _SUM: _checksum(text, memoryview(plain)[start:])}
+    entries = {"__metadata__": metadata} | json.loads(plain[8:start])
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    checks.limit("a header in bytes", len(header), checks.LARGEST_HEADER)
+    return b"".join((len(header).to_bytes(8, "little"), header, plain[start:]))
 
 
 def from_bytes(data: bytes) -> PackedModel:
@@ -161,16 +199,22 @@ def from_bytes(data: bytes) -> PackedModel:
     Raises:
       ValueError: If they are none.
     """
-    metadata = _strict_json(_header(data), "the header").get("__metadata__")
-    text = metadata.get(_KEY) if isinstance(metadata, dict) else None
+    start = _data_start(data)
+    entries = _strict_json(data[8:start], "the header")
+    metadata = entries.pop("__metadata__", None)
+    metadata = metadata if isinstance(metadata, dict) else {}
+    text = metadata.pop(_KEY, None)
     if not isinstance(text, str):
         raise ValueError("expected a packed network of xnor_jax, got another file")
-    description = _describe(_strict_json(text, "the description"))
-    try:
-        stored = dict(safetensors.deserialize(data))
-    except safetensors.SafetensorError as error:
-        reason = str(error).splitlines()[0][:100]
-        raise ValueError(f"expected a complete safetensors file: {reason}") from None
+    found = _strict_json(text, "the description")
+    _check_version(found)
+    section = memoryview(data)[start:]
+    _check_entries(entries, len(section))
+    if metadata != {_SUM: _checksum(text, section)}:
+        raise ValueError(
+            "the file is damaged: its checksum is another; copy or pack it again"
+        )
+    description = _describe(found)
     wanted = {
         f"{index}.{name}": member
         for index, members in enumerate(description.members)
@@ -178,14 +222,15 @@ def from_bytes(data: bytes) -> PackedModel:
     }
     # All of them, before one is taken apart.
     for name, member in wanted.items():
-        _check_stored(stored.get(name), name, member)
-    if unknown := sorted(stored.keys() - wanted.keys()):
+        _check_stored(entries.get(name), name, member)
+    if unknown := sorted(entries.keys() - wanted.keys()):
         raise ValueError(f"unknown array {checks.clip(unknown[0])}")
     arrays: list[dict[str, Any]] = [{} for _ in description.nodes]
     for name, member in wanted.items():
         index, _, part = name.partition(".")
+        begin, end = entries[name]["data_offsets"]
         try:
-            arrays[int(index)][part] = _restore(stored[name]["data"], member)
+            arrays[int(index)][part] = _restore(section[begin:end], member)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     nodes = tuple(
@@ -213,7 +258,7 @@ def stored_sizes(nodes: Sequence[Node], image_shape: tuple[int, ...]) -> list[in
 
 
 def _to_json(node: Node) -> dict[str, Any]:
-    """What is no array, for JSON; defaults are left out."""
+    """A node's kind and settings for JSON; defaults are left out."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -256,7 +301,7 @@ def _stored_bytes(member: Member) -> int:
 
 
 def _memory(member: Member) -> int:
-    """Bytes in memory: a kernel's channels in and out fill words of 32."""
+    """Bytes in memory, where a kernel's channels in and out fill words of 32."""
     if member.kind != "kernel":
         return 4 * prod(member.shape)
     *window, c_in, c_out = member.shape
@@ -267,14 +312,16 @@ def _memory(member: Member) -> int:
 
 def _store(array: Any, member: Member) -> np.ndarray:
     if member.kind == "kernel":
-        array = ops.unpack_kernel(array)
-    elif member.kind == "flip":
-        array = ops.unpack_bits(array, member.shape[-1])
+        found = (*array.window, array.in_features, array.out_features)
+        if (found, array.groups) != (member.shape, member.groups):
+            raise ValueError(f"expected a kernel {member.shape}, got {found}")
+        return kernel_to_bytes(array)
+    if member.kind == "flip":
+        signs = np.asarray(ops.unpack_bits(array, member.shape[-1]))
+        return np.packbits(signs < 0, bitorder="little")
     numbers = np.asarray(array)
     if numbers.shape != member.shape:
         raise ValueError(f"expected an array {member.shape}, got {numbers.shape}")
-    if member.kind in _SIGNS:
-        return np.packbits(numbers.ravel() < 0, bitorder="little")
     if member.kind == "integers":
         # Below the smallest sum every threshold is the same: always +1, or −1.
         numbers = np.maximum(numbers, -member.bound)
@@ -309,57 +356,97 @@ def _restore(data: Any, member: Member) -> Any:
             stored = stored.astype(np.int32)
             stored = np.where(stored == -member.bound, _LEAST, stored)
         return jnp.asarray(stored)
-    bits = np.unpackbits(stored, bitorder="little")
-    count = prod(member.shape)
-    if bits[count:].any():
+    # Of the last byte alone: all bits of a kernel at once take eight times its bytes.
+    spare = -prod(member.shape) % 8
+    if spare and int(stored[-1]) >> (8 - spare):
         raise ValueError("expected 0 in the unused bits")
-    signs = np.where(bits[:count], np.float32(-1), np.float32(1)).reshape(member.shape)
     if member.kind == "flip":
-        return ops.pack_bits(signs)
-    return ops.pack_kernel(signs, member.groups)
+        bits = np.unpackbits(stored, count=member.shape[-1], bitorder="little")
+        return ops.pack_bits(np.where(bits, np.float32(-1), np.float32(1)))
+    return kernel_from_bytes(stored, member.shape, member.groups)
 
 
 def _check_stored(found: Any, name: str, member: Member) -> None:
     if found is None:
         raise ValueError(f"expected an array {name}")
     shape, dtype = _stored_shape(member)
-    known = _DTYPES.get(found["dtype"])
-    if known is None or np.dtype(known) != dtype or tuple(found["shape"]) != shape:
+    if found["dtype"] != _DTYPES[dtype.str] or found["shape"] != shape:
         raise ValueError(
             f"{name}: expected {dtype} of shape {shape}, got {found['dtype']} of shape "
-            f"{tuple(found['shape'])}"
+            f"{found['shape']}"
+        )
+    begin, end = found["data_offsets"]
+    if end - begin != prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name}: expected {_stored_bytes(member)} bytes")
+
+
+def _check_entries(entries: dict[str, Any], size: int) -> None:
+    """Refuse arrays that do not lie one behind the other in a section of this size."""
+    places = []
+    for name, entry in entries.items():
+        wanted = {
+            "dtype": checks.string,
+            "shape": partial(checks.integers, largest=checks.LARGEST_FILE),
+            "data_offsets": partial(
+                checks.integers, largest=checks.LARGEST_FILE, length=2
+            ),
+        }
+        try:
+            entry |= checks.fields(entry, wanted)
+        except ValueError as error:
+            raise ValueError(f"{checks.clip(name)}: {error}") from None
+        places.append(entry["data_offsets"])
+    at = 0
+    for begin, end in sorted(places):
+        if begin != at or end < begin:
+            raise ValueError("expected arrays without gaps in the data section")
+        at = end
+    if at != size:
+        raise ValueError(
+            f"expected a complete file: {at} bytes of arrays, got {size}; copy or pack "
+            "it again"
         )
 
 
-def _header(data: bytes) -> bytes:
-    """The JSON at the start of a safetensors file."""
+def _checksum(text: str, section: memoryview) -> str:
+    # A lone surrogate is no UTF-8: it gives some other sum.
+    return f"{zlib.crc32(section, zlib.crc32(text.encode(errors='replace'))):08x}"
+
+
+def _data_start(data: bytes) -> int:
+    """Where a safetensors file's header ends."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= size <= min(len(data) - 8, checks.LARGEST_HEADER):
         raise ValueError(
             f"expected a safetensors file with a header of at most "
             f"{checks.LARGEST_HEADER} bytes"
         )
-    return data[8 : 8 + size]
+    return 8 + size
 
 
 def _strict_json(text: str | bytes, what: str) -> dict[str, Any]:
     def refuse(name):
         raise ValueError(f"{name} is no number")
 
+    def unique(pairs):
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key stands there twice")
+        return found
+
     try:
-        return checks.mapping(json.loads(text, parse_constant=refuse))
+        found = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+        return checks.mapping(found)
     except (ValueError, RecursionError):
         raise ValueError(f"expected {what} to be a JSON object") from None
 
 
-def _describe(found: dict[str, Any]) -> _Description:
-    """Check a description, and follow the shapes through its nodes."""
+def _check_version(found: dict[str, Any]) -> None:
     if found.get("format") != FORMAT:
         raise ValueError("expected a packed network of xnor_jax, got another format")
     version = checks.integer(found.get("version"), least=1)
     if version > VERSION:
         raise ValueError(
-            f"the file is of version {version}, this library reads up to {VERSION}; "
+            f"the file is of version {version}, this library reads version {VERSION}; "
             "update xnor_jax"
         )
     if version < VERSION:
@@ -367,6 +454,10 @@ def _describe(found: dict[str, Any]) -> _Description:
             f"the file is of version {version}, which this library no longer reads; "
             "pack the network again"
         )
+
+
+def _describe(found: dict[str, Any]) -> _Description:
+    """Check a description, and follow the shapes through its nodes."""
     wanted = {
         "format": checks.string,
         "version": checks.integer,
@@ -395,7 +486,8 @@ def _describe(found: dict[str, Any]) -> _Description:
             raise ValueError(f"node {index}: {error}") from None
         memory += sum(map(_memory, own.values()))
         stored += sum(map(_stored_bytes, own.values()))
-        most = min(3 * stored + checks.LARGEST_PACKED, checks.LARGEST_NETWORK)
+        # The bytes of the file are in memory, too: together at most three times those.
+        most = min(2 * stored + checks.LARGEST_PACKED, checks.LARGEST_NETWORK)
         checks.limit("the bytes of a network in memory", memory, most)
         specs.append(spec)
         nodes.append(node)

@@ -17,7 +17,6 @@ from xnor_jax.ops import bits, cpu, gpu, pallas, xla
 from xnor_jax.ops import float as floats
 from xnor_jax.ops.bits import WORD
 from xnor_jax.ops.cpu import steps
-from xnor_jax.ops.cpu.split import whole
 from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel, pack_kernel, unpack_kernel
 from xnor_jax.registry import BACKENDS, expected
@@ -194,7 +193,7 @@ def product(
     _check_filter(packed)
 
     def compiled(x, kernel):
-        packed = pack_kernel(whole(kernel), groups)
+        packed = pack_kernel(kernel, groups)
         both = [steps.pack(), steps.conv(packed, Sums(), **geometry.options)]
         return cpu.run(x, both, geometry.out, packed.out_features, jnp.int32)
 

@@ -27,7 +27,6 @@ from xnor_jax.ops import backends, cpu
 from xnor_jax.ops._mesh import over_images
 from xnor_jax.ops.bits import WORD, unpack_negative, words_for
 from xnor_jax.ops.cpu import steps
-from xnor_jax.ops.cpu.split import whole
 from xnor_jax.ops.epilogue import Affine, Sums
 from xnor_jax.ops.gradients import input_gradient
 from xnor_jax.ops.kernel import pack_kernel
@@ -207,7 +206,7 @@ def _on_bits(geometry, keep_rate, relu, dtype, clipped, x, kernel, bias, keep):
 
 
 def _on_bits_fwd(geometry, keep_rate, relu, dtype, clipped, x, kernel, bias, keep):
-    packed, alpha = pack_kernel(whole(kernel)), scale(kernel)
+    packed, alpha = pack_kernel(kernel), scale(kernel)
     shift = jnp.zeros_like(alpha) if bias is None else bias
 
     def run(words, epilogue, dtype):

@@ -75,37 +75,6 @@ def split_images(
     return run
 
 
-def whole(x: jax.Array) -> jax.Array:
-    """The same array, whole on every device.
-
-    Words of a kernel that is sharded over its channels would be sharded in turn, and
-    there may be fewer of them than devices.
-    """
-
-    def rule(mesh: Any, args: Any, results: Any) -> tuple[str, dict[str, Any]]:
-        # Factors of its own for the result: it is not sharded as the argument is.
-        given, made = ([f"{f}{i}" for i in range(args[0].rank)] for f in "gm")
-        factors = {"need_replication_factors": (*given, *made)}
-        return f"{' '.join(given)} -> {' '.join(made)}", factors
-
-    def partition(mesh: Any, args: Any, result: Any) -> Any:
-        if mesh.empty:
-            mesh = Mesh(np.array([*args[0].sharding.device_set]), ("devices",))
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        return mesh, _same, everywhere, (everywhere,)
-
-    gathered = custom_partitioning(_same)
-    gathered.def_partition(partition, sharding_rule=rule)
-    mapped = jax.custom_batching.custom_vmap(gathered)
-    mapped.def_vmap(lambda size, batched, x: (whole(x), batched[0]))
-    manual = jax.sharding.get_abstract_mesh().manual_axes
-    return x if manual else mapped(x)
-
-
-def _same(x: jax.Array) -> jax.Array:
-    return x
-
-
 def _dividing(x: Any) -> tuple[str, ...]:
     """The mesh axes that share the first axis of `x`, if it divides among them."""
     if not isinstance(x.sharding, NamedSharding):

@@ -35,7 +35,33 @@ _CALLS = {
     "custom_vmap_call": "call",
 }
 _RANDOM = ("random_", "threefry", "rng_")
-_MOVES = ("broadcast_in_dim", "transpose", "reshape", "squeeze", "expand_dims")
+_MOVES = (
+    "broadcast_in_dim",
+    "transpose",
+    "reshape",
+    "squeeze",
+    "expand_dims",
+    "slice",
+    "pad",
+)
+# What NumPy rounds as XLA does.
+_ELEMENTWISE = {
+    "abs": np.abs,
+    "add": np.add,
+    "copy": np.copy,
+    "div": np.divide,
+    "eq": np.equal,
+    "ge": np.greater_equal,
+    "gt": np.greater,
+    "le": np.less_equal,
+    "lt": np.less,
+    "mul": np.multiply,
+    "ne": np.not_equal,
+    "neg": np.negative,
+    "select_n": lambda at, no, yes: np.where(at, yes, no),
+    "sub": np.subtract,
+}
+_WIDENED = (np.dtype(bool), np.dtype(np.int32), np.dtype(np.float32))
 _OPAQUE = ("ffi_call", "pure_callback", "io_callback", "pallas_call", "shard_map")
 # Run on the places of numbers to see which they pick.
 _RUN_ON_PLACES = ("gather", "rev", "dynamic_slice")
@@ -340,13 +366,14 @@ class _Flattener:
     def _evaluate(self, equation: Any, ins: list[Const]) -> list[Const]:
         name = equation.primitive.name
         sources = frozenset().union(*(i.sources for i in ins))
-        if len(ins) == 1 and (moved := _moved(equation, ins[0])) is not None:
-            return [self.const(moved, sources)]
+        if (value := _by_numpy(equation, ins)) is not None:
+            return [self.const(value, sources)]
         if name.startswith(_RANDOM):
             sources |= {_DRAWN}
         with jax.ensure_compile_time_eval():
             values = [
-                i.value[()] if i.dtype == object else jnp.asarray(i.full()) for i in ins
+                i.value[()] if i.dtype == object else np.ascontiguousarray(i.full())
+                for i in ins
             ]
             got = equation.primitive.bind(*values, **equation.params)
         got = got if equation.primitive.multiple_results else [got]
@@ -378,20 +405,62 @@ class _Flattener:
         return carry
 
 
-def _moved(equation: Any, const: Const) -> np.ndarray | None:
-    """What only moves or copies numbers, by NumPy: XLA compiles each for itself."""
+def _by_numpy(equation: Any, ins: list[Const]) -> np.ndarray | None:
+    """What NumPy gives to the last bit: XLA compiles a program for each equation."""
     name, params = equation.primitive.name, equation.params
-    if const.dtype == object or name not in _MOVES or params.get("dimensions"):
+    if any(const.dtype == object for const in ins):
         return None
-    shape = equation.outvars[0].aval.shape
+    if name in _MOVES:
+        return _moved(name, params, equation.outvars[0].aval.shape, ins)
+    if name == "convert_element_type":
+        if np.dtype(params["new_dtype"]) != np.float32 or ins[0].dtype not in _WIDENED:
+            return None
+        return ins[0].full().astype(np.float32)
+    function = _ELEMENTWISE.get(name)
+    kinds = {const.dtype for const in ins}
+    if function is None or not kinds <= {np.dtype(np.float32), np.dtype(bool)}:
+        return None
+    if len(ins) == 3 and ins[0].dtype != bool:
+        return None
+    with np.errstate(all="ignore"):
+        value = function(*(const.value for const in ins))
+    if any(_subnormal(x) for x in (value, *(const.value for const in ins))):
+        return None  # XLA takes such numbers as zeros.
+    return np.broadcast_to(value, equation.outvars[0].aval.shape)
+
+
+def _subnormal(x: np.ndarray) -> bool:
+    if x.dtype == bool:
+        return False
+    return bool(((np.abs(x) < np.finfo(x.dtype).tiny) & (x != 0)).any())
+
+
+def _moved(
+    name: str, params: Any, shape: tuple[int, ...], ins: list[Const]
+) -> np.ndarray | None:
+    """What only moves or copies numbers."""
+    x = ins[0].full()
     if name == "broadcast_in_dim":
+        if len(ins) > 1:
+            return None
         wide = [1] * len(shape)
-        for at, d in zip(params["broadcast_dimensions"], const.shape, strict=True):
+        for at, d in zip(params["broadcast_dimensions"], x.shape, strict=True):
             wide[at] = d
-        return np.broadcast_to(const.full().reshape(wide), shape)
+        return np.broadcast_to(x.reshape(wide), shape)
     if name == "transpose":
-        return const.full().transpose(params["permutation"])
-    return const.full().reshape(shape)
+        return x.transpose(params["permutation"])
+    if name == "slice":
+        limits = params["start_indices"], params["limit_indices"]
+        strides = params["strides"] or (1,) * x.ndim
+        return x[tuple(slice(*at) for at in zip(*limits, strides, strict=True))]
+    if name == "pad":
+        config = params["padding_config"]
+        if any(low < 0 or high < 0 or inner for low, high, inner in config):
+            return None
+        widths = [(low, high) for low, high, _ in config]
+        return np.pad(x, widths, constant_values=ins[1].full())
+    permuted = name == "reshape" and params["dimensions"] is not None
+    return None if permuted or len(ins) > 1 else x.reshape(shape)
 
 
 def _at(scope: str) -> str:

@@ -38,6 +38,7 @@ def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch, name):
         importlib.import_module(name).main()
 
 
+@pytest.mark.slow
 def test_gpu_packed_runs_small(monkeypatch, capsys):
     options = ["--tiny", "--rounds", "1", "--seconds", "0.01"]
     monkeypatch.setattr(sys, "argv", ["gpu_packed", *options])
@@ -51,6 +52,7 @@ def test_gpu_packed_runs_small(monkeypatch, capsys):
         assert all(float(cell) > 0 for cell in cells)
 
 
+@pytest.mark.slow
 def test_gpu_step_runs_small(monkeypatch, capsys):
     pytest.importorskip("torch", reason="PyTorch is the optional extra `experiments`")
     # The other network takes a minute to compile.

@@ -232,6 +232,7 @@ def test_no_folder_and_no_such_set(tmp_path):
         data.load("imagenet22k")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "folder", "shape", "first"),
     [

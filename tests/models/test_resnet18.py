@@ -109,6 +109,7 @@ def test_images_without_pixels_are_refused():
         oracles.abstract(ResNet18, image_shape=(0, 224, 3))
 
 
+@pytest.mark.slow
 def test_trains_as_a_recipe():
     fields = {"model": "resnet18", "batch_size": 4, "compute_dtype": "bfloat16"}
     trainer, state = step.create(

@@ -35,6 +35,7 @@ def build(compiler, folder, define, engines, *options):
     return program
 
 
+@pytest.mark.slow
 def test_engines_of_this_processor_under_sanitizers(tmp_path):
     compiler = shutil.which("g++")
     if compiler is None or not (CPU / "engine.h").exists():
@@ -48,6 +49,7 @@ def test_engines_of_this_processor_under_sanitizers(tmp_path):
     assert set(ran.stdout.split()) <= {"avx2", "avx512", "neon"}
 
 
+@pytest.mark.slow
 def test_neon_on_an_emulated_processor(tmp_path):
     compiler = shutil.which("aarch64-linux-gnu-g++")
     emulator = shutil.which("qemu-aarch64")

@@ -72,6 +72,7 @@ def test_statistics_of_a_split_batch_are_of_all_of_it(count):
     )
 
 
+@pytest.mark.slow
 @needs_library
 def test_under_vmap_and_shard_map():
     """There, as in Flax, each has the statistics of its own images."""

@@ -89,7 +89,13 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "pools" else [pytest.mark.slow])
+        for name in NETWORKS
+    ],
+)
 def test_odd_networks_and_constants(name):
     model = packed_networks.randomized(
         nnx.eval_shape(NETWORKS[name]), exact=name != "scaled"
@@ -102,7 +108,9 @@ def test_odd_networks_and_constants(name):
         assert a is b
 
 
-@pytest.mark.parametrize("backend", ["float", "auto"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("float", marks=pytest.mark.slow), "auto"]
+)
 def test_lenet5_with_arbitrary_constants(backend):
     model = nnx.eval_shape(
         lambda: xnor.models.LeNet5(image_shape=(20, 18, 2), rngs=nnx.Rngs(0))
@@ -112,6 +120,7 @@ def test_lenet5_with_arbitrary_constants(backend):
     packed_networks.check_equal(model, packed.with_backend(backend), x)
 
 
+@pytest.mark.slow
 def test_nin_with_arbitrary_constants():
     model = nnx.eval_shape(
         lambda: xnor.models.NIN(image_shape=(12, 10, 3), rngs=nnx.Rngs(0))
@@ -221,7 +230,7 @@ POOLED = {
 }
 
 
-@pytest.mark.parametrize("size", [7, 5])
+@pytest.mark.parametrize("size", [pytest.param(7, marks=pytest.mark.slow), 5])
 def test_a_mean_over_the_image_between_signs_is_rounded_in_one_way(size):
     """Not 1/n of a power of two: a quotient and a product by 1/n are others there."""
     shape, rngs = (size, size, 16), nnx.Rngs(0)
@@ -237,7 +246,13 @@ def test_a_mean_over_the_image_between_signs_is_rounded_in_one_way(size):
         np.testing.assert_array_equal(packed(x), wanted, err_msg=backend)
 
 
-@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "2/2" else [pytest.mark.slow])
+        for name in POOLED
+    ],
+)
 def test_averages_between_signs_are_added_up_in_one_order(name):
     shape, window, pool = POOLED[name]
     binary = partial(xnor.nn.BinaryConv, use_bias=False, rngs=nnx.Rngs(0))

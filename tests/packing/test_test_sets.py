@@ -18,6 +18,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 STEPS = 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "folder"), [("mnist-lenet5", "mnist"), ("fashion-lenet5", "fashion_mnist")]
 )

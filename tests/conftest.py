@@ -13,12 +13,17 @@ _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=2".strip()
 
-# Most of a test is XLA compiling: by default in a hurry. `.ci/run` sets it to 0.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Most of a test is XLA compiling: by default in a hurry. `.ci/run` sets it to 0, too.
+_HURRY = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# XLA's older emitters compile in half the time; later versions do not have them.
+_OLDER = "--xla_cpu_use_fusion_emitters"
+if _HURRY and jax.__version_info__ < (0, 11) and _OLDER not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += f" {_OLDER}=false"
 
 # Compiled programs fill the heap with objects that stay: walk through them seldom.
 gc.set_threshold(200_000, 50, 1000)

@@ -96,6 +96,7 @@ def test_evaluate_gives_the_last_epochs_accuracy(alone, capsys):
     assert f"{max(r['test_accuracy'] for r in metrics(folder)):.2%}" in out
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_exactly_the_same_numbers(alone, tmp_path):
     folder = tmp_path / "runs" / "digits-lenet5"
     process = start(*TRAIN, cwd=tmp_path)
@@ -134,6 +135,7 @@ def test_ctrl_c_is_heard_at_once_and_leaves_a_run_to_resume(tmp_path, number):
     assert metrics(folder)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_loses_no_epoch(tmp_path):
     folder = tmp_path / "run"
     # Every write past 1 MB fails, as on a full disk.
@@ -272,6 +274,7 @@ def test_help_and_version(capsys):
     assert code == 0 and "--learning-rate" in out and "0.005" in out
 
 
+@pytest.mark.slow
 def test_terminal_shows_a_bar(tmp_path):
     pytest.importorskip("pty")
     import pty

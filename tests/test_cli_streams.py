@@ -104,7 +104,9 @@ def alive(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_no_worker_outlives_its_run(place, tmp_path, number):
     # A shell's background jobs are started deaf to Ctrl-C, and their children too.
     hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"

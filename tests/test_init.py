@@ -57,6 +57,7 @@ def test_a_bare_import_loads_only_the_standard_library():
     assert new == {"xnor_jax"}
 
 
+@pytest.mark.slow
 def test_everything_but_training_works_without_the_extra(tmp_path):
     program = """
 import jax, jax.numpy as jnp, numpy as np, optax

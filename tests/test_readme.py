@@ -14,6 +14,7 @@ TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_a_plain_flax_model_trains_in_under_30_lines():
     lines = [line for line in EXAMPLES[0].splitlines() if line.strip()]
     assert len(lines) < 30
@@ -30,6 +31,7 @@ def test_a_plain_flax_model_trains_in_under_30_lines():
     assert float(jnp.mean(logits.argmax(-1) == names["y"])) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, len(EXAMPLES)))
 def test_other_examples_run(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where they may write

@@ -92,6 +92,7 @@ def shared_max_pool(x):
     return largest(x[..., ::2], x[..., 1::2])
 
 
+@pytest.mark.slow
 def test_trains_as_the_reference_does(reference):
     rng = np.random.default_rng(1)
     batches = [

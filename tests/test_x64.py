@@ -24,7 +24,9 @@ def draw(*shape, dtype="f"):
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("backend", ["auto", *ops.available_backends()])
 def test_sums_are_int32_and_bits_uint32(backend, dtype):
     x, kernel = draw(2, 6, 5, 40, dtype=dtype), draw(3, 3, 20, 34, dtype=dtype)
@@ -67,7 +69,13 @@ def test_a_layer_and_its_gradient_keep_their_dtypes(backend, dtype):
     assert bool(jnp.isfinite(gradient["layer"]["kernel"][...]).all())
 
 
-@pytest.mark.parametrize("backend", ["auto", *ops.available_backends()])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(name, marks=[] if name == "auto" else [pytest.mark.slow])
+        for name in ("auto", *ops.available_backends())
+    ],
+)
 def test_a_network_packs_and_gives_the_same_logits(backend):
     model = packed_networks.Net(
         (8, 8, 3),

@@ -273,6 +273,8 @@ NETWORKS = {
     "equinox": lambda: (jax.vmap(Equinox(jax.random.key(0))), (3, 8, 8)),
     "closure": closure,
 }
+# Without the marker slow.
+FEW = "reactnet", "own call", "linen", "equinox", "closure"
 PRODUCTS = dict.fromkeys(NETWORKS, 2) | {
     "given signs": 3,
     "groups": 3,
@@ -296,7 +298,13 @@ def off(model, packed, x):
     return int((far.reshape(len(x), -1).any(-1) | classes.any(-1)).sum())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in FEW else [pytest.mark.slow])
+        for name in NETWORKS
+    ],
+)
 def test_networks_pack_save_load_and_run_as_their_floats(name, tmp_path):
     model, shape = NETWORKS[name]()
     packed = xnor.pack(model, example=images(3, *shape))

@@ -125,7 +125,11 @@ def test_the_same_network_gives_the_same_bytes(packed, data, load, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("network", "least"), [(xnor.models.LeNet5, 21), (xnor.models.NIN, 19.5)]
+    ("network", "least"),
+    [
+        (xnor.models.LeNet5, 21),
+        pytest.param(xnor.models.NIN, 19.5, marks=pytest.mark.slow),
+    ],
 )
 def test_a_file_takes_less_than_an_eighteenth(network, least, tmp_path):
     model = packed_networks.randomized(

@@ -45,6 +45,7 @@ def two_devices():
         pytest.skip("needs two devices")
 
 
+@pytest.mark.slow
 def test_steps_evaluation_and_calibration_are_those_of_one_device(dataset):
     """In float64, where rounding turns no sign."""
     two_devices()

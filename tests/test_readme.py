@@ -1,4 +1,4 @@
-"""The README's Python runs, and the first does what it says."""
+"""The Python of README and docs runs, and no link of the README is broken."""
 
 import re
 from pathlib import Path
@@ -10,8 +10,22 @@ from flax import nnx
 
 import xnor_jax as xnor
 
-TEXT = (Path(__file__).parents[1] / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def examples(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+EXAMPLES = examples(TEXT)
+# Those of the docs that no kernel executes.
+OTHERS = [
+    pytest.param(example, id=f"{path.stem}{number}")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    for number, example in enumerate(examples(path.read_text()))
+    if example != EXAMPLES[0]
+]
 
 
 @pytest.mark.slow
@@ -32,7 +46,20 @@ def test_a_plain_flax_model_trains_in_under_30_lines():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(1, len(EXAMPLES)))
-def test_other_examples_run(number, tmp_path, monkeypatch):
+@pytest.mark.parametrize("example", OTHERS)
+def test_other_examples_run(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where they may write
-    exec(EXAMPLES[number], {})
+    exec(example, {})
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXT)
+    local = [link for link in links if "://" not in link]
+    assert len(local) > 10
+    assert [link for link in local if not (ROOT / link).exists()] == []
+
+
+def test_two_commands_do_the_main_job_and_the_tests():
+    block = re.search(r"```bash\n(.*?)```", TEXT, re.DOTALL)[1]
+    run, test = block.splitlines()
+    assert "xnor-jax train" in run and "pytest" in test

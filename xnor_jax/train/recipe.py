@@ -44,8 +44,8 @@ class Recipe:
     folder, class folders; these two stay on disk. Or a function () -> (train_images,
     train_labels, test_images, test_labels): uint8 [N, H, W, C] and integers [N]."""
     model: str | Callable[..., Any]
-    """The network. Or a class or function (*, image_shape, classes, rngs, **options) ->
-    nnx.Module: of the options binary, rule, surrogate, multiplier, input_scale,
+    """The network. Or a class or function `(*, image_shape, classes, rngs, **options)
+    -> nnx.Module`: of the options binary, rule, surrogate, multiplier, input_scale,
     compute_dtype and backend it is given those that its signature takes."""
     epochs: int
     """Passes over the training images."""

@@ -1,0 +1,33 @@
+"""Tables of Markdown in docstrings, which the models have, as those of Sphinx."""
+
+import re
+
+
+def convert(lines: list[str]) -> list[str]:
+    """The lines, each table of Markdown turned into a list-table."""
+    found: list[str] = []
+    for at, line in enumerate(lines):
+        if not line.startswith("|"):
+            found.append(line)
+        elif re.fullmatch(r"[|\- :]+", line):
+            continue
+        else:
+            if at == 0 or not lines[at - 1].startswith("|"):
+                found += [".. list-table::", "   :header-rows: 1", ""]
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            bullets = ["   * - ", *["     - "] * (len(cells) - 1)]
+            found += [b + cell for b, cell in zip(bullets, cells, strict=True)]
+    return found
+
+
+def setup(app):
+    """Register with Sphinx."""
+
+    def process(app, what, name, obj, options, lines):
+        lines[:] = convert(lines)
+        if what == "attribute":
+            # Else Napoleon takes the words before the first colon for a type.
+            lines.insert(0, "")
+
+    app.connect("autodoc-process-docstring", process, priority=400)
+    return {"parallel_read_safe": True}

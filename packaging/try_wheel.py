@@ -1,0 +1,22 @@
+"""What an installed wheel must do: the compiled backend is there, and exact."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import xnor_jax as xnor
+
+assert "cpu" in xnor.ops.available_backends(), xnor.ops.available_backends()
+a, b = (
+    xnor.sign(jax.random.normal(key, shape))
+    for key, shape in zip(
+        jax.random.split(jax.random.key(0)), ((9, 77), (77, 13)), strict=True
+    )
+)
+assert (xnor.ops.binary_matmul(a, b, backend="cpu") == a @ b).all()
+model = xnor.models.LeNet5(rngs=nnx.Rngs(0))
+model.eval()
+x = jax.random.normal(jax.random.key(1), (4, 28, 28, 1))
+logits, expected = xnor.pack(model)(x), model(x)
+assert jnp.allclose(logits, expected, rtol=1e-3, atol=1e-3)
+print("the wheel works:", ", ".join(xnor.ops.available_backends()))

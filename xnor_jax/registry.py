@@ -61,8 +61,13 @@ MODELS = Registry(
     {
         "lenet5": "xnor_jax.models.lenet5:LeNet5",
         "nin": "xnor_jax.models.nin:NIN",
+        "alexnet": "xnor_jax.models.alexnet:AlexNet",
+        "vggsmall": "xnor_jax.models.vggsmall:VGGSmall",
         "resnet18": "xnor_jax.models.resnet18:ResNet18",
+        "resnet18-cifar": "xnor_jax.models.resnet18:CifarResNet18",
         "resnet20": "xnor_jax.models.resnet20:ResNet20",
+        "birealnet18": "xnor_jax.models.birealnet18:BiRealNet18",
+        "reactneta": "xnor_jax.models.reactneta:ReActNetA",
     }
 )
 
@@ -96,6 +101,7 @@ OPTIMIZERS = Registry(
 SCHEDULES = Registry(
     {
         "cosine": "xnor_jax.train.optimizers:cosine",
+        "linear": "xnor_jax.train.optimizers:linear",
         "steps": "xnor_jax.train.optimizers:steps",
     }
 )

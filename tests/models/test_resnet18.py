@@ -12,7 +12,7 @@ import reference_loop as loop
 from flax import nnx
 
 import xnor_jax as xnor
-from xnor_jax import data
+from xnor_jax import data, models
 from xnor_jax.models import ResNet18
 from xnor_jax.models.resnet18 import Residual
 from xnor_jax.train import recipe, step
@@ -102,6 +102,20 @@ def test_block_settings_reach_every_block():
         for block in (residual.block1, residual.block2):
             assert (block.layer.rule, block.layer.compute_dtype) == ("ste", "bfloat16")
         assert (residual.shortcut is not None) == (name in WIDER)
+
+
+def test_the_stem_for_cifar_keeps_the_size():
+    model = oracles.abstract(models.MODELS["resnet18-cifar"])
+    wide = {**shapes(), "conv1/kernel": (3, 3, 3, 64), "dense10/kernel": (512, 10)}
+    assert oracles.param_shapes(model) == {**wide, "dense10/bias": (10,)}
+    assert oracles.out_shape(model.conv1, 2, 32, 32, 3) == (2, 32, 32, 64)
+    assert oracles.out_shape(model.residual8, 2, 8, 8, 256) == (2, 4, 4, 512)
+    binary, real = oracles.macs(model, 32, 32, 3)
+    stage = 4 * 36_864 * 32**2
+    assert binary == stage + 3 * (stage - 18_432 * 32**2)
+    assert real == 1_728 * 32**2 + 3 * 8_192 * 16**2 + 5_120
+    with pytest.raises(ValueError, match='ResNet18: stem: expected "imagenet" or "c'):
+        oracles.abstract(ResNet18, stem="mnist")
 
 
 def test_images_without_pixels_are_refused():

@@ -187,13 +187,14 @@ def test_a_block_takes_a_surrogate_and_hands_it_on():
 def test_models_hand_the_surrogate_on(name: str):
     def build():
         return models.MODELS[name](
-            image_shape=(32, 32, 3), classes=3, surrogate="swish", rngs=nnx.Rngs(0)
+            image_shape=(67, 67, 3), classes=3, surrogate="swish", rngs=nnx.Rngs(0)
         )
 
-    layers = [
-        module
+    # A layer without a surrogate stands behind an RSign, which has it.
+    found = [
+        module.surrogate
         for _, module in nnx.iter_modules(nnx.eval_shape(build))
-        if isinstance(module, xnor.nn.BinaryConv | xnor.nn.BinaryLinear)
+        if getattr(module, "surrogate", None) is not None
     ]
-    assert {layer.surrogate for layer in layers} == {"swish"}
-    assert len(layers) >= 2
+    assert set(found) == {"swish"}
+    assert len(found) >= 2

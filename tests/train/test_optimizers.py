@@ -59,7 +59,7 @@ def test_adamw_is_optaxs():
     assert not np.allclose(steps(RATES, optimizer="adam"), wanted)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "steps"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "steps"])
 def test_warm_up_rises_linearly_to_the_rate_and_the_schedule_follows(schedule):
     epochs = (3,) if schedule == "steps" else ()
     warm = recipe(schedule=schedule, warmup_epochs=1.5, decay_epochs=epochs)
@@ -68,6 +68,8 @@ def test_warm_up_rises_linearly_to_the_rate_and_the_schedule_follows(schedule):
     np.testing.assert_allclose(found[:16], 0.1 * np.arange(16) / 15, rtol=1e-5)
     if schedule == "steps":
         wanted = [0.1] * 15 + [0.01] * 31
+    elif schedule == "linear":
+        wanted = 0.1 * (1 - np.arange(46) / 45)
     else:
         wanted = 0.05 * (1 + np.cos(np.pi * np.arange(46) / 45))
     np.testing.assert_allclose(found[15:], wanted, rtol=1e-4, atol=1e-8)

@@ -1,7 +1,7 @@
-"""ResNet-18 as an XNOR-Network, for ImageNet."""
+"""ResNet-18 as an XNOR-Network, for ImageNet and for CIFAR."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -30,20 +30,27 @@ class ResNet18(nnx.Module):
     say whether it is binary; the authors' code has no ResNet. Real is what later work
     does.) No convolution has a bias.
 
+    For images as small as CIFAR's the first two rows are `stem="cifar"`: a real
+    convolution 3×3, pad 1, BatchNorm and ReLU, without a pool. 32×32×3 then becomes
+    32×32×64, and 4×4×512 in the end.
+
     Args:
       image_shape: Height, width, channels of an image.
       classes: How many logits.
+      stem: `"imagenet"` or `"cifar"`.
       binary: False for the float twin.
       backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
       **block: Passed on to every `XnorBlock`, such as `rule` or `surrogate`.
 
     Raises:
-      ValueError: If `image_shape` is not three numbers of at least 1.
+      ValueError: If `image_shape` is not three numbers of at least 1, or the stem is
+        another.
 
     References:
       He et al., Deep Residual Learning for Image Recognition, 2015, Table 1;
-      Rastegari et al., XNOR-Net, 2016, §4.2.
+      Rastegari et al., XNOR-Net, 2016, §4.2. The stem for CIFAR: htqin/IR-Net,
+      `CIFAR-10/ResNet18/resnet.py`.
     """
 
     def __init__(
@@ -51,19 +58,25 @@ class ResNet18(nnx.Module):
         *,
         image_shape: tuple[int, int, int] = (224, 224, 3),
         classes: int = 1000,
+        stem: Literal["imagenet", "cifar"] = "imagenet",
         binary: bool = True,
         backend: str = "auto",
         rngs: nnx.Rngs,
         **block: Any,
     ):
+        if stem not in ("imagenet", "cifar"):
+            raise ValueError(
+                f'ResNet18: stem: expected "imagenet" or "cifar", got {stem!r}'
+            )
         self.image_shape = check_image_shape("ResNet18", image_shape)
+        size, strides, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
         residual = partial(Residual, binary=binary, backend=backend, rngs=rngs, **block)
         self.conv1 = Conv(
             self.image_shape[-1],
             64,
-            (7, 7),
-            strides=2,
-            padding=3,
+            (size, size),
+            strides=strides,
+            padding=padding,
             use_bias=False,
             backend=backend,
             rngs=rngs,
@@ -71,6 +84,7 @@ class ResNet18(nnx.Module):
         self.norm1 = BatchNorm(
             64, momentum=0.9, epsilon=1e-4, backend=backend, rngs=rngs
         )
+        self.pool = MaxPool(3, 2, 1) if stem == "imagenet" else None
         self.residual2 = residual(64, 64)
         self.residual3 = residual(64, 64)
         self.residual4 = residual(64, 128, strides=2)
@@ -84,12 +98,15 @@ class ResNet18(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map images `[N, H, W, C]` to logits `[N, classes]`."""
         x = nnx.relu(self.norm1(self.conv1(x)))
-        x = MaxPool(3, 2, 1)(x)
+        x = x if self.pool is None else self.pool(x)
         x = self.residual3(self.residual2(x))
         x = self.residual5(self.residual4(x))
         x = self.residual7(self.residual6(x))
         x = self.residual9(self.residual8(x))
         return self.dense10(GlobalAveragePool()(x))
+
+
+CifarResNet18 = partial(ResNet18, image_shape=(32, 32, 3), classes=10, stem="cifar")
 
 
 class Residual(nnx.Module):

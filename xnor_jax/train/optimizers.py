@@ -76,6 +76,12 @@ def cosine(recipe: Recipe, steps_per_epoch: int, warmup: int) -> optax.Schedule:
     return optax.cosine_decay_schedule(recipe.learning_rate, steps)
 
 
+def linear(recipe: Recipe, steps_per_epoch: int, warmup: int) -> optax.Schedule:
+    """From the highest rate to 0 at the end, in equal steps from step `warmup` on."""
+    steps = max(recipe.epochs * steps_per_epoch - warmup, 1)
+    return optax.linear_schedule(recipe.learning_rate, 0.0, steps)
+
+
 def steps(recipe: Recipe, steps_per_epoch: int, warmup: int) -> optax.Schedule:
     """Times `decay_factor` at the end of each of `decay_epochs`, from `warmup` on."""
     boundaries = {

@@ -74,9 +74,10 @@ class Recipe:
     learning_rate: float = 0.01
     """The highest learning rate."""
     schedule: str | Callable[..., Any] = "cosine"
-    """The learning rate over the training: cosine to 0 at the end, or steps, times
-    decay_factor at each of decay_epochs. Or a function -> optax.Schedule, given by name
-    those of learning_rate, steps_per_epoch and epochs that its signature takes."""
+    """The learning rate over the training: cosine or linear to 0 at the end, or steps,
+    times decay_factor at each of decay_epochs. Or a function -> optax.Schedule, given
+    by name those of learning_rate, steps_per_epoch and epochs that its signature
+    takes."""
     warmup_epochs: float = 0.0
     """Epochs, or a part of one, in which the learning rate rises linearly from 0."""
     decay_epochs: tuple[int, ...] = ()
@@ -114,6 +115,32 @@ class Recipe:
 
 
 REFERENCE_STEPS = (15, 30, 45)
+
+_CIFAR10: Mapping[str, Any] = MappingProxyType(
+    {
+        "surrogate": "approx",
+        "optimizer": "adamw",
+        "learning_rate": 0.005,
+        "warmup_epochs": 1.0,
+        "weight_decay": 0.0,
+        "calibration_batches": 20,
+        "shift": 4,
+        "flip": True,
+    }
+)
+_IMAGENET: Mapping[str, Any] = MappingProxyType(
+    {
+        "dataset": "imagenet",
+        "batch_size": 256,
+        "flip": True,
+        "image_size": 224,
+        "resize_crop": True,
+    }
+)
+# Of the public codes of Bi-Real Net and ReActNet.
+_BIREAL: Mapping[str, Any] = MappingProxyType(
+    {"rule": "ste", "surrogate": "approx", "schedule": "linear", "weight_decay": 0.0}
+)
 
 PRESETS = MappingProxyType(
     {
@@ -160,17 +187,41 @@ PRESETS = MappingProxyType(
             decay_epochs=(120, 200, 240, 280),
         ),
         "cifar10-resnet20": Recipe(
-            dataset="cifar10",
-            model="resnet20",
-            epochs=60,
-            surrogate="approx",
-            optimizer="adamw",
-            learning_rate=0.005,
-            warmup_epochs=1.0,
-            weight_decay=0.0,
+            dataset="cifar10", model="resnet20", epochs=60, **_CIFAR10
+        ),
+        "cifar10-vggsmall": Recipe(
+            dataset="cifar10", model="vggsmall", epochs=300, **_CIFAR10
+        ),
+        "cifar10-resnet18": Recipe(
+            dataset="cifar10", model="resnet18-cifar", epochs=300, **_CIFAR10
+        ),
+        "imagenet-alexnet": Recipe(
+            model="alexnet",
+            epochs=100,
+            learning_rate=0.001,
+            multiplier=1e9,
+            schedule="steps",
+            decay_epochs=(30, 60, 90),
+            **{**_IMAGENET, "image_size": 227},
+        ),
+        "imagenet-resnet18": Recipe(
+            model="resnet18",
+            epochs=58,
+            learning_rate=0.001,
             calibration_batches=20,
-            shift=4,
-            flip=True,
+            **_IMAGENET,
+        ),
+        "imagenet-birealnet18": Recipe(
+            model="birealnet18",
+            epochs=256,
+            learning_rate=0.001,
+            **{**_IMAGENET, **_BIREAL, "batch_size": 512},
+        ),
+        "imagenet-reactneta": Recipe(
+            model="reactneta",
+            epochs=256,
+            learning_rate=0.0005,
+            **{**_IMAGENET, **_BIREAL},
         ),
         "folder-nin": Recipe(
             dataset="folder",

@@ -1,0 +1,49 @@
+import math
+
+import model_oracles as oracles
+
+from xnor_jax.models import BiRealNet18
+
+# By hand, from the table: channels into and out of each block.
+WIDTHS = [64] * 5 + [128] * 4 + [256] * 4 + [512] * 4
+BLOCKS = [f"blocks/{number}" for number in range(16)]
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    found = {"conv1/kernel": (7, 7, 3, 64), "norm1/scale": (64,), "norm1/bias": (64,)}
+    for name, before, after in zip(BLOCKS, WIDTHS, WIDTHS[1:], strict=False):
+        found[f"{name}/conv/kernel"] = (3, 3, before, after)
+        norms = [f"{name}/norm"]
+        if before != after:
+            found[f"{name}/shortcut/conv/kernel"] = (1, 1, before, after)
+            norms.append(f"{name}/shortcut/norm")
+        found |= {f"{norm}/{p}": (after,) for norm in norms for p in ("scale", "bias")}
+    return {**found, "dense18/kernel": (512, 1000), "dense18/bias": (1000,)}
+
+
+def test_parameters_are_those_of_the_table():
+    assert oracles.param_shapes(oracles.abstract(BiRealNet18)) == shapes()
+    # As many as in He's ResNet-18 with shortcuts of type B.
+    assert sum(map(math.prod, shapes().values())) == 11_689_512
+
+
+def test_layers_have_the_tables_outputs():
+    model = oracles.abstract(BiRealNet18)
+    assert oracles.out_shape(model.conv1, 2, 224, 224, 3) == (2, 112, 112, 64)
+    assert oracles.out_shape(model.blocks[4], 2, 56, 56, 64) == (2, 28, 28, 128)
+    assert oracles.out_shape(model.blocks[12], 2, 14, 14, 256) == (2, 7, 7, 512)
+    assert oracles.out_shape(model, 2, 224, 224, 3) == (2, 1000)
+
+
+def test_multiplications_are_the_papers():
+    # ReActNet's Table 3: 1.68e9 of signs, 1.39e8 of floats.
+    binary, real = oracles.macs(oracles.abstract(BiRealNet18), 224, 224, 3)
+    assert f"{binary:.2e}" == "1.68e+09"
+    stem, shortcuts = 9408 * 112**2, 3 * 128 * 64 * 28**2
+    assert real == stem + shortcuts + 512_000
+    assert abs(real / 1.39e8 - 1) < 0.01
+
+
+def test_inner_kernels_are_those_of_the_blocks_and_no_shortcut():
+    inner = oracles.inner_kernels(oracles.abstract(BiRealNet18))
+    assert sorted(inner) == sorted(f"{name}/conv/kernel" for name in BLOCKS)

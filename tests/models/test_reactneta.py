@@ -1,0 +1,54 @@
+import math
+
+import model_oracles as oracles
+
+from xnor_jax.models import ReActNetA
+
+# By hand, from the table: channels into and out of each block.
+WIDTHS = (32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)
+BLOCKS = [f"blocks/{number}" for number in range(13)]
+HALVED = [f"blocks/{number}" for number in (1, 3, 5, 11)]
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    found = {"conv1/kernel": (3, 3, 3, 32), "norm1/scale": (32,), "norm1/bias": (32,)}
+    for name, before, after in zip(BLOCKS, WIDTHS, WIDTHS[1:], strict=False):
+        halves = range(after // before)
+        found[f"{name}/conv1/kernel"] = (3, 3, before, before)
+        found |= {f"{name}/conv2/{i}/kernel": (1, 1, before, before) for i in halves}
+        norms = [f"{name}/norm1", *(f"{name}/norm2/{i}" for i in halves)]
+        found |= {f"{norm}/{p}": (before,) for norm in norms for p in ("scale", "bias")}
+        found |= {f"{name}/sign{i}/beta": (before,) for i in (1, 2)}
+        for activation, features in (("activation1", before), ("activation2", after)):
+            for p in ("gamma", "zeta", "slope"):
+                found[f"{name}/{activation}/{p}"] = (features,)
+    return {**found, "dense28/kernel": (1024, 1000), "dense28/bias": (1000,)}
+
+
+def test_parameters_are_those_of_the_table():
+    assert oracles.param_shapes(oracles.abstract(ReActNetA)) == shapes()
+    assert sum(map(math.prod, shapes().values())) == 29_343_592
+
+
+def test_layers_have_the_tables_outputs():
+    model = oracles.abstract(ReActNetA)
+    assert oracles.out_shape(model.conv1, 2, 224, 224, 3) == (2, 112, 112, 32)
+    assert oracles.out_shape(model.blocks[0], 2, 112, 112, 32) == (2, 112, 112, 64)
+    assert oracles.out_shape(model.blocks[5], 2, 28, 28, 256) == (2, 14, 14, 512)
+    assert oracles.out_shape(model.blocks[12], 2, 7, 7, 1024) == (2, 7, 7, 1024)
+    assert oracles.out_shape(model, 2, 224, 224, 3) == (2, 1000)
+
+
+def test_multiplications_are_the_papers():
+    # Table 3: 4.82e9 of signs, 0.12e8 of floats.
+    binary, real = oracles.macs(oracles.abstract(ReActNetA), 224, 224, 3)
+    assert f"{binary:.2e}" == "4.82e+09"
+    assert real == 864 * 112**2 + 1_024_000
+    assert f"{real / 1e8:.2f}" == "0.12"
+
+
+def test_inner_kernels_are_those_of_the_blocks():
+    inner = oracles.inner_kernels(oracles.abstract(ReActNetA))
+    names = [n for n in shapes() if n.startswith("blocks") and n.endswith("kernel")]
+    assert sorted(inner) == sorted(names)
+    assert len(inner) == 31

@@ -1,0 +1,108 @@
+"""AlexNet as in the public XNOR-Net code for ImageNet."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import jax
+from flax import nnx
+
+from xnor_jax.models._images import check_image_shape
+from xnor_jax.nn import BatchNorm, Conv, Flatten, Layered, MaxPool, XnorBlock
+
+
+def _twice_the_mean(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """N(0, 2/n), of `n` weights a filter: 2/n is the standard deviation."""
+    return nnx.initializers.normal(2 / prod(shape[:-1]))(key, shape, dtype)
+
+
+class AlexNet(Layered):
+    """Five convolutions and three dense layers; the six in the middle are binary.
+
+    | layer | out, for 227×227×3 |
+    |---|---|
+    | conv 11×11/4, valid, real; BatchNorm; ReLU | 55×55×96 |
+    | max-pool 3/2 | 27×27×96 |
+    | binary block, conv 5×5, pad 2 | 27×27×256 |
+    | max-pool 3/2 | 13×13×256 |
+    | binary blocks, conv 3×3, pad 1: 384, 384, 256 | 13×13×256 |
+    | max-pool 3/2 | 6×6×256 |
+    | binary block, dense (BatchNorm over the 9216 features) | 4096 |
+    | binary block, dense (dropout) | 4096 |
+    | BatchNorm (ε 1e-3); dropout; dense, real | 1000 |
+
+    Kernels begin as N(0, 2/n), `n` weights a filter.
+
+    Args:
+      image_shape: Height, width, channels of an image, at least 67×67.
+      classes: How many logits.
+      dropout: Probability of dropping a sign in the second dense block, and an
+        activation in front of the last layer.
+      binary: False for the float twin.
+      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      rngs: Keys for the parameters and the dropout.
+      **block: Passed on to every `XnorBlock`, such as `rule` or `surrogate`.
+
+    Raises:
+      ValueError: If an image is too small for the pools, or `image_shape` is not three
+        numbers of at least 1.
+
+    References:
+      Krizhevsky et al., 2012; Rastegari et al., XNOR-Net, 2016, §4.2;
+      jiecaoyu/XNOR-Net-PyTorch, `ImageNet/networks/model_list/alexnet.py`.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int] = (227, 227, 3),
+        classes: int = 1000,
+        dropout: float = 0.5,
+        binary: bool = True,
+        backend: str = "auto",
+        rngs: nnx.Rngs,
+        **block: Any,
+    ):
+        self.image_shape = check_image_shape("AlexNet", image_shape, smallest=67)
+        *spatial, channels = self.image_shape
+        sizes = [(size - 11) // 4 + 1 for size in spatial]
+        for _ in range(3):
+            sizes = [(size - 3) // 2 + 1 for size in sizes]
+        features = prod(sizes) * 256
+        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        init: dict[str, Any] = {"kernel_init": _twice_the_mean}
+        block = {"binary": binary, **init, **ours, **block}
+        self.conv1 = Conv(
+            channels, 96, (11, 11), strides=4, padding="VALID", **init, **ours
+        )
+        self.norm1 = BatchNorm(96, momentum=0.9, epsilon=1e-4, **ours)
+        self.block2 = XnorBlock(96, 256, (5, 5), padding=2, **block)
+        self.block3 = XnorBlock(256, 384, (3, 3), padding=1, **block)
+        self.block4 = XnorBlock(384, 384, (3, 3), padding=1, **block)
+        self.block5 = XnorBlock(384, 256, (3, 3), padding=1, **block)
+        self.block6 = XnorBlock(features, 4096, **block)
+        self.block7 = XnorBlock(4096, 4096, dropout=dropout, **block)
+        self.norm8 = BatchNorm(4096, momentum=0.9, epsilon=1e-3, **ours)
+        self.dropout8 = nnx.Dropout(dropout, rngs=rngs)
+        self.dense8 = nnx.Linear(4096, classes, **init, rngs=rngs)
+
+    def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:
+        """What runs, in this order, on images `[N, H, W, C]`."""
+        return (
+            self.conv1,
+            self.norm1,
+            nnx.relu,
+            MaxPool(3, 2),
+            self.block2,
+            MaxPool(3, 2),
+            self.block3,
+            self.block4,
+            self.block5,
+            MaxPool(3, 2),
+            Flatten(),
+            self.block6,
+            self.block7,
+            self.norm8,
+            self.dropout8,
+            self.dense8,
+        )

@@ -1,10 +1,14 @@
+import dataclasses
 import io
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from matplotlib.image import imread
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
+from xnor_jax.train import recipe as recipes
 from xnor_jax.train import report
 from xnor_jax.train.progress import Display
 from xnor_jax.train.step import Metrics
@@ -30,7 +34,10 @@ def history(epochs):
 
 def weights():
     rng = np.random.default_rng(0)
-    return {"a/kernel": rng.uniform(-1, 1, 300), "b/kernel": rng.normal(0, 0.1, 200)}
+    return {
+        "a/kernel": rng.uniform(-1, 1, (3, 100)),
+        "b/kernel": rng.normal(0, 0.1, (2, 100)),
+    }
 
 
 def read_events(folder):
@@ -51,6 +58,63 @@ def test_picture_is_drawn_for_one_epoch_and_for_many(tmp_path):
         assert pixels.shape[0] > 500 and pixels.shape[1] > 1000
         assert pixels[..., :3].std() > 0.05
     assert [path.name for path in tmp_path.iterdir()] == ["report.png"]
+
+
+def curves(axis):
+    return [line for line in axis.get_lines() if len(set(line.get_xdata())) > 1]
+
+
+@pytest.mark.parametrize("kernels", [1, 8, 9, 16])
+def test_a_legend_has_at_most_eight_entries(kernels):
+    names = [f"block{at}/layer/kernel" for at in range(2, kernels + 2)]
+    rng = np.random.default_rng(0)
+    latent = {name: rng.uniform(-1, 1, (3, 3, 20, 7)) for name in names}
+    records = [
+        record | {"flip_ratios": {name: rng.uniform() for name in names}}
+        for record in history(4)
+    ]
+    axes = report.picture("a run", records, latent).axes
+    for axis in (axes[3], axes[4]):
+        labels = axis.get_legend_handles_labels()[1]
+        assert labels[0] == "block2/layer" and len(labels) == min(kernels, 8)
+        if kernels > 8:
+            assert labels[-1] == f"{kernels - 7} others, least to most"
+            band = axis.collections[0].get_paths()[0].vertices
+            assert len(curves(axis)) == 7 and np.isfinite(band).all()
+        assert labels[:7] == [name.removesuffix("/kernel") for name in names[:7]]
+
+
+def test_no_error_is_seen_and_few_epochs_have_markers():
+    for epochs in (1, 3, 30):
+        records = history(epochs)
+        records[-1]["test_accuracy"] = 1.0
+        axis = report.picture("a run", records, weights()).axes[1]
+        low, high = axis.get_ylim()
+        assert low < 0 < high
+        marked = [line.get_marker() for line in axis.get_lines()[:2]]
+        assert marked == (["None"] * 2 if epochs == 30 else ["o"] * 2)
+        first, last = axis.get_xlim()
+        assert first < 1 and epochs < last
+        shown = [tick for tick in axis.get_yticks() if low <= tick <= high]
+        assert 0 in shown and len(shown) < 12
+
+
+def test_signs_are_those_of_the_first_kernel():
+    kernel = np.random.default_rng(0).normal(size=(2, 3, 5, 4))
+    axes = report.picture("a run", history(2), {"block10/kernel": -kernel}).axes
+    (image,) = axes[5].get_images()
+    tiles = np.asarray(image.get_array())
+    for out, into in ((0, 0), (3, 4), (1, 2)):
+        tile = tiles[3 * out : 3 * out + 2, 4 * into : 4 * into + 3]
+        assert (tile == np.where(kernel[..., into, out] > 0, -1, 1)).all()
+
+
+def test_the_title_names_what_decides():
+    info = SimpleNamespace(name="n", recipe=recipes.get("mnist-lenet5"))
+    words = "n: lenet5, rule corrected, surrogate ste, seed 0"
+    assert report.title(info) == words
+    info.recipe = dataclasses.replace(info.recipe, binary=False, seed=7)
+    assert report.title(info) == "n: lenet5, float twin, seed 7"
 
 
 def test_events_hold_every_scalar_and_histogram(tmp_path):

@@ -154,11 +154,10 @@ def train(
         if not isinstance(sys.exception(), KeyboardInterrupt):
             if events:
                 events.close()
-    kind = "binary" if recipe.binary else "float twin"
     if first:
         report.draw(
             folder / "report.png",
-            f"{info.name} ({kind}), seed {recipe.seed}",
+            report.title(info),
             history,
             report.latent_weights(state, trainer.inner),
         )

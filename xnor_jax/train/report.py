@@ -1,5 +1,9 @@
 """What a person looks at: TensorBoard events and the report picture."""
 
+import math
+import re
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +11,9 @@ import jax
 import numpy as np
 
 from xnor_jax.masks import path_string
+from xnor_jax.train import recipe as recipes
 from xnor_jax.train.checkpoint import History
-from xnor_jax.train.folder import DATA_WAIT
+from xnor_jax.train.folder import DATA_WAIT, RunInfo
 from xnor_jax.train.step import TrainState
 
 
@@ -18,11 +23,11 @@ def kernel_paths(mask: Any) -> list[str]:
 
 
 def latent_weights(state: TrainState, mask: Any) -> dict[str, np.ndarray]:
-    """The masked kernels, flat, by path."""
+    """The masked kernels by path."""
     chosen = set(kernel_paths(mask))
     leaves = jax.tree.leaves_with_path(state.params)
     return {
-        path_string(path): np.asarray(leaf).ravel()
+        path_string(path): np.asarray(leaf)
         for path, leaf in leaves
         if path_string(path) in chosen
     }
@@ -64,62 +69,196 @@ class EventWriter:
         self._writer.close()
 
 
+_CAPTION = """\
+Loss, error: over the training images while they are trained on, and over the test
+images after each epoch; the grey line is at the epoch of the least test error. Signs
+turned: the share of a kernel's weights whose sign a step turned, averaged over the
+epoch; near 0 the binary network has settled. Latent weights: their distribution after
+the last epoch; those near 0 turn easily, and at ±1 they are clamped. Signs: a part of
+the first of these kernels, blue +1, red −1.""".replace("\n", " ")
+
+_LINES = 8  # legend entries at most
+_FEW = 20  # epochs that get a marker each
+_CHANNELS = 16  # of a kernel whose signs are drawn
+
+
+def title(info: RunInfo) -> str:
+    """What a run is: its name, network, rule, surrogate and seed."""
+    fields = recipes.to_json(info.recipe)
+    how = "float twin"
+    if info.recipe.binary:
+        how = f"rule {fields['rule']}, surrogate {fields['surrogate']}"
+    return f"{info.name}: {fields['model']}, {how}, seed {fields['seed']}"
+
+
 def draw(
     path: Path, title: str, history: History, weights: dict[str, np.ndarray]
 ) -> None:
-    """Draw the report: loss, accuracy, learning rate, flip ratios, latent weights.
+    """Draw the report: loss, error, learning rate, turned signs, latent weights, signs.
 
     Args:
       path: Where to, a `.png`.
       title: Over the whole picture.
       history: One record an epoch.
-      weights: The latent kernels, flat, by path.
+      weights: The latent kernels by path.
     """
+    save(picture(title, history, weights), path)
+
+
+def make_figure(width: float, height: float) -> Any:
+    """An empty figure, of inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure; what stood there stays until it is complete."""
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(path)
+
+
+def picture(title: str, history: History, weights: dict[str, np.ndarray]) -> Any:
+    """The figure that `draw` writes."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = make_figure(13, 8)
     figure.suptitle(title)
+    caption = "\n".join(textwrap.wrap(_CAPTION, 200))
+    figure.supxlabel(caption, fontsize="small", x=0.01, ha="left")
     axes = figure.subplots(2, 3).ravel()
     epochs = [e["epoch"] for e in history]
+    look: dict[str, Any] = {"marker": "o"} if len(epochs) <= _FEW else {}
 
     for split in ("train", "test"):
-        axes[0].plot(epochs, [e[f"{split}_loss"] for e in history], label=split)
+        losses = [e[f"{split}_loss"] for e in history]
         errors = [100 * (1 - e[f"{split}_accuracy"]) for e in history]
-        axes[1].plot(epochs, errors, label=split)
-    axes[0].set(title="loss (cross-entropy)", yscale="log")
+        axes[0].plot(epochs, losses, label=split, **look)
+        axes[1].plot(epochs, errors, label=split, **look)
     best = max(history, key=lambda e: (e["test_accuracy"], e["epoch"]))
     last = history[-1]
+    axes[0].set(title="loss (cross-entropy)")
     axes[1].set(
         title=f"error: last {100 - 100 * last['test_accuracy']:.2f} %, "
         f"best {100 - 100 * best['test_accuracy']:.2f} % (epoch {best['epoch']})",
         ylabel="wrong, %",
-        yscale="log",
     )
-    axes[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes[1].yaxis.set_major_formatter("{x:g}")
-    axes[1].yaxis.set_minor_formatter(NullFormatter())
     axes[1].axvline(best["epoch"], color="grey", linewidth=0.5)
-    axes[2].plot(epochs, [e["learning_rate"] for e in history], color="black")
-    axes[2].set(title="learning rate", yscale="log")
-    for kernel in last["flip_ratios"]:
-        ratios = [e["flip_ratios"][kernel] for e in history]
-        axes[3].plot(epochs, ratios, label=kernel)
+    rates = [e["learning_rate"] for e in history]
+    axes[2].plot(epochs, rates, color="black", **look)
+    axes[2].set(title="learning rate")
+    names = sorted(last["flip_ratios"], key=_natural)
+    flips = {name: [e["flip_ratios"][name] for e in history] for name in names}
+    _lines(axes[3], epochs, flips, **look)
     axes[3].set(title="signs turned a step, share of a kernel")
-    axes[3].set_yscale("symlog", linthresh=1e-5)
-    for kernel, values in weights.items():
-        axes[4].hist(values, bins=101, density=True, histtype="step", label=kernel)
-    axes[4].set(title="latent weights", xlabel="w", yscale="log")
-    speed = [e["images_per_second"] for e in history]
-    axes[5].plot(epochs, speed, color="black")
-    axes[5].set(title="training images a second", ylim=(0, None))
-    for axis in axes[[0, 1, 2, 3, 5]]:
-        axis.set_xlabel("epoch")
+    for axis in axes[:4]:
+        scale(axis)
+        axis.set(xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
+        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+
+    kernels = {name: weights[name] for name in sorted(weights, key=_natural)}
+    values = [np.abs(kernel).max(initial=1e-9) for kernel in kernels.values()]
+    edges = np.linspace(-max(values, default=1), max(values, default=1), 102)
+    middles = (edges[1:] + edges[:-1]) / 2
+    shares = {
+        name: np.histogram(kernel.ravel(), edges, density=True)[0]
+        for name, kernel in kernels.items()
+    }
+    _lines(axes[4], middles, shares, drawstyle="steps-mid")
+    axes[4].set(title="latent weights", xlabel="w", ylabel="density")
+    scale(axes[4])
     for axis in axes[[0, 1, 3, 4]]:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize="small")
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
+    name, kernel = next(iter(kernels.items()), ("", np.empty(0)))
+    if kernel.ndim > 1:
+        draw_signs(axes[5], name, kernel)
+    else:
+        axes[5].set_axis_off()
+    return figure
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    """Sorts block10 behind block2."""
+    words = re.split(r"(\d+)", path)
+    return [(int(word), "") if word.isdigit() else (-1, word) for word in words]
+
+
+def _lines(axis: Any, x: Any, curves: Mapping[str, Any], **look: Any) -> None:
+    """Curves with a label each; where there are many, the last of them as a band."""
+    names = list(curves)
+    single = names if len(names) <= _LINES else names[: _LINES - 1]
+    for name in single:
+        axis.plot(x, curves[name], label=name.removesuffix("/kernel"), **look)
+    if rest := names[len(single) :]:
+        values = np.array([curves[name] for name in rest])
+        axis.fill_between(
+            x,
+            values.min(0),
+            values.max(0),
+            color="grey",
+            alpha=0.3,
+            label=f"{len(rest)} others, least to most",
+        )
+
+
+def scale(axis: Any) -> None:
+    """A logarithmic axis where the numbers want one, whose zeros are seen."""
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+
+    # A vertical line's ends are parts of the axis, not numbers.
+    drawn = [
+        np.asarray(line.get_ydata(), float)
+        for line in axis.get_lines()
+        if len(line.get_xdata()) == len(set(line.get_xdata()))
+    ]
+    drawn += [band.get_paths()[0].vertices[:, 1] for band in axis.collections]
+    numbers = np.concatenate(drawn)
+    positive = numbers[numbers > 0]
+    most = positive.max(initial=0)
+    if most <= 5 * numbers.min():
+        top = 1.1 * most or 1.0
+        axis.set_ylim(-0.03 * top, top)
+        return
+    least = positive.min()
+    if most > 1e4 * least:  # such as a rate that falls to nothing
+        least = most / 1e3
+    zeros = bool((numbers < least).any())
+    if zeros:
+        axis.set_yscale("symlog", linthresh=least, linscale=0.5)
+        axis.set_ylim(-least / 4, most * 1.3)
+    else:
+        axis.set_yscale("log")
+    decades = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+    few = most / least < 200
+    ticks = [m * 10.0**d for d in decades for m in ((1, 2, 5) if few else (1,))]
+    shown = [tick for tick in ticks if least / 1.1 <= tick <= most * 1.3]
+    axis.yaxis.set_major_locator(FixedLocator([*([0] if zeros else []), *shown]))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def draw_signs(axis: Any, name: str, kernel: np.ndarray) -> None:
+    """The signs of a kernel's first channels: a tile for each pair of them."""
+    channels = _CHANNELS if kernel.ndim > 2 else 4 * _CHANNELS
+    part = np.where(kernel[..., :channels, :channels] < 0, -1.0, 1.0)
+    window = part.shape[:-2]
+    height, width = (window[0], math.prod(window[1:])) if window else (1, 1)
+    c_in, c_out = part.shape[-2:]
+    tiles = part.reshape(height, width, c_in, c_out).transpose(3, 0, 2, 1)
+    if height * width > 1:  # a gap around each
+        tiles = np.pad(tiles, ((0, 0), (0, 1), (0, 0), (0, 1)), constant_values=0)
+    picture = tiles.reshape(c_out * tiles.shape[1], c_in * tiles.shape[3])
+    axis.imshow(picture, cmap="RdBu", vmin=-1.5, vmax=1.5, interpolation="nearest")
+    axis.set(
+        title=f"signs of {name.removesuffix('/kernel')}",
+        xlabel=f"input channels, {c_in} of {kernel.shape[-2]}",
+        ylabel=f"output channels, {c_out} of {kernel.shape[-1]}",
+        xticks=[],
+        yticks=[],
+    )

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from oracles import assert_close, random_array, random_kernel
 
 import xnor_jax as xnor
+from xnor_jax import weights
 
 VIEWS = {
     "mean_center": (xnor.mean_center, oracles.mean_center),
@@ -525,3 +526,68 @@ def test_a_traced_mask_is_refused_by_path():
     with pytest.raises(TypeError, match="binarize: the mask must be static") as caught:
         run({"conv": {"kernel": True}})
     assert "['conv']['kernel']" in str(caught.value)
+
+
+def by_filter(kernel):
+    kernel = np.asarray(kernel, np.float64)
+    return kernel, tuple(range(kernel.ndim - 1))
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 5, 4), (9, 2), (1, 1, 2, 3)])
+def test_libra_is_balanced_standardised_and_has_a_power_of_two_for_a_scale(shape):
+    rng = np.random.default_rng(len(shape))
+    kernel = (rng.normal(size=shape) * rng.uniform(0.1, 3, shape[-1])).astype("f") + 0.3
+    w, axes = by_filter(kernel)
+    standard = (w - w.mean(axes)) / w.std(axes)
+    power = 2 ** np.round(np.log2(np.abs(standard).mean(axes)))
+    bias = np.ones(shape[-1])
+    mask = {"kernel": True, "bias": False}
+    found = weights.libra({"kernel": kernel, "bias": bias}, mask)
+    np.testing.assert_array_equal(found["bias"], bias)
+    mean = np.abs(standard).mean(axes)
+    expected = standard * power / mean
+    np.testing.assert_allclose(found["kernel"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        weights.binarize(found["kernel"]),
+        power * np.where(standard < 0, -1, 1),
+        rtol=1e-5,
+    )
+
+
+def test_libras_gradient_is_that_of_standardising_alone():
+    rng = np.random.default_rng(0)
+    kernel, g = rng.normal(size=(2, 4, 3, 5)).astype("f")
+    found = jax.grad(lambda w: jnp.sum(weights.libra(w) * g))(jnp.asarray(kernel))
+    w, axes = by_filter(kernel)
+    standard = (w - w.mean(axes)) / w.std(axes)
+    mean = np.abs(standard).mean(axes)
+    factor = 2 ** np.round(np.log2(mean)) / mean
+    along = g - g.mean(axes) - standard * (g * standard).mean(axes)
+    np.testing.assert_allclose(
+        found, along * factor / w.std(axes), rtol=1e-3, atol=1e-5
+    )
+    flat = jax.grad(lambda w: jnp.sum(weights.libra(w)))(jnp.full((3, 2), 0.5))
+    assert not np.isnan(flat).any()
+
+
+@pytest.mark.parametrize("tau", [0.6, 0.85, 1.0])
+def test_recu_clamps_each_layer_between_its_quantiles(tau):
+    rng = np.random.default_rng(0)
+    params = {
+        n: rng.normal(size=s).astype("f") for n, s in [("a", (3, 7, 5)), ("b", (4, 2))]
+    }
+    found = jax.jit(lambda p, t: weights.recu(p, tau=t))(params, tau)
+    for name, kernel in params.items():
+        bounds = np.quantile(kernel, 1 - tau), np.quantile(kernel, tau)
+        np.testing.assert_allclose(found[name], np.clip(kernel, *bounds), rtol=1e-5)
+    grads = jax.grad(lambda p: sum(map(jnp.sum, weights.recu(p, tau=0.85).values())))
+    for name, grad in grads(params).items():
+        low, high = np.quantile(params[name], 0.15), np.quantile(params[name], 0.85)
+        inside = (params[name] > low) & (params[name] < high)
+        np.testing.assert_array_equal(grad, inside)
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.1])
+def test_recus_quantile_is_in_its_range(tau):
+    with pytest.raises(ValueError, match=r"recu: expected tau in \(0.5, 1\], got"):
+        weights.recu(jnp.ones((2, 2)), tau=tau)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xnor_jax import (
         data,
+        losses,
         masks,
         models,
         nn,
@@ -34,6 +35,7 @@ __all__ = [
     "data",
     "inner_kernels",
     "load",
+    "losses",
     "mask_by_path",
     "masks",
     "mean_center",

@@ -315,6 +315,46 @@ def count_sign_flips(mask: Mask = None) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+class AverageState(NamedTuple):
+    """State of `keep_average`."""
+
+    latent_average: Any  # the tree of the params
+
+
+def keep_average(decay: float) -> optax.GradientTransformation:
+    r"""Keep an exponential moving average of the params, and leave the updates alone.
+
+    `a ← d·a + (1 − d)·(params + update)`, from the initial params on. Kernels that are
+    centred and clamped have an average that is. Put it behind everything that changes
+    the updates, and read it with `optax.tree.get(opt_state, "latent_average")`.
+
+    Args:
+      decay: d, in [0, 1).
+
+    Returns:
+      A transformation; its `update` needs `params`.
+
+    Raises:
+      ValueError: If d is out of its range.
+
+    References:
+      Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"keep_average: expected decay in [0, 1), got {decay}")
+
+    def init(params):
+        return AverageState(jax.tree.map(jnp.array, params))
+
+    def update(updates, state, params=None):
+        _require("keep_average", params, updates)
+        new = optax.apply_updates(params, updates)
+        average = optax.incremental_update(new, state.latent_average, 1 - decay)
+        return updates, AverageState(average)
+
+    return optax.GradientTransformation(init, update)
+
+
 def _require(who: str, params: Any, updates: Any) -> None:
     if params is not None:
         return

@@ -93,6 +93,64 @@ def project(params: Any, mask: Mask = None) -> Any:
     return map_kernels("project", centre_and_clamp, mask, params, centred=True)
 
 
+def libra(params: Any, mask: Mask = None) -> Any:
+    r"""IR-Net's weights: balanced, standardised, with a power of two for a scale.
+
+    `ŵ = (w − mean(w)) / std(w)` a filter, half of whose signs are about +1; then
+    `ŵ · 2^s / mean |ŵ|`, where `s = round(log₂ mean |ŵ|)`. `binarize` makes of these
+    `2^s · sign(ŵ)`. No gradient goes to the factor. A filter whose weights are all the
+    same becomes 0.
+
+    Args:
+      params: A pytree whose masked leaves are latent kernels `[..., C_in, C_out]`.
+      mask: The kernels to take; None for every leaf.
+
+    Returns:
+      The same tree, dtypes kept.
+
+    Raises:
+      ValueError: If a kernel has rank below 2.
+      TypeError: If a kernel is not of floating point numbers.
+
+    References:
+      Qin et al., Forward and Backward Information Retention for Accurate Binary Neural
+      Networks (IR-Net), 2020, §3.2, its Libra parameter binarization.
+
+    Examples:
+      >>> import jax.numpy as jnp, xnor_jax as xnor
+      >>> xnor.binarize(xnor.weights.libra(jnp.array([[3.0], [5.0]])))
+      Array([[-1.],
+             [ 1.]], dtype=float32)
+    """
+    return map_kernels("libra", _libra, mask, params)
+
+
+def recu(params: Any, mask: Mask = None, tau: ArrayLike = 0.99) -> Any:
+    r"""ReCU's rectified clamp: each layer's weights between two of its quantiles.
+
+    `max(min(w, Q(τ)), Q(1 − τ))`, where `Q(τ)` is the layer's τ-quantile, to which no
+    gradient goes. Training raises τ from 0.85 to 0.99.
+
+    Args:
+      params: A pytree whose masked leaves are latent kernels `[..., C_in, C_out]`.
+      mask: The kernels to clamp; None for every leaf.
+      tau: τ in (0.5, 1]; it may be traced.
+
+    Returns:
+      The same tree, dtypes kept.
+
+    Raises:
+      ValueError: If a kernel has rank below 2, or τ is known and out of its range.
+      TypeError: If a kernel is not of floating point numbers.
+
+    References:
+      Xu et al., ReCU: Reviving the Dead Weights in Binary Neural Networks, 2021, §3.2.
+    """
+    if not isinstance(tau, Tracer) and not 0.5 < tau <= 1:  # type: ignore[operator]
+        raise ValueError(f"recu: expected tau in (0.5, 1], got {tau}")
+    return map_kernels("recu", partial(_recu, tau=tau), mask, params)
+
+
 def binarize(
     params: Any,
     mask: Mask = None,
@@ -155,6 +213,27 @@ def _binarize_bwd(rule, residuals, g):
 
 
 _binarize.defvjp(_binarize_fwd, _binarize_bwd)
+
+
+def _libra(w: jax.Array) -> jax.Array:
+    w = jnp.asarray(w)
+    wide = w.astype(wide_dtype(w))
+    axes = tuple(range(w.ndim - 1))
+    centred = wide - jnp.mean(wide, axes)
+    variance = jnp.mean(centred**2, axes)
+    # Of the kernels alike in a filter the root has no slope.
+    flat = variance == 0
+    standard = jnp.where(flat, 0, centred / jnp.sqrt(jnp.where(flat, 1, variance)))
+    mean = jax.lax.stop_gradient(jnp.where(flat, 1, scale(standard)))
+    factor = jnp.exp2(jnp.round(jnp.log2(mean))) / mean
+    return (standard * factor).astype(w.dtype)
+
+
+def _recu(w: jax.Array, tau: ArrayLike) -> jax.Array:
+    w = jnp.asarray(w)
+    wide = jax.lax.stop_gradient(w.astype(wide_dtype(w)))
+    low, high = jnp.quantile(wide, jnp.stack([1 - jnp.asarray(tau), jnp.asarray(tau)]))
+    return jnp.clip(w, low.astype(w.dtype), high.astype(w.dtype))
 
 
 def _mean_center(w: jax.Array) -> jax.Array:

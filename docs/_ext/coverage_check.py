@@ -16,6 +16,7 @@ MODULES = (
     "quantizers",
     "masks",
     "optim",
+    "losses",
     "nn",
     "models",
     "ops",

@@ -452,3 +452,56 @@ def test_depthwise_convolution_needs_a_rule_without_centring():
     y, d_params, _ = forward_and_gradients(layer, x, np.ones((1, 5, 5, 8)))
     assert y.shape == (1, 5, 5, 8)
     assert np.abs(d_params["kernel"][...]).max() > 0
+
+
+@pytest.mark.parametrize("precision", ["1w32a", "32w1a"])
+def test_one_operand_alone_may_be_of_signs(precision):
+    case = Case("groups", precision=precision, rule="ste", surrogate="approx")
+    y, d_params, d_x = forward_and_gradients(case.layer, case.x, case.g)
+    signed_x, signed_kernel = precision == "32w1a", precision == "1w32a"
+    x = loop.sign(case.x) if signed_x else case.x
+    kernel = loop.binarize(case.kernel) if signed_kernel else case.kernel
+    sums = loop.conv(x, kernel, *case.geometry, case.groups)
+    assert_close(y, sums + case.bias)
+    d_operand, d_kernel = loop.conv_gradients(
+        x, kernel, case.g, *case.geometry, case.groups
+    )
+    slope = np.maximum(2 - 2 * np.abs(case.x), 0) if signed_x else 1
+    assert_close(d_x, d_operand * slope)
+    inside = np.abs(case.kernel) <= 1 if signed_kernel else 1
+    assert_close(d_params["kernel"][...], d_kernel * inside)
+
+
+@pytest.mark.parametrize("method", ["libra", lambda kernel: kernel - 0.25])
+def test_a_weight_method_makes_what_is_binarized(method):
+    case = Case("valid", weight_method=method, rule="ste")
+    y, d_params, _ = forward_and_gradients(case.layer, case.x, case.g)
+    transform = xnor.weights.libra if method == "libra" else method
+    latent, pullback = jax.vjp(transform, jnp.float32(case.kernel))
+    case.kernel = np.asarray(latent, np.float64)
+    binarized = loop.binarize(case.kernel)
+    sums = loop.conv(loop.sign(case.x), binarized, *case.geometry)
+    assert_close(y, sums + case.bias)
+    inside = np.abs(case.kernel) <= 1
+    (expected,) = pullback(jnp.float32(case.gradients(case.g)[1] * inside))
+    assert_close(d_params["kernel"][...], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"precision": "2w2a"}, "precision: expected 1w1a, 1w32a or 32w1a, got '2w2a'"),
+        (
+            {"weight_method": "best"},
+            "weight_method: expected one of latent, libra, recu",
+        ),
+        ({"precision": "1w32a", "input_scale": True}, "input_scale: expected False"),
+        (
+            {"precision": "32w1a", "compute_dtype": jnp.bfloat16},
+            "compute_dtype: expected float32 with precision 32w1a",
+        ),
+    ],
+)
+def test_precisions_and_methods_that_cannot_be_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        linear(4, 3, **options)

@@ -15,9 +15,9 @@ class BiRealBlock(nnx.Module):
     `y = f(BN(α · (sign(x) ⊛ sign(w))) + shortcut(x))`, `f` being `RPReLU` or nothing.
     The shortcut is `x` itself, or a `Downsample` where the shape changes.
 
-    The float twin has no sign. Without `f` nothing else in the block is nonlinear, and
-    the twin has `clip(x, −1, 1)` in the sign's place, as the network has from which the
-    paper takes its initial weights.
+    The float twin has no sign, nor has a block of real activations. Without `f` nothing
+    else in it is nonlinear, and `clip(x, −1, 1)` is in the sign's place, as in the
+    network from which the paper takes its initial weights.
 
     Args:
       in_features: Channels in.
@@ -64,7 +64,7 @@ class BiRealBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, H, W, C]` to `[N, H', W', C_out]`."""
-        clipped = not self.conv.binary and self.activation is None
+        clipped = not self.conv.signs_input and self.activation is None
         y = self.norm(self.conv(jnp.clip(x, -1, 1) if clipped else x))
         y = y + (x if self.shortcut is None else self.shortcut(x))
         return y if self.activation is None else self.activation(y)

@@ -92,7 +92,8 @@ class ReActBlock(nnx.Module):
     sum over 2×2 pixels; then `RPReLU(BN(conv1×1(RSign(y))) + y)`. To twice the channels
     there are two 1×1 convolutions, each with the same shortcut, side by side.
 
-    The float twin has `x − β` in place of `RSign(x) = sign(x − β)`.
+    The float twin, and a block of real activations, have `x − β` in place of
+    `RSign(x) = sign(x − β)`.
 
     Args:
       in_features: Channels in.
@@ -123,7 +124,6 @@ class ReActBlock(nnx.Module):
         def norm() -> BatchNorm:
             return BatchNorm(in_features, momentum=0.9, **ours)
 
-        self.binary = binary
         self.pool = AvgPool(2, 2, "SAME") if strides == 2 else None
         self.sign1 = RSign(in_features, surrogate=surrogate, rngs=rngs)
         self.conv1 = BinaryConv(
@@ -150,4 +150,4 @@ class ReActBlock(nnx.Module):
         return self.activation2(wide)
 
     def _sign(self, sign: RSign, x: jax.Array) -> jax.Array:
-        return sign(x) if self.binary else x - sign.beta[...]
+        return sign(x) if self.conv1.signs_input else x - sign.beta[...]

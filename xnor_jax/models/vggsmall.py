@@ -22,8 +22,9 @@ class VGGSmall(Layered):
     | BatchNorm; clip to [−1, 1] | 4×4×512 |
     | dense, real | 10 |
 
-    The blocks are BatchNorm → sign → convolution, without a ReLU. In the float twin,
-    which has no sign, a ReLU follows each convolution. No convolution has a bias.
+    The blocks are BatchNorm → sign → convolution, without a ReLU. In the float twin and
+    with real activations, which have no sign, a ReLU follows each convolution of a
+    block. No convolution has a bias.
 
     Args:
       image_shape: Height, width, channels of an image, at least 8×8.
@@ -57,7 +58,8 @@ class VGGSmall(Layered):
         ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
         norm: dict[str, Any] = {"epsilon": 1e-5, "momentum": 0.9}
         same: dict[str, Any] = {"padding": 1, "use_bias": False, **ours}
-        block = {"binary": binary, "relu": not binary, **norm, **same, **block}
+        signs = binary and block.get("precision") != "1w32a"
+        block = {"binary": binary, "relu": not signs, **norm, **same, **block}
         self.conv1 = Conv(channels, 128, (3, 3), **same)
         self.block2 = XnorBlock(128, 128, (3, 3), **block)
         self.block3 = XnorBlock(128, 256, (3, 3), **block)

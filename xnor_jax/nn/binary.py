@@ -1,7 +1,7 @@
 """Binary layers: what goes in and what is multiplied are signs."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from flax.typing import Dtype, Initializer
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from xnor_jax import convolution, quantizers, rules
+from xnor_jax import convolution, quantizers, rules, weights
 from xnor_jax.geometry import (
     DENSE,
     Geometry,
@@ -24,6 +24,15 @@ from xnor_jax.ops import backends, training
 from xnor_jax.ops.bits import random_bits
 from xnor_jax.quantizers import Surrogate
 from xnor_jax.rules import Rule
+
+Precision = Literal["1w1a", "1w32a", "32w1a"]
+WeightMethod = Literal["latent", "libra", "recu"] | Callable[[jax.Array], jax.Array]
+
+_METHODS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "latent": lambda kernel: kernel,
+    "libra": weights.libra,
+    "recu": weights.recu,
+}
 
 
 class _Binary(nnx.Module):
@@ -39,6 +48,8 @@ class _Binary(nnx.Module):
         rule: str | Rule,
         multiplier: float,
         surrogate: str | Surrogate | None,
+        weight_method: WeightMethod,
+        precision: Precision,
         binary: bool,
         backend: str,
         dtype: Dtype | None,
@@ -55,13 +66,29 @@ class _Binary(nnx.Module):
             raise ValueError(
                 f"compute_dtype: expected float32 or bfloat16, got {compute_dtype}"
             )
-        if compute_dtype != jnp.float32 and not binary:
+        if precision not in ("1w1a", "1w32a", "32w1a"):
             raise ValueError(
-                "compute_dtype: expected float32 with binary=False, whose products "
+                f"precision: expected 1w1a, 1w32a or 32w1a, got {precision!r}"
+            )
+        if not callable(weight_method) and weight_method not in _METHODS:
+            raise ValueError(
+                f"weight_method: expected one of {', '.join(_METHODS)}, or a function "
+                f"of the kernel, got {weight_method!r}"
+            )
+        if input_scale and binary and precision == "1w32a":
+            raise ValueError(
+                "input_scale: expected False with precision 1w32a, whose input has no "
+                "sign to scale"
+            )
+        signs = binary and precision == "1w1a"
+        if compute_dtype != jnp.float32 and not signs:
+            reason = f"precision {precision}" if binary else "binary=False"
+            raise ValueError(
+                f"compute_dtype: expected float32 with {reason}, whose products "
                 f"are not of signs and would be rounded, got {compute_dtype}"
             )
         centring = rules.get(rule) in (rules.corrected, rules.paper)
-        if binary and shape[-2] == 1 and centring:
+        if binary and precision != "32w1a" and shape[-2] == 1 and centring:
             name = rule if isinstance(rule, str) else rule.__name__
             groups = getattr(self, "feature_group_count", 1)
             raise ValueError(
@@ -82,6 +109,8 @@ class _Binary(nnx.Module):
         self.rule = rule
         self.multiplier = multiplier
         self.surrogate = surrogate
+        self.weight_method = weight_method
+        self.precision = precision
         self.binary = binary
         self.backend = backend
         self.dtype = dtype
@@ -91,6 +120,11 @@ class _Binary(nnx.Module):
     def kernel_rank(self) -> int:
         """The rank of one kernel, as `masks.inner_kernels` reads it."""
         return 2
+
+    @property
+    def signs_input(self) -> bool:
+        """Whether the layer's input is, or becomes, signs."""
+        return self.binary and self.precision != "1w32a"
 
     def _apply(
         self, x: jax.Array, geometry: Geometry, *, groups: int = 1, relu: bool
@@ -102,14 +136,27 @@ class _Binary(nnx.Module):
                 f"C_in, C_out], got shape {kernel.shape}; call layers that were "
                 "stacked by nnx.vmap under nnx.scan or nnx.vmap"
             )
-        if self.binary and self.surrogate is None:
+        signed_input = self.signs_input
+        signed_kernel = self.binary and self.precision != "32w1a"
+        if signed_input and self.surrogate is None:
             _check_signs(name, x)
         dtype = self.dtype or jnp.result_type(x, kernel)
         x = x.astype(dtype)
         bias = None if self.bias is None else self.bias[...].astype(dtype)
-        if not self.binary:
-            x = self.dropout(x) if self.dropout else x
-            y = self._real_product(x, kernel.astype(dtype), geometry, groups)
+        scaled = signed_input and self.input_scale
+        if signed_kernel:
+            method = self.weight_method
+            kernel = (method if callable(method) else _METHODS[method])(kernel)
+        if not (signed_input and signed_kernel):
+            operand = x
+            if signed_input and self.surrogate is not None:
+                operand = quantizers.sign(x, self.surrogate)
+            if signed_kernel:
+                kernel = weights.binarize(
+                    kernel, rule=self.rule, multiplier=self.multiplier
+                )
+            operand = self.dropout(operand) if self.dropout else operand
+            y = self._real_product(operand, kernel.astype(dtype), geometry, groups)
         else:
             settings: dict[str, Any] = {
                 "geometry": geometry,
@@ -121,10 +168,11 @@ class _Binary(nnx.Module):
                 "backend": self.backend,
                 **self._drop(x),
             }
-            if not self.input_scale:
+            if not scaled:
                 settings |= {"bias": bias, "relu": relu}
                 return training.binary_product(x, kernel, **settings)
             y = training.binary_product(x, kernel, **settings)
+        if scaled:
             mean = jnp.mean(jnp.abs(x), axis=-1, keepdims=True)
             dense = geometry == DENSE
             y = y * (mean if dense else convolution.mean_pool(mean, geometry))
@@ -202,7 +250,12 @@ class BinaryConv(_Binary):
       multiplier: A factor on the rule's gradient.
       surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`;
         None for an input that is ±1 already.
-      binary: False for the float twin.
+      weight_method: What is binarized: `"latent"`, the kernel as it is; `"libra"` or
+        `"recu"`, these functions of `xnor_jax.weights` of it; or your own.
+      precision: Bits of weights and activations: `"1w1a"`; `"1w32a"`, the paper's
+        Binary-Weight-Network, whose input has no sign; or `"32w1a"`, whose kernel has
+        none, the first stage of a training in two.
+      binary: False for the float twin, whatever the precision.
       backend: `"auto"` for the compiled library on a CPU and XLA's floats elsewhere,
         `"float"` or `"cpu"`, which raises for what the library cannot train: several
         groups, three axes, other dtypes than float32. Others have no gradients, and
@@ -219,8 +272,9 @@ class BinaryConv(_Binary):
     Raises:
       ValueError: If channels do not divide into the groups, a geometry does not fit, a
         group has one input channel under the rules `corrected` or `paper`,
-        `compute_dtype` is another or not float32 in the float twin, or, with
-        `surrogate=None`, the input is known not to be ±1.
+        `compute_dtype` is another or not float32 where products are not of signs,
+        `weight_method` or `precision` is another, or, with `surrogate=None`, the input
+        is known not to be ±1.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.2.
@@ -242,6 +296,8 @@ class BinaryConv(_Binary):
         rule: str | Rule = "corrected",
         multiplier: float = 1.0,
         surrogate: str | Surrogate | None = "ste",
+        weight_method: WeightMethod = "latent",
+        precision: Precision = "1w1a",
         binary: bool = True,
         backend: str = "auto",
         dtype: Dtype | None = None,
@@ -277,6 +333,8 @@ class BinaryConv(_Binary):
             rule=rule,
             multiplier=multiplier,
             surrogate=surrogate,
+            weight_method=weight_method,
+            precision=precision,
             binary=binary,
             backend=backend,
             dtype=dtype,
@@ -334,7 +392,12 @@ class BinaryLinear(_Binary):
       multiplier: A factor on the rule's gradient.
       surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`;
         None for an input that is ±1 already.
-      binary: False for the float twin.
+      weight_method: What is binarized: `"latent"`, the kernel as it is; `"libra"` or
+        `"recu"`, these functions of `xnor_jax.weights` of it; or your own.
+      precision: Bits of weights and activations: `"1w1a"`; `"1w32a"`, the paper's
+        Binary-Weight-Network, whose input has no sign; or `"32w1a"`, whose kernel has
+        none, the first stage of a training in two.
+      binary: False for the float twin, whatever the precision.
       backend: `"auto"` for the compiled library on a CPU and XLA's floats elsewhere,
         `"float"` or `"cpu"`, which raises for what the library cannot train: several
         groups, three axes, other dtypes than float32. Others have no gradients, and
@@ -349,9 +412,10 @@ class BinaryLinear(_Binary):
       rngs: Keys `params` and, with dropout, `dropout`.
 
     Raises:
-      ValueError: If `compute_dtype` is another, or not float32 in the float twin, there
-        is one input feature under the rules `corrected` or `paper`, or, with
-        `surrogate=None`, the input is known not to be ±1.
+      ValueError: If `compute_dtype` is another, or not float32 where products are not
+        of signs, there is one input feature under the rules `corrected` or `paper`,
+        `weight_method` or `precision` is another, or, with `surrogate=None`, the input
+        is known not to be ±1.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.2.
@@ -368,6 +432,8 @@ class BinaryLinear(_Binary):
         rule: str | Rule = "corrected",
         multiplier: float = 1.0,
         surrogate: str | Surrogate | None = "ste",
+        weight_method: WeightMethod = "latent",
+        precision: Precision = "1w1a",
         binary: bool = True,
         backend: str = "auto",
         dtype: Dtype | None = None,
@@ -388,6 +454,8 @@ class BinaryLinear(_Binary):
             rule=rule,
             multiplier=multiplier,
             surrogate=surrogate,
+            weight_method=weight_method,
+            precision=precision,
             binary=binary,
             backend=backend,
             dtype=dtype,

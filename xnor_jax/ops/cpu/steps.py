@@ -15,7 +15,7 @@ from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold
 from xnor_jax.ops.kernel import PackedKernel
 
 
-# As in handler.cc.
+# As in engine/xla/chain.cc.
 class _Kind(IntEnum):
     (
         CONV,
@@ -38,7 +38,7 @@ class Step:
 
     Attributes:
       arrays: Its kernel and constants.
-      numbers: What operation.h calls a `Step`, in that order; static.
+      numbers: What engine/xla/step.h calls a `Step`, in that order; static.
     """
 
     arrays: tuple[jax.Array, ...]

@@ -1,0 +1,221 @@
+"""The engine's C API: the logits of the packed network, from its file alone.
+
+`tests/packing/test_compiler.py` runs each of its networks in the engine too. `.ci/run`
+runs this file again on a library under AddressSanitizer and UBSan.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import threading
+
+import c_engine
+import jax.numpy as jnp
+import numpy as np
+import packed_networks
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+import xnor_jax as xnor
+from xnor_jax.ops import cpu
+from xnor_jax.packing import Preprocessing, file
+
+pytestmark = c_engine.needed
+
+
+@pytest.fixture(scope="module")
+def lenet5():
+    model = packed_networks.randomized(
+        nnx.eval_shape(lambda: xnor.models.LeNet5(rngs=nnx.Rngs(0)))
+    )
+    return xnor.pack(model, backend="cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = packed_networks.randomized(nnx.eval_shape(packed_networks.tiny), exact=True)
+    return xnor.pack(model)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_lenet5_bit_for_bit_as_the_cpu_backend(lenet5):
+    engine = c_engine.Engine(c_engine.to_bytes(lenet5))
+    assert (engine.input, engine.output) == ((28, 28, 1), (10,))
+    x = normal(130, 28, 28, 1)
+    chosen = cpu.instruction_set()
+    try:
+        for name in cpu.instruction_sets():
+            cpu.use_instruction_set(name)
+            wanted = np.asarray(lenet5(x))
+            for threads in (1, 2, 3):
+                np.testing.assert_array_equal(engine(x, threads), wanted)
+            np.testing.assert_array_equal(engine(x[:1]), np.asarray(lenet5(x[:1])))
+    finally:
+        cpu.use_instruction_set(chosen)
+
+
+@pytest.mark.slow
+def test_nin_bit_for_bit_as_the_cpu_backend():
+    model = packed_networks.randomized(
+        nnx.eval_shape(lambda: xnor.models.NIN(rngs=nnx.Rngs(0)))
+    )
+    packed = xnor.pack(model, backend="cpu")
+    x = normal(5, 32, 32, 3)
+    got = c_engine.Engine(c_engine.to_bytes(packed))(x, 2)
+    np.testing.assert_array_equal(got, packed(x))
+
+
+@pytest.mark.parametrize("name", ["signals", "volumes"])
+def test_images_of_one_and_of_three_axes(name):
+    make = getattr(packed_networks, name)
+    model = packed_networks.randomized(nnx.eval_shape(make), exact=True)
+    packed = xnor.pack(model, backend="xla")
+    x = packed_networks.images(9, *packed.image_shape)
+    c_engine.check(packed, x)
+
+
+def test_what_the_file_says_of_the_network(tiny, tmp_path):
+    pixels = Preprocessing((0.25,), (0.5,))
+    path = tmp_path / "tiny"
+    info = {"class_names": ("a", "ß", "c"), "name": "tiny", "test_accuracy": 0.5}
+    xnor.save(path, tiny, preprocessing=pixels, **info)
+    engine = c_engine.Engine(path)
+    assert engine.get("name") == b"tiny" and engine.get("dataset") is None
+    assert engine.get("test_accuracy") == 0.5
+    count = engine.get("class_count")
+    names = [
+        engine.get("class_name", c_engine.ctypes.c_size_t(i)) for i in range(count)
+    ]
+    assert [name.decode() for name in names] == list(info["class_names"])
+    kinds = [
+        engine.get("node_kind", c_engine.ctypes.c_size_t(i)).decode()
+        for i in range(engine.get("node_count"))
+    ]
+    assert kinds == [node.kind for node in tiny.nodes]
+    found = c_engine.Preprocessing()
+    assert engine.get("get_preprocessing", c_engine.ctypes.byref(found)) == 1
+    assert (found.channels, found.mean[0], found.std[0], found.resize) == (
+        1,
+        0.25,
+        0.5,
+        0,
+    )
+    x = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 1), np.uint8)
+    np.testing.assert_array_equal(engine(x), engine(np.asarray(pixels(x))))
+
+
+def test_one_model_and_many_threads(tiny):
+    engine = c_engine.Engine(c_engine.to_bytes(tiny))
+    x = np.asarray(packed_networks.images(40, 6, 5, 1))
+    wanted, found = engine(x), []
+
+    def call(threads):
+        found.extend(engine(x, threads) for _ in range(20))
+
+    callers = [threading.Thread(target=call, args=(n % 3,)) for n in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(found) == 120
+    assert all((y == wanted).all() for y in found)
+
+
+def test_errors_are_a_status_and_a_line(tiny, tmp_path):
+    data = c_engine.to_bytes(tiny)
+    for source, status, said in (
+        (tmp_path / "nothing", c_engine.IO_ERROR, "nothing: No such file"),
+        (tmp_path, c_engine.INVALID_FILE, "expected a regular file"),
+        (b"", c_engine.INVALID_FILE, "a safetensors file"),
+        (data[:-1], c_engine.INVALID_FILE, ""),
+        (data.replace(b'version\\":3', b'version\\":1'), 2, "pack the network again"),
+        (data.replace(b'version\\":3', b'version\\":4'), 2, "update"),
+        (data[:-1] + b"?", c_engine.INVALID_FILE, "checksum"),
+    ):
+        with pytest.raises(c_engine.Failure) as failure:
+            c_engine.Engine(source)
+        assert failure.value.status == status and said in failure.value.text
+        assert "\n" not in failure.value.text
+    with pytest.raises(c_engine.Failure, match="preprocessed") as failure:
+        c_engine.Engine(data)(np.zeros((1, 6, 5, 1), np.uint8))
+    assert failure.value.status == c_engine.INVALID_ARGUMENT
+
+
+def test_both_readers_refuse_the_same_damage(tiny):
+    """Changed numbers and words of the description, shapes, offsets and bytes."""
+    data = c_engine.to_bytes(tiny)
+    size = int.from_bytes(data[:8], "little")
+    text = json.loads(data[8 : 8 + size])["__metadata__"]["xnor_jax"]
+    arrays = safetensors.numpy.load(data)
+    draw = random.Random(0)
+    words = [
+        "0",
+        "-1",
+        "3",
+        "64",
+        "99999999",
+        "1.5",
+        "null",
+        "[1]",
+        "[]",
+        '"max"',
+        "{}",
+    ]
+    places = [at for at, c in enumerate(text) if c in '0123456789[{"']
+    read = 0
+    for _ in range(300):
+        at = draw.choice(places)
+        end = at + draw.choice([1, 1, 2, 5])
+        changed = text[:at] + draw.choice(words) + text[end:]
+        mutant = c_engine.joined(changed, arrays)
+        try:
+            loaded = file.from_bytes(mutant)
+        except ValueError:
+            with pytest.raises(c_engine.Failure) as failure:
+                c_engine.Engine(mutant)
+            assert failure.value.status == c_engine.INVALID_FILE
+            continue
+        read += 1
+        engine = c_engine.Engine(mutant)
+        assert engine.input == loaded.image_shape
+    assert 0 < read < 300
+    for _ in range(100):
+        at = draw.randrange(len(data))
+        mutant = data[:at] + bytes([draw.randrange(256)]) + data[at + 1 :]
+        try:
+            file.from_bytes(mutant)
+        except ValueError:
+            with pytest.raises(c_engine.Failure):
+                c_engine.Engine(mutant)
+
+
+@pytest.mark.slow
+def test_it_builds_alone_with_its_command(lenet5, tmp_path):
+    cmake = shutil.which("cmake")
+    if cmake is None or not (c_engine.ROOT / "CMakeLists.txt").exists():
+        pytest.skip("no cmake, or no sources")
+    build = tmp_path / "build"
+    # `.ci/run` preloads the sanitizers' libraries: not into the compiler.
+    environment = {**os.environ, "LD_PRELOAD": ""}
+    run = {"check": True, "capture_output": True, "env": environment}
+    quick = "-DCMAKE_CXX_FLAGS_RELEASE=-O1"
+    subprocess.run([cmake, "-S", c_engine.ROOT, "-B", build, quick], **run)
+    subprocess.run([cmake, "--build", build, "--target", "xnor_command"], **run)
+    path = tmp_path / "lenet5.safetensors"
+    xnor.save(path, lenet5)
+    x = normal(5, 28, 28, 1)
+    command = [build / "xnor", "run", path, "--threads", "2", "--batch", "2"]
+    out = subprocess.run(command, input=x.tobytes(), **run).stdout
+    y = np.frombuffer(out, np.float32).reshape(5, 10)
+    np.testing.assert_array_equal(y, jnp.concatenate([lenet5(one[None]) for one in x]))
+    command[1] = "info"
+    assert b"28 x 28 x 1" in subprocess.run(command, **run).stdout
+    command[2] = tmp_path / "nothing"
+    failed = subprocess.run(command, **run | {"check": False})
+    assert failed.returncode == 1 and failed.stderr.count(b"\n") == 1

@@ -1,0 +1,379 @@
+"""Each kind of node in the engine, beside NumPy: files written here, by hand."""
+
+import json
+import math
+
+import c_engine
+import numpy as np
+import pytest
+
+pytestmark = c_engine.needed
+
+LAYOUT = "bit 1 is -1; least significant bit first; C order of [*window, in, out]"
+
+
+def run(x, *nodes):
+    """The last node's result; a node is its entries, its arrays under `arrays`.
+
+    Nodes without `inputs` read what the one before gives.
+    """
+    described, arrays = [], {}
+    for at, node in enumerate(nodes):
+        node = {"inputs": [at], **node}
+        given = node.pop("arrays", {})
+        arrays |= {f"{at}.{name}": np.asarray(a) for name, a in given.items()}
+        described.append(node)
+    text = json.dumps(
+        {
+            "format": "xnor_jax packed network",
+            "version": 3,
+            "layout": LAYOUT,
+            "image_shape": x.shape[1:],
+            "nodes": described,
+        }
+    )
+    engine = c_engine.Engine(c_engine.joined(text, arrays))
+    y = engine(x.astype(np.float32), 2)
+    np.testing.assert_array_equal(engine(x[:1].astype(np.float32)), y[:1])
+    return y
+
+
+def quarters(*shape, seed=0):
+    """Sums of their products are exact in any order."""
+    rng = np.random.default_rng(seed)
+    return (rng.integers(-8, 9, shape) / 4).astype(np.float32)
+
+
+def signs(*shape, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.choice(np.float32([-1, 1]), shape)
+
+
+def packed(signs):
+    return np.packbits(signs.ravel() < 0, bitorder="little")
+
+
+def to_bits(channels):
+    """The signs of what comes in."""
+    flip, threshold = np.ones(channels), np.zeros(channels, np.float32)
+    return {"kind": "sign", "arrays": {"threshold": threshold, "flip": packed(flip)}}
+
+
+# Floats of what comes in, also of bits: times 1.
+TO_FLOATS = {
+    "kind": "elementwise",
+    "function": "mul",
+    "operands": [0, -1],
+    "shapes": [[], [1]],
+    "arrays": {"constant1": np.ones(1, np.float32)},
+}
+
+ONE = {
+    "neg": np.negative,
+    "abs": np.abs,
+    "sign": np.sign,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": np.round,
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "expm1": np.expm1,
+    "log": lambda x: np.log(np.abs(x)),
+    "log1p": lambda x: np.log1p(np.abs(x)),
+    "tanh": np.tanh,
+    "logistic": lambda x: 1 / (1 + np.exp(-x)),
+    "sin": np.sin,
+    "cos": np.cos,
+    "tan": np.tan,
+    "sqrt": lambda x: np.sqrt(np.abs(x)),
+    "rsqrt": lambda x: 1 / np.sqrt(np.abs(x)),
+    "cbrt": np.cbrt,
+    "erf": np.vectorize(math.erf),
+    "erfc": np.vectorize(math.erfc),
+    "square": np.square,
+}
+OF_POSITIVE = ("log", "log1p", "sqrt", "rsqrt")
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_functions_of_one_number(name):
+    x = np.random.default_rng(0).normal(size=(5, 3, 7)).astype(np.float32)
+    x = np.abs(x) if name in OF_POSITIVE else x
+    node = {"kind": "elementwise", "function": name, "operands": [0], "shapes": [[]]}
+    np.testing.assert_allclose(run(x, node), ONE[name](x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [-3, -1, 0, 1, 2, 7])
+def test_whole_powers(exponent):
+    x = 0.5 + np.random.default_rng(0).random((4, 9)).astype(np.float32)
+    node = {"kind": "elementwise", "function": "integer_pow", "exponent": exponent}
+    y = run(x, node | {"operands": [0], "shapes": [[]]})
+    np.testing.assert_allclose(y, x.astype(float) ** exponent, rtol=1e-5)
+
+
+TWO = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "max": np.maximum,
+    "min": np.minimum,
+    "rem": np.fmod,
+    "pow": np.power,
+    "atan2": np.arctan2,
+    "ge": np.greater_equal,
+    "gt": np.greater,
+    "le": np.less_equal,
+    "lt": np.less,
+    "eq": np.equal,
+    "ne": np.not_equal,
+}
+TWO_BOOL = ("ge", "gt", "le", "lt", "eq", "ne")
+SHAPES = [(3, 4, 5), (5,), (1, 4, 1), (3, 1, 5), (1,), (), (4, 5), (3, 1, 1)]
+
+
+@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_functions_of_two_numbers_and_their_shapes(name, shape):
+    x, other = quarters(6, 3, 4, 5), quarters(*shape, seed=1)
+    other = np.where(other == 0, np.float32(1.5), other)
+    x = np.abs(x) + np.float32(0.25) if name == "pow" else x
+    node = {"kind": "elementwise", "function": name, "operands": [0, -1]}
+    node |= {"shapes": [[], list(shape)], "arrays": {"constant1": other}}
+    more = [{"kind": "elementwise", "function": "to_float"}] if name in TWO_BOOL else []
+    more = [m | {"operands": [0], "shapes": [[]]} for m in more]
+    wanted = TWO[name](x, other)
+    np.testing.assert_allclose(run(x, node, *more), wanted, rtol=1e-5)
+    # The other way round, both of them values.
+    if len(shape) == 3 and name not in ("pow", "rem"):
+        total = {"kind": "reduce", "function": "max", "inputs": [0]}
+        axes = [at + 1 for at in range(3) if shape[at] == 1]
+        kept = {"kind": "reshape", "shape": list(shape)}
+        join = {"kind": "elementwise", "function": name, "inputs": [2, 0]}
+        join |= {"operands": [0, 1], "shapes": [[], []]}
+        if name == "div":
+            x = np.where(x == 0, np.float32(0.75), x)
+        wanted = TWO[name](x.max(tuple(axes), keepdims=True), x)
+        got = run(x, total | {"axes": axes}, kept, join, *more)
+        np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_conditions():
+    x = quarters(4, 3, 6)
+
+    def node(function, inputs, operands, shapes=None, **arrays):
+        shapes = shapes or [[]] * len(operands)
+        found = {"kind": "elementwise", "function": function, "inputs": inputs}
+        return found | {"operands": operands, "shapes": shapes, "arrays": arrays}
+
+    half = np.float32([0.5])
+    greater = node("gt", [0], [0, -1], [[], [1]], constant1=half)
+    less = node("lt", [0], [0, -1], [[], [1]], constant1=-half)
+    pick = node("select", [7, 0], [0, 1, -1], [[], [], [1]], constant2=half)
+    y = run(
+        x,
+        greater,  # 1
+        less,  # 2
+        node("or", [1, 2], [0, 1]),  # 3
+        node("not", [3], [0]),  # 4
+        node("and", [1, 2], [0, 1]),  # 5
+        node("xor", [4, 1], [0, 1]),  # 6
+        node("or", [5, 6], [0, 1]),  # 7
+        pick,
+        node(
+            "clamp", [8], [-1, 0, -1], [[1], [], [1]], constant0=-half, constant2=half
+        ),
+    )
+    over, under = x > 0.5, x < -0.5
+    which = (over & under) | (~(over | under) ^ over)
+    np.testing.assert_array_equal(y, np.clip(np.where(which, 0.5, x), -0.5, 0.5))
+
+
+@pytest.mark.parametrize("name", ["sum", "max", "min"])
+@pytest.mark.parametrize("axes", [(1,), (2,), (3,), (1, 2), (1, 3), (3, 2), (1, 2, 3)])
+def test_reductions(name, axes):
+    x = quarters(5, 3, 4, 6)
+    node = {"kind": "reduce", "function": name, "axes": list(axes)}
+    if len(axes) == 3:
+        after = {"kind": "reshape", "shape": [1]}
+        wanted = getattr(np, name)(x, axes)[:, None]
+        np.testing.assert_array_equal(run(x, node, after), wanted)
+        return
+    np.testing.assert_array_equal(run(x, node), getattr(np, name)(x, axes))
+
+
+MOVES = [
+    ({"kind": "transpose", "order": [3, 1, 2]}, lambda x: x.transpose(0, 3, 1, 2)),
+    ({"kind": "transpose", "order": [2, 1, 3]}, lambda x: x.transpose(0, 2, 1, 3)),
+    ({"kind": "reshape", "shape": [-1]}, lambda x: x.reshape(len(x), -1)),
+    ({"kind": "reshape", "shape": [-2]}, lambda x: x.reshape(len(x), -1, x.shape[3])),
+    ({"kind": "pad", "padding": [[1, 2], [0, 1], [3, 0]], "value": 1.0}, None),
+    ({"kind": "slice", "strides": [2, 1, 1]}, lambda x: x[:, 1:3:2, :, : x.shape[3]]),
+    (
+        {"kind": "slice", "strides": [1, 2, 1]},
+        lambda x: x[:, 1:3, ::2, x.shape[3] // 2 :],
+    ),
+    ({"kind": "slice", "strides": [1, 1, 3]}, lambda x: x[:, 1:3, :, ::3]),
+]
+
+
+@pytest.mark.parametrize("bits", [False, True])
+@pytest.mark.parametrize("channels", [5, 40, 64])
+@pytest.mark.parametrize("at", range(len(MOVES)))
+def test_moves(at, channels, bits):
+    node, move = MOVES[at]
+    x = signs(3, 3, 4, channels) if bits else quarters(3, 3, 4, channels)
+    node = dict(node)
+    if node["kind"] == "pad":
+        pads = ((0, 0), *node["padding"])
+        wanted = np.pad(x, pads, constant_values=1)
+    else:
+        wanted = move(x)
+    if node["kind"] == "reshape":
+        node["shape"] = list(wanted.shape[1:])
+    if node["kind"] == "slice":
+        first = [1, 0, channels // 2 if at == 6 else 0]
+        node |= {"start": first, "stop": [3, 4, channels]}
+    before = [to_bits(channels)] if bits else []
+    np.testing.assert_array_equal(run(x, *before, node, TO_FLOATS), wanted)
+
+
+@pytest.mark.parametrize("bits", [False, True])
+@pytest.mark.parametrize("axis", [1, 2, 3])
+@pytest.mark.parametrize("channels", [7, 32])
+def test_joining_taking_and_spreading(channels, axis, bits):
+    x = signs(3, 2, 3, channels) if bits else quarters(3, 2, 3, channels)
+    before = [to_bits(channels)] if bits else []
+    first = len(before)
+    join = {"kind": "concatenate", "axis": axis, "inputs": [first] * 3}
+    wanted = np.concatenate([x] * 3, axis)
+    np.testing.assert_array_equal(run(x, *before, join, TO_FLOATS), wanted)
+    places = np.random.default_rng(0).integers(0, x[0].size, (4, 9)).astype(np.int32)
+    take = {"kind": "take", "shape": [4, 9], "arrays": {"places": places}}
+    wanted = x.reshape(len(x), -1)[:, places]
+    np.testing.assert_array_equal(run(x, *before, take, TO_FLOATS), wanted)
+    one = {"kind": "slice", "start": [0] * 3, "stop": [2, 3, channels]}
+    one["stop"][axis - 1] = 1
+    wide = {"kind": "broadcast", "shape": [2, 3, channels]}
+    index = tuple(slice(None, 1 if at == axis else None) for at in range(4))
+    wanted = np.broadcast_to(x[index], x.shape)
+    nodes = [*before, one | {"strides": [1, 1, 1]}, wide, TO_FLOATS]
+    np.testing.assert_array_equal(run(x, *nodes), wanted)
+
+
+def test_constants_norms_means_and_products():
+    x = quarters(4, 3, 5)
+    value, channel = quarters(5, 2, seed=1), [quarters(5, seed=s) for s in (2, 3, 4)]
+    constant = {"kind": "constant", "shape": [5, 2], "arrays": {"value": value}}
+    product = {"kind": "matmul", "inputs": [0, 1]}
+    np.testing.assert_array_equal(run(x, constant, product), x @ value)
+    arrays = dict(zip(("mean", "scale", "bias"), channel, strict=True))
+    norm = run(x, {"kind": "norm", "arrays": arrays})
+    np.testing.assert_array_equal(norm, (x - channel[0]) * channel[1] + channel[2])
+    share = np.float32(1) / np.float32(3)
+    np.testing.assert_array_equal(run(x, {"kind": "mean"}), x.sum(1) * share)
+
+
+def windows(x, window, strides, padding, dilation, outside):
+    """Each window's numbers: `[N, *out, taps, C]`."""
+    pads = [(0, 0), *padding, (0, 0)]
+    x = np.pad(x, pads, constant_values=outside)
+    axes = range(1, x.ndim - 1)
+    sizes = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    view = np.lib.stride_tricks.sliding_window_view(x, sizes, tuple(axes))
+    rank = len(window)
+    view = view[(slice(None), *(slice(None, None, s) for s in strides))]
+    view = view[(..., *(slice(None, None, d) for d in dilation))]
+    view = np.moveaxis(view, rank + 1, -1)  # the channels last
+    return view.reshape(*view.shape[: rank + 1], -1, x.shape[-1])
+
+
+GEOMETRIES = [
+    {"window": [3], "strides": [2], "padding": [[2, 1]], "dilation": [2]},
+    {
+        "window": [3, 2],
+        "strides": [1, 2],
+        "padding": [[1, 2], [0, 1]],
+        "dilation": [1, 2],
+    },
+    {"window": [1, 1], "strides": [2, 1], "padding": [[0, 0]] * 2, "dilation": [1, 1]},
+    {
+        "window": [2, 3, 2],
+        "strides": [2, 1, 1],
+        "padding": [[1, 0], [1, 1], [0, 1]],
+        "dilation": [1, 1, 2],
+    },
+]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("groups", [1, 3, 6])
+@pytest.mark.parametrize("epilogue", ["affine", "affine_relu", "threshold"])
+@pytest.mark.parametrize("binary", [False, True])
+def test_convolutions(geometry, groups, epilogue, binary):
+    rank, c_in, c_out = len(geometry["window"]), 36, 30 if groups > 1 else 35
+    x = (signs if binary else quarters)(2, *(7, 5, 4)[:rank], c_in)
+    shape = (*geometry["window"], c_in // groups, c_out)
+    kernel = (signs if binary else quarters)(*shape, seed=1)
+    taken = windows(x, **geometry, outside=0)
+    each = c_out // groups
+    parts = [
+        np.einsum(
+            "...tc,tco->...o",
+            taken[..., g * (c_in // groups) : (g + 1) * (c_in // groups)],
+            kernel.reshape(-1, c_in // groups, c_out)[..., g * each : (g + 1) * each],
+        )
+        for g in range(groups)
+    ]
+    sums = np.concatenate(parts, -1)
+    bias, scale = quarters(c_out, seed=2), quarters(c_out, seed=3)
+    node = {"kind": "binary_conv" if binary else "conv", "features": c_out}
+    node |= {**geometry, "groups": groups, "epilogue": epilogue}
+    arrays = {"kernel": packed(kernel) if binary else kernel}
+    if epilogue == "threshold":
+        flip = signs(c_out, seed=4)
+        threshold = np.random.default_rng(5).integers(-9, 9, c_out)
+        bound = math.prod(shape[:-1])
+        threshold = np.clip(threshold, 1 - bound, bound)
+        kind = np.int16 if binary else np.float32
+        arrays |= {"threshold": threshold.astype(kind), "flip": packed(flip)}
+        wanted = np.where(sums < threshold, -1, 1) * flip
+    else:
+        arrays |= {"bias": bias} | ({"scale": scale} if binary else {})
+        wanted = sums * scale + bias if binary else sums + bias
+        wanted = np.maximum(wanted, 0) if epilogue == "affine_relu" else wanted
+    before = [to_bits(c_in)] if binary else []
+    got = run(x, *before, node | {"arrays": arrays}, TO_FLOATS)
+    np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_pools(geometry):
+    rank = len(geometry["window"])
+    geometry = geometry | {"dilation": [1] * rank}
+    geometry["padding"] = [
+        [min(side, k - 1) for side in pads]
+        for pads, k in zip(geometry["padding"], geometry["window"], strict=True)
+    ]
+    x = quarters(3, *(7, 5, 4)[:rank], 35)
+    entries = {k: v for k, v in geometry.items() if k != "dilation"}
+    for name, outside in (("sum", 0), ("max", -np.inf), ("min", np.inf)):
+        wanted = getattr(np, name)(windows(x, **geometry, outside=outside), -2)
+        got = run(x, {"kind": "pool", "function": name, **entries})
+        np.testing.assert_array_equal(got, wanted)
+    flip = signs(35, seed=1)
+    arrays = {"flip": packed(flip)}
+    pool = {"kind": "max_pool_bits", **entries, "arrays": arrays}
+    x = signs(3, *(7, 5, 4)[:rank], 35)
+    largest, least = (
+        f(windows(x, **geometry, outside=o), -2) for f, o in ((np.max, -1), (np.min, 1))
+    )
+    got = run(x, to_bits(35), pool, TO_FLOATS)
+    np.testing.assert_array_equal(got, np.where(flip < 0, least, largest))
+    if rank == 2:
+        arrays |= {"threshold": quarters(35, seed=2)}
+        node = {"kind": "sum_pool_bits", **entries, "arrays": arrays}
+        sums = windows(quarters(3, 7, 5, 35), **geometry, outside=0).sum(-2)
+        wanted = np.where(sums < arrays["threshold"], -1, 1) * flip
+        got = run(quarters(3, 7, 5, 35), node, TO_FLOATS)
+        np.testing.assert_array_equal(got, wanted)

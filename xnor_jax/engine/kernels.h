@@ -1,0 +1,106 @@
+// What an instruction set has to offer, and the jobs it is given. The geometry has been
+// checked by conv.cc and pointwise.cc: nothing below looks at a size twice.
+#ifndef XNOR_KERNELS_H_
+#define XNOR_KERNELS_H_
+
+#include <cstdint>
+
+namespace xnor {
+
+// Output channels of a panel of the kernel, and bits of a word: one panel's thresholds
+// make one word.
+constexpr int kPanel = 32;
+
+// What products of elements add up to: words of signs, or floats.
+template <class Element>
+struct SumOf;
+template <>
+struct SumOf<uint32_t> {
+  using Type = int32_t;
+};
+template <>
+struct SumOf<float> {
+  using Type = float;
+};
+
+enum class Epilogue { kSums, kAffine, kThreshold };
+
+// A convolution of one group: rows of the (padded) image times panels of the kernel.
+// `Element` is uint32_t (words of signs) or float.
+template <class Element>
+struct Job {
+  // The image, with its padding written out: strides in elements.
+  const Element* image;
+  int64_t image_stride, plane_stride, row_stride, pixel_stride;
+  int64_t out_depth, out_height, out_width;
+  int64_t stride_depth, stride_height, stride_width;
+  // A window is `segments` runs of `length` elements, at these offsets from its corner.
+  const int64_t* offsets;
+  int64_t segments, length;
+  // [panels][segments * length][kPanel]
+  const Element* kernel;
+  int64_t columns;  // output channels of the group
+  // Words only: sum = base[class of the pixel] - 2 * popcount, where a class says which
+  // taps of the window lie outside; [classes z][classes y][classes x][panels * kPanel].
+  const int32_t* base;
+  const int32_t *class_z, *class_y, *class_x;
+  int64_t classes_y, classes_x;
+  // Padded to panels * kPanel, as is `threshold`; `flip` has a word a panel.
+  Epilogue epilogue;
+  const float *scale, *bias;
+  bool relu;
+  const void* threshold;  // int32_t for words, float for floats
+  const uint32_t* flip;
+  // Per pixel `out_stride` numbers, or words for kThreshold.
+  void* out;
+  int64_t out_stride;
+};
+
+struct PoolJob {
+  const float* x;
+  int64_t height, width, channels;
+  int64_t out_height, out_width;
+  int64_t window_height, window_width, stride_height, stride_width, top, left;
+  const float* threshold;  // padded to whole words
+  const uint32_t* flip;
+  uint32_t* out;
+};
+
+struct Kernels {
+  const char* name;
+  // Output pixels [begin, end) by panels [panel_begin, panel_end).
+  void (*binary)(const Job<uint32_t>&, int64_t begin, int64_t end, int64_t panel_begin,
+                 int64_t panel_end);
+  void (*real)(const Job<float>&, int64_t begin, int64_t end, int64_t panel_begin,
+               int64_t panel_end);
+  // Bits set in [panels][taps][words][kPanel], as [taps][panels * kPanel].
+  void (*count_taps)(const uint32_t* kernel, int64_t panels, int64_t taps,
+                     int64_t words, int32_t* out);
+  // Signs of pixels [begin, end) of `channels` floats, to whole words.
+  void (*pack)(const float* x, int64_t channels, uint32_t* out, int64_t begin,
+               int64_t end);
+  // Floats of so many pixels, each the mean of the signs in `a` and `b`.
+  void (*unpack)(const uint32_t* a, const uint32_t* b, int64_t channels, int64_t pixels,
+                 float* out);
+  // sums[row][column] += x[pixel + row] * gradient[column], summed over `count` pixels;
+  // gradient [panels][count][kPanel], sums [rows][panels * kPanel].
+  void (*add_products)(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
+                       const float* gradient, int64_t panels, float* sums);
+  // sums[c] += a[row][c] and sums[channels + c] += a[row][c] * (x[row][c] - center[c]),
+  // summed over the rows.
+  void (*channel_sums)(const float* a, const float* x, const float* center, int64_t rows,
+                       int64_t channels, float* sums);
+  // Output rows [begin, end), counted through all images.
+  void (*sum_pool)(const PoolJob&, int64_t begin, int64_t end);
+};
+
+extern const Kernels kPortable;
+#if defined(XNOR_X86)
+extern const Kernels kAvx2, kAvx512;
+#elif defined(XNOR_ARM64)
+extern const Kernels kNeon;
+#endif
+
+}  // namespace xnor
+
+#endif  // XNOR_KERNELS_H_

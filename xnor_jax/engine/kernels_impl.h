@@ -1,0 +1,389 @@
+// The kernels, written once over the vectors of an instruction set. Each kernels_*.cc
+// includes this after it has defined
+//
+//   struct Words: a vector of `kLanes` uint32 lanes.
+//     kRows       rows of the image whose sums stay in registers
+//     kFlush      counts that a lane's accumulator holds before it must be widened;
+//                 0 when it counts in 32 bits
+//     Load, Broadcast, Zero, Xor, Count(acc, bits) -> acc, Widen(acc) -> uint32 lanes,
+//     Add, LessTwice(a, b) -> a - 2 b, Store
+//   struct Floats: a vector of `kLanes` floats.
+//     kRows, Load, Broadcast, Zero, MultiplyAdd(a, b, acc), Store
+//   uint32_t LessMask(const int32_t* a, const int32_t* b): bit i is a[i] < b[i], i < 32
+//   uint32_t LessMask(const float* a, const float* b): bit i is !(a[i] >= b[i])
+//   uint32_t NegativeMask(const float* x): bit i is !(x[i] > -FLT_MIN), i < 32
+//
+// Everything is in an unnamed namespace, and no template of the standard library is used:
+// each copy is compiled for its own instructions, and the linker must not merge them.
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "kernels.h"
+
+namespace xnor {
+namespace {
+
+inline int64_t Larger(int64_t a, int64_t b) { return a < b ? b : a; }
+inline int64_t Smaller(int64_t a, int64_t b) { return b < a ? b : a; }
+
+constexpr int kBlock = 64;  // pixels whose panel stays in the first-level cache
+
+// sums[m][kPanel] = base of row m - 2 * popcount(row m xor column).
+template <int M>
+inline void Multiply(const uint32_t* const* rows, const int32_t* const* base,
+                     const Job<uint32_t>& job, const uint32_t* panel,
+                     int32_t (*sums)[kPanel]) {
+  constexpr int kVectors = kPanel / Words::kLanes;
+  using Vector = Words::Vector;
+  Vector acc[M][kVectors];
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < kVectors; ++v) acc[m][v] = Words::Zero();
+  Vector wide[Words::kFlush ? M : 1][Words::kFlush ? kVectors : 1];
+  if constexpr (Words::kFlush > 0)
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < kVectors; ++v) wide[m][v] = Words::Zero();
+  int held = 0;
+  for (int64_t s = 0; s < job.segments; ++s) {
+    const uint32_t* a[M];
+    for (int m = 0; m < M; ++m) a[m] = rows[m] + job.offsets[s];
+    for (int64_t k = 0; k < job.length; ++k, panel += kPanel) {
+      Vector b[kVectors];
+      for (int v = 0; v < kVectors; ++v) b[v] = Words::Load(panel + v * Words::kLanes);
+      for (int m = 0; m < M; ++m) {
+        const Vector bits = Words::Broadcast(a[m][k]);
+        for (int v = 0; v < kVectors; ++v)
+          acc[m][v] = Words::Count(acc[m][v], Words::Xor(bits, b[v]));
+      }
+      if constexpr (Words::kFlush > 0) {
+        if (++held == Words::kFlush) {
+          held = 0;
+          for (int m = 0; m < M; ++m)
+            for (int v = 0; v < kVectors; ++v) {
+              wide[m][v] = Words::Add(wide[m][v], Words::Widen(acc[m][v]));
+              acc[m][v] = Words::Zero();
+            }
+        }
+      }
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < kVectors; ++v) {
+      Vector count = Words::Widen(acc[m][v]);
+      if constexpr (Words::kFlush > 0) count = Words::Add(wide[m][v], count);
+      Words::Store(sums[m] + v * Words::kLanes,
+                   Words::LessTwice(Words::Load(reinterpret_cast<const uint32_t*>(
+                                        base[m] + v * Words::kLanes)),
+                                    count));
+    }
+}
+
+// sums[m][kPanel] = row m · column, in the order of the window.
+template <int M>
+inline void Multiply(const float* const* rows, const int32_t* const*,
+                     const Job<float>& job, const float* panel,
+                     float (*sums)[kPanel]) {
+  constexpr int kVectors = kPanel / Floats::kLanes;
+  using Vector = Floats::Vector;
+  Vector acc[M][kVectors];
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < kVectors; ++v) acc[m][v] = Floats::Zero();
+  for (int64_t s = 0; s < job.segments; ++s) {
+    const float* a[M];
+    for (int m = 0; m < M; ++m) a[m] = rows[m] + job.offsets[s];
+    for (int64_t k = 0; k < job.length; ++k, panel += kPanel) {
+      Vector b[kVectors];
+      for (int v = 0; v < kVectors; ++v) b[v] = Floats::Load(panel + v * Floats::kLanes);
+      for (int m = 0; m < M; ++m) {
+        const Vector x = Floats::Broadcast(a[m][k]);
+        for (int v = 0; v < kVectors; ++v)
+          acc[m][v] = Floats::MultiplyAdd(x, b[v], acc[m][v]);
+      }
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < kVectors; ++v)
+      Floats::Store(sums[m] + v * Floats::kLanes, acc[m][v]);
+}
+
+template <int M, class Element>
+inline void MultiplyRows(int m, const Element* const* rows, const int32_t* const* base,
+                         const Job<Element>& job, const Element* panel,
+                         typename SumOf<Element>::Type (*sums)[kPanel]) {
+  if constexpr (M > 1) {
+    if (m < M) {
+      MultiplyRows<M - 1>(m, rows, base, job, panel, sums);
+      return;
+    }
+  }
+  Multiply<M>(rows, base, job, panel, sums);
+}
+
+inline uint32_t FirstBits(int count) { return ~0u >> (kPanel - count); }
+
+template <class Element, class Sum>
+inline void Finish(const Job<Element>& job, const Sum* sums, int64_t pixel,
+                   int64_t panel) {
+  const int64_t first = panel * kPanel;
+  const int64_t rest = job.columns - first;
+  const int columns = rest < kPanel ? static_cast<int>(rest) : kPanel;
+  if (job.epilogue == Epilogue::kThreshold) {
+    const Sum* threshold = static_cast<const Sum*>(job.threshold) + first;
+    static_cast<uint32_t*>(job.out)[pixel * job.out_stride + panel] =
+        (LessMask(sums, threshold) ^ job.flip[panel]) & FirstBits(columns);
+    return;
+  }
+  if (job.epilogue == Epilogue::kSums) {
+    Sum* out = static_cast<Sum*>(job.out) + pixel * job.out_stride + first;
+    if (columns == kPanel)
+      std::memcpy(out, sums, kPanel * sizeof(Sum));
+    else
+      std::memcpy(out, sums, columns * sizeof(Sum));
+    return;
+  }
+  const float* scale = job.scale + first;
+  const float* bias = job.bias + first;
+  const float least = job.relu ? 0.0f : -INFINITY;
+  float y[kPanel];
+  for (int n = 0; n < kPanel; ++n) {
+    // Fused, as XLA's CPU compiler does it.
+    const float value = __builtin_fmaf(scale[n], static_cast<float>(sums[n]), bias[n]);
+    y[n] = value < least ? least : value;
+  }
+  float* out = static_cast<float*>(job.out) + pixel * job.out_stride + first;
+  if (columns == kPanel)
+    std::memcpy(out, y, sizeof(y));
+  else
+    std::memcpy(out, y, columns * sizeof(float));
+}
+
+template <class Element>
+inline void MultiplyBlock(const Job<Element>& job, const Element* const* rows,
+                   const int32_t* const* base, int64_t pixel, int count, int64_t panel) {
+  constexpr int kRows =
+      std::is_same_v<Element, uint32_t> ? Words::kRows : Floats::kRows;
+  alignas(64) typename SumOf<Element>::Type sums[kRows][kPanel];
+  const int64_t panel_size = job.segments * job.length * kPanel;
+  for (int i = 0; i < count; i += kRows) {
+    const int m = count - i < kRows ? count - i : kRows;
+    const int32_t* from[kRows] = {};
+    if constexpr (std::is_same_v<Element, uint32_t>)
+      for (int r = 0; r < m; ++r) from[r] = base[i + r] + panel * kPanel;
+    MultiplyRows<kRows>(m, rows + i, from, job, job.kernel + panel * panel_size, sums);
+    for (int r = 0; r < m; ++r) Finish(job, sums[r], pixel + i + r, panel);
+  }
+}
+
+template <class Element>
+void Convolve(const Job<Element>& job, int64_t begin, int64_t end, int64_t panel_begin,
+              int64_t panel_end) {
+  const Element* rows[kBlock];
+  const int32_t* base[kBlock];
+  const int64_t all_columns = (job.columns + kPanel - 1) / kPanel * kPanel;
+  int64_t x = begin % job.out_width;
+  int64_t y = begin / job.out_width % job.out_height;
+  int64_t z = begin / (job.out_width * job.out_height) % job.out_depth;
+  int64_t image = begin / (job.out_width * job.out_height * job.out_depth);
+  for (int64_t block = begin; block < end; block += kBlock) {
+    const int count = static_cast<int>(end - block < kBlock ? end - block : kBlock);
+    for (int i = 0; i < count; ++i) {
+      rows[i] = job.image + image * job.image_stride +
+                z * job.stride_depth * job.plane_stride +
+                y * job.stride_height * job.row_stride +
+                x * job.stride_width * job.pixel_stride;
+      if constexpr (std::is_same_v<Element, uint32_t>)
+        base[i] = job.base + ((job.class_z[z] * job.classes_y + job.class_y[y]) *
+                                  job.classes_x +
+                              job.class_x[x]) *
+                                 all_columns;
+      if (++x == job.out_width) {
+        x = 0;
+        if (++y == job.out_height) {
+          y = 0;
+          if (++z == job.out_depth) {
+            z = 0;
+            ++image;
+          }
+        }
+      }
+    }
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel)
+      MultiplyBlock(job, rows, base, block, count, panel);
+  }
+}
+
+// out[tap][column] = popcount of the column's words at the tap, over all panels.
+void CountTaps(const uint32_t* kernel, int64_t panels, int64_t taps, int64_t words,
+               int32_t* out) {
+  for (int64_t p = 0; p < panels; ++p)
+    for (int64_t t = 0; t < taps; ++t) {
+      const uint32_t* tap = kernel + (p * taps + t) * words * kPanel;
+      int32_t* counts = out + (t * panels + p) * kPanel;
+      for (int n = 0; n < kPanel; n += Words::kLanes) {
+        Words::Vector count = Words::Zero();
+        for (int64_t w = 0; w < words; ++w) {
+          const Words::Vector bits = Words::Load(tap + w * kPanel + n);
+          const Words::Vector word = Words::Widen(Words::Count(Words::Zero(), bits));
+          count = Words::Add(count, word);
+        }
+        Words::Store(counts + n, count);
+      }
+    }
+}
+
+// Bit 1 where !(x >= 0), with subnormal numbers as zeros, as XLA's CPU programs see them.
+void Pack(const float* x, int64_t channels, uint32_t* out, int64_t begin, int64_t end) {
+  const int64_t words = (channels + kPanel - 1) / kPanel;
+  for (int64_t pixel = begin; pixel < end; ++pixel) {
+    const float* row = x + pixel * channels;
+    for (int64_t word = 0; word < words; ++word) {
+      const int64_t rest = channels - word * kPanel;
+      if (rest >= kPanel) {
+        out[pixel * words + word] = NegativeMask(row + word * kPanel);
+      } else {
+        float tail[kPanel] = {};
+        std::memcpy(tail, row + word * kPanel, rest * sizeof(float));
+        out[pixel * words + word] = NegativeMask(tail);
+      }
+    }
+  }
+}
+
+// Bits become 1.0f or -1.0f, or 0 where the two words differ.
+inline void UnpackWord(uint32_t a, uint32_t b, float* out) {
+  uint32_t ones[kPanel];
+  const uint32_t differ = a ^ b;
+  for (uint32_t n = 0; n < kPanel; ++n) {
+    const uint32_t one = 0x3f800000u | (a >> n) << 31;
+    ones[n] = one & (((differ >> n) & 1u) - 1u);
+  }
+  std::memcpy(out, ones, sizeof(ones));
+}
+
+void Unpack(const uint32_t* a, const uint32_t* b, int64_t channels, int64_t pixels,
+            float* out) {
+  const int64_t words = channels / kPanel, rest = channels % kPanel;
+  for (int64_t p = 0; p < pixels; ++p, out += channels) {
+    for (int64_t w = 0; w < words; ++w) UnpackWord(*a++, *b++, out + w * kPanel);
+    if (rest == 0) continue;
+    float tail[kPanel];
+    UnpackWord(*a++, *b++, tail);
+    std::memcpy(out + words * kPanel, tail, rest * sizeof(float));
+  }
+}
+
+template <int M>
+inline void AddRows(int m, const float* x, const int64_t* pixels, int64_t count,
+                    const float* gradient, float* sums, int64_t stride) {
+  if constexpr (M > 1) {
+    if (m < M) return AddRows<M - 1>(m, x, pixels, count, gradient, sums, stride);
+  }
+  constexpr int kVectors = kPanel / Floats::kLanes;
+  using Vector = Floats::Vector;
+  Vector acc[M][kVectors];
+  for (int i = 0; i < M; ++i)
+    for (int v = 0; v < kVectors; ++v) acc[i][v] = Floats::Zero();
+  for (int64_t p = 0; p < count; ++p) {
+    const float* row = x + pixels[p];
+    Vector g[kVectors];
+    for (int v = 0; v < kVectors; ++v)
+      g[v] = Floats::Load(gradient + p * kPanel + v * Floats::kLanes);
+    for (int i = 0; i < M; ++i) {
+      const Vector each = Floats::Broadcast(row[i]);
+      for (int v = 0; v < kVectors; ++v)
+        acc[i][v] = Floats::MultiplyAdd(each, g[v], acc[i][v]);
+    }
+  }
+  const Vector one = Floats::Broadcast(1.0f);
+  for (int i = 0; i < M; ++i)
+    for (int v = 0; v < kVectors; ++v) {
+      float* at = sums + i * stride + v * Floats::kLanes;
+      Floats::Store(at, Floats::MultiplyAdd(acc[i][v], one, Floats::Load(at)));
+    }
+}
+
+void AddProducts(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
+                 const float* gradient, int64_t panels, float* sums) {
+  constexpr int kRows = Floats::kRows;
+  for (int64_t panel = 0; panel < panels; ++panel)
+    for (int64_t r = 0; r < rows; r += kRows)
+      AddRows<kRows>(static_cast<int>(Smaller(rows - r, kRows)), x + r, pixels, count,
+                     gradient + panel * count * kPanel,
+                     sums + r * panels * kPanel + panel * kPanel, panels * kPanel);
+}
+
+// Adds to the sums of V vectors of channels.
+template <int V>
+inline void SumVectors(const float* a, const float* x, const float* center, int64_t rows,
+                       int64_t channels, float* sums) {
+  using Vector = Floats::Vector;
+  const Vector one = Floats::Broadcast(1.0f), minus = Floats::Broadcast(-1.0f);
+  Vector middle[V], plain[V], centred[V];
+  for (int v = 0; v < V; ++v) {
+    middle[v] = Floats::Load(center + v * Floats::kLanes);
+    plain[v] = Floats::Load(sums + v * Floats::kLanes);
+    centred[v] = Floats::Load(sums + channels + v * Floats::kLanes);
+  }
+  for (int64_t row = 0; row < rows; ++row, a += channels, x += channels)
+    for (int v = 0; v < V; ++v) {
+      const Vector value = Floats::Load(a + v * Floats::kLanes);
+      const Vector other = Floats::Load(x + v * Floats::kLanes);
+      plain[v] = Floats::MultiplyAdd(value, one, plain[v]);
+      centred[v] = Floats::MultiplyAdd(
+          value, Floats::MultiplyAdd(middle[v], minus, other), centred[v]);
+    }
+  for (int v = 0; v < V; ++v) {
+    Floats::Store(sums + v * Floats::kLanes, plain[v]);
+    Floats::Store(sums + channels + v * Floats::kLanes, centred[v]);
+  }
+}
+
+void ChannelSums(const float* a, const float* x, const float* center, int64_t rows,
+                 int64_t channels, float* sums) {
+  constexpr int kVectors = 4;  // in registers
+  constexpr int64_t kOne = Floats::kLanes, kAll = kVectors * kOne;
+  int64_t c = 0;
+  for (; c + kAll <= channels; c += kAll)
+    SumVectors<kVectors>(a + c, x + c, center + c, rows, channels, sums + c);
+  for (; c + kOne <= channels; c += kOne)
+    SumVectors<1>(a + c, x + c, center + c, rows, channels, sums + c);
+  for (; c < channels; ++c)
+    for (int64_t i = c; i < rows * channels; i += channels) {
+      sums[c] += a[i];
+      sums[channels + c] += a[i] * (x[i] - center[c]);
+    }
+}
+
+void SumPool(const PoolJob& job, int64_t begin, int64_t end) {
+  const int64_t words = (job.channels + kPanel - 1) / kPanel;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t image = row / job.out_height;
+    const int64_t y0 = row % job.out_height * job.stride_height - job.top;
+    const int64_t bottom = Smaller(y0 + job.window_height, job.height);
+    const float* source = job.x + image * job.height * job.width * job.channels;
+    for (int64_t out_x = 0; out_x < job.out_width; ++out_x) {
+      const int64_t x0 = out_x * job.stride_width - job.left;
+      const int64_t right = Smaller(x0 + job.window_width, job.width);
+      for (int64_t word = 0; word < words; ++word) {
+        const int64_t first = word * kPanel;
+        const int64_t rest = job.channels - first;
+        const int lanes = rest < kPanel ? static_cast<int>(rest) : kPanel;
+        alignas(64) float sums[kPanel] = {};
+        for (int64_t y = Larger(y0, 0); y < bottom; ++y) {
+          for (int64_t x = Larger(x0, 0); x < right; ++x) {
+            const float* pixel = source + (y * job.width + x) * job.channels + first;
+            if (lanes == kPanel)
+              for (int n = 0; n < kPanel; ++n) sums[n] += pixel[n];
+            else
+              for (int n = 0; n < lanes; ++n) sums[n] += pixel[n];
+          }
+        }
+        job.out[(row * job.out_width + out_x) * words + word] =
+            (LessMask(sums, job.threshold + first) ^ job.flip[word]) & FirstBits(lanes);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace xnor

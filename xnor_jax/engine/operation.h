@@ -1,0 +1,139 @@
+// One operation on images: checked when it is made, then made ready, then run.
+#ifndef XNOR_OPERATION_H_
+#define XNOR_OPERATION_H_
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "check.h"
+#include "geometry.h"
+#include "kernels.h"
+#include "team.h"
+
+namespace xnor {
+
+// Bytes come in only: what an operation gives has elements of four bytes.
+enum class Type { kFloats, kIntegers, kWords, kBytes };
+
+inline int64_t BytesOf(Type type) { return type == Type::kBytes ? 1 : 4; }
+
+// An image `[height, width, depth]`; words of signs: so many words a pixel.
+struct Shape {
+  Type type;
+  int64_t height, width, depth;
+
+  int64_t pixels() const { return Times(height, width); }
+  int64_t size() const { return Times(pixels(), depth); }
+  bool operator==(const Shape& other) const {
+    return type == other.type && height == other.height && width == other.width &&
+           depth == other.depth;
+  }
+};
+
+// What an operation runs on: images behind each other in every buffer.
+struct Call {
+  Team& team;
+  int64_t images;
+  const void* const* in;
+  void* out;
+  void* scratch;  // `Operation::scratch` elements for each image
+
+  const float* floats(int i = 0) const { return static_cast<const float*>(in[i]); }
+  const uint32_t* words(int i = 0) const { return static_cast<const uint32_t*>(in[i]); }
+};
+
+class Operation {
+ public:
+  explicit Operation(const Shape& out) : out(out) {}
+  virtual ~Operation() = default;
+  // Lays out kernels and constants as the kernels want them: once, before any `Run`.
+  virtual void Prepare() {}
+  // Runs on one image or more of the shape that it was made for. Allocates nothing.
+  virtual void Run(const Call& call) const = 0;
+
+  const Shape out;
+  int64_t scratch = 0;  // elements that `Run` writes besides `out`, for an image
+  int64_t memory = 0;   // bytes that `Prepare` takes, at most
+  double work = 0;      // an image's multiplications, of floats or of words of signs
+};
+
+// What becomes of a product's sums: int32_t of signs, or float.
+template <class Sum>
+struct Target {
+  Epilogue epilogue = Epilogue::kSums;
+  const float *scale = nullptr, *bias = nullptr;
+  bool relu = false;
+  const Sum* threshold = nullptr;
+  const uint32_t* flip = nullptr;
+};
+
+// The arrays that these are given have to live as long as the operation.
+
+// Words [pixels, groups * words for a group's channels] times a kernel
+// [groups, panels, *window, words, 32].
+std::unique_ptr<Operation> MakeConv(const Geometry& g, int64_t groups, int64_t channels,
+                                    int64_t out_channels, const Target<int32_t>& target,
+                                    const uint32_t* kernel);
+// Floats [pixels, groups * channels] times a kernel [*window, channels, out_channels].
+std::unique_ptr<Operation> MakeRealConv(const Geometry& g, int64_t groups,
+                                        int64_t channels, int64_t out_channels,
+                                        const Target<float>& target, const float* kernel);
+std::unique_ptr<Operation> MakePack(const Shape& in);
+std::unique_ptr<Operation> MakePoolBits(const Geometry& g, int64_t words,
+                                        const uint32_t* flip);
+std::unique_ptr<Operation> MakeSumPool(const Geometry& g, int64_t channels,
+                                       const float* threshold, const uint32_t* flip);
+std::unique_ptr<Operation> MakeNorm(const Shape& in, const float* mean,
+                                    const float* scale, const float* bias);
+std::unique_ptr<Operation> MakeMean(const Shape& in);
+
+// How many words hold the signs of these channels; also panels of so many columns.
+inline int64_t WordsFor(int64_t channels) {
+  return channels / kPanel + (channels % kPanel != 0);
+}
+
+// A vector of channels, filled up to whole words or panels.
+template <class T>
+std::vector<T> Padded(const T* values, int64_t count) {
+  std::vector<T> padded(WordsFor(count) * kPanel);
+  std::memcpy(padded.data(), values, count * sizeof(T));
+  return padded;
+}
+
+constexpr double kElements = 16384;  // a task's, where there are enough
+constexpr double kOnce = 8;  // multiplications in the time of an element read once
+
+// Calls run(begin, end) for parts of [0, count), whose items read so many elements.
+template <class Run>
+void InParts(Team& team, int64_t count, double elements, const Run& run) {
+  const int64_t each = static_cast<int64_t>(kElements / std::max(elements, 1.0)) + 1;
+  team.For((count + each - 1) / each, [&](int64_t task) {
+    run(task * each, std::min((task + 1) * each, count));
+  });
+}
+
+// Threads that come to help with so much work, in multiplications.
+inline int64_t Helpers(int64_t threads, double work) {
+  constexpr double kForAThread = 1.5e6;  // about the time that waking one takes
+  const double most = static_cast<double>(threads) - 1;
+  return static_cast<int64_t>(std::max(0.0, std::min(most, work / kForAThread - 1)));
+}
+
+// How many images go through a network together: as many as about stay in a core's
+// second-level cache, but enough chunks for all threads; or all, step by step.
+// `elements`: the most that an image has between two operations, or within one.
+inline int64_t ChunkOf(int64_t images, int64_t elements, int64_t threads) {
+  constexpr int64_t kCached = 1 << 17;  // elements: 512 KiB
+  if (elements == 0) return images;
+  // What no cache holds is not to be there for all images at once either.
+  if (elements > kCached) return images < threads ? images : 1;
+  const int64_t cached = std::max<int64_t>(1, kCached / elements);
+  const int64_t shared = threads < 2 ? images : images / (4 * threads);
+  return shared < 1 ? images : std::min(cached, shared);
+}
+
+}  // namespace xnor
+
+#endif  // XNOR_OPERATION_H_

@@ -1,0 +1,117 @@
+// Loops over tasks, one after another, shared by the caller and the threads that help it.
+#ifndef XNOR_TEAM_H_
+#define XNOR_TEAM_H_
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <thread>
+
+#include "check.h"
+
+namespace xnor {
+
+// Waits a little; yields the processor where it has waited long.
+inline void Pause(int& spins) {
+  if (spins == 2000) {
+    std::this_thread::yield();
+    return;
+  }
+  ++spins;
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// One loop after another, in one place: nothing is allocated. Any number of threads may
+// call `Help` at any time, also between two loops or when the caller has long gone on.
+class Loops {
+ public:
+  // Calls call(task, i) for every i in [0, count), with those that help; throws what the
+  // first task that failed threw.
+  void Run(int64_t count, void (*call)(const void*, int64_t), const void* task) {
+    Require(count < kClosed, "there are too many tasks");
+    const uint64_t loop = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
+    // Closed first: whoever still looks at the loop before finds no task left.
+    ticket_.store(loop << 32 | kClosed, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+    failed_.store(false, std::memory_order_relaxed);
+    error_ = nullptr;
+    call_.store(call, std::memory_order_release);
+    task_.store(task, std::memory_order_release);
+    count_.store(count, std::memory_order_release);
+    ticket_.store(loop << 32, std::memory_order_release);
+    Help();
+    int spins = 0;
+    while (done_.load(std::memory_order_acquire) < count) Pause(spins);
+    if (error_ != nullptr) std::rethrow_exception(error_);
+  }
+
+  // Takes tasks until there are none left; whether there were any.
+  bool Help() {
+    int64_t finished = 0;
+    uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    for (;;) {
+      const int64_t count = count_.load(std::memory_order_acquire);
+      const auto call = call_.load(std::memory_order_acquire);
+      const void* task = task_.load(std::memory_order_acquire);
+      const int64_t i = static_cast<int64_t>(ticket & kClosed);
+      if (i >= count) break;
+      // Succeeds only where the loop is still the one that was read above.
+      if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel))
+        continue;
+      ++ticket;
+      try {
+        call(task, i);
+      } catch (...) {
+        if (!failed_.exchange(true)) error_ = std::current_exception();
+      }
+      // One by one: after the last the caller may begin another loop.
+      done_.fetch_add(1, std::memory_order_release);
+      ++finished;
+    }
+    return finished > 0;
+  }
+
+ private:
+  static constexpr int64_t kClosed = 0xffffffff;
+  std::atomic<uint64_t> ticket_{kClosed};  // the loop's number, then the next task
+  std::atomic<int64_t> count_{0}, done_{0};
+  std::atomic<bool> failed_{false};
+  std::atomic<void (*)(const void*, int64_t)> call_{nullptr};
+  std::atomic<const void*> task_{nullptr};
+  std::exception_ptr error_;
+};
+
+// The caller's thread, and those that have come to help it.
+class Team {
+ public:
+  Team() = default;  // the caller alone
+  Team(Loops* loops, int64_t helpers) : loops_(loops), helpers_(helpers) {}
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  int64_t threads() const { return helpers_ + 1; }
+
+  // Calls task(i) for every i in [0, count); throws what one of them threw.
+  template <class Task>
+  void For(int64_t count, const Task& task) {
+    if (count < 2 || helpers_ < 1) {
+      for (int64_t i = 0; i < count; ++i) task(i);
+      return;
+    }
+    loops_->Run(
+        count,
+        [](const void* t, int64_t i) { (*static_cast<const Task*>(t))(i); }, &task);
+  }
+
+ private:
+  Loops* loops_ = nullptr;
+  int64_t helpers_ = 0;
+};
+
+}  // namespace xnor
+
+#endif  // XNOR_TEAM_H_

@@ -1,0 +1,282 @@
+// What XLA calls: a chain of operations, each on what the one before gave. Every shape,
+// number and size is checked here and where an operation is made, whoever calls: what
+// does not fit is answered with an error before anything runs, and nothing is read or
+// written outside the buffers that were given.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "handler.h"
+#include "step.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace xnor {
+namespace {
+
+// As in ops/cpu/steps.py.
+enum class Kind : int64_t {
+  kConv,
+  kRealConv,
+  kPack,
+  kPoolBits,
+  kSumPool,
+  kNorm,
+  kMean,
+  kFlatten,
+  kFold,
+  kPackFlags
+};
+
+// The same numbers as one pixel an image; of words only where they are one already.
+class Flatten : public Operation {
+ public:
+  explicit Flatten(const Shape& in) : Operation({in.type, 1, 1, in.size()}) {
+    Require(in.type != Type::kBytes, "expected floats, integers or words");
+    Require(in.type != Type::kWords || in.pixels() == 1, "expected words of one pixel");
+  }
+  void Run(const Call& call) const override {
+    std::memcpy(call.out, call.in[0], call.images * out.size() * sizeof(float));
+  }
+};
+
+// The buffers of kernels and constants, in the order in which the operations take them.
+class Arguments {
+ public:
+  explicit Arguments(ffi::RemainingArgs args) : args_(args) {}
+
+  template <ffi::DataType type>
+  ffi::Buffer<type> Next() {
+    Require(next_ < args_.size(), "a kernel or a constant is missing");
+    auto buffer = args_.get<ffi::Buffer<type>>(next_++);
+    Require(buffer.has_value(), "a kernel or a constant is of another type");
+    return *buffer;
+  }
+  // The elements of a vector of this size.
+  template <ffi::DataType type>
+  const auto* Vector(int64_t size) {
+    const ffi::Buffer<type> buffer = Next<type>();
+    Require(buffer.dimensions().size() == 1 && buffer.dimensions()[0] == size,
+            "a constant has not an entry for each channel");
+    return buffer.typed_data();
+  }
+  bool AllTaken() const { return next_ == args_.size(); }
+
+ private:
+  ffi::RemainingArgs args_;
+  size_t next_ = 0;
+};
+
+template <class Sum>
+Target<Sum> TakeTarget(const Step& step, int64_t channels, Arguments& args) {
+  Require(step.epilogue >= 0 && step.epilogue <= 2, "there is no such epilogue");
+  Require(channels >= 1 && channels <= kLargest,
+          "the channels are out of range or do not divide into the groups");
+  Target<Sum> target;
+  target.epilogue = static_cast<Epilogue>(step.epilogue);
+  target.relu = step.relu != 0;
+  if (target.epilogue == Epilogue::kAffine) {
+    target.scale = args.Vector<ffi::F32>(channels);
+    target.bias = args.Vector<ffi::F32>(channels);
+  } else if (target.epilogue == Epilogue::kThreshold) {
+    constexpr bool kWhole = std::is_same_v<Sum, int32_t>;
+    target.threshold = args.Vector<kWhole ? ffi::S32 : ffi::F32>(channels);
+    target.flip = args.Vector<ffi::U32>(WordsFor(channels));
+  }
+  return target;
+}
+
+std::unique_ptr<Operation> TakeConv(const Shape& in, const Step& step, Arguments& args) {
+  Require(in.type == Type::kWords, "expected words of signs");
+  const ffi::Buffer<ffi::U32> kernel = args.Next<ffi::U32>();
+  const auto k = kernel.dimensions();
+  Require(k.size() == 6, "expected a kernel of shape [groups, panels, kh, kw, words, 32]");
+  const int64_t window[] = {k[2], k[3]};
+  const Geometry g = GeometryOf(in.height, in.width, window, step.strides, step.padding,
+                                step.dilation);
+  const Target<int32_t> target = TakeTarget<int32_t>(step, step.out_channels, args);
+  auto conv = MakeConv(g, k[0], step.channels, step.out_channels, target,
+                       kernel.typed_data());
+  const int64_t words = WordsFor(step.channels);
+  Require(k[1] == WordsFor(step.out_channels / k[0]) && k[4] == words && k[5] == kPanel,
+          "the kernel has not the shape of its channels");
+  Require(in.depth == Times(k[0], words), "the words are not those of the channels");
+  return conv;
+}
+
+std::unique_ptr<Operation> TakeRealConv(const Shape& in, const Step& step,
+                                        Arguments& args) {
+  Require(in.type == Type::kFloats, "expected floats");
+  const ffi::Buffer<ffi::F32> kernel = args.Next<ffi::F32>();
+  const auto k = kernel.dimensions();
+  Require(k.size() == 4, "expected a kernel of shape [kh, kw, C, C_out]");
+  const int64_t window[] = {k[0], k[1]};
+  const Geometry g = GeometryOf(in.height, in.width, window, step.strides, step.padding,
+                                step.dilation);
+  Require(k[2] == in.depth, "the channels are not the kernel's");
+  const Target<float> target = TakeTarget<float>(step, k[3], args);
+  return MakeRealConv(g, 1, k[2], k[3], target, kernel.typed_data());
+}
+
+Geometry PoolGeometry(const Shape& in, const Step& step) {
+  const int64_t ones[] = {1, 1};
+  return GeometryOf(in.height, in.width, step.window, step.strides, step.padding, ones);
+}
+
+std::unique_ptr<Operation> TakePoolBits(const Shape& in, const Step& step,
+                                        Arguments& args) {
+  Require(in.type == Type::kWords, "expected words of signs");
+  const Geometry g = PoolGeometry(in, step);
+  return MakePoolBits(g, in.depth, args.Vector<ffi::U32>(in.depth));
+}
+
+std::unique_ptr<Operation> TakeSumPool(const Shape& in, const Step& step,
+                                       Arguments& args) {
+  Require(in.type == Type::kFloats, "expected floats");
+  const Geometry g = PoolGeometry(in, step);
+  const float* threshold = args.Vector<ffi::F32>(in.depth);
+  return MakeSumPool(g, in.depth, threshold, args.Vector<ffi::U32>(WordsFor(in.depth)));
+}
+
+std::unique_ptr<Operation> TakeNorm(const Shape& in, Arguments& args) {
+  const float* mean = args.Vector<ffi::F32>(in.depth);
+  const float* scale = args.Vector<ffi::F32>(in.depth);
+  return MakeNorm(in, mean, scale, args.Vector<ffi::F32>(in.depth));
+}
+
+std::unique_ptr<Operation> Make(const Shape& in, const Step& step, Arguments& args) {
+  switch (static_cast<Kind>(step.kind)) {
+    case Kind::kConv: return TakeConv(in, step, args);
+    case Kind::kRealConv: return TakeRealConv(in, step, args);
+    case Kind::kPack: return MakePack(in);
+    case Kind::kPoolBits: return TakePoolBits(in, step, args);
+    case Kind::kSumPool: return TakeSumPool(in, step, args);
+    case Kind::kNorm: return TakeNorm(in, args);
+    case Kind::kMean: return MakeMean(in);
+    case Kind::kFlatten: return std::make_unique<Flatten>(in);
+    case Kind::kFold: return MakeFold(in, step);
+    case Kind::kPackFlags: return MakePackFlags(in, step);
+  }
+  throw Refusal("there is no such operation");
+}
+
+struct Batch {
+  int64_t images;
+  Shape shape;  // of one of them
+  char* data;
+
+  explicit Batch(ffi::AnyBuffer& buffer)
+      : data(static_cast<char*>(buffer.untyped_data())) {
+    const auto d = buffer.dimensions();
+    Require(d.size() == 4, "expected a batch of shape [images, height, width, depth]");
+    for (int64_t n : d) Require(n >= 1 && n <= kLargest, "a size is out of range");
+    images = d[0];
+    shape = {TypeOf(buffer.element_type()), d[1], d[2], d[3]};
+    Times(images, shape.size());  // Fits into 64 bits.
+  }
+  char* image(int64_t n) const { return data + n * shape.size() * BytesOf(shape.type); }
+
+ private:
+  static Type TypeOf(ffi::DataType type) {
+    if (type == ffi::F32) return Type::kFloats;
+    if (type == ffi::S32) return Type::kIntegers;
+    if (type == ffi::U8) return Type::kBytes;
+    Require(type == ffi::U32, "expected float32, int32, uint32 or uint8");
+    return Type::kWords;
+  }
+};
+
+// Operations, each on what the one before gives.
+class Chain {
+ public:
+  Chain(const Batch& x, ffi::Span<const int64_t> numbers, Arguments args) {
+    const int64_t count = static_cast<int64_t>(numbers.size()) / kStepNumbers;
+    Require(count >= 1 && numbers.size() % kStepNumbers == 0,
+            "expected a number of whole steps");
+    Shape shape = x.shape;
+    for (int64_t i = 0; i < count; ++i) {
+      Step step;
+      std::memcpy(&step, numbers.begin() + i * kStepNumbers, sizeof(step));
+      operations_.push_back(Make(shape, step, args));
+      shape = operations_.back()->out;
+      Require(shape.depth >= 1 && shape.depth <= kLargest, "a size is out of range");
+      const int64_t size = shape.size();
+      Times(x.images, size);  // Fits into 64 bits.
+      scratch_ = std::max(scratch_, operations_.back()->scratch);
+      if (i + 1 < count) between_ = std::max(between_, size);
+      work += operations_.back()->work;
+    }
+    Times(x.images, Times(4, largest()));
+    Require(args.AllTaken(), "expected fewer kernels and constants");
+  }
+
+  const Shape& out() const { return operations_.back()->out; }
+  // Elements between two operations or within one, of an image.
+  int64_t largest() const { return std::max(scratch_, between_); }
+
+  void Prepare() {
+    for (auto& operation : operations_) operation->Prepare();
+  }
+
+  void Run(Team& team, int64_t images, const void* x, void* y) const {
+    const auto buffer = [&](int64_t size) {
+      return std::unique_ptr<uint32_t[]>(size > 0 ? new uint32_t[images * size] : nullptr);
+    };
+    // What is given and what is made lie in the two in turn.
+    const std::unique_ptr<uint32_t[]> scratch = buffer(scratch_), even = buffer(between_),
+                                      odd = buffer(operations_.size() > 2 ? between_ : 0);
+    bool turn = false;
+    for (const auto& operation : operations_) {
+      const bool last = operation == operations_.back();
+      void* to = last ? y : turn ? odd.get() : even.get();
+      operation->Run({team, images, &x, to, scratch.get()});
+      x = to;
+      turn = !turn;
+    }
+  }
+
+  double work = 0;  // an image's
+
+ private:
+  int64_t scratch_ = 0, between_ = 0;
+  std::vector<std::unique_ptr<Operation>> operations_;
+};
+
+void Run(ffi::ThreadPool& pool, ffi::AnyBuffer& in, Arguments args, ffi::AnyBuffer& out,
+         ffi::Span<const int64_t> numbers) {
+  const Batch x(in), y(out);
+  Chain chain(x, numbers, args);
+  Require(y.images == x.images && y.shape == chain.out(),
+          "the result has not the shape that the steps give");
+  chain.Prepare();
+  PoolTeam team(pool, static_cast<double>(x.images) * chain.work);
+  const int64_t chunk = ChunkOf(x.images, chain.largest(), team.threads());
+  if (chunk == x.images) {
+    chain.Run(team, x.images, x.data, y.data);
+    return;
+  }
+  team.For((x.images + chunk - 1) / chunk, [&](int64_t task) {
+    const int64_t first = task * chunk;
+    Team alone;
+    chain.Run(alone, std::min(chunk, x.images - first), x.image(first), y.image(first));
+  });
+}
+
+ffi::Error Handler(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs args,
+                   ffi::Result<ffi::AnyBuffer> y, ffi::Span<const int64_t> steps) {
+  return Answer([&] { Run(pool, x, Arguments(args), *y, steps); });
+}
+
+}  // namespace
+}  // namespace xnor
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(xnor_jax_run, xnor::Handler,
+                              ::xla::ffi::Ffi::Bind()
+                                  .Ctx<::xla::ffi::ThreadPool>()
+                                  .Arg<::xla::ffi::AnyBuffer>()
+                                  .RemainingArgs()
+                                  .Ret<::xla::ffi::AnyBuffer>()
+                                  .Attr<::xla::ffi::Span<const int64_t>>("steps"));

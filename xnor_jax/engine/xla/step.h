@@ -1,0 +1,37 @@
+// What Python says of an operation, and the operations that only training asks for.
+#ifndef XNOR_STEP_H_
+#define XNOR_STEP_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "geometry.h"
+#include "operation.h"
+
+namespace xnor {
+
+// xnor_jax/ops/cpu writes these numbers in this order. Of a fold, `channels` and
+// `out_channels` are the image's height and width; of flags to pack, `channels` is how
+// many.
+struct Step {
+  int64_t kind, epilogue, relu, channels, out_channels;
+  int64_t window[2], strides[2], padding[4], dilation[2];
+};
+constexpr int64_t kStepNumbers = 15;
+static_assert(sizeof(Step) == kStepNumbers * sizeof(int64_t));
+
+// Of images of two axes.
+inline Geometry GeometryOf(int64_t height, int64_t width, const int64_t (&window)[2],
+                           const int64_t (&strides)[2], const int64_t (&padding)[4],
+                           const int64_t (&dilation)[2]) {
+  return {Axis(),
+          Axis(height, window[0], strides[0], padding[0], padding[1], dilation[0]),
+          Axis(width, window[1], strides[1], padding[2], padding[3], dilation[1])};
+}
+
+std::unique_ptr<Operation> MakePackFlags(const Shape& in, const Step& step);
+std::unique_ptr<Operation> MakeFold(const Shape& in, const Step& step);
+
+}  // namespace xnor
+
+#endif  // XNOR_STEP_H_

@@ -24,9 +24,7 @@ def draw(*shape, dtype="f"):
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
 
 
-@pytest.mark.parametrize(
-    "dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("backend", ["auto", *ops.available_backends()])
 def test_sums_are_int32_and_bits_uint32(backend, dtype):
     x, kernel = draw(2, 6, 5, 40, dtype=dtype), draw(3, 3, 20, 34, dtype=dtype)
@@ -50,7 +48,9 @@ def test_sums_are_int32_and_bits_uint32(backend, dtype):
 
 
 @pytest.mark.parametrize("backend", ["auto", "float"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)]
+)
 def test_a_layer_and_its_gradient_keep_their_dtypes(backend, dtype):
     x = draw(2, 6, 5, 40, dtype=dtype)
     layer = xnor.nn.XnorBlock(

@@ -152,6 +152,7 @@ def test_predict_looks_for_all_before_it_says_anything(
     assert code == 2 and "no image" in err
 
 
+@pytest.mark.slow
 def test_bench_says_what_ran_and_how_fast(file, capsys):
     out = finished(capsys, "bench", file, "--batch-sizes", 3, "--rounds", 2)
     assert f"packed ({bench.describe_backend()}) beside" in out

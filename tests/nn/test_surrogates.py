@@ -108,6 +108,7 @@ def test_activations_that_are_no_signs_are_reported(name: str):
     LAYERS[name](surrogate=None, binary=False)[0](wrong)
 
 
+@pytest.mark.slow
 def test_the_check_stands_in_no_transformations_way():
     layer = linear(4, 4, surrogate=None)
     x = jnp.float32(np.where(np.arange(12).reshape(3, 4) % 3, 1, -1))

@@ -336,6 +336,7 @@ def test_odd_numbers_between_the_layers(name):
     assert off(model, packed.with_backend("xla"), x) == 0
 
 
+@pytest.mark.slow
 def test_resnet18_packs_with_its_paths(tmp_path):
     model = xnor.models.ResNet18(image_shape=(32, 32, 3), classes=4, rngs=nnx.Rngs(0))
     model.eval()

@@ -119,6 +119,7 @@ def test_two_devices_share_each_batch(dataset, start):
     chex.assert_trees_all_close(*results, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_very_numbers_of_one_left_alone(
     dataset, tmp_path, monkeypatch
 ):

@@ -165,6 +165,7 @@ def test_what_is_recorded(trained):
     np.testing.assert_allclose(right.mean(), best, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_seeds_that_are_interrupted_go_on_to_the_numbers_of_runs_left_alone(
     trained, copied, tmp_path, capsys
 ):
@@ -190,6 +191,7 @@ def test_seeds_that_are_interrupted_go_on_to_the_numbers_of_runs_left_alone(
     assert code == 2 and "--seeds: expected one seed or more, each once" in err
 
 
+@pytest.mark.slow
 def test_a_module_that_has_changed_is_told_of_and_one_that_is_gone_refused(
     copied, tmp_path, capsys, monkeypatch
 ):
@@ -319,7 +321,8 @@ def test_tanh_follows_the_training(progress, t):
     x = np.linspace(-2, 2, 9).astype(np.float32)
     slope = max(1 / t, 1) * t * (1 - np.tanh(t * x.astype(np.float64)) ** 2)
     found = model.inner.surrogate(x, np.ones_like(x))
-    np.testing.assert_allclose(found, slope, rtol=1e-5, atol=1e-6)
+    # 1 − tanh² cancels: an error of tanh by an ulp is one of 10 · t · 1e-7 here.
+    np.testing.assert_allclose(found, slope, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("workers", [-1, 2])

@@ -124,6 +124,7 @@ def said(capsys, *args):
     return stop.value.code, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_others_and_the_run_goes_on(tmp_path):
     folder = tmp_path / "run"
     first, second = start_two(*RECIPE, "--output", folder, devices=2)
@@ -166,6 +167,7 @@ def test_without_the_first_the_others_end_at_once(tmp_path):
     finish(first)
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_fit_together_stop(tmp_path):
     folder = tmp_path / "run"
     two = start_two(*RECIPE, "--output", folder, second=("--seed", 1))

@@ -38,7 +38,8 @@ def kernels(trainer, state):
 
 
 def test_epoch_is_its_steps_one_by_one():
-    trainer, state = make()
+    # Adam would make steps of the learning rate of a gradient that is rounding alone.
+    trainer, state = make(optimizer="sgd", learning_rate=0.1)
     images, labels = images_and_labels()
     key = jax.random.key(3)
     order_key, augment_key = jax.random.split(key)
@@ -56,11 +57,7 @@ def test_epoch_is_its_steps_one_by_one():
     scanned, metrics, _ = step.make_train_epoch(trainer)(state, images, labels, key)
     np.testing.assert_allclose(metrics.loss, np.mean(losses), rtol=1e-5)
     assert int(scanned.step) == 4
-    # The bias in front of BatchNorm has no gradient but rounding, of which Adam makes
-    # steps of the learning rate.
-    for params in (scanned.params, by_hand.params):
-        params["conv1"]["bias"][...] = jnp.zeros(20)
-    chex.assert_trees_all_close(scanned.params, by_hand.params, atol=2e-3)
+    chex.assert_trees_all_close(scanned.params, by_hand.params, atol=1e-5)
 
 
 def test_step_compiles_once_and_keeps_kernels_centred_and_clamped():
@@ -210,6 +207,7 @@ def test_coupled_decay_goes_through_adam_and_decoupled_does_not():
     np.testing.assert_allclose(trees["decoupled"], -0.01 * 0.1 * weight, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rule_and_projection_reach_the_step():
     images, labels = images_and_labels()
     x = preprocess.normalize(SOURCE, images[:8])

@@ -372,7 +372,7 @@ class _Flattener:
             sources |= {_DRAWN}
         with jax.ensure_compile_time_eval():
             values = [
-                i.value[()] if i.dtype == object else np.ascontiguousarray(i.full())
+                i.value[()] if i.dtype == object else np.array(i.full())
                 for i in ins
             ]
             got = equation.primitive.bind(*values, **equation.params)

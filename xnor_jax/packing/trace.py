@@ -372,8 +372,7 @@ class _Flattener:
             sources |= {_DRAWN}
         with jax.ensure_compile_time_eval():
             values = [
-                i.value[()] if i.dtype == object else np.array(i.full())
-                for i in ins
+                i.value[()] if i.dtype == object else np.array(i.full()) for i in ins
             ]
             got = equation.primitive.bind(*values, **equation.params)
         got = got if equation.primitive.multiple_results else [got]

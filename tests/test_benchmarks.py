@@ -67,6 +67,7 @@ def test_gpu_step_runs_small(monkeypatch, capsys):
     assert "an epoch of 8 images" in out
 
 
+@pytest.mark.slow
 def test_gpu_step_counts_the_products_operations(scaling):
     step = importlib.import_module("gpu_step")
     nin = scaling.nin()

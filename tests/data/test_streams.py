@@ -59,6 +59,7 @@ def test_class_folders_become_the_test_images_in_order(place, found):
         np.testing.assert_array_equal(image, np.asarray(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_change_nothing(found, workers):
     batches = found.train_batches(6, seed=3, augment=CROP).repeat(3)

@@ -81,6 +81,7 @@ def test_layers_have_the_tables_outputs():
     assert oracles.out_shape(model, 2, 224, 224, 3) == (2, 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("binary", [True, False])
 def test_answers_are_those_of_the_loops(binary: bool):
     # Not square, and odd on the way. BatchNorms of dead channels multiply rounding.

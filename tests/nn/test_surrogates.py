@@ -148,6 +148,7 @@ def test_a_temperature_of_a_step_reaches_a_layer():
         assert_close(gradient(jnp.float32(x), step), d_signs * slope, 1e-4)
 
 
+@pytest.mark.slow
 def test_layers_that_were_stacked_run_under_scan_and_not_alone():
     @nnx.split_rngs(splits=3)
     @nnx.vmap

@@ -42,6 +42,7 @@ def test_the_sums_are_those_of_the_taps_inside(backend):
     run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LARGE, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_sums_of_large_filters(case, backend):

@@ -37,6 +37,7 @@ def test_counts_are_the_popcounts(rows, groups, count, columns, seed):
     np.testing.assert_array_equal(counts, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_padded_convolution_is_the_xla_backends(groups):
     rng = np.random.default_rng(0)

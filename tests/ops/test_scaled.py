@@ -84,6 +84,7 @@ def test_results_are_those_of_float32_to_the_last_bit(
     np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "name"),
     [

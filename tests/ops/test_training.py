@@ -133,6 +133,7 @@ def test_what_a_surrogate_keeps_of_its_input():
         np.testing.assert_array_equal(y, results[0])
 
 
+@pytest.mark.slow
 @needs_library
 @given(cases(ranks=(1, 2)))
 def test_convolution_of_floats_is_xlas(case):
@@ -249,6 +250,7 @@ def test_under_vmap_and_shard_map():
     check_close(sharded(kernel, whole), gradient(kernel, whole))
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize(
     "images, weights",
@@ -323,7 +325,7 @@ def test_images_that_do_not_divide_are_whole_on_each_device(count):
 
 @needs_library
 @pytest.mark.parametrize("spec", [P(None, None, None, "i"), P(None, None, "i")])
-@pytest.mark.parametrize("features", [4, 64, 96])
+@pytest.mark.parametrize("features", [4, pytest.param(64, marks=pytest.mark.slow), 96])
 def test_kernels_sharded_over_channels(features, spec):
     """Words of 96 channels are three panels, of which two devices would share one."""
     if len(jax.devices()) < 2:
@@ -353,6 +355,7 @@ def test_kernels_sharded_over_channels(features, spec):
     np.testing.assert_array_equal(packed_inside(x, kernel), wanted)
 
 
+@pytest.mark.slow
 @needs_library
 def test_in_a_shard_map_over_some_axes_of_a_mesh():
     if len(jax.devices()) < 2:

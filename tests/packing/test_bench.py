@@ -61,6 +61,7 @@ def test_turns_go_back_and_forth(monkeypatch):
     assert "".join(calls)[-6:] == "abbaab"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
 def test_both_are_timed_on_as_many_threads_as_asked(file):
     order = {

@@ -274,7 +274,7 @@ NETWORKS = {
     "closure": closure,
 }
 # Without the marker slow.
-FEW = "reactnet", "own call", "linen", "equinox", "closure"
+FEW = "own call", "equinox", "closure"
 PRODUCTS = dict.fromkeys(NETWORKS, 2) | {
     "given signs": 3,
     "groups": 3,
@@ -319,6 +319,7 @@ def test_networks_pack_save_load_and_run_as_their_floats(name, tmp_path):
     assert loaded.report == packed.report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "dense"])
 def test_odd_numbers_between_the_layers(name):
     """Scales of BatchNorm of −, 0, 1e-30 and huge, and means on an integer."""
@@ -513,6 +514,7 @@ def built(seed, steps):
     return function
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
 @hypothesis.given(programs())
 def test_random_graphs(program):

@@ -67,6 +67,7 @@ X = packed_networks.images(5, 4, 3, 3)
 ROW = packed_networks.images(5, 3)
 
 
+@pytest.mark.slow
 def test_a_residual_network_runs_on_bits():
     # With exact sums: no sign hangs on whether α is multiplied before or after.
     masked = [f"branches/{at}/kernel" for at in range(2)]

@@ -198,7 +198,13 @@ def test_no_images_give_no_logits(small, backend):
     assert xnor.pack(small, backend=backend)(jnp.ones((0, 6, 5, 2))).shape == (0, 3)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(name, marks=[] if name == "cpu" else [pytest.mark.slow])
+        for name in BACKENDS
+    ],
+)
 def test_a_sign_of_a_mean_is_rounded_as_by_the_float_network(backend):
     # Sums that cancel: without a ReLU the mean of many lies near 0.
     block = partial(xnor.nn.XnorBlock, relu=False)
@@ -346,6 +352,7 @@ def test_it_prints_in_a_few_lines(small):
         assert said in shown
 
 
+@pytest.mark.slow
 def test_a_sequence_with_a_mask():
     binary = ("layers/3/layers/2/kernel", "layers/9/kernel")
     model = packed_networks.randomized(
@@ -430,6 +437,7 @@ def test_numbers_that_are_none():
         xnor.pack(model)
 
 
+@pytest.mark.slow
 def test_what_a_layer_computes_counts_and_not_its_class():
     class Doubled(nnx.Conv):
         def __call__(self, inputs, out_sharding=None):

@@ -43,7 +43,13 @@ def scaled():
     )
 
 
-@pytest.mark.parametrize("network", [image, signals, volumes, scaled])
+@pytest.mark.parametrize(
+    "network",
+    [
+        image,
+        *(pytest.param(f, marks=pytest.mark.slow) for f in (signals, volumes, scaled)),
+    ],
+)
 def test_it_gives_the_packed_networks_logits(network):
     exact = network is not scaled
     model = packed_networks.randomized(nnx.eval_shape(network), exact=exact)

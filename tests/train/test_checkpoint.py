@@ -128,6 +128,7 @@ def test_whatever_happens_to_a_file_the_epoch_before_is_taken(whole_run):
         assert (checkpoints.newest(), checkpoints.best()) == (3, 1)
 
 
+@pytest.mark.slow
 def test_a_run_is_read_and_packed_from_the_epoch_that_is_whole(whole_run):
     folder, info, state = whole_run
     path = files_of(folder, 3)[-1]

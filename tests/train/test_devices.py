@@ -84,7 +84,9 @@ def check_steps(dataset):
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("backend", ["auto", "float"])
+@pytest.mark.parametrize(
+    "backend", ["auto", pytest.param("float", marks=pytest.mark.slow)]
+)
 def test_the_batch_is_split(dataset, backend):
     two_devices()
     info = info_of(dataset)
@@ -108,6 +110,7 @@ def test_the_batch_is_split(dataset, backend):
     assert "all-reduce" in program
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(dataset, tmp_path, monkeypatch):
     two_devices()
 
@@ -147,6 +150,7 @@ def test_what_does_not_fit_is_refused_with_what_does():
     assert make_mesh(1, 9) is None
 
 
+@pytest.mark.slow
 def test_eight_devices_from_the_command_line(tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "xnor_jax.cli", "train", "--devices", "8"]

@@ -104,6 +104,7 @@ class Static:
         return getattr(self._trainer, name)
 
 
+@pytest.mark.slow
 def test_two_devices_share_each_batch(dataset, start):
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
@@ -183,6 +184,7 @@ def test_what_is_waited_is_told_apart_from_what_is_computed():
         assert low <= ahead.waited <= high
 
 
+@pytest.mark.slow
 def test_what_is_shared_with_workers_is_given_back_at_the_end():
     """Something else may hold the feed: what asyncio makes of an interruption, say."""
     with feeds.Ahead(sleepy(0), workers=1) as ahead:

@@ -27,6 +27,7 @@ def run(folder, name, image_shape, *, images=32, resume=False, **fields):
     return loop.train(info, dataset, folder, console=console, resume=resume)
 
 
+@pytest.mark.slow
 def test_a_network_with_dropout_trains(tmp_path):
     # Its state holds keys, which are no plain arrays.
     folder, way = tmp_path / "run", {"batch_size": 16, "calibration_batches": 0}
@@ -37,6 +38,7 @@ def test_a_network_with_dropout_trains(tmp_path):
     assert (folder / "report.png").exists() and (folder / "checkpoints" / "1").is_dir()
 
 
+@pytest.mark.slow
 def test_a_test_loss_that_is_not_finite_saves_nothing(tmp_path):
     # One step: the loss it reports is that of the weights before it.
     with pytest.raises(RunError, match="the test loss of epoch 1 is .*learning_rate"):
@@ -54,6 +56,7 @@ def test_a_test_loss_that_is_not_finite_saves_nothing(tmp_path):
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["epochs"] == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_an_epoch_and_no_number(tmp_path):
     folder = tmp_path / "run"
     args = (folder, "digits-lenet5", (16, 16, 1))

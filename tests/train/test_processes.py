@@ -154,6 +154,7 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(tmp_path):
     assert not list(folder.glob("*.tmp*"))
 
 
+@pytest.mark.slow
 def test_without_the_first_the_others_end_at_once(tmp_path):
     folder = tmp_path / "run"
     first, second = start_two(*RECIPE, "--output", folder)

@@ -33,6 +33,7 @@ def run(info, tmp_path_factory):
     return folder, trainer, state
 
 
+@pytest.mark.slow
 def test_the_packed_network_knows_what_it_was_trained_on(run, info):
     folder, trainer, state = run
     packed = ship.pack_run(folder)

@@ -90,6 +90,7 @@ def test_epoch_donates_and_reports_progress():
     np.testing.assert_allclose(calls[-1][1].loss, metrics.loss, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_how_loops_are_cut_changes_no_number_and_compiles_nothing(
     monkeypatch, compilations
 ):
@@ -122,6 +123,7 @@ def test_initial_kernels_are_projected_and_the_twin_starts_free():
     )
 
 
+@pytest.mark.slow
 def test_float_twin_trains_unsigned():
     trainer, state = make(binary=False)
     images, labels = images_and_labels()
@@ -142,7 +144,9 @@ def test_float_twin_trains_unsigned():
     assert last.loss < first.loss
 
 
-@pytest.mark.parametrize("count", [37, 8, 5])
+@pytest.mark.parametrize(
+    "count", [37, *(pytest.param(count, marks=pytest.mark.slow) for count in (8, 5))]
+)
 def test_evaluation_is_exact_for_any_remainder_and_changes_nothing(count):
     trainer, state = make()
     images, labels = (part[:count] for part in images_and_labels())
@@ -193,6 +197,7 @@ def test_schedules():
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_coupled_decay_goes_through_adam_and_decoupled_does_not():
     _, state = make()
     zero = jax.tree.map(jnp.zeros_like, state.params)

@@ -16,7 +16,7 @@ from xnor_jax.ops import available_backends, cpu
 from xnor_jax.train.folder import METRICS
 
 TRAIN = ("train", "digits-lenet5", "--epochs", "4")
-# One device, and as fast as for a user: a run of the digits takes longer than compiling.
+# One device; optimized, since a run of the digits takes longer than compiling.
 SETTING = {"COLUMNS": "200", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 SAME = [key for key in METRICS if key != "images_per_second"]
 

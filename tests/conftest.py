@@ -13,7 +13,7 @@ _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=2".strip()
 
-# Most of a test is XLA compiling: by default in a hurry. `.ci/run` sets it to 0, too.
+# Most of a test is XLA compiling: in a hurry. `.ci/run` does without for numbers, too.
 _HURRY = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 
 import hypothesis  # noqa: E402

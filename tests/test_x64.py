@@ -47,10 +47,9 @@ def test_sums_are_int32_and_bits_uint32(backend, dtype):
     assert dense.dtype == jnp.int32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "float"])
-@pytest.mark.parametrize(
-    "dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_a_layer_and_its_gradient_keep_their_dtypes(backend, dtype):
     x = draw(2, 6, 5, 40, dtype=dtype)
     layer = xnor.nn.XnorBlock(
@@ -69,12 +68,10 @@ def test_a_layer_and_its_gradient_keep_their_dtypes(backend, dtype):
     assert bool(jnp.isfinite(gradient["layer"]["kernel"][...]).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend",
-    [
-        pytest.param(name, marks=[] if name == "auto" else [pytest.mark.slow])
-        for name in ("auto", *ops.available_backends())
-    ],
+    ["auto", *ops.available_backends()],
 )
 def test_a_network_packs_and_gives_the_same_logits(backend):
     model = packed_networks.Net(

@@ -118,9 +118,8 @@ def test_a_killed_run_resumes_to_exactly_the_same_numbers(alone, tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_is_heard_at_once_and_leaves_a_run_to_resume(tmp_path, number):
     folder = tmp_path / "run"
     # A shell's background jobs are started deaf to it, and their children with them.
@@ -153,6 +152,7 @@ def test_a_full_disk_is_one_line_and_loses_no_epoch(tmp_path):
     assert not (folder / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     code, _, err = said(
         capsys,

@@ -81,6 +81,7 @@ def test_pack_prints_each_layer_and_says_all_in_the_file(run, tmp_path, capsys):
         assert tensors.metadata()
 
 
+@pytest.mark.slow
 def test_pack_takes_the_best_epoch_if_asked(run, file, tmp_path, capsys):
     best = tmp_path / "best"
     out = finished(capsys, "pack", run, "-o", best, "--best")

@@ -48,12 +48,13 @@ def test_a_folder_is_trained_on_evaluated_packed_and_asked(place, tmp_path, caps
     assert right / len(paths) == pytest.approx(last["test_accuracy"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
         "lenet5",
-        pytest.param("nin", marks=pytest.mark.slow),
-        pytest.param("resnet18", marks=pytest.mark.slow),
+        "nin",
+        "resnet18",
     ],
 )
 def test_a_model_trains_a_step_and_packs(model, place, tmp_path, capsys):
@@ -103,10 +104,9 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_its_run(place, tmp_path, number):
     # A shell's background jobs are started deaf to Ctrl-C, and their children too.
     hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"

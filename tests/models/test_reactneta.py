@@ -1,6 +1,7 @@
 import math
 
 import model_oracles as oracles
+import pytest
 
 from xnor_jax.models import ReActNetA
 
@@ -30,6 +31,7 @@ def test_parameters_are_those_of_the_table():
     assert sum(map(math.prod, shapes().values())) == 29_343_592
 
 
+@pytest.mark.slow
 def test_layers_have_the_tables_outputs():
     model = oracles.abstract(ReActNetA)
     assert oracles.out_shape(model.conv1, 2, 224, 224, 3) == (2, 112, 112, 32)
@@ -39,6 +41,7 @@ def test_layers_have_the_tables_outputs():
     assert oracles.out_shape(model, 2, 224, 224, 3) == (2, 1000)
 
 
+@pytest.mark.slow
 def test_multiplications_are_the_papers():
     # Table 3: 4.82e9 of signs, 0.12e8 of floats.
     binary, real = oracles.macs(oracles.abstract(ReActNetA), 224, 224, 3)

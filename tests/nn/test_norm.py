@@ -45,6 +45,7 @@ def all_of_it(layer, x, **options):
     return run(params, x)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=3),
     st.integers(1, 70),

@@ -195,6 +195,7 @@ def test_a_batch_of_any_size_is_exported(name):
     np.testing.assert_allclose(y, jitted(x, *arguments), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ops.available_backends(), "auto"])
 def test_layers_train_by_the_backend_that_was_asked_for_or_say_why_not(name):
     trains = name in ("auto", "float", "cpu")

@@ -297,6 +297,7 @@ print(len(cores), hashlib.sha256(data).hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_threads():
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")

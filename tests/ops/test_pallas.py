@@ -63,6 +63,7 @@ def test_programs_for_cuda_call_the_kernel():
     assert "grid_x = 5 : i32, grid_y = 2 : i32, grid_z = 1 : i32" in call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0)])
 def test_vmap_counts_the_rows_of_all(mapped):
     rng = np.random.default_rng(0)

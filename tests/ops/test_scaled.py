@@ -49,6 +49,7 @@ def plain(geometry, groups, x, kernel):
     return convolution.xla_conv(x, kernel, **way, groups=groups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=8)
 @given(

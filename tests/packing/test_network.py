@@ -89,12 +89,10 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name == "pools" else [pytest.mark.slow])
-        for name in NETWORKS
-    ],
+    NETWORKS,
 )
 def test_odd_networks_and_constants(name):
     model = packed_networks.randomized(
@@ -198,12 +196,10 @@ def test_no_images_give_no_logits(small, backend):
     assert xnor.pack(small, backend=backend)(jnp.ones((0, 6, 5, 2))).shape == (0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend",
-    [
-        pytest.param(name, marks=[] if name == "cpu" else [pytest.mark.slow])
-        for name in BACKENDS
-    ],
+    BACKENDS,
 )
 def test_a_sign_of_a_mean_is_rounded_as_by_the_float_network(backend):
     # Sums that cancel: without a ReLU the mean of many lies near 0.
@@ -236,7 +232,8 @@ POOLED = {
 }
 
 
-@pytest.mark.parametrize("size", [pytest.param(7, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [7, 5])
 def test_a_mean_over_the_image_between_signs_is_rounded_in_one_way(size):
     """Not 1/n of a power of two: a quotient and a product by 1/n are others there."""
     shape, rngs = (size, size, 16), nnx.Rngs(0)
@@ -252,12 +249,10 @@ def test_a_mean_over_the_image_between_signs_is_rounded_in_one_way(size):
         np.testing.assert_array_equal(packed(x), wanted, err_msg=backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name == "2/2" else [pytest.mark.slow])
-        for name in POOLED
-    ],
+    POOLED,
 )
 def test_averages_between_signs_are_added_up_in_one_order(name):
     shape, window, pool = POOLED[name]

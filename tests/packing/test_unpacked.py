@@ -43,11 +43,14 @@ def scaled():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network",
     [
         image,
-        *(pytest.param(f, marks=pytest.mark.slow) for f in (signals, volumes, scaled)),
+        signals,
+        volumes,
+        scaled,
     ],
 )
 def test_it_gives_the_packed_networks_logits(network):

@@ -84,9 +84,8 @@ def check_steps(dataset):
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "backend", ["auto", pytest.param("float", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["auto", "float"])
 def test_the_batch_is_split(dataset, backend):
     two_devices()
     info = info_of(dataset)

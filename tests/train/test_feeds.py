@@ -62,6 +62,7 @@ def read(batches):
         return [tuple(map(jnp.asarray, batch)) for batch in iterator]
 
 
+@pytest.mark.slow
 def test_an_epoch_is_its_steps_and_the_test_counts_each_image_once(dataset, start):
     trainer, state = start
     with feed_of(trainer, dataset) as feed:

@@ -51,6 +51,7 @@ def read_events(folder):
             yield event
 
 
+@pytest.mark.slow
 def test_picture_is_drawn_for_one_epoch_and_for_many(tmp_path):
     for epochs in (1, 12):
         report.draw(tmp_path / "report.png", "a run", history(epochs), weights())

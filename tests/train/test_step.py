@@ -144,9 +144,8 @@ def test_float_twin_trains_unsigned():
     assert last.loss < first.loss
 
 
-@pytest.mark.parametrize(
-    "count", [37, *(pytest.param(count, marks=pytest.mark.slow) for count in (8, 5))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [37, 8, 5])
 def test_evaluation_is_exact_for_any_remainder_and_changes_nothing(count):
     trainer, state = make()
     images, labels = (part[:count] for part in images_and_labels())
@@ -232,6 +231,7 @@ def test_rule_and_projection_reach_the_step():
     )
 
 
+@pytest.mark.slow
 def test_tanh_has_the_temperature_of_the_step():
     images, labels = images_and_labels()
     x = step.normalize(SOURCE, images[:8])

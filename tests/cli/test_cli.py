@@ -1,12 +1,14 @@
 """The command line: in process where only words count, as a real process otherwise."""
 
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,8 @@ def test_a_run_prints_plain_lines_and_leaves_its_folder(alone):
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     assert list((folder / "tensorboard").glob("events*"))
     assert json.loads((folder / "recipe.json").read_text())["epochs"] == 4
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("digits-lenet5: 1,437 training images, 4 epochs of 22")
 
 
 def test_evaluate_gives_the_last_epochs_accuracy(alone, capsys):
@@ -109,7 +113,9 @@ def test_a_killed_run_resumes_to_exactly_the_same_numbers(alone, tmp_path):
     (folder / "metrics.jsonl.tmp").write_text("{")
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:1]) + '{"epoch": 2, "st')
-    status, out, err = finish(start(*TRAIN, "--resume", cwd=tmp_path))
+    # What it began with need not be typed again.
+    again = ("train", "--resume", "--output", folder)
+    status, out, err = finish(start(*again, cwd=tmp_path))
     assert status == 0, err
     assert "going on after epoch" in out
     resumed, left_alone = metrics(folder), metrics(alone[0])
@@ -239,6 +245,25 @@ def test_a_call_gives_signals_back_as_they_were(tmp_path, capsys):
     assert [signal.getsignal(number) for number in numbers] == before
 
 
+def test_a_call_gives_back_what_it_quietened(capsys):
+    def state():
+        hooks = warnings.showwarning, sys.unraisablehook, [*warnings.filters]
+        return *hooks, logging.getLogger("asyncio").level, sys.stdout.errors
+
+    before = state()
+    for args in (("--help",), ("tarin",), ("summary", "nope"), ("train", "--help")):
+        said(capsys, *args)
+        assert state() == before
+
+
+def test_an_option_is_named_as_it_was_typed():
+    words = "binary: expected True with the model m, which takes no binary"
+    assert cli.as_typed(words, ["train", "--no-binary"]).startswith("--no-binary: ")
+    assert cli.as_typed(words, ["train", "--binary"]).startswith("--binary: ")
+    batch = "batch_size: expected no more"
+    assert cli.as_typed(batch, []) == "--batch-size: expected no more"
+
+
 def test_another_recipes_folder_is_refused_and_left_alone(alone, capsys):
     folder, _ = alone
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -246,6 +271,12 @@ def test_another_recipes_folder_is_refused_and_left_alone(alone, capsys):
     assert code == 1 and "--resume" in err
     code, _, err = said(capsys, *TRAIN, "--seed", 3, "--resume", "--output", folder)
     assert code == 1 and "its seed is 0, not 3" in err
+    more = ("train", "--resume", "--output", folder, "--epochs", 5)
+    code, out, err = said(capsys, *more)
+    assert code == 1 and "its epochs is 4, not 5, and its schedule cosine" in err
+    assert not out  # the header comes after the checks
+    code, _, err = said(capsys, "train", "cifar10-nin", *more[1:])
+    assert code == 2 and "holds a run of digits-lenet5, not of cifar10-nin" in err
     after = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert after == before
 
@@ -288,7 +319,7 @@ def test_terminal_shows_a_bar(tmp_path):
         stdin=subprocess.DEVNULL,
         stdout=follower,
         stderr=follower,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "XLA_FLAGS": ""},
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80", "XLA_FLAGS": ""},
     )
     os.close(follower)
     shown = b""
@@ -299,7 +330,7 @@ def test_terminal_shows_a_bar(tmp_path):
         pass  # the other end has closed
     assert process.wait(timeout=60) == 0
     text = shown.decode()
-    for word in ("epoch 1/1", "loss", "accuracy", "images/s", "left"):
+    for word in ("epoch 1/1", "compiling", "loss", "accuracy", "images/s", "left"):
         assert word in text
     assert Path(tmp_path / "runs" / "digits-lenet5" / "report.png").exists()
 

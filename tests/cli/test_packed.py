@@ -1,5 +1,6 @@
 """The commands of packed networks, on one small run of the digits."""
 
+import io
 import json
 import os
 import re
@@ -141,6 +142,49 @@ def test_predict_goes_on_after_a_broken_image(file, pictures, tmp_path, capsys):
     assert str(halved) in second
     code, err = refused(capsys, "predict", file, text)
     assert code == 1 and f"{text} is no image" in err
+
+
+def test_predict_takes_folders_and_standard_input(
+    file, pictures, tmp_path, capsys, monkeypatch
+):
+    paths, _ = pictures
+    plain = finished(capsys, "predict", file, *paths).splitlines()
+    place = tmp_path / "pictures" / "deep"
+    place.mkdir(parents=True)
+    for path in paths[:3]:
+        (place / path.name).write_bytes(path.read_bytes())
+    (place.parent / "notes.txt").write_text("no picture")
+    found = finished(capsys, "predict", file, place.parent).splitlines()
+    assert [line.split(": ")[1] for line in found] == [
+        line.split(": ")[1] for line in plain[:3]
+    ]
+    stream = io.TextIOWrapper(io.BytesIO(paths[4].read_bytes()))
+    monkeypatch.setattr("sys.stdin", stream)
+    out = finished(capsys, "predict", file, "-")
+    assert out == f"-: {plain[4].split(': ')[1]}\n"
+    (tmp_path / "none").mkdir()
+    code, err = refused(capsys, "predict", file, tmp_path / "none")
+    assert code == 2 and "no pictures in" in err
+
+
+def test_predict_prints_several_classes_and_json(file, pictures, capsys):
+    paths, _ = pictures
+    plain = finished(capsys, "predict", file, *paths[:2]).splitlines()
+    lines = finished(capsys, "predict", file, *paths[:2], "--top", 3).splitlines()
+    for line, best in zip(lines, plain, strict=True):
+        assert line.startswith(best) and len(line.split(", ")) == 3
+    words = ("predict", file, *paths[:2], "--json", "--top", "10")
+    for line, path, best in zip(
+        finished(capsys, *words).splitlines(), paths, plain, strict=False
+    ):
+        found = json.loads(line)
+        shares = [one["probability"] for one in found["classes"]]
+        assert found["image"] == str(path) and len(shares) == 10
+        assert sum(shares) == pytest.approx(1) and shares == sorted(shares)[::-1]
+        top = found["classes"][0]
+        assert best == f"{path}: {top['class']} {top['probability']:.2%}"
+    code, err = refused(capsys, "predict", file, paths[0], "--top", 0)
+    assert code == 2 and "--top: expected a number of at least 1" in err
 
 
 def test_predict_looks_for_all_before_it_says_anything(

@@ -88,8 +88,30 @@ def test_a_wrong_word_or_picture_is_one_line(place, tmp_path, capsys):
     assert code == 1 and f"{bad} is no image; expected one of PNG, JPEG" in err
 
 
+def test_classes_without_a_split_train_are_evaluated_and_go_on(tmp_path, capsys):
+    place, run = folders.class_folders(tmp_path / "set") / "train", tmp_path / "run"
+    small = ("--image-size", 16, "--batch-size", 6, "--seed", 3, "--epochs", 1)
+    train = ("train", "folder-lenet5", *small, "--data-dir", place, "--output", run)
+    out = finished(capsys, *train, "--validation-share", 0.2)
+    assert "17 training images" in out
+    (last,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    found = finished(capsys, "evaluate", run, "--data-dir", place)
+    assert f"3 test images, loss {last['test_loss']:.4f}" in found
+    code, err = refused(capsys, *train[:-2], "--output", tmp_path / "other")
+    assert code == 1 and "--validation-share 0.2" in err
+    for wrong, words in (
+        (("--validation-share", "1"), "--validation-share: expected a number ≥ 0"),
+        (("--dataset", "mnist"), "--image-size: expected none for mnist"),
+        (("--image-size", "8"), "--model: lenet5 fails for images of 8×8×3"),
+    ):
+        code, err = refused(capsys, *train[:-2], "--validation-share", 0.2, *wrong)
+        assert code == 2 and words in err
+    code, err = refused(capsys, "train", "digits-lenet5", "--validation-share", 0.1)
+    assert code == 2 and "--validation-share: expected 0 for digits" in err
+
+
 def test_summary_knows_the_size(capsys):
-    assert "9 kernels binary" in finished(capsys, "summary", "folder-nin")
+    assert "7 of 9 kernels binary" in finished(capsys, "summary", "folder-nin")
 
 
 def children(pid):

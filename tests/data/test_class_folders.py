@@ -161,7 +161,7 @@ def one_class(place):
     for split in ("train", "validation"):
         for name in ("bee", "cat"):
             shutil.rmtree(place / split / name)
-    return r"train has 1 class folders \(ant\); expected at least two"
+    return r"train has 1 class folder \(ant\); expected at least two"
 
 
 def no_class(place):
@@ -276,3 +276,99 @@ def test_a_set_in_memory_may_be_class_folders(tmp_path):
         assert labels.tolist() == [label for _, label in expected[split]]
         for image, (pixels, _) in zip(images, expected[split], strict=True):
             np.testing.assert_array_equal(image[..., 0], pixels)
+
+
+def unsplit(folder, counts):
+    """Class folders without a split, of as many pictures as `counts` says."""
+    first = 0
+    for name, count in counts.items():
+        fill(folder / name, *range(first, first + count))
+        first += count
+    return folder
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.99])
+def test_a_share_of_each_class_is_held_out_by_the_seed(tmp_path, share):
+    counts = {"ant": 11, "train": 2, "val": 7}
+    place = unsplit(tmp_path, counts)
+
+    def opened(seed):
+        return data.load("folder", place, FIT, data.Holdout(share, seed))
+
+    found, again, other = opened(3), opened(3), opened(4)
+    assert found.class_names == tuple(counts)
+    train, test = paths(found.train), paths(found.test)
+    assert sorted(train + test) == sorted(map(str, place.rglob("*.jpg")))
+    for label, (name, count) in enumerate(counts.items()):
+        held = [path for path in test if os.path.dirname(path) == str(place / name)]
+        assert len(held) == min(max(round(share * count), 1), count - 1)
+        assert (found.test.labels == label).sum() == len(held)
+    assert (paths(again.train), paths(again.test)) == (train, test)
+    if share == 0.2:
+        assert paths(other.test) != test
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda place: None, None),
+        (
+            lambda place: (place / "note.txt").write_text(""),
+            None,
+        ),
+        (lambda place: fill(place / "bee", 50), r"bee has 1 picture; .*at least two"),
+        (lambda place: (place / "bee").mkdir(), r"bee has 0 pictures"),
+        (lambda place: fill(place, 50), r"50.jpg is in no class.* CLASS/PICTURE$"),
+        (lambda place: fill(place / "ant" / "deep", 50), "deep is a folder too deep"),
+        (lambda place: shutil.rmtree(place / "cat"), "1 class folder; .*at least two"),
+        (
+            lambda place: shutil.copy(place / "ant" / "0.jpg", place / "cat" / "a.jpg"),
+            "the same picture",
+        ),
+    ],
+)
+def test_what_is_no_set_of_class_folders_is_refused(tmp_path, change, words):
+    place = unsplit(tmp_path, {"ant": 2, "cat": 2})
+    change(place)
+    holdout = data.Holdout(0.5)
+    if words is None:
+        assert len(data.load("folder", place, FIT, holdout).train) == 2
+        return
+    if words == "the same picture":
+        # Whether the two fall into one split is up to the seed.
+        seeds, refusals = range(12), 0
+        for seed in seeds:
+            try:
+                data.load("folder", place, FIT, data.Holdout(0.5, seed))
+            except DataError as error:
+                assert words in str(error)
+                refusals += 1
+        assert 0 < refusals < 12
+        return
+    with pytest.raises(DataError, match=words):
+        data.load("folder", place, FIT, holdout)
+
+
+def test_a_split_and_a_share_are_not_both(place):
+    with pytest.raises(DataError, match="has a split, its folder train .*none with"):
+        data.load("folder", place, FIT, data.Holdout(0.2))
+    with pytest.raises(DataError, match="mnist has a test split"):
+        data.load("mnist", place, holdout=data.Holdout(0.2))
+    for share in (0, 1, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="expected 0 < share < 1"):
+            data.Holdout(share)
+
+
+def test_the_folder_that_was_meant_is_named(tmp_path, place):
+    with pytest.raises(DataError, match=rf"; did you mean {place}\?$"):
+        load(place.parent)
+    plain = unsplit(tmp_path / "up" / "pictures", {"ant": 2, "cat": 2})
+    with pytest.raises(DataError, match=r"--validation-share 0\.2"):
+        load(plain)
+    with pytest.raises(DataError, match=rf"; did you mean {plain}\?$"):
+        data.load("folder", plain.parent, FIT, data.Holdout(0.2))
+    with pytest.raises(DataError, match=rf"; did you mean {plain}\?$"):
+        load(plain.parent)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="found nothing$"):
+        load(tmp_path / "empty")

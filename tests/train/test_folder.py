@@ -55,6 +55,48 @@ def test_another_run_is_refused_and_left_alone(tmp_path, fields, said):
     assert (tmp_path / "run" / "recipe.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({}, "schedule cosine"),
+        ({"schedule": lambda learning_rate, epochs: None}, "schedule .*lambda"),
+        ({"schedule": "steps", "surrogate": "tanh"}, "temperature"),
+    ],
+)
+def test_a_run_of_a_fixed_length_is_not_extended(tmp_path, fields, what):
+    folders.open_folder(tmp_path, info(epochs=4, **fields), resume=False)
+    with pytest.raises(RunError, match=f"epochs is 4, not 6, and .*{what}.*number"):
+        folders.open_folder(tmp_path, info(epochs=6, **fields), resume=True)
+    assert folders.read_info(tmp_path, info(**fields).recipe).recipe.epochs == 4
+
+
+def test_a_run_is_extended_where_no_epoch_depends_on_their_number(tmp_path):
+    fields = {"schedule": "steps", "decay_epochs": (3, 5)}
+    folders.open_folder(tmp_path, info(epochs=4, **fields), resume=False)
+    with pytest.raises(RunError, match="its epochs is 4, not 3"):
+        folders.open_folder(tmp_path, info(epochs=3, **fields), resume=True)
+    with pytest.raises(RunError, match="its seed is 0, not 1"):
+        folders.open_folder(tmp_path, info(epochs=6, seed=1, **fields), resume=True)
+    assert folders.read_info(tmp_path) == info(epochs=4, **fields)
+    folders.open_folder(tmp_path, info(epochs=6, **fields), resume=True)
+    assert folders.read_info(tmp_path) == info(epochs=6, **fields)
+
+
+def test_what_was_begun_is_told(tmp_path):
+    assert folders.begun(tmp_path) is None
+    folders.open_folder(tmp_path / "one", info(epochs=7), resume=False)
+    name, recipe, seeds = folders.begun(tmp_path / "one")
+    assert (name, recipe.epochs, seeds) == ("digits-lenet5", 7, ())
+    folders.write_seeds(tmp_path / "many", [5, 3])
+    assert folders.begun(tmp_path / "many") is None
+    folders.open_folder(tmp_path / "many" / "seed3", info(seed=3), resume=False)
+    folders.write_seeds(tmp_path / "many", [3, 8])
+    assert folders.begun(tmp_path / "many")[2] == (5, 3, 8)
+    (tmp_path / "many" / "seeds.json").write_text("[true]")
+    with pytest.raises(RunError, match=r"seeds.json.*whole numbers.*give --seeds"):
+        folders.begun(tmp_path / "many")
+
+
 def test_other_data_is_refused(tmp_path):
     folders.open_folder(tmp_path / "run", info(), resume=False)
     other = dataclasses.replace(info(), train_images=99)

@@ -57,6 +57,19 @@ def test_a_test_loss_that_is_not_finite_saves_nothing(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_extended_run_is_one_that_was_as_long_from_the_start(tmp_path):
+    args = "digits-lenet5", (16, 16, 1)
+    fields = {"batch_size": 16, "schedule": "steps", "decay_epochs": (1, 2)}
+    whole = run(tmp_path / "whole", *args, epochs=3, **fields).history
+    run(tmp_path / "run", *args, epochs=1, **fields)
+    again = run(tmp_path / "run", *args, epochs=3, resume=True, **fields).history
+    numbers = set(METRICS) - {"images_per_second"}
+    assert [[e[k] for k in numbers] for e in again] == [
+        [e[k] for k in numbers] for e in whole
+    ]
+
+
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_an_epoch_and_no_number(tmp_path):
     folder = tmp_path / "run"
     args = (folder, "digits-lenet5", (16, 16, 1))

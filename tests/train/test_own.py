@@ -178,8 +178,7 @@ def test_seeds_that_are_interrupted_go_on_to_the_numbers_of_runs_left_alone(
     with pytest.raises(KeyboardInterrupt):
         xnor.train.run_seeds(f"{copied}:RECIPE", (0, 5), output=output, console=console)
     assert len(metrics(output / "seed0")) == 1
-    line = (f"{copied}:RECIPE", "--output", output, "--seeds", 0, 5)
-    out = finished(capsys, "train", *line, "--resume")
+    out = finished(capsys, "train", "--resume", "--output", output)
     assert metrics(output / "seed0") == metrics(trained[0].folder)
     fields = json.loads((output / "seed5" / "recipe.json").read_text())
     assert fields["seed"] == 5
@@ -187,7 +186,8 @@ def test_seeds_that_are_interrupted_go_on_to_the_numbers_of_runs_left_alone(
     said_last = f"accuracy {np.mean(last):.2%} ± {np.std(last, ddof=1):.2%}"
     said_range = f"({min(last):.2%} to {max(last):.2%}) in the last epoch"
     assert f"{said_last} {said_range}" in out.splitlines()[-1]
-    code, err = refused(capsys, "train", *line, 5)
+    line = (f"{copied}:RECIPE", "--output", output, "--seeds", 0, 5, 5)
+    code, err = refused(capsys, "train", *line)
     assert code == 2 and "--seeds: expected one seed or more, each once" in err
 
 

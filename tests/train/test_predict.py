@@ -42,12 +42,18 @@ def test_batches_give_what_one_call_gives(packed, pixels, count, monkeypatch):
 def test_classes_and_their_probabilities(packed, pixels):
     logits = expected(packed, pixels).astype(np.float64)
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    found = predict.classify(packed, pixels)
-    assert [name for name, _ in found] == ["abc"[best] for best in logits.argmax(-1)]
-    np.testing.assert_allclose([p for _, p in found], shares.max(-1), rtol=1e-4)
+    found = predict.classify(packed, pixels, top=2)
+    order = np.argsort(-logits, -1)[:, :2]
+    names = [[name for name, _ in two] for two in found]
+    assert names == [["abc"[at] for at in best] for best in order]
+    probabilities = [[p for _, p in two] for two in found]
+    wanted = np.take_along_axis(shares, order, -1)
+    np.testing.assert_allclose(probabilities, wanted, rtol=1e-4)
+    assert predict.classify(packed, pixels) == [[best] for best, _ in found]
+    assert len(predict.classify(packed, pixels, top=9)[0]) == 3
     nameless = dataclasses.replace(INFO, class_names=())
     numbers = predict.classify(dataclasses.replace(packed, info=nameless), pixels)
-    assert [name for name, _ in numbers] == [str(b) for b in logits.argmax(-1)]
+    assert [one.name for (one,) in numbers] == [str(b) for b in logits.argmax(-1)]
 
 
 def test_loss_and_accuracy(packed, pixels):

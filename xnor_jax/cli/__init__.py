@@ -5,11 +5,12 @@ one line on standard error. What a command needs is imported when it runs: this 
 needs the standard library alone, and is there before Ctrl-C can come.
 """
 
+import contextlib
 import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ COMMANDS = {
         "runs:evaluate",
         "the accuracy of a run or a packed file on its test split",
     ),
+    "compare": ("runs:compare", "the accuracies and curves of runs side by side"),
     "summary": ("recipes:summary", "a recipe's layers, and which kernels are binary"),
     "pack": ("runs:pack", "write a run's network to a file, one bit a binary weight"),
     "predict": ("packed:predict", "the classes of image files, by a packed file"),
@@ -51,8 +53,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             before[number] = signal.getsignal(number)
         if before[signal.SIGINT] is signal.default_int_handler:
             signal.signal(signal.SIGINT, lambda *_: _exit_at_once(line))
-        _quieten()
-        _dispatch(arguments)
+        with _quiet():
+            _dispatch(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -66,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         found = _status(error)
         if found is None:
             raise
-        status = _fail(_message(error), found)
+        status = _fail(_message(error, arguments), found)
     finally:
         for number, handler in before.items():
             if handler is not None:  # one of C's, which Python leaves alone
@@ -107,8 +109,9 @@ def say(words: object) -> None:
     print(f"xnor-jax: {' '.join(str(words).split())}", file=sys.stderr)
 
 
-def _quieten() -> None:
-    """Leave it to this module to say what went wrong."""
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave it to this module to say what went wrong, while a command runs."""
     import _thread
     import io
     import logging
@@ -121,12 +124,23 @@ def _quieten() -> None:
 
     # When a file cannot be written, TensorStore's threads and tasks print a traceback
     # each through these two; the error itself is raised, and told in a line.
-    sys.unraisablehook = unraisable
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
-    warnings.showwarning = lambda message, *_: note(message)
-    warnings.simplefilter("always", UserWarning)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # where a locale has no … or ≥
+    asyncio, hook, out = logging.getLogger("asyncio"), sys.unraisablehook, sys.stdout
+    level = asyncio.level
+    errors = out.errors if isinstance(out, io.TextIOWrapper) else None
+    with warnings.catch_warnings():
+        try:
+            sys.unraisablehook = unraisable
+            asyncio.setLevel(logging.CRITICAL + 1)
+            warnings.showwarning = lambda message, *_: note(message)
+            warnings.simplefilter("always", UserWarning)
+            if isinstance(out, io.TextIOWrapper):
+                out.reconfigure(errors="replace")  # where a locale has no … or ≥
+            yield
+        finally:
+            sys.unraisablehook = hook
+            asyncio.setLevel(level)
+            if isinstance(out, io.TextIOWrapper):
+                out.reconfigure(errors=errors)
 
 
 def _dispatch(args: list[str]) -> None:
@@ -201,7 +215,7 @@ def _status(error: Exception) -> int | None:
     return None
 
 
-def _message(error: Exception) -> object:
+def _message(error: Exception, arguments: Sequence[str]) -> object:
     package = _missing_package(error)
     if package:
         return (
@@ -213,12 +227,17 @@ def _message(error: Exception) -> object:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError) and _status(error) == 2:
-        return as_typed(str(error))
+        return as_typed(str(error), arguments)
     return error
 
 
-def as_typed(message: str) -> str:
-    """A message that names arguments in Python, with the options in their place."""
+def as_typed(message: str, arguments: Sequence[str]) -> str:
+    """A message that names arguments in Python, with the options in their place.
+
+    Args:
+      message: Such as `"batch_size: expected …"`.
+      arguments: What was typed, which decides between `--binary` and `--no-binary`.
+    """
     import dataclasses
     import re
 
@@ -228,11 +247,12 @@ def as_typed(message: str) -> str:
     names = ["devices", "seeds", "workers", *fields]
     first = "|".join(names)
     anywhere = "|".join(name for name in names if "_" in name)
-    return re.sub(
-        rf"^(?:{first})(?=: )|\b(?:{anywhere})\b",
-        lambda name: f"--{name[0].replace('_', '-')}",
-        message,
-    )
+
+    def option(name: re.Match[str]) -> str:
+        words = name[0].replace("_", "-")
+        return f"--no-{words}" if f"--no-{words}" in arguments else f"--{words}"
+
+    return re.sub(rf"^(?:{first})(?=: )|\b(?:{anywhere})\b", option, message)
 
 
 def _missing_package(error: Exception) -> str | None:

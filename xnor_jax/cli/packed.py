@@ -1,12 +1,15 @@
 """The commands on packed files: predict and bench."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from xnor_jax._words import counted
 from xnor_jax.cli import UsageError, hear_interrupts, note, say
+from xnor_jax.cli.output import make_console
 from xnor_jax.cli.parsing import check_backend, check_file, command
 from xnor_jax.registry import BACKENDS
 
@@ -21,6 +24,8 @@ def predict(
     ],
     /,
     invert: bool = False,
+    top: int = 1,
+    json: bool = False,
 ) -> None:
     """Print the class of images, and its probability.
 
@@ -29,14 +34,21 @@ def predict(
 
     Args:
       file: A file that pack wrote.
-      images: PNG, JPEG, BMP, GIF, TIFF, WEBP or PPM; turned to grey or colour and
-        resized as the network wants.
+      images: PNG, JPEG, BMP, GIF, TIFF, WEBP or PPM, turned to grey or colour and
+        resized as the network wants; a folder, for all pictures below it; or - for
+        one on standard input.
       invert: Swap dark and light first: MNIST's digits are white on black.
+      top: How many classes to print, the most probable first.
+      json: Print a JSON object for each image.
     """
     if not images:
         raise UsageError("no image; expected predict FILE IMAGE…")
-    for path in (file, *images):
-        check_file(path)
+    if top < 1:
+        raise UsageError(f"--top: expected a number of at least 1, got {top}")
+    check_file(file)
+    for path in images:
+        if path != _STDIN and not path.is_dir():
+            check_file(path)
     import numpy as np
 
     from xnor_jax.data import DataError
@@ -45,27 +57,68 @@ def predict(
 
     packed = load(file)
     fit = prediction.fit(packed)
-    pixels, errors = [], {}
-    for path in images:
-        try:
-            image, notes = pictures.read(
-                [path], packed.image_shape, fit=fit, invert=invert
-            )
-        except (DataError, OSError) as error:
-            errors[path] = error
-            continue
-        pixels.append(image)
-        for words in notes:
-            note(words)
-    found = iter(prediction.classify(packed, np.concatenate(pixels)) if pixels else ())
-    for path in images:
-        if path in errors:
-            say(errors[path])
-        else:
-            name, probability = next(found)
-            print(f"{path}: {name} {probability:.2%}")
-    if errors:
+    paths = [found for path in images for found in _pictures(path)]
+    broken = False
+    # As many at once as are computed at once, so that a folder of any size fits.
+    for first in range(0, len(paths), prediction.BATCH_SIZE):
+        pixels, read = [], []
+        for path in paths[first : first + prediction.BATCH_SIZE]:
+            picture = sys.stdin.buffer.read() if path == _STDIN else path
+            try:
+                image, notes = pictures.read(
+                    [picture],
+                    packed.image_shape,
+                    fit=fit,
+                    invert=invert,
+                    names=[str(path)],
+                )
+            except (DataError, OSError) as error:
+                say(error)
+                broken = True
+                continue
+            read.append(path)
+            pixels.append(image)
+            for words in notes:
+                note(words)
+        if read:
+            found = prediction.classify(packed, np.concatenate(pixels), top=top)
+            for path, classes in zip(read, found, strict=True):
+                print(_json(path, classes) if json else _line(path, classes))
+    if broken:
         sys.exit(1)
+
+
+_STDIN = Path("-")
+
+
+def _pictures(path: Path) -> list[Path]:
+    """A file, or all pictures below a folder, in the order of their paths."""
+    if not path.is_dir():
+        return [path]
+    from xnor_jax.data import pictures
+
+    suffixes = pictures.suffixes()
+    found = sorted(
+        below
+        for below in path.rglob("*")
+        if below.suffix.lower() in suffixes and below.is_file()
+    )
+    if not found:
+        raise UsageError(f"no pictures in {path}")
+    return found
+
+
+def _line(path: Path, classes: Sequence[Any]) -> str:
+    return f"{path}: " + ", ".join(
+        f"{one.name} {one.probability:.2%}" for one in classes
+    )
+
+
+def _json(path: Path, classes: Sequence[Any]) -> str:
+    import json
+
+    found = [{"class": one.name, "probability": one.probability} for one in classes]
+    return json.dumps({"image": str(path), "classes": found}, ensure_ascii=False)
 
 
 @command
@@ -96,12 +149,12 @@ def bench(
     from xnor_jax.packing import tables
 
     hear_interrupts()
-    console = table_console()
+    console = make_console()
     console.print(
         f"{packed.info.name or file}: packed ({timing.describe_backend(backend)}) "
         "beside the same network in float32 by XLA\n"
-        f"{timing.describe_cpu()}; jax {jax.__version__}; {rounds} rounds in turn, "
-        "median (least–most)"
+        f"{timing.describe_cpu()}; jax {jax.__version__}; "
+        f"{counted(rounds, 'round')} in turn, median (least–most)"
     )
     results = [
         result
@@ -119,12 +172,3 @@ def load(file: Path, backend: str = "auto") -> Any:
     from xnor_jax import packing
 
     return packing.load(file, backend=backend)
-
-
-def table_console() -> Any:
-    """A console that does not cut tables in a file or a pipe."""
-    from rich.console import Console
-
-    # A file or a pipe has no width of its own.
-    width = None if sys.stdout and sys.stdout.isatty() else 120
-    return Console(width=width, highlight=False, soft_wrap=True)

@@ -154,7 +154,7 @@ def check_data(dataset: object, data_dir: Path | None) -> None:
     if source is not None and source.hub is None and not built_in and data_dir is None:
         raise UsageError(
             "--data-dir: expected a folder of class folders, train/CLASS/* and "
-            "validation/CLASS/*"
+            "validation/CLASS/*, or CLASS/* with --validation-share"
         )
 
 

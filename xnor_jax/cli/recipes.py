@@ -4,13 +4,16 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from xnor_jax.cli import UsageError, hear_interrupts
+from xnor_jax.cli import UsageError, groups, hear_interrupts
+from xnor_jax.cli.output import make_console
 from xnor_jax.cli.parsing import check_data, check_data_dir, parse
+from xnor_jax.train import folder as folders
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.cluster import Cluster, OptionError, validate
 from xnor_jax.train.recipe import Recipe
@@ -21,56 +24,131 @@ class RunOptions:
     """Where a run reads and writes; none of these changes its numbers."""
 
     data_dir: Path | None = None
-    """The data set's folder, in the hub's layout; without it the hub is asked."""
+    """The data set's folder: in the hub's layout, without it the hub is asked; or of
+    class folders."""
     output: Path | None = None
     """The run's folder; without it runs/RECIPE, or the next free runs/RECIPE-2, ….
     With --resume: the newest of these."""
     resume: bool = False
-    """Go on with the run in the folder."""
+    """Go on with the run in the folder, with the options that it began with. More
+    --epochs extend it, where the schedule does not depend on their number."""
+    seeds: tuple[int, ...] = ()
+    """Train once with each of these, in the folders seed0, … of the run's folder, and
+    print the mean and the spread."""
     devices: int | None = None
     """How many of JAX's devices share each batch; without it one, and in several
     processes all of theirs."""
     workers: int = 0
     """Processes that prepare the pictures of imagenet and folder; 0 for threads."""
-    seeds: tuple[int, ...] = ()
-    """Train once with each of these, in the folders seed0, … of the run's folder, and
-    print the mean and the spread; --resume goes on with all of them."""
-    processes: tyro.conf.OmitArgPrefixes[Cluster] = Cluster()
-    """One run in several processes."""
 
 
 _DEFAULT = "digits-lenet5"
 _RecipeName = Annotated[
-    tyro.conf.Positional[str],
+    tyro.conf.Positional[str | None],
     tyro.conf.arg(
-        metavar="[RECIPE]", help=f"MODULE:NAME, or one of {', '.join(recipes.PRESETS)}."
+        metavar="[RECIPE]",
+        help=f"MODULE:NAME, or one of {', '.join(recipes.PRESETS)}.",
+        help_behavior_hint=f"(default: {_DEFAULT})",
     ),
 ]
+
+# The groups of the help, those that a person needs first before the others.
+_group = partial(groups.group, choices=recipes.PARTS)
+_MAIN = _group(
+    "Main",
+    "What most runs need.",
+    [
+        *((RunOptions, name) for name in ("data_dir", "output", "resume", "seeds")),
+        *((Recipe, name) for name in ("seed", "epochs", "batch_size")),
+        *((Recipe, name) for name in ("learning_rate", "binary")),
+    ],
+)
+_NETWORK = _group(
+    "Network",
+    "What is trained.",
+    [
+        (Recipe, name)
+        for name in (
+            *("model", "rule", "surrogate", "multiplier", "input_scale"),
+            *("compute_dtype", "scale_minimum", "calibration_batches"),
+        )
+    ],
+)
+_TRAINING = _group(
+    "Training",
+    "How the latent weights move.",
+    [
+        (Recipe, name)
+        for name in (
+            *("optimizer", "schedule", "warmup_epochs", "decay_epochs"),
+            *("decay_factor", "weight_decay", "decay"),
+        )
+    ],
+)
+_IMAGES = _group(
+    "Images",
+    "What is seen.",
+    [
+        (Recipe, name)
+        for name in (
+            *("dataset", "validation_share", "image_size"),
+            *("shift", "flip", "resize_crop"),
+        )
+    ],
+)
+_MACHINE = _group(
+    "Machine",
+    "What computes; none of these changes a number but for rounding.",
+    [(RunOptions, name) for name in ("devices", "workers")],
+)
+_HOSTS = _group(
+    "SeveralHosts",
+    "One run in several processes: start the same command once on each host.",
+    [(Cluster, field.name) for field in dataclasses.fields(Cluster)],
+)
+_ALL = (_MAIN, _NETWORK, _TRAINING, _IMAGES, _MACHINE, _HOSTS)
+
+
+class _Train(NamedTuple):
+    """What was typed behind `train`."""
+
+    name: str | None
+    recipe: Recipe
+    options: RunOptions
+    cluster: Cluster
 
 
 def train(args: list[str]) -> None:
     """Train a recipe to its end."""
-
-    def arguments(defaults: Recipe) -> Callable[..., Any]:
-        def with_defaults(
-            recipe: _RecipeName = _DEFAULT,
-            /,
-            *,
-            run: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions(),
-            fields: tyro.conf.OmitArgPrefixes[Recipe] = defaults,
-        ) -> tuple[str, Recipe, RunOptions]:
-            return recipe, fields, run
-
-        return with_defaults
-
-    name, recipe, options = _parse("train", arguments, args)
+    words = [word for word in args if word not in ("-h", "--help")]
+    typed = _parse_train(recipes.get(_DEFAULT), words)
+    if "--seeds" in args and not typed.options.seeds:
+        raise UsageError("--seeds: expected a value")
+    check_data_dir(typed.options.data_dir)
+    name, base, seeds = typed.name or _DEFAULT, None, typed.options.seeds
+    output = typed.options.output
+    if typed.options.resume:
+        output = output or folders.default_folder(name, resume=True)
+        if not (output.is_dir() and any(output.iterdir())):
+            raise UsageError(
+                f"no run in {output} to resume; leave --resume out to start one"
+            )
+        if begun := folders.begun(output):
+            name, base, known = begun
+            seeds = seeds or known
+            if typed.name not in (None, name):
+                raise UsageError(
+                    f"{output} holds a run of {name}, not of {typed.name}; leave the "
+                    "recipe out, or give another folder with --output"
+                )
+    base = base or recipes.get(name)
+    _, recipe, options, cluster = _parse_train(base, args)
+    recipe = recipes.from_json(recipes.to_json(recipe), base)
+    options = dataclasses.replace(options, output=output, seeds=seeds)
     from xnor_jax.train import processes, supervisor
 
-    if "--seeds" in args and not options.seeds:
-        raise UsageError("--seeds: expected a value")
-    check_data_dir(options.data_dir)
     try:
-        cluster = validate(options.processes)
+        cluster = validate(cluster)
         if cluster.named and not supervisor.is_worker():
             hear_interrupts()
             sys.exit(supervisor.supervise(["train", *args], cluster))
@@ -81,34 +159,48 @@ def train(args: list[str]) -> None:
         raise UsageError(error) from error
 
 
-def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
-    from rich.console import Console
+def _parse_train(defaults: Recipe, args: list[str]) -> _Train:
+    values = [groups.fill(group, vars(defaults)) for group in _ALL]
 
-    from xnor_jax import data
+    # Checkers take no type that is made while the program runs.
+    def arguments(
+        recipe: _RecipeName = None,
+        /,
+        *,
+        main: tyro.conf.OmitArgPrefixes[_MAIN] = values[0],  # type: ignore
+        network: tyro.conf.OmitArgPrefixes[_NETWORK] = values[1],  # type: ignore
+        training: tyro.conf.OmitArgPrefixes[_TRAINING] = values[2],  # type: ignore
+        images: tyro.conf.OmitArgPrefixes[_IMAGES] = values[3],  # type: ignore
+        machine: tyro.conf.OmitArgPrefixes[_MACHINE] = values[4],  # type: ignore
+        several_hosts: tyro.conf.OmitArgPrefixes[_HOSTS] = values[5],  # type: ignore
+    ) -> _Train:
+        every = (main, network, training, images, machine, several_hosts)
+        owners = (Recipe, RunOptions, Cluster)
+        return _Train(recipe, *(groups.gather(every, owner) for owner in owners))
+
+    return parse("train", arguments, args)
+
+
+def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
     from xnor_jax.train import api, processes
     from xnor_jax.train.devices import make_mesh
 
     check_data(recipe.dataset, options.data_dir)
     api.check_workers(recipe, options.workers)
-    folder = options.output or api.default_folder(name, resume=options.resume)
-    if options.resume and not (folder.is_dir() and any(folder.iterdir())):
-        raise UsageError(
-            f"no run in {folder} to resume; leave --resume out to start one"
-        )
+    folder = options.output or folders.default_folder(name, resume=False)
     each = api.with_seeds(recipe, options.seeds) if options.seeds else ()
     mesh = make_mesh(options.devices, recipe.batch_size)
-    dataset = data.load(recipe.dataset, options.data_dir, recipe.fit)
+    load = partial(recipes.load_data, data_dir=options.data_dir)
+    dataset = load(each[0] if each else recipe)
     hear_interrupts()
     given: dict[str, Any] = {
         "resume": options.resume,
         "mesh": mesh,
         "workers": options.workers,
-        "console": Console(
-            highlight=False, soft_wrap=True, quiet=not processes.is_first()
-        ),
+        "console": make_console(quiet=not processes.is_first()),
     }
     if each:
-        api.train_each(name, each, dataset, folder, **given)
+        api.train_each(name, each, dataset, folder, load=load, **given)
     else:
         api.train(name, recipe, dataset, folder, **given)
 
@@ -116,31 +208,22 @@ def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
 def summary(args: list[str]) -> None:
     """Print a recipe's layers."""
 
-    def arguments(defaults: Recipe) -> Callable[..., Any]:
+    def arguments(defaults: Recipe) -> Callable[..., tuple[str | None, Recipe]]:
         def with_defaults(
-            recipe: _RecipeName = _DEFAULT,
+            recipe: _RecipeName = None,
             /,
             *,
             fields: tyro.conf.OmitArgPrefixes[Recipe] = defaults,
-        ) -> tuple[str, Recipe]:
+        ) -> tuple[str | None, Recipe]:
             return recipe, fields
 
         return with_defaults
 
-    name, recipe = _parse("summary", arguments, args)
-    from rich.console import Console
-
+    words = [word for word in args if word not in ("-h", "--help")]
+    name = parse("summary", arguments(recipes.get(_DEFAULT)), words)[0] or _DEFAULT
+    base = recipes.get(name)
+    recipe = parse("summary", arguments(base), args)[1]
     from xnor_jax.train import summary
 
-    Console(soft_wrap=True).print(summary.table(name, recipe))
-
-
-def _parse(
-    command: str, arguments: Callable[[Recipe], Callable[..., Any]], args: list[str]
-) -> tuple[Any, ...]:
-    """Parse twice: first to learn the recipe, then with its fields as defaults."""
-    without_help = [word for word in args if word not in ("-h", "--help")]
-    name = parse(command, arguments(recipes.get(_DEFAULT)), without_help)[0]
-    base = recipes.get(name)
-    name, recipe, *rest = parse(command, arguments(base), args)
-    return name, recipes.from_json(recipes.to_json(recipe), base), *rest
+    table = summary.table(name, recipes.from_json(recipes.to_json(recipe), base))
+    make_console().print(table)

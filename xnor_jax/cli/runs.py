@@ -5,8 +5,10 @@ from typing import Annotated
 
 import tyro
 
+from xnor_jax._words import counted
 from xnor_jax.cli import UsageError
-from xnor_jax.cli.packed import load, table_console
+from xnor_jax.cli.output import make_console
+from xnor_jax.cli.packed import load
 from xnor_jax.cli.parsing import (
     check_backend,
     check_data,
@@ -45,13 +47,13 @@ def evaluate(
 
 
 def _evaluate_run(run: Path, data_dir: Path | None, *, best: bool) -> None:
-    from xnor_jax import data
     from xnor_jax.train import feeds, loop
     from xnor_jax.train import folder as folders
+    from xnor_jax.train import recipe as recipes
 
     info = folders.read_info(run)
     check_data(info.recipe.dataset, data_dir)
-    dataset = data.load(info.recipe.dataset, data_dir, info.recipe.fit)
+    dataset = recipes.load_data(info.recipe, data_dir)
     trainer, state, history = loop.restore(run, info, best=best)
     if dataset.image_shape != info.image_shape:
         raise folders.RunError(
@@ -60,8 +62,8 @@ def _evaluate_run(run: Path, data_dir: Path | None, *, best: bool) -> None:
         )
     metrics, count = feeds.evaluate(trainer, state, dataset)
     print(
-        f"{info.name}, epoch {history[-1]['epoch']}: {count:,} test images, loss "
-        f"{float(metrics.loss):.4f}, test accuracy {float(metrics.accuracy):.2%}"
+        f"{info.name}, epoch {history[-1]['epoch']}: {counted(count, 'test image')}, "
+        f"loss {float(metrics.loss):.4f}, test accuracy {float(metrics.accuracy):.2%}"
     )
 
 
@@ -75,9 +77,45 @@ def _evaluate_packed(file: Path, data_dir: Path | None) -> None:
     dataset = data.load(name, data_dir, fit)
     metrics = predict.evaluate(packed, dataset)
     print(
-        f"{packed.info.name or file}, packed: {dataset.test_images:,} test "
-        f"images, loss {metrics.loss:.4f}, test accuracy {metrics.accuracy:.2%}"
+        f"{packed.info.name or file}, packed: "
+        f"{counted(dataset.test_images, 'test image')}, loss {metrics.loss:.4f}, "
+        f"test accuracy {metrics.accuracy:.2%}"
     )
+
+
+@command
+def compare(
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")
+    ],
+    /,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("compare.png"),
+) -> None:
+    """Print the accuracies of runs side by side, and draw their curves.
+
+    Runs that differ in their seeds alone are one row: mean ± sample standard deviation.
+    The rows are called by what differs between them.
+
+    Args:
+      runs: Folders that train wrote, of one seed or of several.
+      output: The picture to write.
+    """
+    if not runs:
+        raise UsageError("no run; expected compare RUN…")
+    if output.is_dir() or not output.parent.is_dir() or output.suffix != ".png":
+        raise UsageError(
+            f"--output: expected a .png in a folder that exists, got {output}"
+        )
+    for run in runs:
+        if not (run / "seeds.json").is_file():
+            check_run(run, "to compare; expected a folder that xnor-jax train wrote")
+    from xnor_jax.train import compare as comparison
+    from xnor_jax.train import report
+
+    groups = comparison.read(runs)
+    make_console().print(comparison.table(groups))
+    report.save(comparison.picture(groups), output)
+    print(f"drawn in {output}")
 
 
 @command
@@ -117,7 +155,7 @@ def pack(
     except OSError as error:
         raise OSError(f"cannot write {output}: {error.strerror or error}") from error
     size, before = output.stat().st_size, packed.report.bytes_before
-    console = table_console()
+    console = make_console()
     console.print(tables.report_table(f"{packed.info.name}: {run}", packed.report))
     console.print(
         f"{output}: {size:,} bytes with its header, 1/{before / size:.1f} of the "

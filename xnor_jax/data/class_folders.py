@@ -1,4 +1,4 @@
-"""Class folders: `train/CLASS/PICTURE` and `validation/CLASS/PICTURE`.
+"""Class folders: `train/CLASS/PICTURE` and `validation/CLASS/PICTURE`, or `CLASS/…`.
 
 The first folder decides the split and the second one the class, by their exact names
 and nothing else. What does not fit is refused by name, never left out; hidden files and
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from xnor_jax._words import counted
 from xnor_jax.data import pictures
 from xnor_jax.data._threads import in_threads
-from xnor_jax.data.sets import DataError, Row, RowSet
+from xnor_jax.data.sets import DataError, Holdout, Row, RowSet
 
 _LEFT_BEHIND = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 _LAYOUT = "expected train/CLASS/PICTURE and {}/CLASS/PICTURE"
@@ -71,7 +72,9 @@ def open_folders(folder: Path, test: Sequence[str]) -> RowSet | None:
         ):
             return None
         held_out = _test_split(folder, splits, test)
-        train, validation = _classes(folder / "train"), _classes(folder / held_out)
+        layout = _LAYOUT.format(held_out)
+        train = _classes(folder / "train", layout)
+        validation = _classes(folder / held_out, layout)
         names = sorted(train)
         _check_classes(folder, held_out, train, validation)
         rows, held_out_rows = _files(train, names), _files(validation, names)
@@ -83,7 +86,94 @@ def open_folders(folder: Path, test: Sequence[str]) -> RowSet | None:
     return RowSet(str(folder), rows, held_out_rows, tuple(names))
 
 
-def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+def open_unsplit(folder: Path, test: Sequence[str], holdout: Holdout) -> RowSet:
+    """Open a folder whose folders are the classes, and hold a part of each out.
+
+    Which pictures these are is a function of their names and the seed.
+
+    Args:
+      folder: Holds the classes.
+      test: Names of a test split, to tell what was meant.
+      holdout: How much of each class is for the test.
+
+    Raises:
+      DataError: If it has a split already, anything in it is neither a class nor a
+        picture, or a class has fewer than two pictures.
+    """
+    try:
+        if (folder / "train").is_dir() and any(
+            entry.is_dir() for entry in _entries(folder / "train")
+        ):
+            raise DataError(
+                f"{folder} has a split, its folder train has classes in it; expected "
+                "none with --validation-share"
+            )
+        try:
+            classes = _classes(folder, "expected CLASS/PICTURE")
+            if len(classes) < 2:
+                raise DataError(
+                    f"{folder} has {counted(len(classes), 'class folder')}; expected "
+                    "at least two"
+                )
+        except DataError as error:
+            raise DataError(f"{error}{_meant(folder, test)}") from None
+        names = sorted(classes)
+        parts: tuple[dict[str, list[str]], dict[str, list[str]]] = {}, {}
+        for label, name in enumerate(names):
+            paths = classes[name]
+            if len(paths) < 2:
+                raise DataError(
+                    f"{folder}/{name} has {counted(len(paths), 'picture')}; expected "
+                    "at least two, one of them for the test"
+                )
+            count = min(max(round(holdout.share * len(paths)), 1), len(paths) - 1)
+            rng = np.random.default_rng([holdout.seed, label])
+            order = [paths[at] for at in rng.permutation(len(paths))]
+            parts[0][name], parts[1][name] = order[count:], order[:count]
+        train, held_out = (_files(part, names) for part in parts)
+        _check_disjoint(train, held_out)
+    except OSError as error:
+        raise DataError(
+            f"cannot read {error.filename or folder}: {error.strerror or error}"
+        ) from error
+    return RowSet(str(folder), train, held_out, tuple(names))
+
+
+def hint(folder: Path, test: Sequence[str]) -> str:
+    """The end of a line on a folder that is no set: what may have been meant."""
+    if _is_unsplit(folder):
+        return (
+            "; its folders hold pictures: --validation-share 0.2 of train takes them "
+            "for classes, and holds a fifth of each out"
+        )
+    return _meant(folder, test)
+
+
+def _meant(folder: Path, test: Sequence[str]) -> str:
+    sets = [
+        entry.path
+        for entry in _entries(folder)
+        if entry.is_dir() and _is_set(Path(entry.path), test)
+    ]
+    return f"; did you mean {sets[0]}?" if len(sets) == 1 else ""
+
+
+def _is_set(folder: Path, test: Sequence[str]) -> bool:
+    names = {entry.name for entry in _entries(folder) if entry.is_dir()}
+    return bool("train" in names and names & {*test, "val"}) or _is_unsplit(folder)
+
+
+def _is_unsplit(folder: Path) -> bool:
+    """Whether at least two of a folder's folders hold pictures."""
+    suffixes = pictures.suffixes()
+    return 1 < sum(
+        any(Path(found.name).suffix.lower() in suffixes for found in _entries(below))
+        for below in _entries(folder)
+        if below.is_dir()
+    )
+
+
+def _entries(folder: str | Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as found:
         return sorted(
             (
@@ -112,9 +202,8 @@ def _test_split(
     )
 
 
-def _classes(split: Path) -> dict[str, list[str]]:
+def _classes(split: Path, layout: str) -> dict[str, list[str]]:
     """The paths of the pictures of each class."""
-    layout = _LAYOUT.format(split.name if split.name != "train" else "validation")
     suffixes = pictures.suffixes()
     found: dict[str, list[str]] = {}
     for entry in _entries(split):
@@ -156,7 +245,7 @@ def _check_classes(
 ) -> None:
     if len(train) < 2:
         raise DataError(
-            f"{folder}/train has {len(train)} class folders"
+            f"{folder}/train has {counted(len(train), 'class folder')}"
             f"{''.join(f' ({name})' for name in train)}; expected at least two"
         )
     for name, paths in train.items():

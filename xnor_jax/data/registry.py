@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xnor_jax.data.sets import DataError, Dataset, Fit, Source
+from xnor_jax.data.sets import DataError, Dataset, Fit, Holdout, Source
 
 if TYPE_CHECKING:
     from xnor_jax.data.streams import PictureSet
@@ -42,6 +42,7 @@ def load(
     dataset: str | Callable[[], Arrays],
     data_dir: str | Path | None = None,
     fit: Fit | None = None,
+    holdout: Holdout | None = None,
 ) -> "Dataset | PictureSet":
     """Read an image set into memory, or open one that stays on disk.
 
@@ -55,6 +56,8 @@ def load(
         on disk, of class folders: `train/CLASS/*` and `validation/CLASS/*`. None asks
         the hub itself. The digits and functions take none.
       fit: The size of the images of a set that stays on disk; the others have theirs.
+      holdout: For class folders without a split, `CLASS/*`: what of them is for the
+        test.
 
     Returns:
       The training and the test split.
@@ -68,6 +71,8 @@ def load(
 
         if data_dir is not None:
             raise DataError(f"a function takes no data folder: {data_dir}")
+        if holdout is not None:
+            raise DataError("a function returns a test split, and needs no holdout")
         return arrays.from_function(dataset)
     if dataset not in SOURCES:
         raise DataError(
@@ -83,7 +88,9 @@ def load(
             raise DataError("no folder of class folders; give one with --data-dir")
         from xnor_jax.data import streams
 
-        return streams.open_set(source, data_dir, fit)
+        return streams.open_set(source, data_dir, fit, holdout)
+    if holdout is not None:
+        raise DataError(f"{dataset} has a test split, and needs no holdout")
     if source.hub is None:
         if data_dir is not None:
             raise DataError(

@@ -52,6 +52,27 @@ class Fit:
 
 
 @dataclasses.dataclass(frozen=True)
+class Holdout:
+    """Which pictures of class folders without a split are held out for the test.
+
+    Attributes:
+      share: Of each class, above 0 and below 1; at least one picture is held out, and
+        at least one is not.
+      seed: Decides which.
+
+    Raises:
+      ValueError: Unless 0 < share < 1.
+    """
+
+    share: float
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.share < 1:
+            raise ValueError(f"Holdout: expected 0 < share < 1, got {self.share}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Augment:
     """Random changes to each training image.
 

@@ -26,6 +26,7 @@ from xnor_jax.data.sets import (
     Augment,
     DataError,
     Fit,
+    Holdout,
     Row,
     Rows,
     Source,
@@ -163,7 +164,12 @@ class PictureSet:
         return rows[: batches * batch_size]
 
 
-def open_set(source: Source, data_dir: str | Path | None, fit: Fit) -> PictureSet:
+def open_set(
+    source: Source,
+    data_dir: str | Path | None,
+    fit: Fit,
+    holdout: Holdout | None = None,
+) -> PictureSet:
     """Open a set in the hub's layout or of class folders; its pictures stay on disk.
 
     It is evaluated on `validation`, or, where there is none, on `test`.
@@ -172,11 +178,13 @@ def open_set(source: Source, data_dir: str | Path | None, fit: Fit) -> PictureSe
       source: Whose hub name is asked where there is no folder.
       data_dir: A folder.
       fit: The size of the images.
+      holdout: Of class folders without a split, what is for the test.
 
     Raises:
       DataError: If it cannot be opened.
     """
-    found = open_rows(source, data_dir, test=("validation", "test"))
+    test = "validation", "test"
+    found = open_rows(source, data_dir, test=test, holdout=holdout)
     return PictureSet(found.train, found.test, found.class_names, source, fit)
 
 

@@ -1,10 +1,10 @@
 """Training from Python: what `xnor-jax train` does, with the model in return."""
 
 import dataclasses
-import re
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +12,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
 
-from xnor_jax import data
+from xnor_jax._words import counted
 from xnor_jax.train import folder as folders
-from xnor_jax.train import loop, ship
+from xnor_jax.train import loop, processes, ship
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.checkpoint import History
 from xnor_jax.train.devices import make_mesh
@@ -76,10 +76,10 @@ def run(
       0.9888888597488403
     """
     name, recipe = _named(recipe, name)
-    folder = Path(output) if output else default_folder(name, resume=resume)
+    folder = Path(output) if output else folders.default_folder(name, resume=resume)
     mesh = make_mesh(devices, recipe.batch_size)
     check_workers(recipe, workers)
-    dataset = data.load(recipe.dataset, data_dir, recipe.fit)
+    dataset = recipes.load_data(recipe, data_dir)
     given = {"resume": resume, "mesh": mesh, "workers": workers, "console": console}
     return train(name, recipe, dataset, folder, **given)
 
@@ -123,12 +123,12 @@ def run_seeds(
     """
     name, recipe = _named(recipe, name)
     each = with_seeds(recipe, seeds)
-    folder = Path(output) if output else default_folder(name, resume=resume)
+    folder = Path(output) if output else folders.default_folder(name, resume=resume)
     mesh = make_mesh(devices, recipe.batch_size)
     check_workers(recipe, workers)
-    dataset = data.load(recipe.dataset, data_dir, recipe.fit)
+    load = partial(recipes.load_data, data_dir=data_dir)
     given = {"resume": resume, "mesh": mesh, "workers": workers, "console": console}
-    return train_each(name, each, dataset, folder, **given)
+    return train_each(name, each, load(each[0]), folder, load=load, **given)
 
 
 def load(
@@ -151,14 +151,8 @@ def load(
     return loop.trained_model(trainer, state)
 
 
-def default_folder(name: str, *, resume: bool) -> Path:
-    """`runs/NAME` or the next free `runs/NAME-2`, …; to resume, the newest of these."""
-    base = Path("runs") / re.sub(r"[^\w.-]+", "-", name)
-    return folders.newest_folder(base) if resume else folders.free_folder(base)
-
-
 def describe_spread(runs: Sequence[Run]) -> str:
-    """A line on the runs' test accuracies: mean, sample deviation, least and most."""
+    """Lines on the runs' test accuracies: mean, sample deviation, least and most."""
 
     def spread(accuracies: list[float]) -> str:
         mean = statistics.fmean(accuracies)
@@ -170,8 +164,9 @@ def describe_spread(runs: Sequence[Run]) -> str:
     last = [one.history[-1]["test_accuracy"] for one in runs]
     best = [max(epoch["test_accuracy"] for epoch in one.history) for one in runs]
     return (
-        f"{len(runs)} seeds, mean ± sample standard deviation (least to most): test "
-        f"accuracy {spread(last)} in the last epoch, best {spread(best)}"
+        f"{counted(len(runs), 'seed')}, mean ± sample standard deviation "
+        "(least to most):\n"
+        f"best {spread(best)},\ntest accuracy {spread(last)} in the last epoch"
     )
 
 
@@ -191,10 +186,6 @@ def train(
     info = RunInfo.of(name, recipe, dataset)
     if obstacle := ship.obstacle(info):
         warnings.warn(f"{name} cannot be packed: {obstacle}", RunWarning, stacklevel=2)
-    console.print(
-        f"{name}: {info.train_images:,} training images, {recipe.epochs} epochs of "
-        f"{info.steps_per_epoch} steps, seed {recipe.seed}, in {folder}"
-    )
     result = loop.train(
         info,
         dataset,
@@ -205,8 +196,8 @@ def train(
         workers=workers,
     )
     console.print(
-        f"done in {result.seconds:.0f} s: {folder}/ holds metrics.jsonl, report.png, "
-        "tensorboard/ and checkpoints/"
+        f"done in {result.seconds:.0f} s: {folder}/ holds\n"
+        "metrics.jsonl, report.png, tensorboard/ and checkpoints/"
     )
     # Of equal ones the last, which is the checkpoint that is kept.
     last, history = result.history[-1], reversed(result.history)
@@ -262,20 +253,36 @@ def train_each(
     dataset: Any,
     folder: Path,
     *,
+    load: Callable[[Recipe], Any],
     resume: bool,
     console: Console | None,
     **given: Any,
 ) -> tuple[Run, ...]:
-    """`train` for each of the recipes, which differ in their seeds."""
+    """`train` for each of the recipes, which differ in their seeds.
+
+    Args:
+      name: Of the runs.
+      each: The recipes.
+      dataset: Of the first one.
+      folder: The folder of the runs' folders.
+      load: Reads a recipe's data set, for those whose split the seed decides.
+      resume: Whether to go on with the runs in the folder.
+      console: Where to print; None for nowhere.
+      **given: As for `train`.
+    """
     if (folder / "recipe.json").exists():
         raise RunError(
             f"{folder} holds a run; give another folder for those of several seeds"
         )
     if resume and not any(folder.glob("seed*")):
         raise RunError(f"no runs in {folder} to resume")
+    if processes.is_first():
+        folders.write_seeds(folder, [recipe.seed for recipe in each])
     runs = []
     for recipe in each:
         at = folder / f"seed{recipe.seed}"
+        if recipe.holdout and recipe is not each[0]:
+            dataset = load(recipe)
         begun = resume and (at / "recipe.json").exists()
         given |= {"resume": begun, "console": console}
         runs.append(train(name, recipe, dataset, at, **given))

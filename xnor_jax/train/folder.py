@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import os
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ METRICS = (
 # Beside these, in runs on a set that stays on disk: the share of the training time in
 # which the devices waited for a batch.
 DATA_WAIT = "data_wait"
+SEEDS = "seeds.json"
 
 
 class RunError(Exception):
@@ -123,6 +125,10 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
                 "another folder with --output"
             )
         _warn_of_changes(folder, found["modules"])
+        if found["epochs"] < info.recipe.epochs:
+            fields = json.loads(existing.read_text())
+            longer = json.dumps(fields | {"epochs": info.recipe.epochs}, indent=2)
+            write_atomically(existing, longer + "\n")
         return
     try:
         # Killed before the rename, the start of a run leaves this alone.
@@ -188,6 +194,29 @@ def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
     write_atomically(folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
 
 
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl`, one object an epoch.
+
+    Raises:
+      RunError: If there is none, it holds no epoch, or is damaged.
+    """
+    path = folder / "metrics.jsonl"
+    try:
+        history = [json.loads(line) for line in path.read_text().splitlines()]
+        for epoch in history:
+            if any(type(epoch[key]) not in (int, float) for key in METRICS):
+                raise ValueError("expected numbers")
+    except FileNotFoundError:
+        history = []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"cannot read {path}: {error!r}; --resume writes it anew"
+        ) from error
+    if not history:
+        raise RunError(f"{folder} has no epoch yet; train for one first")
+    return history
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file by `text`; after a crash it is the old one or the new one."""
     temporary = _temporary(path)
@@ -200,6 +229,60 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
+
+
+def default_folder(name: str, *, resume: bool) -> Path:
+    """`runs/NAME` or the next free `runs/NAME-2`, …; to resume, the newest of these."""
+    base = Path("runs") / re.sub(r"[^\w.-]+", "-", name)
+    return newest_folder(base) if resume else free_folder(base)
+
+
+def begun(folder: Path) -> tuple[str, Recipe, tuple[int, ...]] | None:
+    """What was begun in a folder: its name, its recipe, and the seeds if several.
+
+    Returns:
+      None where there is nothing yet to go on with.
+
+    Raises:
+      RunError: If what is there cannot be read.
+    """
+    seeds = read_seeds(folder)
+    places = [folder, *(folder / f"seed{seed}" for seed in seeds)]
+    for place in places:
+        if (place / "recipe.json").exists():
+            with warnings.catch_warnings():
+                # Who goes on hears of changes.
+                warnings.simplefilter("ignore", RunWarning)
+                info = read_info(place)
+            return info.name, info.recipe, seeds
+    return None
+
+
+def read_seeds(folder: Path) -> tuple[int, ...]:
+    """The seeds of the runs in a folder's folders; none where it holds a single run.
+
+    Raises:
+      RunError: If the list is damaged.
+    """
+    path = folder / SEEDS
+    try:
+        seeds = json.loads(path.read_text())
+        if not (isinstance(seeds, list) and all(type(seed) is int for seed in seeds)):
+            raise ValueError(f"expected a list of whole numbers, got {seeds!r}")
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"cannot read {path}: {error}; remove it, and give --seeds"
+        ) from error
+    return tuple(seeds)
+
+
+def write_seeds(folder: Path, seeds: Sequence[int]) -> None:
+    """Remember which seeds the folder's runs have, or will have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    known = dict.fromkeys((*read_seeds(folder), *seeds))
+    write_atomically(folder / SEEDS, json.dumps(list(known)) + "\n")
 
 
 def free_folder(base: Path) -> Path:
@@ -294,6 +377,13 @@ def _warn_of_changes(folder: Path, modules: Mapping[str, str]) -> None:
 def _difference(found: dict[str, Any], wanted: RunInfo) -> str:
     here = recipes.to_json(wanted.recipe)
     for field in here:
+        if field == "epochs" and found[field] < here[field]:
+            if obstacle := recipes.fixed_length(wanted.recipe):
+                return (
+                    f"its epochs is {found[field]}, not {here[field]}, and {obstacle} "
+                    "depends on their number"
+                )
+            continue
         there = found[field]
         there = list(there) if isinstance(there, tuple) else there
         if there != here[field]:

@@ -14,9 +14,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
 
+from xnor_jax._words import counted
 from xnor_jax.data import Dataset
 from xnor_jax.data.streams import PictureSet
-from xnor_jax.train import feeds, processes, report, step
+from xnor_jax.train import feeds, network, processes, report, step
 from xnor_jax.train.checkpoint import Checkpoints, History
 from xnor_jax.train.devices import replicate
 from xnor_jax.train.folder import RunError, RunInfo, open_folder, write_metrics
@@ -82,6 +83,10 @@ def train(
             field="batch_size",
         )
     if isinstance(dataset, PictureSet):
+        # Before all pictures are looked at: whether the network takes such images.
+        classes = len(info.class_names)
+        build = network.builder(recipe, image_shape=info.image_shape, classes=classes)
+        network.abstract(recipe, build, info.image_shape, classes)
         dataset.check()
     processes.check_alike(run=info, data_set=_digest(dataset), folder=folder.name)
     processes.open_together(folder, lambda: open_folder(folder, info, resume=resume))
@@ -91,6 +96,12 @@ def train(
     done = checkpoints.newest() or 0
     processes.check_alike(newest_checkpoint=done)
     first = processes.is_first()
+    steps = counted(info.steps_per_epoch, "step")
+    console.print(
+        f"{info.name}: {counted(info.train_images, 'training image')}, "
+        f"{counted(recipe.epochs, 'epoch')} of {steps}, seed {recipe.seed},\n"
+        f"in {folder}"
+    )
     if done:
         state, history = checkpoints.restore(done, state)
         console.print(f"{folder}: going on after epoch {done} of {recipe.epochs}")

@@ -62,12 +62,18 @@ def logits(packed: PackedModel, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)[: len(pixels)]
 
 
-def classify(packed: PackedModel, pixels: np.ndarray) -> list[Prediction]:
-    """The most probable class of each image; its number where classes have no names.
+def classify(
+    packed: PackedModel, pixels: np.ndarray, *, top: int = 1
+) -> list[list[Prediction]]:
+    """The most probable classes of each image; numbers where they have no names.
 
     Args:
       packed: With preprocessing in its `info`.
       pixels: uint8 `[N, *image_shape]`.
+      top: How many classes of each image, at most as many as there are.
+
+    Returns:
+      For each image its classes, the most probable first.
 
     Raises:
       DataError: If the network does not tell its preprocessing, or takes images of
@@ -75,9 +81,11 @@ def classify(packed: PackedModel, pixels: np.ndarray) -> list[Prediction]:
     """
     probabilities = np.asarray(jax.nn.softmax(logits(packed, pixels)))
     names = packed.info.class_names
+    # Of equal ones the first, as argmax has it.
+    order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
     return [
-        Prediction(names[best] if names else str(best), float(row[best]))
-        for row, best in zip(probabilities, probabilities.argmax(-1), strict=True)
+        [Prediction(names[at] if names else str(at), float(row[at])) for at in best]
+        for row, best in zip(probabilities, order, strict=True)
     ]
 
 

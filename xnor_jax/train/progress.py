@@ -43,7 +43,7 @@ class Display:
             TextColumn("{task.fields[status]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or console.is_dumb_terminal,
         )
         self._task = self._progress.add_task(
             "epoch", total=images_per_epoch, epoch=f"{done + 1}/{epochs}", status=""
@@ -62,7 +62,8 @@ class Display:
         """An epoch begins."""
         self._epoch, self._epoch_begin = epoch, time.perf_counter()
         label = f"{epoch}/{self._epochs}"
-        self._progress.update(self._task, completed=0, epoch=label, status="")
+        status = "compiling" if epoch == self._first + 1 else ""
+        self._progress.update(self._task, completed=0, epoch=label, status=status)
 
     def on_steps(self, steps: int, means: Metrics) -> None:
         """Some steps of the epoch are done."""
@@ -82,19 +83,15 @@ class Display:
 
     def end_epoch(self, record: dict[str, Any]) -> None:
         """An epoch has ended: its line."""
-        wait = record.get(DATA_WAIT)
-        self._console.print(
+        line = (
             f"epoch {record['epoch']:>3}/{self._epochs}  "
-            f"train loss {record['train_loss']:.4f}  "
-            f"accuracy {record['train_accuracy']:7.2%}  |  "
-            f"test loss {record['test_loss']:.4f}  "
-            f"accuracy {record['test_accuracy']:7.2%}  |  "
-            f"flips {record['flip_ratio']:.1e}  "
-            f"{record['images_per_second']:,.0f} images/s"
-            + ("" if wait is None else f", {wait:.1%} waiting for data"),
-            highlight=False,
-            soft_wrap=True,
+            f"train {record['train_loss']:.4f} {record['train_accuracy']:7.2%}  "
+            f"test {record['test_loss']:.4f} {record['test_accuracy']:7.2%}  "
+            f"flips {record['flip_ratio']:.0e}  {record['images_per_second']:,.0f}/s"
         )
+        if DATA_WAIT in record:
+            line += f"\n  {record[DATA_WAIT]:.1%} of the time waiting for data"
+        self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

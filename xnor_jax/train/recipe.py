@@ -3,10 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from xnor_jax.data import SOURCES, Fit
+from xnor_jax.data import SOURCES, Fit, Holdout, load
 from xnor_jax.registry import (
     MODELS,
     OPTIMIZERS,
@@ -98,6 +99,10 @@ class Recipe:
     """Augmentation: translate each training image by up to this many pixels."""
     flip: bool = False
     """Augmentation: mirror half of the training images left to right."""
+    validation_share: float = 0.0
+    """For class folders without a split, CLASS/*: the share of each class that is held
+    out for the test, drawn by the seed. 0 for a folder that has train and
+    validation."""
     image_size: int | None = None
     """The side of the images that the pictures of imagenet and folder become."""
     resize_crop: bool = False
@@ -112,6 +117,13 @@ class Recipe:
             return None
         ratio = 8 / 7 if self.resize_crop else 1  # 256 for 224
         return Fit(self.image_size, round(self.image_size * ratio))
+
+    @property
+    def holdout(self) -> Holdout | None:
+        """What of class folders without a split is for the test."""
+        if not self.validation_share:
+            return None
+        return Holdout(self.validation_share, self.seed)
 
 
 REFERENCE_STEPS = (15, 30, 45)
@@ -223,6 +235,16 @@ PRESETS = MappingProxyType(
             learning_rate=0.0005,
             **{**_IMAGENET, **_BIREAL},
         ),
+        "folder-lenet5": Recipe(
+            dataset="folder",
+            model="lenet5",
+            epochs=60,
+            batch_size=16,
+            learning_rate=0.005,
+            calibration_batches=5,
+            image_size=32,
+            shift=2,
+        ),
         "folder-nin": Recipe(
             dataset="folder",
             model="nin",
@@ -324,6 +346,14 @@ def validate(recipe: Recipe) -> Recipe:
         own_size = f"none for {_plain(recipe.dataset)}, whose images have a size"
         require(recipe.image_size is None, "image_size", own_size)
         require(not recipe.resize_crop, "resize_crop", own_size)
+    share = number("validation_share", 0) and recipe.validation_share < 1
+    require(share, "validation_share", "a number ≥ 0 and below 1")
+    folders = source is not None and source.streamed and source.hub is None
+    require(
+        folders or not recipe.validation_share,
+        "validation_share",
+        f"0 for {_plain(recipe.dataset)}, which has a test split",
+    )
     require(
         not (recipe.resize_crop and recipe.shift),
         "shift",
@@ -342,6 +372,11 @@ def validate(recipe: Recipe) -> Recipe:
     require(recipe.decay in ("coupled", "decoupled"), "decay", "coupled or decoupled")
     _check_callables(recipe)
     return recipe
+
+
+def load_data(recipe: Recipe, data_dir: str | Path | None) -> Any:
+    """Read a recipe's image set, or open it: `xnor_jax.data.load`."""
+    return load(recipe.dataset, data_dir, recipe.fit, recipe.holdout)
 
 
 def model_options(recipe: Recipe) -> dict[str, Any]:
@@ -364,6 +399,21 @@ def schedule_options(recipe: Recipe, steps_per_epoch: int) -> dict[str, Any]:
         "steps_per_epoch": steps_per_epoch,
         "epochs": recipe.epochs,
     }
+
+
+def fixed_length(recipe: Recipe) -> str | None:
+    """What in a recipe depends on the number of its epochs; None if nothing does.
+
+    Without such a part more epochs change nothing about the ones before.
+    """
+    if recipe.binary and recipe.surrogate == "tanh":
+        return "the temperature of its surrogate tanh"
+    if callable(recipe.schedule):
+        offered = schedule_options(recipe, steps_per_epoch=1)
+        fixed = "epochs" in own.arguments("schedule", recipe.schedule, offered)
+    else:
+        fixed = recipe.schedule != "steps"
+    return f"its schedule {_plain(recipe.schedule)}" if fixed else None
 
 
 def to_json(recipe: Recipe) -> dict[str, Any]:

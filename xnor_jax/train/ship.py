@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from xnor_jax import data
 from xnor_jax.packing import Info, PackedModel, Preprocessing, pack
 from xnor_jax.train import loop, predict
+from xnor_jax.train import recipe as recipes
 from xnor_jax.train.folder import RunError, RunInfo, read_info
 
 
@@ -54,7 +54,7 @@ def pack_run(
     packed = dataclasses.replace(packed, info=info)
     if data_dir is None:
         return packed
-    dataset = data.load(run.recipe.dataset, data_dir, run.recipe.fit)
+    dataset = recipes.load_data(run.recipe, data_dir)
     accuracy = predict.evaluate(packed, dataset).accuracy
     info = dataclasses.replace(info, test_accuracy=accuracy)
     return dataclasses.replace(packed, info=info)

@@ -1,0 +1,72 @@
+"""Runs side by side."""
+
+import json
+
+import pytest
+from commands import finished, refused
+from matplotlib.image import imread
+
+from xnor_jax.train import compare
+from xnor_jax.train import folder as folders
+from xnor_jax.train import recipe as recipes
+
+
+def write(folder, accuracies, *, recipe="digits-lenet5", **fields):
+    """A run's folder as a training of some epochs leaves it."""
+    folder.mkdir(parents=True)
+    data = {
+        "image_shape": [28, 28, 1],
+        "class_names": ["a", "b"],
+        "train_images": 9,
+    }
+    described = recipes.to_json(recipes.get(recipe)) | fields
+    text = json.dumps({"name": recipe, **described, "data": data})
+    (folder / "recipe.json").write_text(text)
+    epochs = [
+        dict.fromkeys(folders.METRICS, 0.25) | {"epoch": at, "test_accuracy": accuracy}
+        for at, accuracy in enumerate(accuracies, 1)
+    ]
+    folders.write_metrics(folder, epochs)
+    return folder
+
+
+def test_seeds_are_a_row_and_rows_are_called_by_what_differs(tmp_path, capsys):
+    many = tmp_path / "many"
+    for seed, last in ((0, 0.9), (4, 0.92), (7, 0.97)):
+        write(many / f"seed{seed}", [0.95, last], seed=seed)
+    folders.write_seeds(many, [0, 4, 7, 9])  # the last has not begun
+    other = write(tmp_path / "other", [0.5, 0.6, 0.7], rule="paper")
+    picture = tmp_path / "curves.png"
+    out = finished(capsys, "compare", many, other, "-o", picture)
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "corrected 3 2 93.00 ± 3.61 95.67 ± 1.15 25.00 ± 0.00" in lines
+    assert "paper 1 3 70.00 70.00 25.00" in lines
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+    assert imread(picture).shape[1] > 1000
+    labels = [group.label for group in compare.read([many, other])]
+    assert labels == ["corrected", "paper"]
+    axis = compare.picture(compare.read([many, other])).axes[0]
+    errors = axis.get_lines()[0].get_ydata()
+    assert errors == pytest.approx([5, 7])  # the means of the seeds
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ((), 2, "no run"),
+        (("gone",), 2, "no run in gone to compare"),
+        (("run", "-o", "curves.txt"), 2, "--output: expected a .png"),
+        (("run", "-o", "gone/curves.png"), 2, "--output: expected a .png"),
+        (("run", "run"), 1, "run is given twice"),
+        (("empty",), 1, "empty has no epoch yet"),
+        (("run", "damaged"), 1, "cannot read damaged/metrics.jsonl"),
+    ],
+)
+def test_what_is_no_run_is_one_line(words, status, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "run", [0.5])
+    write(tmp_path / "empty", [])
+    (write(tmp_path / "damaged", [0.5]) / "metrics.jsonl").write_text('{"epoch": 1}')
+    code, err = refused(capsys, "compare", *words)
+    assert code == status and said in err
+    assert not list(tmp_path.glob("*.png"))

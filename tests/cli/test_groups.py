@@ -1,0 +1,39 @@
+"""The options of train in groups: all of them, once, with their words."""
+
+import dataclasses
+import re
+from collections import Counter
+
+from commands import finished
+
+from xnor_jax.cli import groups, recipes
+from xnor_jax.train.cluster import Cluster
+from xnor_jax.train.recipe import PARTS, Recipe
+
+
+def test_every_field_is_in_one_group():
+    fields = Counter(
+        field.name for group in recipes._ALL for field in dataclasses.fields(group)
+    )
+    owners = Recipe, recipes.RunOptions, Cluster
+    wanted = [field.name for owner in owners for field in dataclasses.fields(owner)]
+    assert fields == Counter(wanted)
+
+
+def test_help_begins_with_what_a_person_needs(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = finished(capsys, "train", "mnist-lenet5", "--help")
+    names = "main", "network", "training", "images", "machine", "several-hosts"
+    places = [out.index(f"{name} options") for name in names]
+    assert places == sorted(places)
+    assert out.index("--data-dir") < out.index("--rule") < out.index("--coordinator")
+    assert max(map(len, out.splitlines())) <= 80
+    for names in PARTS.values():
+        assert ",".join(names) in re.sub(r"\s*│?\n│?\s*", "", out)
+
+
+def test_values_go_into_groups_and_come_back():
+    made = groups.group("G", "About.", [(Recipe, "epochs"), (Cluster, "cluster")], {})
+    one = groups.fill(made, {"epochs": 3, "cluster": True, "seed": 9})
+    assert (one.epochs, one.cluster, made.__doc__) == (3, True, "About.")
+    assert groups.gather([one], Cluster) == Cluster(cluster=True)

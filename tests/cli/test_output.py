@@ -1,0 +1,36 @@
+"""Control characters are for terminals."""
+
+import io
+
+import pytest
+
+from xnor_jax.cli import output
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("out", "environment", "terminal"),
+    [
+        (Terminal, {"TERM": "xterm"}, True),
+        (Terminal, {"TERM": "xterm", "JPY_PARENT_PID": "7"}, False),
+        (io.StringIO, {"TERM": "xterm"}, False),
+        (io.StringIO, {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
+        (io.StringIO, {"TERM": "xterm", "TTY_COMPATIBLE": "1"}, False),
+    ],
+)
+def test_a_notebook_a_file_and_a_pipe_are_no_terminal(
+    out, environment, terminal, monkeypatch
+):
+    for name in ("JPY_PARENT_PID", "FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout", out())
+    console = output.make_console()
+    assert console.is_terminal == terminal
+    console.print("[bold]words[/]")
+    assert ("\x1b" in console.file.getvalue()) == terminal

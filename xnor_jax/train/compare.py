@@ -1,0 +1,135 @@
+"""Runs side by side: a table of their accuracies, and one picture of their curves."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from xnor_jax.train import folder as folders
+from xnor_jax.train import recipe as recipes
+from xnor_jax.train import report
+from xnor_jax.train.folder import RunError
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs of one recipe, which differ in their seeds.
+
+    Attributes:
+      label: What tells it from the other groups.
+      histories: Of each run, one record an epoch.
+    """
+
+    label: str
+    histories: tuple[list[dict[str, Any]], ...]
+
+    def values(self, key: str) -> list[float]:
+        """The last epoch's of each run."""
+        return [history[-1][key] for history in self.histories]
+
+    @property
+    def best(self) -> list[float]:
+        """The highest test accuracy of each run."""
+        return [max(e["test_accuracy"] for e in history) for history in self.histories]
+
+
+def read(runs: Sequence[Path]) -> list[Group]:
+    """Read runs, and put those together that differ in their seeds alone.
+
+    Args:
+      runs: Folders of runs, or of the runs of several seeds.
+
+    Raises:
+      RunError: If one is no run, is damaged, or has no epoch yet.
+    """
+    found: dict[str, list[tuple[Path, dict[str, Any], Any]]] = {}
+    for run in runs:
+        seeds = [run / f"seed{seed}" for seed in folders.read_seeds(run)]
+        for place in [path for path in seeds if path.exists()] or [run]:
+            info = folders.read_info(place)
+            fields = {"name": info.name, **recipes.to_json(info.recipe)}
+            same = json.dumps({k: v for k, v in fields.items() if k != "seed"})
+            row = place, fields, folders.read_metrics(place)
+            if any(place == other for other, *_ in found.get(same, ())):
+                raise RunError(f"{place} is given twice; expected each run once")
+            found.setdefault(same, []).append(row)
+    every = [rows[0][1] for rows in found.values()]
+    differ = [
+        key
+        for key in every[0]
+        if key != "seed" and len({json.dumps(fields[key]) for fields in every}) > 1
+    ]
+    groups = []
+    for rows in found.values():
+        place, fields, _ = rows[0]
+        words = [
+            str(fields[key]) if isinstance(fields[key], str) else f"{key} {fields[key]}"
+            for key in differ
+        ]
+        label = ", ".join(words) or str(place if len(rows) == 1 else fields["name"])
+        groups.append(Group(label, tuple(history for *_, history in rows)))
+    return groups
+
+
+def table(groups: Sequence[Group]) -> Table:
+    """Accuracies by group: mean ± sample standard deviation over its seeds."""
+    result = Table(
+        box=box.SIMPLE, collapse_padding=True, pad_edge=False, show_edge=False
+    )
+    result.add_column("run", overflow="fold", max_width=30)
+    for column in ("seeds", "epochs", "last, %", "best, %", "training, %"):
+        result.add_column(column, justify="right", no_wrap=True)
+    for group in groups:
+        epochs = sorted({len(history) for history in group.histories})
+        result.add_row(
+            group.label,
+            str(len(group.histories)),
+            "–".join(map(str, dict.fromkeys((epochs[0], epochs[-1])))),
+            _spread(group.values("test_accuracy")),
+            _spread(group.best),
+            _spread(group.values("train_accuracy")),
+        )
+    return result
+
+
+def picture(groups: Sequence[Group]) -> Any:
+    """Test error, test loss and turned signs by epoch: the mean, and its seeds' band.
+
+    Returns:
+      A matplotlib figure.
+    """
+    figure = report.make_figure(13, 4.2)
+    axes = figure.subplots(1, 3)
+    curves = (
+        ("test error, %", lambda e: 100 - 100 * e["test_accuracy"]),
+        ("test loss", lambda e: e["test_loss"]),
+        ("signs turned a step, share of the weights", lambda e: e["flip_ratio"]),
+    )
+    for axis, (title, value) in zip(axes, curves, strict=True):
+        for group in groups:
+            epochs = min(map(len, group.histories))
+            rows = np.array([[value(e) for e in h[:epochs]] for h in group.histories])
+            at = np.arange(1, epochs + 1)
+            marker = "o" if epochs == 1 else None
+            (line,) = axis.plot(at, rows.mean(0), label=group.label, marker=marker)
+            if len(rows) > 1:
+                low, high = rows.min(0), rows.max(0)
+                axis.fill_between(at, low, high, color=line.get_color(), alpha=0.2)
+        axis.set(title=title, xlabel="epoch")
+        report.scale(axis)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3
+    )
+    return figure
+
+
+def _spread(shares: Sequence[float]) -> str:
+    percent = [100 * share for share in shares]
+    mean = f"{statistics.fmean(percent):.2f}"
+    return mean if len(percent) == 1 else f"{mean} ± {statistics.stdev(percent):.2f}"

@@ -374,7 +374,7 @@ struct Select {
   }
 };
 
-// As FUNCTIONS in packing/graph.py.
+// As FUNCTIONS in packing/functions.py.
 constexpr Entry kFunctions[] = {
     {"add", 2, Two<Add>},       {"sub", 2, Two<Sub>},
     {"mul", 2, Two<Mul>},       {"div", 2, Two<Div>},

@@ -1,4 +1,4 @@
-"""What a file may say: types, ranges and sizes, each refused with one line.
+"""Checks of a file: types, ranges and sizes, each refused with one line.
 
 The limits are far above any network of this library; they keep a hostile file from
 asking for memory.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 LARGEST_INTEGER = 2**24  # a size, a stride, a padding, a number of channels
-LARGEST_IMAGE = 2**28  # numbers in an image, padded, or in what is computed of one
+LARGEST_IMAGE = 2**28  # numbers in an image, padded, or in any value computed from it
 LARGEST_KERNEL = 2**27  # weights
 LARGEST_PACKED = 2**25  # bytes of arrays in memory beyond twice those in the file
 LARGEST_NETWORK = 2**30  # bytes of all arrays in memory
@@ -23,7 +23,7 @@ LONGEST_STRING = 200
 
 
 def limit(what: str, size: int, largest: int) -> None:
-    """Refuse what is larger than allowed; `what` says of what unit.
+    """Refuse a size larger than allowed; `what` names its unit.
 
     Raises:
       ValueError: If it is.

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
-from jax.extend import core as jex
 from jax.typing import ArrayLike
 
 from xnor_jax._tree import Mask, resolve_mask
@@ -17,13 +16,14 @@ from xnor_jax.masks import path_string
 from xnor_jax.nn import BinaryConv, BinaryLinear
 from xnor_jax.ops import backends
 from xnor_jax.packing import file
+from xnor_jax.packing.exact import exactly
 from xnor_jax.packing.lower import lower
 from xnor_jax.packing.network import PackedModel
 from xnor_jax.packing.report import report
 from xnor_jax.packing.trace import PackError, trace
 from xnor_jax.weights import binarize
 
-# Of the largest logit: what another order of rounding may do to the others.
+# What another order of rounding may do to a logit, as a fraction of the largest.
 _TOLERANCE = 1e-4
 _IMAGES = 16
 
@@ -47,14 +47,16 @@ def pack(
     The meaning of a product is `α · n` with the integer sum `n`; where the network
     multiplies by `α · sign(w)` instead, its floats round to that.
 
-    Before it returns, the packed network is run against the model.
+    Before `pack` returns, the packed network is run against the model with that
+    meaning.
 
     Args:
       model: An `nnx.Module` in evaluation, or any JAX function of one array
         `[N, ...]`: a Linen `apply` or an Equinox module with its parameters, a closure.
-      mask: Of a module, which kernels are binary but stored latent, as for `binarize`:
-        a bool tree of the structure of `nnx.state(model, nnx.Param)`, a prefix of one,
-        or a callable. `BinaryConv`, `BinaryLinear` and `XnorBlock` need none.
+      mask: For a module, the kernels that are binary but stored latent, as for
+        `binarize`: a bool tree of the structure of `nnx.state(model, nnx.Param)`, a
+        prefix of one, or a callable. `BinaryConv`, `BinaryLinear` and `XnorBlock` need
+        no mask.
       example: A batch of inputs, float32. Needed where the model does not tell its
         `image_shape`.
       backend: `"auto"`, or one of `xnor_jax.ops.available_backends()`.
@@ -66,7 +68,8 @@ def pack(
       ValueError: If something cannot be packed as asked; the message names the layer or
         the operation and its line. Nothing that should be packed is left float
         silently: each kernel that is ±α is in a product of signs.
-      TypeError: If the model has no numbers, or is neither a module nor a function.
+      TypeError: If the model has no numbers, or is neither a module nor a function; if
+        the example is not of floating point numbers.
       RuntimeError: If the backend is not available.
 
     References:
@@ -156,7 +159,7 @@ def _of_module(model: nnx.Module, mask: Mask):
 
 
 def _concrete(leaf: Any) -> Any:
-    """The same; of an abstract random stream, which evaluation does not read, zeros."""
+    """A leaf; zeros for an abstract random stream, which evaluation does not read."""
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -176,6 +179,12 @@ def _check_numbers(model: nnx.Module) -> None:
 
 
 def _image_shape(model: Any, example: ArrayLike | None) -> tuple[int, ...]:
+    dtype = getattr(example, "dtype", np.dtype(float))
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"pack: expected an example of floating point numbers, got {dtype}; "
+            "prepare it as in training"
+        )
     given = None if example is None else tuple(np.shape(example))
     if given is not None and len(given) < 2:
         raise ValueError(f"pack: expected an example [N, ...], got shape {given}")
@@ -195,10 +204,10 @@ def _image_shape(model: Any, example: ArrayLike | None) -> tuple[int, ...]:
 def _check(
     packed: PackedModel, function: Callable, params: Any, example: ArrayLike | None
 ) -> None:
-    """Run the packed network against the function.
+    """Run the packed network against what the function means.
 
-    A real layer's sums may round another way and so turn a sign: of one image in some
-    thousands. So a single image that differs asks for a second opinion.
+    The sums of a real layer may round another way and so turn a sign, in one image of
+    some thousands. So a single image that differs asks for a second opinion.
 
     Raises:
       PackError: If the two differ.
@@ -219,15 +228,7 @@ def _check(
 
 
 def _share_off(packed, function, params, x: np.ndarray) -> float:
-    # What the function closes over becomes an argument: XLA would fold constants.
-    closed = jax.make_jaxpr(function)(params, x)
-
-    @jax.jit
-    def run(consts, *args):
-        return jex.jaxpr_as_fun(jex.ClosedJaxpr(closed.jaxpr, consts))(*args)
-
-    (wanted,) = run(closed.consts, *jax.tree.leaves(params), x)
-    wanted = np.asarray(wanted, np.float64)
+    wanted = np.asarray(exactly(function, params, jnp.asarray(x)), np.float64)
     found = np.asarray(packed(x), np.float64)
     wanted, found = (a.reshape(len(x), -1) for a in (wanted, found))
     finite = np.isfinite(wanted)

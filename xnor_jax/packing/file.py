@@ -77,7 +77,7 @@ class FormatError(ValueError):
 
 
 class _Description(NamedTuple):
-    """What a file's metadata say."""
+    """The contents of a file's description."""
 
     image_shape: tuple[int, ...]
     nodes: list[Node]  # without arrays
@@ -95,10 +95,10 @@ def save(
     name: str | None = None,
     dataset: str | None = None,
 ) -> None:
-    """Write a packed network to a file; what stood there stays until it is complete.
+    """Write a packed network to a file, and replace an older one as a whole.
 
-    What is not given here is taken from `packed.info`. The same network gives the same
-    bytes.
+    Arguments that are left out are taken from `packed.info`. The same network gives the
+    same bytes.
 
     Args:
       path: The file, such as `lenet5.safetensors`.
@@ -106,11 +106,11 @@ def save(
       preprocessing: How pixels become its input.
       class_names: One per logit.
       test_accuracy: A fraction of 1.
-      name: Of the network or its recipe.
-      dataset: What it was trained on, by its name in `xnor_jax.data`.
+      name: Name of the network or its recipe.
+      dataset: Data set that it was trained on, by its name in `xnor_jax.data`.
 
     Raises:
-      ValueError: If what is said of the network does not fit it, or it is too large.
+      ValueError: If an argument does not fit the network, or it is too large.
       OSError: If the file cannot be written.
     """
     info = Info(
@@ -135,7 +135,7 @@ def load(path: str | os.PathLike[str], *, backend: str = "auto") -> PackedModel:
       backend: `"auto"`, or one of `xnor_jax.ops.available_backends()`.
 
     Returns:
-      The network; what the file says of it is in its `info`.
+      The network, with the facts that the file has about it in its `info`.
 
     Raises:
       FormatError: If the file is damaged, no packed network, or of a newer version.
@@ -165,7 +165,7 @@ def to_bytes(packed: PackedModel, info: Info) -> bytes:
     """A packed network as the bytes of a file.
 
     Raises:
-      ValueError: If what is said of it does not fit it, or it is too large.
+      ValueError: If `info` does not fit it, or it is too large.
     """
     found = {
         "format": FORMAT,

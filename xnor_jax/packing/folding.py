@@ -23,7 +23,7 @@ import numpy as np
 
 from xnor_jax.ops import Threshold
 from xnor_jax.packing import thresholds
-from xnor_jax.packing.graph import COMPARISONS, apply_function
+from xnor_jax.packing.functions import COMPARISONS, apply_function
 from xnor_jax.packing.normal import (
     Users,
     evaluate,

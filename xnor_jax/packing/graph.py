@@ -1,22 +1,22 @@
 """The operations that a packed network can consist of, each declared once.
 
-A graph is a sequence of nodes. Value 0 is the input, value `i` is what node `i − 1`
-gives; a node names the values it reads. Every value has the batch as its first axis,
-and is packed signs, float32 or bool. The file, the report, the run in JAX and the
-check of shapes all read what a node says of itself here:
+A graph is a sequence of nodes. Value 0 is the input, value `i` the result of node
+`i − 1`; a node names the values that it reads. Every value has the batch as its first
+axis, and is packed signs, float32 or bool. The file, the report, the run in JAX and the
+check of shapes all read a node's declaration here:
 
-* its fields: what is no array, each with the check that it passes in a file;
+* fields: its settings, each with the check that it passes in a file;
 * `members`: the names, kinds and shapes of its arrays;
-* `out`: what it gives for what it gets, or a ValueError;
+* `out`: the shape and dtype of its result, or a ValueError;
 * `__call__`: what it computes;
-* `step`: the same for the compiled library, if that has it.
+* `step`: the same for the compiled library, where that has it.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from math import prod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +27,21 @@ from xnor_jax import convolution, ops
 from xnor_jax.geometry import Geometry, Pads, conv_geometry, pool_geometry
 from xnor_jax.ops import Affine, Bits, Epilogue, Threshold
 from xnor_jax.packing import checks
+from xnor_jax.packing.functions import (
+    ARITIES,
+    FUNCTIONS,
+    LOGICAL,
+    PREDICATES,
+    apply_function,
+)
 
+T = TypeVar("T")
 Value = jax.Array | Bits
 
 AFFINE, RELU, THRESHOLD = EPILOGUES = ("affine", "affine_relu", "threshold")
+
+# The kinds of nodes by name, in a file too.
+NODES: dict[str, type["Node"]] = {}
 
 
 class Spec(NamedTuple):
@@ -51,9 +62,9 @@ class Member(NamedTuple):
     Attributes:
       kind: `"floats"`; `"reals"`, which may be −inf; `"integers"` of at most `bound`;
         `"indices"` below `bound`; `"flip"`, a sign a channel; `"kernel"`, signs.
-      shape: Its shape, of signs the number of signs along each axis.
+      shape: Its shape; for signs, how many there are along each axis.
       bound: The largest magnitude of integers.
-      groups: Of a kernel of signs.
+      groups: Groups of a kernel of signs.
     """
 
     kind: str
@@ -62,9 +73,30 @@ class Member(NamedTuple):
     groups: int = 1
 
 
+def _threshold_members(
+    kind: str, channels: tuple[int, ...], bound: int = 0
+) -> dict[str, Member]:
+    flip = Member("flip", channels)
+    return {"threshold": Member(kind, channels, bound), "flip": flip}
+
+
 def setting(check: Callable[[Any], Any], default: Any = None) -> Any:
-    """A field of the pytree's structure, with its check for a file."""
+    """A static field, with its check for a file."""
     return field(default=default, metadata={"static": True, "check": check})
+
+
+@dataclass_transform(
+    eq_default=False,
+    kw_only_default=True,
+    frozen_default=True,
+    field_specifiers=(field,),
+)
+def _node(cls: type[T]) -> type[T]:
+    """A frozen dataclass that is a pytree, in `NODES` if it has a kind of its own."""
+    made: Any = dataclass(frozen=True, kw_only=True, eq=False)(cls)
+    if "kind" in vars(made):
+        NODES[made.kind] = made
+    return jax.tree_util.register_dataclass(made)
 
 
 def _sizes(least: int) -> Callable[[Any], tuple[int, ...]]:
@@ -82,7 +114,7 @@ def _choice(choices: Sequence[Any]) -> Callable[[Any], Any]:
     return partial(checks.one_of, choices=choices)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Node:
     """One operation of a packed network.
 
@@ -90,7 +122,7 @@ class Node:
       inputs: The values it reads.
       name: The layer's path in the model, or its scope in the program.
       parameters: How many parameters of the float model went into it.
-      arrays: By the names of `members`.
+      arrays: Its arrays, by the names of `members`.
     """
 
     kind: ClassVar[str]
@@ -100,7 +132,7 @@ class Node:
     arrays: dict[str, Any] = field(default_factory=dict)
 
     def members(self, specs: Sequence[Spec]) -> dict[str, Member]:
-        """The arrays that it has on such values.
+        """The arrays that it needs for inputs of these shapes.
 
         Raises:
           ValueError: If it cannot take them.
@@ -108,7 +140,7 @@ class Node:
         return {}
 
     def out(self, specs: Sequence[Spec]) -> Spec:
-        """What it gives for such values.
+        """The shape and dtype of its result for inputs of these shapes.
 
         Raises:
           ValueError: If it cannot take them.
@@ -120,10 +152,10 @@ class Node:
         raise NotImplementedError
 
     def step(self, specs: Sequence[Spec], *, exact: bool) -> ops.steps.Step | None:
-        """The same for the compiled library; None where that has no such thing.
+        """The same for the compiled library; None where that has no such step.
 
         Args:
-          specs: Of what it reads.
+          specs: Its inputs.
           exact: Whether a sign follows, which another order of rounding could turn.
         """
         return None
@@ -133,13 +165,18 @@ class Node:
         return 0
 
     @property
+    def _threshold(self) -> Threshold:
+        """What its sums are compared with, where it gives signs."""
+        return Threshold(self.arrays["threshold"], self.arrays["flip"])
+
+    @property
     def weights(self) -> int:
         """How many weights its kernel has."""
         return 0
 
     @classmethod
     def settings(cls) -> dict[str, Any]:
-        """The fields that are no arrays, with their dataclass fields, by name."""
+        """The dataclass fields beside `arrays`, by name."""
         return {f.name: f for f in fields(cls) if f.name != "arrays"}
 
 
@@ -162,6 +199,12 @@ def _floats(spec: Spec) -> Spec:
     return spec._replace(dtype="float32")
 
 
+def _with_channels(spec: Spec) -> Spec:
+    if not spec.shape:
+        raise ValueError("expected channels, got a number")
+    return spec
+
+
 def as_floats(x: Value) -> jax.Array:
     """Signs as float32; floats and bool as they are."""
     return ops.unpack_bits(x.words, x.size) if isinstance(x, Bits) else x
@@ -179,7 +222,7 @@ def _limit_padded(geometry: Geometry) -> Geometry:
     return geometry
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class _Product(Node):
     """A convolution, or without a window a dense layer of the last axis."""
 
@@ -198,9 +241,7 @@ class _Product(Node):
         return {name: getattr(self, name) for name in names}
 
     def _kernel_shape(self, spec: Spec) -> tuple[int, ...]:
-        if not spec.shape:
-            raise ValueError("expected channels, got a number")
-        each, rest = divmod(spec.shape[-1], self.groups)
+        each, rest = divmod(_with_channels(spec).shape[-1], self.groups)
         if rest or not each or self.features % self.groups:
             raise ValueError(
                 f"expected {spec.shape[-1]} and {self.features} channels that divide "
@@ -232,31 +273,30 @@ class _Product(Node):
 
     @property
     def affine(self) -> Affine:
-        """What becomes of the sums where there is no threshold."""
+        """The epilogue of a product without a threshold."""
         bias = self.arrays["bias"]
         scale = self.arrays.get("scale", jnp.ones_like(bias))
         return Affine(scale, bias, relu=self.epilogue == RELU)
 
     def _epilogue(self) -> Epilogue:
         if self.epilogue == THRESHOLD:
-            return Threshold(self.arrays["threshold"], self.arrays["flip"])
+            return self._threshold
         return self.affine
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class BinaryConv(_Product):
-    """A convolution or dense layer of signs, and what becomes of its integer sums."""
+    """A convolution or dense layer of signs, and the epilogue of its integer sums."""
 
     kind = "binary_conv"
 
     def members(self, specs):
-        """Signs, and per channel α and a bias, or an integer threshold."""
+        """Signs, and for each channel α and a bias, or an integer threshold."""
         shape = self._kernel_shape(_expect(_one(specs), "bits"))
         found = {"kernel": Member("kernel", shape, groups=self.groups)}
         if self.epilogue == THRESHOLD:
-            found["threshold"] = Member("integers", shape[-1:], bound=prod(shape[:-1]))
-            return found | {"flip": Member("flip", shape[-1:])}
+            bound = prod(shape[:-1])
+            return found | _threshold_members("integers", shape[-1:], bound)
         return found | {
             name: Member("floats", shape[-1:]) for name in ("scale", "bias")
         }
@@ -284,25 +324,23 @@ class BinaryConv(_Product):
 
     @property
     def weights(self) -> int:
-        """Of its kernel."""
+        """How many weights its kernel has."""
         kernel = self.arrays["kernel"]
         return prod((*self.window, kernel.in_features, kernel.out_features))
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Conv(_Product):
     """A convolution or dense layer of real numbers."""
 
     kind = "conv"
 
     def members(self, specs):
-        """Floats, and per channel a bias or a threshold."""
+        """Floats, and for each channel a bias or a threshold."""
         shape = self._kernel_shape(_floats(_one(specs)))
         found = {"kernel": Member("floats", shape)}
         if self.epilogue == THRESHOLD:
-            found["threshold"] = Member("reals", shape[-1:])
-            return found | {"flip": Member("flip", shape[-1:])}
+            return found | _threshold_members("reals", shape[-1:])
         return found | {"bias": Member("floats", shape[-1:])}
 
     def __call__(self, args, backend):
@@ -336,12 +374,11 @@ class Conv(_Product):
 
     @property
     def weights(self) -> int:
-        """Of its kernel."""
+        """How many weights its kernel has."""
         return self.arrays["kernel"].size
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Sign(Node):
     """Signs: `(x < threshold) xor flip` is −1, per channel."""
 
@@ -349,38 +386,29 @@ class Sign(Node):
 
     def members(self, specs):
         """A threshold and a direction a channel."""
-        channels = self.out(specs).shape[-1:]
-        return {
-            "threshold": Member("reals", channels),
-            "flip": Member("flip", channels),
-        }
+        return _threshold_members("reals", self.out(specs).shape[-1:])
 
     def out(self, specs):
         """Bits of the same shape."""
-        spec = _floats(_one(specs))
-        if not spec.shape:
-            raise ValueError("expected channels, got a number")
-        return spec._replace(dtype="bits")
+        return _with_channels(_floats(_one(specs)))._replace(dtype="bits")
 
     def __call__(self, args, backend):
         """Map float32 `[N, ..., C]` to bits."""
         x = as_floats(args[0])
-        epilogue = Threshold(self.arrays["threshold"], self.arrays["flip"])
-        return Bits(ops.apply_epilogue(x, epilogue), x.shape[-1])
+        return Bits(ops.apply_epilogue(x, self._threshold), x.shape[-1])
 
     def step(self, specs, *, exact):
         """As the sums of windows of one number."""
         rank = len(specs[0].shape) - 1
         if specs[0].bits or rank > 2:
             return None
-        threshold = Threshold(self.arrays["threshold"], self.arrays["flip"])
-        unit = (1,) * rank
+        unit, none = (1,) * rank, ((0, 0),) * rank
         return ops.steps.sum_pool_bits(
-            threshold, window=unit, strides=unit, padding=((0, 0),) * rank
+            self._threshold, window=unit, strides=unit, padding=none
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class _Pool(Node):
     window: tuple[int, ...] = setting(_sizes(1), ())
     strides: tuple[int, ...] = setting(_sizes(1), ())
@@ -406,15 +434,14 @@ class _Pool(Node):
         return pool_geometry(self.kind, shape[:-1], **self.geometry)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class MaxPoolBits(_Pool):
-    """The sign of a max-pool, from the signs of what it pools: `ops.pool_bits`."""
+    """The sign of a max-pool, from the signs of its input: `ops.pool_bits`."""
 
     kind = "max_pool_bits"
 
     def members(self, specs):
-        """The channels in which the rest falls."""
+        """A bit a channel: whether the function behind the pool falls."""
         return {"flip": Member("flip", self.out(specs).shape[-1:])}
 
     def out(self, specs):
@@ -433,20 +460,15 @@ class MaxPoolBits(_Pool):
         return ops.steps.pool_bits(self.arrays["flip"], **self.geometry)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class SumPoolBits(_Pool):
-    """The signs of each window's sum: what follows an average-pool, as a threshold."""
+    """The sign of each window's sum: an average-pool and the threshold behind it."""
 
     kind = "sum_pool_bits"
 
     def members(self, specs):
         """A threshold and a direction a channel."""
-        channels = self.out(specs).shape[-1:]
-        return {
-            "threshold": Member("reals", channels),
-            "flip": Member("flip", channels),
-        }
+        return _threshold_members("reals", self.out(specs).shape[-1:])
 
     def out(self, specs):
         """Bits of other positions."""
@@ -455,24 +477,20 @@ class SumPoolBits(_Pool):
             raise ValueError(f"expected 2 spatial axes, got shape {spec.shape}")
         return Spec(self._pooled(spec), "bits")
 
-    def _threshold(self) -> Threshold:
-        return Threshold(self.arrays["threshold"], self.arrays["flip"])
-
     def __call__(self, args, backend):
         """Map float32 `[N, H, W, C]` to bits `[N, *out, C]`."""
         return ops.sum_pool_bits(
-            as_floats(args[0]), self._threshold(), **self.geometry, backend=backend
+            as_floats(args[0]), self._threshold, **self.geometry, backend=backend
         )
 
     def step(self, specs, *, exact):
         """Exact: it sums in XLA's order."""
         if specs[0].bits:
             return None
-        return ops.steps.sum_pool_bits(self._threshold(), **self.geometry)
+        return ops.steps.sum_pool_bits(self._threshold, **self.geometry)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Pool(_Pool):
     """The largest value or the sum of each window, as floats."""
 
@@ -495,8 +513,7 @@ class Pool(_Pool):
         return convolution.max_pool(x, geometry)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Norm(Node):
     """BatchNorm of evaluation, `(x − mean) · scale + bias`, per channel."""
 
@@ -510,10 +527,7 @@ class Norm(Node):
 
     def out(self, specs):
         """Floats of the same shape."""
-        spec = _floats(_one(specs))
-        if not spec.shape:
-            raise ValueError("expected channels, got a number")
-        return spec
+        return _with_channels(_floats(_one(specs)))
 
     def __call__(self, args, backend):
         """Map float32 `[N, ..., C]` to the same shape."""
@@ -527,8 +541,7 @@ class Norm(Node):
         return ops.steps.norm(*(self.arrays[k] for k in ("mean", "scale", "bias")))
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Mean(Node):
     """The mean over all positions of an image, added up one after another."""
 
@@ -553,90 +566,21 @@ class Mean(Node):
         return None if exact or specs[0].bits else ops.steps.mean()
 
 
-# Elementwise functions, of floats but for those below.
-FUNCTIONS: dict[str, Callable[..., jax.Array]] = {
-    "add": jnp.add,
-    "sub": jnp.subtract,
-    "mul": jnp.multiply,
-    "div": jnp.divide,
-    "max": jnp.maximum,
-    "min": jnp.minimum,
-    "rem": lax.rem,
-    "pow": jnp.power,
-    "atan2": jnp.arctan2,
-    "neg": jnp.negative,
-    "abs": jnp.abs,
-    "sign": jnp.sign,
-    "floor": jnp.floor,
-    "ceil": jnp.ceil,
-    "round": jnp.round,
-    "exp": jnp.exp,
-    "exp2": jnp.exp2,
-    "expm1": jnp.expm1,
-    "log": jnp.log,
-    "log1p": jnp.log1p,
-    "tanh": jnp.tanh,
-    "logistic": jax.nn.sigmoid,
-    "sin": jnp.sin,
-    "cos": jnp.cos,
-    "tan": jnp.tan,
-    "sqrt": jnp.sqrt,
-    "rsqrt": lax.rsqrt,
-    "cbrt": jnp.cbrt,
-    "erf": lax.erf,
-    "erfc": lax.erfc,
-    "square": jnp.square,
-    "integer_pow": lax.integer_pow,
-    "clamp": lambda low, x, high: jnp.maximum(low, jnp.minimum(x, high)),
-    "to_float": lambda x: x.astype(jnp.float32),
-    "ge": jnp.greater_equal,
-    "gt": jnp.greater,
-    "le": jnp.less_equal,
-    "lt": jnp.less,
-    "eq": jnp.equal,
-    "ne": jnp.not_equal,
-    "is_finite": jnp.isfinite,
-    "not": jnp.logical_not,
-    "and": jnp.logical_and,
-    "or": jnp.logical_or,
-    "xor": jnp.logical_xor,
-    "select": lambda which, if_false, if_true: jnp.where(which, if_true, if_false),
-}
-COMPARISONS = ("ge", "gt", "le", "lt")
-_PREDICATES = (*COMPARISONS, "eq", "ne", "is_finite")
-_LOGICAL = ("not", "and", "or", "xor")
-_ARITIES = dict.fromkeys(FUNCTIONS, 1) | {
-    **dict.fromkeys(("add", "sub", "mul", "div", "max", "min", "rem", "pow"), 2),
-    **dict.fromkeys(("atan2", "ge", "gt", "le", "lt", "eq", "ne"), 2),
-    **dict.fromkeys(("and", "or", "xor"), 2),
-    **dict.fromkeys(("clamp", "select"), 3),
-}
-
-
 def _function(value: Any) -> str:
     if not isinstance(value, str) or value not in FUNCTIONS:
         raise ValueError(f"unknown function {checks.clip(value)}")
     return value
 
 
-def apply_function(name: str, args: Sequence[Any], exponent: int = 0) -> jax.Array:
-    """One of `FUNCTIONS`; `exponent` is that of `integer_pow`."""
-    if name == "integer_pow":
-        return lax.integer_pow(args[0], exponent)
-    return FUNCTIONS[name](*args)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Elementwise(Node):
     """A function of numbers, some of them constants, broadcast against each other.
 
     Attributes:
       function: One of `FUNCTIONS`.
-      operands: For each operand its place in `inputs`, or −1 for a constant.
-      shapes: Of each operand the shape of the constant, without a batch; `()` if it is
-        none.
-      exponent: Of `integer_pow`.
+      operands: Each operand's place in `inputs`, or −1 for a constant.
+      shapes: Each constant's shape, without a batch; `()` for the other operands.
+      exponent: The power of `integer_pow`.
     """
 
     kind = "elementwise"
@@ -661,7 +605,7 @@ class Elementwise(Node):
 
     def out(self, specs):
         """Floats or bool of the shape that all broadcast to."""
-        name, count = self.function, _ARITIES[self.function]
+        name, count = self.function, ARITIES[self.function]
         if not len(self.operands) == len(self.shapes) == count:
             raise ValueError(f"{name}: expected {count} operands")
         if sorted({o for o in self.operands if o >= 0}) != list(range(len(specs))):
@@ -672,7 +616,7 @@ class Elementwise(Node):
         for at, operand in enumerate(self.operands):
             spec = Spec(self.shapes[at]) if operand < 0 else specs[operand]
             wanted = ("float32", "bits")
-            if name in _LOGICAL or (name == "select" and at == 0) or name == "to_float":
+            if name in LOGICAL or (name == "select" and at == 0) or name == "to_float":
                 wanted = ("bool",)
                 if operand < 0:
                     raise ValueError(f"{name}: expected bool, got a constant")
@@ -688,8 +632,7 @@ class Elementwise(Node):
             shape = np.broadcast_shapes(*shapes)
         except ValueError:
             raise ValueError(f"{name}: the shapes {shapes} do not broadcast") from None
-        predicate = name in _PREDICATES or name in _LOGICAL
-        return Spec(tuple(shape), "bool" if predicate else "float32")
+        return Spec(tuple(shape), "bool" if name in PREDICATES else "float32")
 
     def __call__(self, args, backend):
         """Map values `[N, ...]` to one."""
@@ -700,8 +643,7 @@ class Elementwise(Node):
         return apply_function(self.function, values, self.exponent)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Reduce(Node):
     """The sum or the extreme over some axes, counted with the batch as axis 0."""
 
@@ -725,9 +667,9 @@ class Reduce(Node):
         return function(as_floats(args[0]), axis=self.axes)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class _Move(Node):
-    """What only moves values: signs stay bits."""
+    """A move of values, of which signs stay bits."""
 
     def out(self, specs):
         if not specs:
@@ -763,8 +705,7 @@ def _single(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     return shapes[0]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Reshape(_Move):
     """The same numbers in another shape, image by image."""
 
@@ -796,8 +737,7 @@ class Reshape(_Move):
         return None if bits or len(self.shape) != 1 else ops.steps.flatten()
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Transpose(_Move):
     """Axes in another order; the batch, axis 0, stays first."""
 
@@ -814,8 +754,7 @@ class Transpose(_Move):
         return args[0].transpose(0, *self.order)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Broadcast(_Move):
     """Axes of size 1 repeated."""
 
@@ -834,8 +773,7 @@ class Broadcast(_Move):
         return jnp.broadcast_to(args[0], (args[0].shape[0], *self.shape))
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Slice(_Move):
     """A part of each axis, the batch left out."""
 
@@ -860,8 +798,7 @@ class Slice(_Move):
         return lax.slice(x, (0, *self.start), limits, (1, *self.strides))
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Pad(_Move):
     """A constant around each axis but the batch."""
 
@@ -883,8 +820,7 @@ class Pad(_Move):
         return jnp.pad(args[0], pads, constant_values=self.value)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Concatenate(_Move):
     """Values behind each other along an axis, counted with the batch as axis 0."""
 
@@ -909,8 +845,7 @@ class Concatenate(_Move):
         return jnp.concatenate(args, self.axis)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Take(_Move):
     """Numbers of an image, picked by their place in it."""
 
@@ -931,10 +866,9 @@ class Take(_Move):
         return jnp.take(x, self.arrays["places"], axis=1)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class Constant(Node):
-    """The same numbers for each image; reads a value for the batch's size alone."""
+    """The same numbers for each image; its input tells the batch's size alone."""
 
     kind = "constant"
     shape: tuple[int, ...] = setting(_sizes(1), ())
@@ -954,8 +888,7 @@ class Constant(Node):
         return jnp.broadcast_to(self.arrays["value"], (x.shape[0], *self.shape))
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True, eq=False)
+@_node
 class MatMul(Node):
     """A product of two values: `[N, ..., M, K] × [N, ..., K, P]`."""
 
@@ -975,25 +908,16 @@ class MatMul(Node):
         return jnp.matmul(*(as_floats(x) for x in args))
 
     def macs(self, specs):
-        """Of floats."""
+        """Products of floats."""
         return prod(self.out(specs).shape) * specs[0].shape[-1]
 
 
-# What moves signs as well as floats.
+# The moves of signs as well as floats.
 MOVES = (Reshape, Transpose, Broadcast, Slice, Concatenate, Take)
-
-NODES: dict[str, type[Node]] = {
-    node.kind: node
-    for node in (
-        *(BinaryConv, Conv, MatMul),
-        *(Sign, MaxPoolBits, SumPoolBits, Pool, Norm, Mean, Elementwise, Reduce),
-        *(Reshape, Transpose, Broadcast, Slice, Pad, Concatenate, Take, Constant),
-    )
-}
 
 
 def specs_of(nodes: Sequence[Node], image_shape: tuple[int, ...]) -> list[Spec]:
-    """What each value is: the input, then what each node gives.
+    """Each value's shape and dtype: the input, then the result of each node.
 
     Raises:
       ValueError: If a node reads a value behind it or one that it cannot take.

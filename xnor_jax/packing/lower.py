@@ -29,7 +29,7 @@ _SPATIAL = ("window", "strides", "padding")
 
 
 def lower(traced: Trace, masked: Iterable[str] = ()) -> tuple[graph.Node, ...]:
-    """The nodes that compute what was traced.
+    """The nodes that compute a traced function.
 
     Args:
       traced: A function's graph.
@@ -198,7 +198,7 @@ class _Mean:
 
 
 class _Emitter:
-    """Makes the nodes one by one, and follows what they give."""
+    """Makes the nodes one by one, and follows the shapes of their results."""
 
     def __init__(self, parameters: dict[str, int]):
         self.left = dict(parameters)  # not yet counted
@@ -445,7 +445,7 @@ def _threshold_arrays(threshold: ops.Threshold) -> dict[str, Any]:
 
 
 def _epilogue(attrs: dict[str, Any], features: int, arrays: dict[str, Any]):
-    """The settings and arrays of what becomes of a product's sums."""
+    """The settings and arrays of a product's epilogue."""
     if "threshold" in attrs:
         arrays |= _threshold_arrays(attrs["threshold"])
         return {"epilogue": THRESHOLD, "arrays": arrays}

@@ -21,10 +21,11 @@ class Preprocessing:
     """How pixels become what the network was trained on: `(x / 255 − mean) / std`.
 
     Attributes:
-      mean: Of the pixels as fractions of 255, one per channel.
+      mean: Mean of the pixels as fractions of 255, one per channel.
       std: Their standard deviation, one per channel, above 0.
-      resize: What the shorter side of a picture becomes before the centre is cut, as
-        large as the network's images; None stretches it to their size.
+      resize: Length to which the shorter side of a picture is brought before the
+        centre, as large as the network's images, is cut out; None stretches a picture
+        to their size.
     """
 
     mean: tuple[float, ...]
@@ -44,14 +45,14 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Info:
-    """What a file says of its network beside what it computes.
+    """Facts about a network that its file keeps.
 
     Attributes:
-      name: Such as the recipe's.
-      preprocessing: Of the images, if it is known.
+      name: Its name, such as the recipe's.
+      preprocessing: How images are prepared, if it is known.
       class_names: One per logit; empty if they are not known.
-      test_accuracy: A fraction of 1, when the network was packed.
-      dataset: What it was trained on, by its name in `xnor_jax.data`.
+      test_accuracy: A fraction of 1, measured when the network was packed.
+      dataset: Data set that it was trained on, by its name in `xnor_jax.data`.
     """
 
     name: str | None = None
@@ -75,10 +76,10 @@ class PackedModel:
     has no gradient. Images of another shape than `image_shape` are refused.
 
     Attributes:
-      nodes: What runs, in this order; see `xnor_jax.packing.graph`.
+      nodes: Its operations in their order; see `xnor_jax.packing.graph`.
       image_shape: The input's shape without the batch; static.
       report: One row a layer; static.
-      info: What is known of the network; static.
+      info: Facts about the network; static.
       backend: `"auto"`, or one of `xnor_jax.ops.available_backends()`; static.
     """
 
@@ -122,7 +123,7 @@ class PackedModel:
 
     @property
     def classes(self) -> int:
-        """How many logits there are: the last axis of what comes out."""
+        """The number of logits: the size of the result's last axis."""
         return specs_of(self.nodes, self.image_shape)[-1].shape[-1]
 
     def __repr__(self) -> str:

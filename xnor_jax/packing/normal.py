@@ -3,7 +3,8 @@
 Pools come as `reduce_window` or as maxima of shifted slices, a dense layer as any
 `dot_general`, an image as channels first or last. Here each becomes one operation with
 the channels last; transpositions and flattenings go down the graph until they cancel.
-This file and `trace` are the only ones that know the names of JAX's primitives.
+This file, `trace` and `exact` are the only ones that know the names of JAX's
+primitives.
 
 Operations, with their attributes; axes count the batch as axis 0, which stays there:
 
@@ -24,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xnor_jax.packing.graph import FUNCTIONS, apply_function
+from xnor_jax.packing.functions import FUNCTIONS, apply_function
 from xnor_jax.packing.trace import Const, Node, PackError, compact, live
 
 Users = dict[Node, list[Node | None]]
@@ -120,6 +121,7 @@ def make(op: str, ins: Sequence[Any], shape: Sequence[int], like: Node, **attrs:
     """A node of the dtype and place of another."""
     made = Node(op, list(ins), attrs, tuple(shape), like.dtype, like.where, like.line)
     made.sources = like.sources if like.op == op else frozenset()
+    made.primitive = like.primitive
     return made
 
 
@@ -155,7 +157,8 @@ def _size(shape: Sequence[int]) -> int:
 
 def refuse(node: Node, why: str) -> PackError:
     """An error that says where."""
-    return PackError(f"pack: {node.op} {node.place}: {why}".replace(" :", ":"))
+    what = node.primitive or node.op
+    return PackError(f"pack: {what} {node.place}: {why}".replace(" :", ":"))
 
 
 # One primitive at a time.
@@ -242,7 +245,7 @@ def _translate(node: Node, users: Users) -> Node:
         return make("function", node.ins, node.shape, node, **attrs)
     raise PackError(
         f"pack: the primitive {op} {node.place} is none that a packed network knows; "
-        "xnor_jax.packing.graph.FUNCTIONS has the elementwise functions"
+        "xnor_jax.packing.functions has the elementwise functions"
     )
 
 
@@ -384,7 +387,7 @@ def _pad(node: Node) -> Node:
 
 
 def _take(node: Node) -> Node:
-    """What picks numbers of an image by constant places: run on their places."""
+    """A choice of numbers by constant places, found by running it on the places."""
     x, others = node.ins[0], node.consts
     if not isinstance(x, Node) or len(node.nodes) > 1:
         raise refuse(node, "expected places that do not depend on the input")
@@ -461,7 +464,7 @@ def _window(x: Node, kind: str, window, strides, padding, like: Node) -> Node:
 
 
 def _simplify(node: Node, users: Users) -> Node:
-    """What a rewritten operand now allows."""
+    """A node again, where a rewritten operand now allows more."""
     if node.op not in _OWN:
         return node
     if node.op == "reshape":

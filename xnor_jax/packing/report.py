@@ -1,4 +1,4 @@
-"""What packing made of a network: one row a layer."""
+"""A packed network's sizes and products: one row a layer."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ from xnor_jax.packing.graph import BinaryConv, Node, specs_of
 
 @dataclass(frozen=True)
 class Row:
-    """A layer with weights, and what follows it up to the next one.
+    """A layer with weights, with the nodes behind it up to the next one.
 
     Attributes:
       name: The layer's path in the model.
       kind: Whether its weights are signs.
       bits: Bits a weight.
       weights: How many weights its kernel has.
-      bytes_before: Of its parameters in the float model, at 4 bytes each: kernel, bias
-        and the BatchNorms that went into it.
-      bytes_after: Of its arrays in the file.
+      bytes_before: Bytes of its parameters in the float model, 4 each: kernel, bias and
+        the BatchNorms that went into it.
+      bytes_after: Bytes of its arrays in the file.
       binary_macs: Products of signs and their sums, for one image.
       real_macs: Multiplications and additions of floats, for one image.
-      output: What reaches the next layer.
+      output: Whether the next layer reads bits or floats.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Report:
 
     @property
     def bytes_before(self) -> int:
-        """Of all parameters of the float model, at 4 bytes each."""
+        """Bytes of all parameters of the float model, 4 each."""
         return sum(row.bytes_before for row in self.rows)
 
     @property
     def bytes_after(self) -> int:
-        """Of all arrays in the file; its header comes on top."""
+        """Bytes of all arrays in the file, without its header."""
         return sum(row.bytes_after for row in self.rows)
 
     def table(self) -> list[tuple[str, ...]]:
@@ -106,16 +106,16 @@ def report(
 ) -> Report:
     """The rows of a packed network.
 
-    What belongs to no layer with weights counts with the one before it, or, where
-    there is none, with the first.
+    Nodes without weights count with the layer before them, those before the first
+    layer with that.
 
     Args:
-      nodes: What runs.
+      nodes: The network's operations.
       image_shape: The input's shape without the batch.
-      sizes: Of each node's arrays in the file, in bytes.
+      sizes: Bytes of each node's arrays in the file.
     """
     rows: list[Row] = []
-    before = after = 0  # of what stands before the first layer with weights
+    before = after = 0  # of the nodes before the first layer with weights
     specs = specs_of(nodes, image_shape)
     for at, (node, size) in enumerate(zip(nodes, sizes, strict=True)):
         macs = node.macs([specs[i] for i in node.inputs])

@@ -14,7 +14,7 @@ def run_nodes(nodes: Sequence[Node], x: jax.Array, backend: str) -> jax.Array:
     """Map a batch through the nodes.
 
     Args:
-      nodes: What to run.
+      nodes: The operations to run.
       x: Images, float32 `[N, *image_shape]`.
       backend: `"auto"`, or one of `xnor_jax.ops.available_backends()`.
     """
@@ -28,9 +28,9 @@ def run_chained(nodes: Sequence[Node], x: jax.Array, backend: str) -> jax.Array:
     """The same on the compiled backend, neighbours that it can run in one call.
 
     Args:
-      nodes: What to run.
+      nodes: The operations to run.
       x: Images, float32 `[N, *image_shape]`, at least one.
-      backend: For the nodes that it can only run alone, or not at all.
+      backend: Backend of the nodes that it can only run alone, or not at all.
     """
     specs = specs_of(nodes, x.shape[1:])
     values: list[Any] = [x, *[None] * len(nodes)]

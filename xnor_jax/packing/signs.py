@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xnor_jax.packing.graph import COMPARISONS
+from xnor_jax.packing.functions import COMPARISONS
 from xnor_jax.packing.normal import Users, evaluate, make, refuse, reshaped, rewrite
 from xnor_jax.packing.trace import Const, Node, PackError, compact, live
 

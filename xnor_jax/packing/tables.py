@@ -1,4 +1,4 @@
-"""What packing did and how fast it is, as tables for a terminal."""
+"""A packed network's report and timings as tables for a terminal."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from rich.table import Table
 from xnor_jax.packing.bench import Result, Spread
 from xnor_jax.packing.report import Report
 
-# Of what `Report.table` gives: not the kind, which the bits tell, nor the weights.
+# The columns of `Report.table` without the kind, which the bits tell, and the weights.
 _REPORT_COLUMNS = (0, 2, 4, 5, 6, 7, 8)
 
 
@@ -16,8 +16,8 @@ def report_table(title: str, report: Report) -> Table:
     """The layers: bits a weight, bytes before and after, products by precision.
 
     Args:
-      title: Such as the network's name.
-      report: Of the packed network.
+      title: The table's title, such as the network's name.
+      report: The packed network's report.
     """
     titles, *rows, totals = (
         [line[at] for at in _REPORT_COLUMNS] for line in report.table()

@@ -4,13 +4,17 @@ The function is traced twice, with batches of 2 and 3. What differs between the 
 multiple of the batch and is written as a negative number: −k stands for `k·N`.
 Symbolic shapes would do it in one trace, but break code such as `len(x)`.
 
-This file and `normal` are the only ones that know the names of JAX's primitives.
+This file, `normal` and `exact` are the only ones that know the names of JAX's
+primitives.
 """
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +25,7 @@ from xnor_jax.masks import path_string
 
 _BATCHES = (2, 3)
 # Primitive to the parameter that holds its program.
-_CALLS = {
+CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -68,6 +72,18 @@ _RUN_ON_PLACES = ("gather", "rev", "dynamic_slice")
 _UNCOMPARED = ("sharding", "out_sharding", "primitive", "original")
 _LONGEST_LOOP = 1024
 _DRAWN = "drawn at random"
+# Their frames are none of the user's program.
+_LIBRARIES = (
+    *(str(Path(str(module.__file__)).parent) for module in (jax, flax, np)),
+    str(Path(__file__).parents[1]),
+)
+# Python or NumPy asks for numbers where there are none yet.
+_ON_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 
 
 class PackError(ValueError):
@@ -97,6 +113,10 @@ class Const:
         """The value in its whole shape."""
         return np.broadcast_to(self.value, self.shape)
 
+    def array(self) -> Any:
+        """The same as an operand of a primitive."""
+        return self.value[()] if self.dtype == object else np.array(self.full())
+
 
 @dataclass(eq=False)
 class Node:
@@ -111,6 +131,7 @@ class Node:
       where: The scope in the user's program, such as a Linen layer's name.
       line: The line of the user's program.
       sources: Parameters that were folded into it.
+      primitive: JAX's name of what it was made from, for errors.
     """
 
     op: str
@@ -121,6 +142,7 @@ class Node:
     where: str = ""
     line: str = ""
     sources: frozenset[str] = field(default=frozenset())
+    primitive: str = ""
 
     @property
     def nodes(self) -> list["Node"]:
@@ -175,13 +197,14 @@ def trace(
     """Trace `function(params, x)` for float32 `x` of shape `[N, *image_shape]`.
 
     Args:
-      function: What to trace. What it closes over is evaluated as well.
+      function: The function. Arrays that it closes over are parameters, too.
       params: A pytree of arrays.
       image_shape: The input's shape without the batch.
 
     Raises:
-      PackError: If its program depends on the batch size, on random numbers or on what
-        cannot be looked into; or does not give one array.
+      PackError: If its program depends on the batch size, on random numbers, on the
+        input's values, or on a call that cannot be looked into; or if it does not
+        return one array.
     """
     first, second = (_flatten(function, params, (n, *image_shape)) for n in _BATCHES)
     nodes, others = (live(f.output) for f in (first, second))
@@ -194,7 +217,7 @@ def trace(
 
 
 def live(output: Node) -> list[Node]:
-    """What a value is computed from, itself last, each node behind its operands."""
+    """The nodes that a value is computed from, operands first, itself last."""
     seen: set[Node] = set()
     order: list[Node] = []
     stack: list[tuple[Node, bool]] = [(output, False)]
@@ -230,6 +253,11 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
 
     try:
         closed = jax.make_jaxpr(call)(leaves, jax.ShapeDtypeStruct(shape, jnp.float32))
+    except _ON_VALUES as error:
+        raise PackError(
+            f"pack: {_last_line(error)}: the program depends on the input's values "
+            f"({type(error).__name__}), which no graph can hold; use jnp.where"
+        ) from error
     except Exception as error:
         if "TraceContext" in type(error).__name__ or "different trace" in str(error):
             raise PackError(
@@ -245,7 +273,7 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
     flattener = _Flattener()
     parameters = {n: np.size(a) for n, a in zip(names, leaves, strict=True)}
     arguments: list[Node | Const] = [
-        flattener.const(leaf, frozenset({name}))
+        constant(leaf, frozenset({name}))
         for leaf, name in zip(leaves, names, strict=True)
     ]
     constants = []
@@ -254,7 +282,7 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
             value
         ):
             parameters[f"closure/{at}"] = np.size(value)
-        constants.append(flattener.const(value, frozenset({f"closure/{at}"})))
+        constants.append(constant(value, frozenset({f"closure/{at}"})))
     for name, argument in zip(parameters, [*arguments, *constants], strict=False):
         value = argument.value if isinstance(argument, Const) else np.zeros(())
         if jnp.issubdtype(value.dtype, jnp.floating):
@@ -267,6 +295,14 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
     if isinstance(output, Const):
         raise PackError("pack: the function's result does not depend on its input")
     return Trace(x, output, parameters)
+
+
+def _last_line(error: Exception) -> str:
+    """Where the user's program was when JAX refused to go on."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(_LIBRARIES)]
+    last = (own or frames)[-1]
+    return f"{last.filename}:{last.lineno} ({last.name})"
 
 
 class _Flattener:
@@ -295,17 +331,6 @@ class _Flattener:
             env |= dict(zip(equation.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
-    def const(self, value: Any, sources: frozenset[str] = frozenset()) -> Const:
-        if isinstance(value, Const):
-            return value
-        if jnp.issubdtype(getattr(value, "dtype", np.float32), jax.dtypes.prng_key):
-            # A key is no array of NumPy's: it goes along as it is.
-            key = np.empty((), object)
-            key[()] = value
-            return Const(key, tuple(value.shape), sources)
-        value = np.asarray(value)
-        return Const(compact(value), value.shape, sources)
-
     def _equation(
         self, equation: Any, ins: list[Any], scope: str, line: str
     ) -> list[Any]:
@@ -315,8 +340,8 @@ class _Flattener:
         # A function of JAX's own has no line of the user's, but its call has.
         found = source_info_util.summarize(equation.source_info)
         line = line if not found or found == "unknown" else found
-        if name in _CALLS:
-            return self._call(params[_CALLS[name]], ins, scope, line)
+        if name in CALLS:
+            return self._call(params[CALLS[name]], ins, scope, line)
         if name == "platform_index":
             platforms = list(params["platforms"])
             if None not in platforms:
@@ -329,7 +354,7 @@ class _Flattener:
             at = int(np.clip(int(ins[0].value), 0, len(branches) - 1))
             return self._call(branches[at], ins[1:], scope, line)
         if all(isinstance(i, Const) for i in ins):
-            return self._evaluate(equation, ins)
+            return evaluated(equation, ins)
         if any(_DRAWN in i.sources for i in ins if isinstance(i, Const)):
             raise PackError(
                 f"pack: {name}{_at(scope)} ({line}) joins random numbers and the input,"
@@ -355,28 +380,15 @@ class _Flattener:
             if equation.primitive.multiple_results:
                 attrs["result"] = at
             shape, dtype = tuple(var.aval.shape), var.aval.dtype
-            outs.append(Node(name, list(ins), attrs, shape, dtype, scope, line))
+            node = Node(name, list(ins), attrs, shape, dtype, scope, line)
+            node.primitive = name
+            outs.append(node)
         return outs
 
     def _call(self, program: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
         jaxpr = getattr(program, "jaxpr", program)
-        consts = [self.const(c) for c in getattr(program, "consts", ())]
+        consts = [constant(c) for c in getattr(program, "consts", ())]
         return self.run(jaxpr, consts, ins, scope, line)
-
-    def _evaluate(self, equation: Any, ins: list[Const]) -> list[Const]:
-        name = equation.primitive.name
-        sources = frozenset().union(*(i.sources for i in ins))
-        if (value := _by_numpy(equation, ins)) is not None:
-            return [self.const(value, sources)]
-        if name.startswith(_RANDOM):
-            sources |= {_DRAWN}
-        with jax.ensure_compile_time_eval():
-            values = [
-                i.value[()] if i.dtype == object else np.array(i.full()) for i in ins
-            ]
-            got = equation.primitive.bind(*values, **equation.params)
-        got = got if equation.primitive.multiple_results else [got]
-        return [self.const(value, sources) for value in got]
 
     def _unroll(self, params: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
         """A loop of known length, written out, as `fori_loop` and `nnx.scan` make."""
@@ -398,14 +410,40 @@ class _Flattener:
                 "state alone"
             )
         for at in order:
-            now = [self.const(i.full()[at], i.sources) for i in rows]
+            now = [constant(i.full()[at], i.sources) for i in rows]
             args = [*fixed, *carry, *now]
             carry = self._call(params["jaxpr"], args, f"{scope}/{at}", line)
         return carry
 
 
-def _by_numpy(equation: Any, ins: list[Const]) -> np.ndarray | None:
-    """What NumPy gives to the last bit: XLA compiles a program for each equation."""
+def constant(value: Any, sources: frozenset[str] = frozenset()) -> Const:
+    """A value as a `Const`; one stays as it is."""
+    if isinstance(value, Const):
+        return value
+    if jnp.issubdtype(getattr(value, "dtype", np.float32), jax.dtypes.prng_key):
+        # A key is no array of NumPy's: it goes along as it is.
+        key = np.empty((), object)
+        key[()] = value
+        return Const(key, tuple(value.shape), sources)
+    value = np.asarray(value)
+    return Const(compact(value), value.shape, sources)
+
+
+def evaluated(equation: Any, ins: Sequence[Const]) -> list[Const]:
+    """The results of an equation of constants."""
+    sources = frozenset().union(*(i.sources for i in ins))
+    if (value := _by_numpy(equation, ins)) is not None:
+        return [constant(value, sources)]
+    if equation.primitive.name.startswith(_RANDOM):
+        sources |= {_DRAWN}
+    with jax.ensure_compile_time_eval():
+        got = equation.primitive.bind(*(i.array() for i in ins), **equation.params)
+    got = got if equation.primitive.multiple_results else [got]
+    return [constant(value, sources) for value in got]
+
+
+def _by_numpy(equation: Any, ins: Sequence[Const]) -> np.ndarray | None:
+    """The value where NumPy gives it to the last bit: XLA would compile a program."""
     name, params = equation.primitive.name, equation.params
     if any(const.dtype == object for const in ins):
         return None
@@ -435,9 +473,9 @@ def _subnormal(x: np.ndarray) -> bool:
 
 
 def _moved(
-    name: str, params: Any, shape: tuple[int, ...], ins: list[Const]
+    name: str, params: Any, shape: tuple[int, ...], ins: Sequence[Const]
 ) -> np.ndarray | None:
-    """What only moves or copies numbers."""
+    """A move or copy of numbers."""
     x = ins[0].full()
     if name == "broadcast_in_dim":
         if len(ins) > 1:

@@ -1,0 +1,122 @@
+"""What a function means: the function itself, with products of signs as integers.
+
+A product of signs is `α · n` with the integer sum `n`. Written as a convolution with
+`α · sign(w)`, float rounding decides whether an exact 0 is a little above or below it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jex
+
+from xnor_jax.packing.trace import CALLS, Const, constant, evaluated
+
+
+def exactly(function: Callable, params: Any, x: jax.Array) -> np.ndarray:
+    """`function(params, x)`, kernels of one magnitude a channel taken as `α · signs`.
+
+    Sums of −1, 0 and +1 are exact in floats, so that only the multiplication by α
+    rounds. All else runs as the function has it.
+
+    Args:
+      function: A function of parameters and one array that returns one array.
+      params: A pytree of arrays.
+      x: The array.
+    """
+    closed = jax.make_jaxpr(function)(params, x)
+    consts = [constant(c) for c in closed.consts]
+    leaves = [constant(leaf) for leaf in jax.tree.leaves(params)]
+
+    def meant(x):
+        (y,) = _run(closed.jaxpr, consts, [*leaves, x])
+        return _array(y)
+
+    # Constants stay arguments of the program: XLA would fold them in another way.
+    exact = jax.make_jaxpr(meant)(x)
+
+    @jax.jit
+    def run(consts, x):
+        return jex.jaxpr_as_fun(jex.ClosedJaxpr(exact.jaxpr, consts))(x)
+
+    return np.asarray(run(exact.consts, x)[0])
+
+
+def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """A program on tracers and constants, the latter evaluated at once."""
+    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+
+    def read(var: Any) -> Any:
+        if not isinstance(var, jex.Literal):
+            return env[var]
+        return constant(np.asarray(var.val, var.aval.dtype))
+
+    for equation in jaxpr.eqns:
+        ins, name = [read(v) for v in equation.invars], equation.primitive.name
+        if name in CALLS:
+            program = equation.params[CALLS[name]]
+            inner = getattr(program, "jaxpr", program)
+            own = [constant(c) for c in getattr(program, "consts", ())]
+            outs = _run(inner, own, ins)
+        elif all(isinstance(i, Const) for i in ins):
+            outs = evaluated(equation, ins)
+        else:
+            product = _PRODUCTS.get(name, _bind)
+            outs = product(equation, ins)
+        env |= dict(zip(equation.outvars, outs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _array(value: Any) -> Any:
+    return value.array() if isinstance(value, Const) else value
+
+
+def _bind(equation: Any, ins: Sequence[Any]) -> list[Any]:
+    outs = equation.primitive.bind(*map(_array, ins), **equation.params)
+    return outs if equation.primitive.multiple_results else [outs]
+
+
+def _conv(equation: Any, ins: Sequence[Any]) -> list[Any]:
+    numbers = equation.params["dimension_numbers"]
+    x, kernel = ins
+    channels = numbers.rhs_spec[0]
+    found = _signs(kernel, [d for d in range(len(kernel.shape)) if d != channels])
+    if found is None:
+        return _bind(equation, ins)
+    signs, scale = found
+    (y,) = _bind(equation, [x, signs])
+    shape = [1] * y.ndim
+    shape[numbers.out_spec[1]] = -1
+    return [y * scale.reshape(shape)]
+
+
+def _dot(equation: Any, ins: Sequence[Any]) -> list[Any]:
+    contracted, batch = equation.params["dimension_numbers"]
+    operands = list(ins)
+    for at in (0, 1):
+        found = None if any(batch) else _signs(ins[at], contracted[at])
+        if found is not None:
+            operands[at], scale = found
+            (y,) = _bind(equation, operands)
+            # The free axes of the right operand are the last of the result.
+            behind = y.ndim - scale.ndim if at == 0 else 0
+            return [y * scale.reshape(*scale.shape, *(1,) * behind)]
+    return _bind(equation, ins)
+
+
+_PRODUCTS = {"conv_general_dilated": _conv, "dot_general": _dot}
+
+
+def _signs(kernel: Any, axes: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """A kernel's signs and its one magnitude along these axes, which are left out."""
+    if not isinstance(kernel, Const) or not np.issubdtype(kernel.dtype, np.floating):
+        return None
+    numbers = kernel.full()
+    magnitudes, axes = np.abs(numbers), tuple(axes)
+    scale = magnitudes.max(axes, keepdims=True, initial=0)
+    mixed = (numbers > 0).any() and (numbers < 0).any()  # no box filter of an average
+    if not mixed or not (magnitudes == scale).all():
+        return None
+    signs = np.where(numbers >= 0, 1, -1).astype(numbers.dtype)
+    return signs, scale.squeeze(axes)

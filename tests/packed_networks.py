@@ -1,7 +1,9 @@
 """What the tests of packed networks share: odd networks, and numbers to upset them."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -140,34 +142,23 @@ def float_signs(model: Any, x: jax.Array) -> tuple[list[jax.Array], list, jax.Ar
     """Of a float model: the signs before each binary layer, its sums, the logits."""
     signs, sums = [], []
 
-    def product(layer, x):
-        signs.append(xnor.sign(x).reshape(len(x), -1))
-        pure = nnx.clone(layer)
-        pure.kernel = nnx.Param(xnor.sign(layer.kernel[...]))
-        if layer.bias is not None:
-            pure.bias = nnx.Param(jnp.zeros_like(layer.bias[...]))
-        if isinstance(pure, xnor.nn.BinaryConv | xnor.nn.BinaryLinear):
-            pure.input_scale = False
-        sums.append(pure(xnor.sign(x)))
-        return layer(x)
+    def recorded(then):
+        def record(layer, x, *, relu):
+            if layer.binary:
+                signs.append(xnor.sign(x).reshape(len(x), -1))
+                pure = nnx.clone(layer)
+                pure.kernel = nnx.Param(xnor.sign(layer.kernel[...]))
+                pure.bias, pure.input_scale = None, False
+                sums.append(then(pure, xnor.sign(x), relu=False))
+            return then(layer, x, relu=relu)
 
-    def run(layer, x):
-        if isinstance(
-            layer, Net | nnx.Sequential | xnor.models.LeNet5 | xnor.models.NIN
-        ):
-            for inner in layer.layers():
-                x = run(inner, x)
-            return x
-        if isinstance(layer, xnor.nn.XnorBlock):
-            x = layer.norm(x)
-            x = x.reshape(len(x), -1) if layer.flatten else x
-            x = product(layer.layer, x)
-            return nnx.relu(x) if layer.relu else x
-        if isinstance(layer, xnor.nn.BinaryConv | xnor.nn.BinaryLinear):
-            return product(layer, x)
-        return layer(x)
+        return record
 
-    return signs, sums, run(model, x)
+    with ExitStack() as stack:
+        for layer in (xnor.nn.BinaryConv, xnor.nn.BinaryLinear):
+            patched = mock.patch.object(layer, "then", recorded(layer.then))
+            stack.enter_context(patched)
+        return signs, sums, model(x)
 
 
 def packed_signs(packed: Any, x: jax.Array) -> tuple[list[jax.Array], list, jax.Array]:

@@ -85,7 +85,9 @@ def test_a_run_is_extended_where_no_epoch_depends_on_their_number(tmp_path):
 def test_what_was_begun_is_told(tmp_path):
     assert folders.begun(tmp_path) is None
     folders.open_folder(tmp_path / "one", info(epochs=7), resume=False)
-    name, recipe, seeds = folders.begun(tmp_path / "one")
+    begun = folders.begun(tmp_path / "one")
+    assert begun is not None
+    name, recipe, seeds = begun
     assert (name, recipe.epochs, seeds) == ("digits-lenet5", 7, ())
     folders.write_seeds(tmp_path / "many", [5, 3])
     assert folders.begun(tmp_path / "many") is None

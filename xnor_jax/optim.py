@@ -346,7 +346,7 @@ def keep_average(decay: float) -> optax.GradientTransformation:
     def init(params):
         return AverageState(jax.tree.map(jnp.array, params))
 
-    def update(updates, state, params=None):
+    def update(updates, state, params: Any = None):
         _require("keep_average", params, updates)
         new = optax.apply_updates(params, updates)
         average = optax.incremental_update(new, state.latent_average, 1 - decay)

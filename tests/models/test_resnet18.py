@@ -38,27 +38,27 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 class Table(oracles.Table):
-    def conv(self, name, x, kernel, stride, pad):
+    def convolve(self, name, x, kernel, stride, pad):
         return loop.conv(x, kernel, (stride,) * 2, ((pad, pad),) * 2, (1, 1))
 
-    def signed(self, name, x, stride=1):
+    def inner(self, name, x, stride=1):
         x, kernel = self.norm(f"{name}/norm", x), self.values[f"{name}/layer/kernel"]
         if self.binary:
             x, kernel = loop.sign(x), loop.binarize(kernel)
-        return self.conv(name, x, kernel, stride, 1)
+        return self.convolve(name, x, kernel, stride, 1)
 
     def residual(self, name, x):
         stride = 2 if name in WIDER else 1
-        y = np.maximum(self.signed(f"{name}/block1", x, stride), 0)
-        y = self.signed(f"{name}/block2", y)
+        y = np.maximum(self.inner(f"{name}/block1", x, stride), 0)
+        y = self.inner(f"{name}/block2", y)
         if name in WIDER:
             kernel = self.values[f"{name}/shortcut/conv/kernel"]
-            x = self.conv(name, x, kernel, stride, 0)
+            x = self.convolve(name, x, kernel, stride, 0)
             x = self.norm(f"{name}/shortcut/norm", x)
         return np.maximum(y + x, 0)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        x = self.conv("conv1", x, self.values["conv1/kernel"], 2, 3)
+        x = self.convolve("conv1", x, self.values["conv1/kernel"], 2, 3)
         x = loop.max_pool(np.maximum(self.norm("norm1", x), 0), 3, 2, ((1, 1), (1, 1)))
         for name in RESIDUALS:
             x = self.residual(name, x)

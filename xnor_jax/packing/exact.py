@@ -50,7 +50,8 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
     def read(var: Any) -> Any:
         if not isinstance(var, jex.Literal):
             return env[var]
-        return constant(np.asarray(var.val, var.aval.dtype))
+        aval: Any = var.aval
+        return constant(np.asarray(var.val, aval.dtype))
 
     for equation in jaxpr.eqns:
         ins, name = [read(v) for v in equation.invars], equation.primitive.name

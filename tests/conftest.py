@@ -47,6 +47,13 @@ jax.monitoring.register_event_duration_secs_listener(_on_event)
 
 
 @pytest.fixture
+def optimized():
+    """Skip where XLA compiles in a hurry: its older emitters round in other ways."""
+    if _HURRY:
+        pytest.skip("compares two programs; set JAX_DISABLE_MOST_OPTIMIZATIONS=0")
+
+
+@pytest.fixture
 def compilations():
     """A function that returns how many programs XLA has compiled so far."""
     return lambda: len(_compiled)

@@ -4,8 +4,8 @@
 def counted(number: int, noun: str) -> str:
     """A number of things.
 
-    >>> counted(1, "seed"), counted(1200, "image"), counted(0, "class")
-    ('1 seed', '1,200 images', '0 classes')
+    >>> counted(1, "seed"), counted(1200, "epoch"), counted(0, "class")
+    ('1 seed', '1,200 epochs', '0 classes')
     """
-    plural = f"{noun}es" if noun.endswith(("s", "x", "ch")) else f"{noun}s"
+    plural = f"{noun}es" if noun.endswith(("s", "x", "tch")) else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"

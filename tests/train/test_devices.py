@@ -46,6 +46,7 @@ def two_devices():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_steps_evaluation_and_calibration_are_those_of_one_device(dataset):
     """In float64, where rounding turns no sign."""
     two_devices()

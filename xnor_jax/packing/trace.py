@@ -361,7 +361,7 @@ class _Flattener:
                 " as dropout does in training mode; call model.eval() first"
             )
         if name == "scan":
-            return self._unroll(params, ins, scope, line)
+            return self._unroll(equation, ins, scope, line)
         if name in ("while", "cond"):
             raise PackError(
                 f"pack: {name}{_at(scope)} ({line}): what runs depends on the input's "
@@ -390,20 +390,30 @@ class _Flattener:
         consts = [constant(c) for c in getattr(program, "consts", ())]
         return self.run(jaxpr, consts, ins, scope, line)
 
-    def _unroll(self, params: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
+    def _unroll(
+        self, equation: Any, ins: list[Any], scope: str, line: str
+    ) -> list[Any]:
         """A loop of known length, written out, as `fori_loop` and `nnx.scan` make."""
-        length, consts, carried = (
-            params[k] for k in ("length", "num_consts", "num_carry")
+        params, length = equation.params, equation.params["length"]
+        body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
+        # Versions of JAX name the counts of operands in other ways. What has an axis
+        # more than the body's is a row of each round, or a result of each.
+        rowed, stacked = (
+            sum(a.aval.ndim != b.aval.ndim for a, b in zip(outer, inner, strict=True))
+            for outer, inner in (
+                (equation.invars, body.invars),
+                (equation.outvars, body.outvars),
+            )
         )
-        fixed = ins[:consts]
-        carry, rows = ins[consts : consts + carried], ins[consts + carried :]
+        consts = len(ins) - rowed - (len(body.outvars) - stacked)
+        fixed, carry = ins[:consts], ins[consts : len(ins) - rowed]
+        rows = ins[len(ins) - rowed :]
         if length > _LONGEST_LOOP or not all(isinstance(i, Const) for i in rows):
             raise PackError(
                 f"pack: scan{_at(scope)} ({line}): expected at most {_LONGEST_LOOP} "
                 "rounds over what does not depend on the input"
             )
         order = reversed(range(length)) if params["reverse"] else range(length)
-        stacked = len(params["jaxpr"].jaxpr.outvars) - carried
         if stacked:
             raise PackError(
                 f"pack: scan{_at(scope)} ({line}): expected one that gives its last "

@@ -284,11 +284,17 @@ def test_another_recipes_folder_is_refused_and_left_alone(alone, capsys):
 def test_summary_prints_which_kernels_are_binary(capsys):
     code, out, _ = said(capsys, "summary", "cifar10-nin")
     assert code == 0
-    rows = [line for line in out.splitlines() if "/kernel" in line]
-    bits = [row.split("│")[5].strip() for row in rows]
-    assert bits == ["32", *["1"] * 7, "32"]
+    rows = [line.split() for line in out.splitlines() if "×" in line][1:]
+    assert [row[3] for row in rows] == ["32", *["1"] * 7, "32"]
     # In the order of definition, which is not the alphabet's.
-    assert "conv1/kernel" in rows[0] and "conv9/kernel" in rows[-1]
+    assert rows[0][:2] == ["conv1", "5×5×3×192"] and rows[-1][0] == "conv9"
+    assert max(map(len, out.splitlines())) <= 80
+    # 5×5 of 96 channels for each of 16×16 places and 192 channels.
+    block4 = rows[3]
+    assert block4[:2] == ["block4", "5×5×96×192"]
+    assert 16 * 16 * 192 * 25 * 96 == 117_964_800
+    assert block4[4:6] == ["16×16×192", "118M"]
+    assert int(block4[6].replace(",", "")) > 25 * 96 * 192 // 8
     code, out, _ = said(capsys, "summary", "mnist-lenet5", "--no-binary")
     assert "0 of 4 kernels binary" in out
 

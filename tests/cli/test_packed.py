@@ -187,6 +187,26 @@ def test_predict_prints_several_classes_and_json(file, pictures, capsys):
     assert code == 2 and "--top: expected a number of at least 1" in err
 
 
+def test_evaluate_reports_which_class_is_taken_for_which(run, file, capsys):
+    totals = []
+    for place, picture in (
+        (run, run / "confusion.png"),
+        (file, file.with_name(f"{file.name}.confusion.png")),
+    ):
+        out = finished(capsys, "evaluate", place, "--report")
+        rows = re.findall(r"^(\d) +((?:(?:\d+|·) +){10})", out, re.MULTILINE)
+        counts = [[int(c.replace("·", "0")) for c in row.split()] for _, row in rows]
+        right = sum(counts[at][at] for at in range(10))
+        assert [name for name, _ in rows] == [*"0123456789"]
+        assert sum(map(sum, counts)) == 360
+        assert f"test accuracy {right / 360:.2%}" in out
+        signs = picture.with_name(picture.name.replace("confusion", "signs"))
+        for path in (picture, signs):
+            assert f"drawn in {path}" in out and path.exists()
+        totals.append(counts)
+    assert totals[0] == totals[1]
+
+
 def test_predict_looks_for_all_before_it_says_anything(
     file, pictures, tmp_path, capsys
 ):

@@ -1,12 +1,13 @@
 """The commands on runs: evaluate, which takes packed files too, and pack."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from xnor_jax._words import counted
-from xnor_jax.cli import UsageError
+from xnor_jax.cli import UsageError, note
 from xnor_jax.cli.output import make_console
 from xnor_jax.cli.packed import load
 from xnor_jax.cli.parsing import (
@@ -24,6 +25,7 @@ def evaluate(
     /,
     data_dir: Path | None = None,
     best: bool = False,
+    report: bool = False,
 ) -> None:
     """Evaluate a run's checkpoint, or a packed network, on its test split.
 
@@ -31,23 +33,28 @@ def evaluate(
       run: The run's folder, or a file that pack wrote.
       data_dir: The data set's folder; without it the hub is asked.
       best: Of a run, the best epoch's checkpoint; the newest without it.
+      report: Print which classes are taken for which, and draw it: confusion.png in
+        the run's folder, or beside the packed file; with it signs.png, what reaches
+        the first binary convolutions of a test image, and their kernels.
     """
     check_data_dir(data_dir)
     if not run.is_file():
         check_run(
             run, "and no packed network of that name; expected what train or pack wrote"
         )
-        _evaluate_run(run, data_dir, best=best)
+        _evaluate_run(run, data_dir, best=best, report=report)
     elif best:
         raise UsageError(
             f"--best: chooses a checkpoint in a run's folder; {run} is a packed network"
         )
     else:
-        _evaluate_packed(run, data_dir)
+        _evaluate_packed(run, data_dir, report=report)
 
 
-def _evaluate_run(run: Path, data_dir: Path | None, *, best: bool) -> None:
-    from xnor_jax.train import feeds, loop
+def _evaluate_run(
+    run: Path, data_dir: Path | None, *, best: bool, report: bool
+) -> None:
+    from xnor_jax.train import feeds, loop, ship
     from xnor_jax.train import folder as folders
     from xnor_jax.train import recipe as recipes
 
@@ -65,9 +72,19 @@ def _evaluate_run(run: Path, data_dir: Path | None, *, best: bool) -> None:
         f"{info.name}, epoch {history[-1]['epoch']}: {counted(count, 'test image')}, "
         f"loss {float(metrics.loss):.4f}, test accuracy {float(metrics.accuracy):.2%}"
     )
+    if report:
+        title = f"{info.name}, epoch {history[-1]['epoch']}"
+        packed = None
+        if info.recipe.binary:
+            try:
+                packed = ship.pack_run(run, best=best)
+            except folders.RunError as error:
+                note(error)
+        logits = feeds.logits(trainer, state)
+        _report(logits, packed, dataset, title, run / "confusion.png")
 
 
-def _evaluate_packed(file: Path, data_dir: Path | None) -> None:
+def _evaluate_packed(file: Path, data_dir: Path | None, *, report: bool) -> None:
     from xnor_jax import data
     from xnor_jax.train import predict
 
@@ -81,6 +98,29 @@ def _evaluate_packed(file: Path, data_dir: Path | None) -> None:
         f"{counted(dataset.test_images, 'test image')}, loss {metrics.loss:.4f}, "
         f"test accuracy {metrics.accuracy:.2%}"
     )
+    if report:
+        title = f"{packed.info.name or file}, packed"
+        path = file.with_name(f"{file.name}.confusion.png")
+        logits = partial(predict.logits, packed)
+        _report(logits, packed, dataset, title, path)
+
+
+def _report(logits: Any, packed: Any, dataset: Any, title: str, path: Path) -> None:
+    from xnor_jax.train import confusion, features, report
+
+    counts = confusion.matrix(logits, dataset)
+    names = dataset.class_names
+    print("rows: the true classes; columns: what they are taken for")
+    make_console().print(confusion.table(counts, names))
+    report.save(confusion.picture(counts, names, title), path)
+    print(f"drawn in {path}")
+    if packed is None:
+        return
+    image = next(dataset.test_splits()).images[0]
+    if (signs := features.picture(packed, image, title)) is not None:
+        path = path.with_name(path.name.replace("confusion.png", "signs.png"))
+        report.save(signs, path)
+        print(f"drawn in {path}")
 
 
 @command

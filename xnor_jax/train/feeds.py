@@ -9,11 +9,13 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from xnor_jax.data import Augment, Dataset
+from xnor_jax.data.preprocess import normalize
 from xnor_jax.data.streams import PictureSet, Shard, deafen, grain, reading
-from xnor_jax.train import step
+from xnor_jax.train import predict, step
 from xnor_jax.train.devices import put_batch, replicate
 from xnor_jax.train.folder import RunError
 from xnor_jax.train.pieces import heard_while_compiling
@@ -92,6 +94,18 @@ def evaluate(
         program = step.make_evaluate(trainer)
         metrics = program(state.params, state.rest, *map(jnp.asarray, dataset.test))
     return metrics, dataset.test_images
+
+
+def logits(trainer: Trainer, state: TrainState) -> Callable[[np.ndarray], np.ndarray]:
+    """The network of a state, from images, uint8 `[N, H, W, C]`, to logits."""
+
+    @jax.jit
+    def compute(images):
+        model = nnx.merge(trainer.graphdef, state.params, state.rest, copy=True)
+        model.eval()
+        return model(normalize(trainer.source, images))
+
+    return lambda images: predict.in_batches(compute, images)
 
 
 class InMemory:

@@ -1,5 +1,6 @@
 """What a packed network says of images that are still pixels."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -53,12 +54,19 @@ def logits(packed: PackedModel, pixels: np.ndarray) -> np.ndarray:
         )
     if not len(pixels):
         return np.empty((0, packed.classes or 0), np.float32)
+    return in_batches(lambda batch: _logits(packed, batch), pixels)
+
+
+def in_batches(
+    function: Callable[[np.ndarray], jax.Array], pixels: np.ndarray
+) -> np.ndarray:
+    """What a function gives for images, at least one, as batches of one size."""
     size = min(BATCH_SIZE, len(pixels))
     parts = []
     for first in range(0, len(pixels), size):
         # Past the end the last image is read again: one shape is compiled once.
         index = np.minimum(np.arange(first, first + size), len(pixels) - 1)
-        parts.append(np.asarray(_logits(packed, pixels[index])))
+        parts.append(np.asarray(function(pixels[index])))
     return np.concatenate(parts)[: len(pixels)]
 
 

@@ -39,7 +39,7 @@ def pack_run(
         )
     trainer, state, history = loop.restore(folder, run, best=best)
     try:
-        packed = _pack(loop.trained_model(trainer, state), run.image_shape)
+        packed = pack_model(loop.trained_model(trainer, state), run.image_shape)
     except (ValueError, TypeError) as error:
         raise RunError(f"{folder} cannot be packed: {error}") from error
     source, fit = run.source, run.recipe.fit
@@ -69,13 +69,14 @@ def obstacle(run: RunInfo) -> str | None:
         return None
     model = loop.trained_model(*loop.create(run))
     try:
-        _pack(model, run.image_shape)
+        pack_model(model, run.image_shape)
     except (ValueError, TypeError) as error:
         return str(error).removeprefix("pack: ")
     return None
 
 
-def _pack(model: nnx.Module, image_shape: tuple[int, ...]) -> PackedModel:
+def pack_model(model: nnx.Module, image_shape: tuple[int, ...]) -> PackedModel:
+    """Pack a model in evaluation, which may not tell its `image_shape` itself."""
     if hasattr(model, "image_shape"):
         return pack(model)
     noise = np.random.default_rng(0).normal(size=(2, *image_shape))

@@ -1,26 +1,34 @@
-"""A recipe's network as a table: which kernels are binary, and what they cost."""
+"""A recipe's network as a table: which layers are binary, and what they cost."""
 
 import math
+import warnings
 from typing import Any
 
 import jax
 from flax import nnx
+from rich import box
 from rich.table import Table
 
 from xnor_jax import data, masks
-from xnor_jax.train import network
+from xnor_jax.packing import PackedModel
+from xnor_jax.packing.graph import specs_of
+from xnor_jax.train import network, ship
+from xnor_jax.train.folder import RunWarning
 from xnor_jax.train.recipe import Recipe, to_json
 
 
 def table(name: str, recipe: Recipe) -> Table:
-    """The parameters in the order of definition, each with its bits.
+    """The layers in the order of definition, each with its bits and its costs.
+
+    The network is packed with its initial weights to learn what it would take.
 
     Args:
       name: The recipe's name, for the title.
       recipe: What to summarize.
 
     Returns:
-      A table to print: kernel, shape, weights, filter size n, bits a weight.
+      A table to print: layer, kernel, weights, bits a weight, output, MACs of an image
+      and bytes in a packed file.
 
     Raises:
       RecipeError: If the network cannot be built for the data set's images.
@@ -39,38 +47,97 @@ def table(name: str, recipe: Recipe) -> Table:
         if on and recipe.binary
     }
     kernels = ["/".join(map(str, paths[0])) for paths in masks.definition_order(model)]
+    packed = _packed(name, build(), image_shape)
+    costs = {} if packed is None else _costs(packed)
     fields = to_json(recipe)
+    shape = "×".join(map(str, image_shape))
     result = Table(
-        title=f"{name}: {fields['model']}, {fields['dataset']}", title_style="bold"
+        title=f"{name}: {fields['model']}, {fields['dataset']}, images {shape}; "
+        f"{len(inner)} of {len(kernels)} kernels binary",
+        title_style="bold",
+        title_justify="left",
+        box=box.SIMPLE,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
     )
-    for column in ("kernel", "shape", "weights", "n", "bits"):
-        justify = "left" if column in ("kernel", "shape") else "right"
-        result.add_column(column, justify=justify, no_wrap=True)
+    for column in ("layer", "kernel", "weights", "bits", "output", "MACs", "bytes"):
+        left = column in ("layer", "kernel")
+        result.add_column(column, justify="left" if left else "right", no_wrap=True)
     one_bit = 0
     for path in kernels:
-        shape = leaves[path].shape
-        size, binary = math.prod(shape), path in inner
+        size, binary = math.prod(leaves[path].shape), path in inner
         one_bit += size * binary
+        layer = path.removesuffix("/kernel")
         result.add_row(
-            path,
-            "×".join(map(str, shape)),
+            layer.removesuffix("/layer"),
+            "×".join(map(str, leaves[path].shape)),
             f"{size:,}",
-            f"{size // shape[-1]:,}",
             "1" if binary else "32",
+            *costs.get(layer, ("", "", "")),
             style="bold" if binary else None,
         )
     total = sum(math.prod(leaf.shape) for leaf in leaves.values())
     listed = sum(math.prod(leaves[path].shape) for path in kernels)
-    result.add_row("biases, BatchNorm", "", f"{total - listed:,}", "", "32")
+    others = ("biases, norms", "", f"{total - listed:,}", "32", "", "", "")
+    result.add_row(*others)
     result.add_section()
-    result.add_row(
-        f"{len(inner)} of {len(kernels)} kernels binary",
-        "",
-        f"{total:,}",
-        "",
-        f"{(one_bit + 32 * (total - one_bit)) / total:.2f}",
-    )
+    bits = (one_bit + 32 * (total - one_bit)) / total
+    sums = ("", "", "")
+    if packed is not None:
+        rows = packed.report.rows
+        macs = sum(row.binary_macs + row.real_macs for row in rows)
+        sums = ("", _short(macs), f"{packed.report.bytes_after:,}")
+    result.add_row("all", "", f"{total:,}", f"{bits:.2f}", *sums)
+    if packed is not None:
+        for kind in ("binary", "real"):
+            macs = sum(getattr(row, f"{kind}_macs") for row in packed.report.rows)
+            result.add_row(f"  {kind} MACs", "", "", "", "", _short(macs), "")
+        before = 4 * total
+        result.add_row("  in float32", "", "", "", "", "", f"{before:,}")
     return result
+
+
+def _packed(
+    name: str, model: nnx.Module, image_shape: tuple[int, ...]
+) -> PackedModel | None:
+    model.eval()
+    try:
+        return ship.pack_model(model, image_shape)
+    except (ValueError, TypeError) as error:
+        reason = str(error).removeprefix("pack: ")
+        warnings.warn(f"{name} cannot be packed: {reason}", RunWarning, stacklevel=2)
+        return None
+
+
+def _costs(packed: PackedModel) -> dict[str, tuple[str, str, str]]:
+    """Output shape, MACs and bytes by the layer's name."""
+    specs = specs_of(packed.nodes, packed.image_shape)
+    outputs = {
+        node.name: "×".join(map(str, spec.shape))
+        for node, spec in zip(packed.nodes, specs[1:], strict=True)
+        if node.weights
+    }
+    return {
+        row.name: (
+            outputs[row.name],
+            _short(row.binary_macs + row.real_macs),
+            f"{row.bytes_after:,}",
+        )
+        for row in packed.report.rows
+    }
+
+
+def _short(number: int) -> str:
+    """Three digits of a large number.
+
+    >>> _short(9999), _short(999_999), _short(117_964_800), _short(1_814_073_344)
+    ('9,999', '1.00M', '118M', '1.81G')
+    """
+    if number < 10_000:
+        return f"{number:,}"
+    unit = min((len(str(round(number, 3 - len(str(number))))) - 1) // 3, 3)
+    return f"{number / 1000**unit:#.3g}".rstrip(".") + " kMG"[unit]
 
 
 def _images(recipe: Recipe) -> tuple[tuple[int, ...], int]:

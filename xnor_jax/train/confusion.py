@@ -1,0 +1,96 @@
+"""Which classes a network takes for which: a matrix, as table and picture."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from xnor_jax.data import ImageSet
+from xnor_jax.train import report
+
+# More classes than that are too wide for a terminal; their worst pairs are listed.
+_WIDE = 12
+_PAIRS = 20
+
+
+def matrix(logits: Callable[[np.ndarray], np.ndarray], dataset: ImageSet) -> np.ndarray:
+    """How many test images of each class are taken for each.
+
+    Args:
+      logits: Of images, uint8 `[N, *image_shape]`.
+      dataset: Whose test images are looked at.
+
+    Returns:
+      int `[classes, classes]`: rows are the true classes, columns the predicted ones.
+    """
+    classes = len(dataset.class_names)
+    counts = np.zeros((classes, classes), int)
+    for images, labels in dataset.test_splits():
+        np.add.at(counts, (labels, logits(images).argmax(-1)), 1)
+    return counts
+
+
+def table(counts: np.ndarray, names: Sequence[str]) -> Table:
+    """The matrix; of many classes each one's share, and the pairs most often mixed up.
+
+    Args:
+      counts: From `matrix`.
+      names: Of the classes.
+    """
+    result = Table(
+        box=box.SIMPLE, collapse_padding=True, pad_edge=False, show_edge=False
+    )
+    total = counts.sum(1)
+    if len(names) <= _WIDE:
+        short = [name[:4] for name in names]
+        for title in ("class", *short, "right, %"):
+            left = title == "class"
+            result.add_column(title, justify="left" if left else "right", no_wrap=True)
+        for at, name in enumerate(names):
+            right = 100 * counts[at, at] / total[at] if total[at] else None
+            cells = [str(count) if count else "·" for count in counts[at]]
+            share = "" if right is None else f"{right:.1f}"
+            result.add_row(name[:16], *cells, share)
+        return result
+    for title in ("class", "taken for", "images", "of its class, %"):
+        left = title in ("class", "taken for")
+        result.add_column(title, justify="left" if left else "right")
+    wrong = counts - np.diag(np.diag(counts))
+    for flat in np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]:
+        row, column = divmod(int(flat), len(names))
+        if not wrong[row, column]:
+            break
+        share = 100 * wrong[row, column] / total[row]
+        result.add_row(
+            names[row], names[column], f"{wrong[row, column]:,}", f"{share:.1f}"
+        )
+    return result
+
+
+def picture(counts: np.ndarray, names: Sequence[str], title: str) -> Any:
+    """The matrix as a matplotlib figure: shares of each true class."""
+    side = max(4.5, min(14, 0.45 * len(names)))
+    figure = report.make_figure(side + 1.5, side)
+    axis = figure.subplots()
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, label="of the true class, %")
+    few = len(names) <= 30
+    at = range(len(names)) if few else ()
+    axis.set(title=title, xlabel="predicted", ylabel="true", xticks=at, yticks=at)
+    if few:
+        axis.set_xticklabels(names, rotation=90)
+        axis.set_yticklabels(names)
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            axis.text(
+                column,
+                row,
+                str(counts[row, column]),
+                ha="center",
+                va="center",
+                fontsize="small",
+                color="white" if shares[row, column] > 55 else "black",
+            )
+    return figure

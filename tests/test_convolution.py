@@ -354,7 +354,13 @@ def chain(x: np.ndarray, geometry: windows.Geometry) -> np.ndarray:
     return sums
 
 
-@pytest.mark.parametrize("longest", [0, 256])  # A loop, and a chain.
+@pytest.mark.parametrize(
+    "longest",
+    [
+        pytest.param(0, id="a loop"),
+        pytest.param(256, id="a chain", marks=pytest.mark.slow),
+    ],
+)
 @hypothesis.settings(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )

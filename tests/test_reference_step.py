@@ -176,7 +176,9 @@ def block_step(params):
     return graph, params, statistics, optimizer, lambda params: params
 
 
-@pytest.mark.parametrize("route", [plain_step, block_step])
+@pytest.mark.parametrize(
+    "route", [plain_step, pytest.param(block_step, marks=pytest.mark.slow)]
+)
 def test_ten_steps_are_the_references_ten_steps(route, x64):
     reference = loop.ReferenceNetwork(draw_params(), loop.Adam(LEARNING_RATE, DECAY))
     # The reference centres and clamps when a step begins, the library when one ends.

@@ -554,6 +554,7 @@ def test_libra_is_balanced_standardised_and_has_a_power_of_two_for_a_scale(shape
     )
 
 
+@pytest.mark.slow
 def test_libras_gradient_is_that_of_standardising_alone():
     rng = np.random.default_rng(0)
     kernel, g = rng.normal(size=(2, 4, 3, 5)).astype("f")

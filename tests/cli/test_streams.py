@@ -26,6 +26,7 @@ def place(tmp_path_factory):
     return folders.class_folders(tmp_path_factory.mktemp("set"))
 
 
+@pytest.mark.slow
 def test_a_folder_is_trained_on_evaluated_packed_and_asked(place, tmp_path, capsys):
     run, file = tmp_path / "run", tmp_path / "net.safetensors"
     train = ("train", "folder-nin", *SMALL, "--epochs", 2, "--data-dir", place)

@@ -50,6 +50,7 @@ def test_multiplications_are_the_papers():
     assert f"{real / 1e8:.2f}" == "0.12"
 
 
+@pytest.mark.slow
 def test_inner_kernels_are_those_of_the_blocks():
     inner = oracles.inner_kernels(oracles.abstract(ReActNetA))
     names = [n for n in shapes() if n.startswith("blocks") and n.endswith("kernel")]

@@ -65,6 +65,7 @@ def test_inner_kernels_are_those_of_the_blocks_and_no_shortcut():
     assert sorted(inner) == sorted(f"{name}/conv/kernel" for name in BLOCKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("binary", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_answers_are_those_of_the_loops(binary: bool):
     # Not square, and odd on the way: 9×6, 5×3, 3×2.

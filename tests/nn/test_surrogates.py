@@ -185,7 +185,13 @@ def test_a_block_takes_a_surrogate_and_hands_it_on():
         xnor.nn.XnorBlock(4, 5, surrogate=None, rngs=rngs())
 
 
-@pytest.mark.parametrize("name", list(models.MODELS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "lenet5" else [pytest.mark.slow])
+        for name in models.MODELS
+    ],
+)
 def test_models_hand_the_surrogate_on(name: str):
     def build():
         return models.MODELS[name](

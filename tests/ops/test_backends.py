@@ -150,6 +150,7 @@ def test_float_refuses_what_float32_cannot_sum():
         jax.eval_shape(partial(ops.binary_matmul, backend="float"), a, b)
 
 
+@pytest.fixture(scope="module")
 def evaluations():
     """Functions of a batch of images that are to be exported, by backend."""
     layer = xnor.nn.BinaryConv(40, 33, (3, 3), rngs=nnx.Rngs(0))
@@ -163,18 +164,31 @@ def evaluations():
     )
     net.eval()
     packed = xnor.pack(net, example=IMAGES)
-    backends = ("auto", "float", "xla", "gpu")
     return {
         "layer": layer,
         "model": net,
-        **{f"ops {b}": partial(layers, backend=b) for b in backends},
-        **{f"packed {b}": packed.with_backend(b) for b in backends},
+        **{f"ops {b}": partial(layers, backend=b) for b in BACKENDS},
+        **{f"packed {b}": packed.with_backend(b) for b in BACKENDS},
     }
 
 
-@pytest.mark.parametrize("name", evaluations())
-def test_a_batch_of_any_size_is_exported(name):
-    function, arguments = evaluations()[name], []
+BACKENDS = ("auto", "float", "xla", "gpu")
+EVALUATIONS = (
+    "layer",
+    "model",
+    *(f"{k} {b}" for k in ("ops", "packed") for b in BACKENDS),
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if "auto" in name else [pytest.mark.slow])
+        for name in EVALUATIONS
+    ],
+)
+def test_a_batch_of_any_size_is_exported(evaluations, name):
+    function, arguments = evaluations[name], []
     if name.startswith("ops"):
         arguments = [KERNEL, jnp.ones((32, 3))]
     (n,) = export.symbolic_shape("n")

@@ -17,6 +17,7 @@ needs_library = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_no_gradient_goes_through_a_variance_that_rounding_ate():
     """Such as that of a unit that is always off, or hardly moves far from 0."""
     noise = jax.random.normal(jax.random.key(0), (4, 3, 3, 4))

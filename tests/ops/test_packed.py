@@ -163,6 +163,7 @@ def with_thresholds(backend):
     return call, *operands(case), limit
 
 
+@pytest.mark.slow
 @hypothesis.given(
     st.integers(1, 6), st.integers(1, 70), st.integers(0, 2**16), st.booleans()
 )

@@ -21,6 +21,7 @@ def words(rng, *shape):
     return rng.integers(0, 2**32, shape, dtype=np.uint32)
 
 
+@pytest.mark.slow
 @given(
     rows=st.integers(0, 2 * pallas.TILE + 1),
     groups=st.integers(1, 3),

@@ -141,6 +141,7 @@ def test_gradients_round_what_comes_in_and_what_goes_to_the_signs(backend, name)
     np.testing.assert_allclose(d_kernel, expected_kernel, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_programs_for_a_gpu_multiply_bfloat16():
     """Forward into float32, which is exact; back into bfloat16, but for the kernel."""
     for name, (geometry, groups) in CASES.items():
@@ -175,6 +176,7 @@ def test_programs_for_a_gpu_multiply_bfloat16():
         )
 
 
+@pytest.mark.slow
 def test_layers_hand_the_dtype_down():
     x = jnp.ones((2, 6, 6, 4))
     options = {"compute_dtype": "bfloat16", "backend": "float", "rngs": nnx.Rngs(0)}

@@ -82,6 +82,7 @@ def quadratic(x, grad):
     return grad * (1 + x**2)
 
 
+@pytest.mark.slow
 @needs_library
 @given(
     cases(),
@@ -146,6 +147,7 @@ def test_convolution_of_floats_is_xlas(case):
     check_close(on("cpu"), on("float"))
 
 
+@pytest.mark.slow
 @needs_library
 @given(cases(ranks=(1, 2)))
 def test_gradient_of_the_images_either_way(case):
@@ -214,6 +216,7 @@ def test_gradient_of_the_kernel_on_every_instruction_set(name, channels):
     np.testing.assert_array_equal(ours, expected)
 
 
+@pytest.mark.slow
 @needs_library
 def test_under_vmap_and_shard_map():
     """Mapped gradients are those of one after another, and of all devices together."""
@@ -300,6 +303,7 @@ def loss_of(way):
     return loss
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize("count", [3, 4, 5])
 def test_images_that_do_not_divide_are_whole_on_each_device(count):
@@ -382,6 +386,7 @@ def test_in_a_shard_map_over_some_axes_of_a_mesh():
     check_close(sharded(kernel, x), gradient(kernel, x))
 
 
+@pytest.mark.slow
 def test_other_dtypes_and_ranks_are_xlas():
     rng = np.random.default_rng(0)
     for dtype, rank in ((jnp.bfloat16, 2), (jnp.float32, 3)):

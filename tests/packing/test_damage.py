@@ -113,6 +113,7 @@ def joined(description, entries, section, rng):
     return size.to_bytes(8, "little") + encoded + section
 
 
+@pytest.mark.slow
 def test_every_kind_of_node_is_loaded_as_it_was_saved():
     packed, info = every_kind()
     loaded = file.from_bytes(file.to_bytes(packed, info))

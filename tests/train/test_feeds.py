@@ -167,6 +167,7 @@ def sleepy(seconds):
     return grain.MapDataset.range(4).map(prepare)
 
 
+@pytest.mark.slow
 def test_what_is_waited_is_told_apart_from_what_is_computed():
     @jax.jit
     def compute(x):
@@ -208,6 +209,7 @@ def test_an_error_in_a_worker_ends_the_run_and_its_threads(dataset):
         ahead._pool.submit(print)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_told_in_a_line():
     def killed(_):
         os.kill(os.getpid(), signal.SIGKILL)

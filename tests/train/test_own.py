@@ -124,6 +124,7 @@ def recipe(trained):
     return sys.modules[trained[1]].RECIPE
 
 
+@pytest.mark.slow
 def test_evaluate_pack_predict_and_summary_by_command(
     trained, copied, tmp_path, capsys
 ):

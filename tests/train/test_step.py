@@ -37,6 +37,7 @@ def kernels(trainer, state):
     return jax.tree.leaves(chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_epoch_is_its_steps_one_by_one():
     # Adam would make steps of the learning rate of a gradient that is rounding alone.

@@ -3,14 +3,16 @@
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from xnor_jax.data.sets import Dataset, Source, Split
 
 
 def read(source: Source) -> Dataset:
     """The digits, a fifth of each class in the test split; the same on every call."""
+    # Here, since nothing else of the package needs it, and it takes two seconds.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits: Any = load_digits()
     # 8×8 in 0…16 becomes 28×28 in 0…255: each pixel 3×3, and a frame of 2.
     images = np.repeat(np.repeat(digits.images, 3, axis=1), 3, axis=2)

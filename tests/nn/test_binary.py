@@ -505,3 +505,16 @@ def test_a_weight_method_makes_what_is_binarized(method):
 def test_precisions_and_methods_that_cannot_be_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         linear(4, 3, **options)
+
+
+@pytest.mark.parametrize("name", ["cpuu", "xla", None])
+def test_a_backend_that_does_not_train_is_refused_before_the_first_call(name):
+    for make in (
+        lambda _: conv(4, 5, backend=name),
+        lambda _: linear(4, 5, backend=name),
+        lambda rngs: xnor.nn.Conv(4, 5, (3, 3), backend=name, rngs=rngs),
+        lambda rngs: xnor.nn.BatchNorm(4, backend=name, rngs=rngs),
+        lambda rngs: xnor.models.LeNet5(backend=name, rngs=rngs),
+    ):
+        with pytest.raises(ValueError, match="backend.*expected one of auto, float, c"):
+            make(nnx.Rngs(0))

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import textwrap
@@ -58,6 +59,7 @@ def gather(groups: Iterable[Any], owner: Any) -> Any:
     return owner(**{name: values[name] for name in names if name in values})
 
 
+@functools.cache  # Parsing a class for each of its fields took half of `--help`.
 def _documentation(owner: type) -> dict[str, str]:
     """What stands below each field, in one line."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body

@@ -98,6 +98,7 @@ class _Binary(nnx.Module):
             )
         if surrogate is not None:
             quantizers.get(surrogate)
+        backends.resolve(type(self).__name__, backend, len(shape) - 2, gradient=True)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
         self.bias = (
             nnx.Param(bias_init(rngs.params(), shape[-1:], param_dtype))

@@ -15,7 +15,7 @@ from xnor_jax.geometry import (
     conv_geometry,
     per_axis,
 )
-from xnor_jax.ops import training
+from xnor_jax.ops import backends, training
 
 
 class Conv(nnx.Conv):
@@ -61,6 +61,7 @@ class Conv(nnx.Conv):
         rngs: nnx.Rngs,
     ):
         check_features("Conv", in_features, out_features, groups=feature_group_count)
+        backends.resolve("Conv", backend, gradient=True)
         super().__init__(
             in_features,
             out_features,

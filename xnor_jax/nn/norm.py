@@ -47,6 +47,7 @@ class BatchNorm(nnx.BatchNorm):
         backend: str = "auto",
         rngs: nnx.Rngs,
     ):
+        backends.resolve("BatchNorm", backend, gradient=True)
         super().__init__(
             num_features,
             use_running_average=use_running_average,
@@ -75,7 +76,6 @@ class BatchNorm(nnx.BatchNorm):
                 f"BatchNorm: expected [N, ..., {self.num_features}], got shape "
                 f"{x.shape}"
             )
-        backends.resolve("BatchNorm", self.backend, gradient=True)
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         if use_running_average is None:

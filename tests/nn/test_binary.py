@@ -514,6 +514,8 @@ def test_a_backend_that_does_not_train_is_refused_before_the_first_call(name):
         lambda _: linear(4, 5, backend=name),
         lambda rngs: xnor.nn.Conv(4, 5, (3, 3), backend=name, rngs=rngs),
         lambda rngs: xnor.nn.BatchNorm(4, backend=name, rngs=rngs),
+        # No backend is needed here: Flax computes it.
+        lambda _: linear(4, 5, backend=name, binary=False),
         lambda rngs: xnor.models.LeNet5(backend=name, rngs=rngs),
     ):
         with pytest.raises(ValueError, match="backend.*expected one of auto, float, c"):

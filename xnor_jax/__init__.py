@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         rules,
         train,
         weights,
+        zoo,
     )
     from xnor_jax.masks import inner_kernels, mask_by_path
     from xnor_jax.packing import load, pack, save
@@ -54,6 +55,7 @@ __all__ = [
     "sign_ste",
     "train",
     "weights",
+    "zoo",
 ]
 
 _FUNCTIONS = {

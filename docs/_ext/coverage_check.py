@@ -23,6 +23,7 @@ MODULES = (
     "packing",
     "data",
     "train",
+    "zoo",
 )
 
 

@@ -26,6 +26,9 @@ COMMANDS = {
     "pack": ("runs:pack", "write a run's network to a file, one bit a binary weight"),
     "predict": ("packed:predict", "the classes of image files, by a packed file"),
     "bench": ("packed:bench", "the speed of a packed file, beside floats"),
+    "zoo": ("zoo:zoo", "the trained networks that ship with the package"),
+    "push": ("zoo:push", "a packed file and its card to a hub repository"),
+    "pull": ("zoo:pull", "a packed file and its card from a hub repository"),
 }
 
 # The exit status for each kind of error; what is raised has been imported.

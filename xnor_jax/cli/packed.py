@@ -10,7 +10,7 @@ import tyro
 from xnor_jax._words import counted
 from xnor_jax.cli import UsageError, hear_interrupts, note, say
 from xnor_jax.cli.output import make_console
-from xnor_jax.cli.parsing import check_backend, check_file, command
+from xnor_jax.cli.parsing import check_backend, check_file, command, find_packed
 from xnor_jax.registry import BACKENDS
 
 _BACKENDS = f"{{auto,{','.join(BACKENDS)}}}"
@@ -33,7 +33,7 @@ def predict(
     and the exit status is 1.
 
     Args:
-      file: A file that pack wrote.
+      file: A file that pack wrote, or a name of the zoo.
       images: PNG, JPEG, BMP, GIF, TIFF, WEBP or PPM, turned to grey or colour and
         resized as the network wants; a folder, for all pictures below it; or - for
         one on standard input.
@@ -45,7 +45,7 @@ def predict(
         raise UsageError("no image; expected predict FILE IMAGE…")
     if top < 1:
         raise UsageError(f"--top: expected a number of at least 1, got {top}")
-    check_file(file)
+    file = find_packed(file)
     for path in images:
         if path != _STDIN and not path.is_dir():
             check_file(path)
@@ -132,7 +132,7 @@ def bench(
     """Time a packed network on the CPU, beside the same network in floats.
 
     Args:
-      file: A file that pack wrote.
+      file: A file that pack wrote, or a name of the zoo.
       batch_sizes: Images a call.
       rounds: How often each of the two has its turn.
       backend: What multiplies signs; auto takes cpu where it was built, else xla.
@@ -141,7 +141,7 @@ def bench(
         raise UsageError("--batch-sizes: expected numbers of at least 1")
     if rounds < 1:
         raise UsageError(f"--rounds: expected a number of at least 1, got {rounds}")
-    check_file(file)
+    file = find_packed(file)
     packed = load(file, backend)
     import jax
 

@@ -170,6 +170,26 @@ def check_file(path: Path) -> None:
         raise UsageError(f"no file {path}")
 
 
+def find_packed(file: Path) -> Path:
+    """The path of a packed file, or of a network of the zoo; a path there is wins."""
+    from xnor_jax import zoo
+
+    try:
+        path = zoo.find(file)
+    except ValueError as error:
+        raise UsageError(error) from None
+    check_file(path)
+    return path
+
+
+def check_output(output: Path) -> None:
+    """See that a file can be written there."""
+    if output.is_dir() or not output.parent.is_dir():
+        raise UsageError(
+            f"--output: expected a file in a folder that exists, got {output}"
+        )
+
+
 def check_backend(backend: str = "auto") -> None:
     """See that a backend is there and can run here."""
     if backend not in (names := ("auto", *BACKENDS)):

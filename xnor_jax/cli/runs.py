@@ -14,8 +14,10 @@ from xnor_jax.cli.parsing import (
     check_backend,
     check_data,
     check_data_dir,
+    check_output,
     check_run,
     command,
+    find_packed,
 )
 
 
@@ -30,25 +32,28 @@ def evaluate(
     """Evaluate a run's checkpoint, or a packed network, on its test split.
 
     Args:
-      run: The run's folder, or a file that pack wrote.
+      run: The run's folder, a file that pack wrote, or a name of the zoo.
       data_dir: The data set's folder; without it the hub is asked.
       best: Of a run, the best epoch's checkpoint; the newest without it.
       report: Print which classes are taken for which, and draw it: confusion.png in
-        the run's folder, or beside the packed file; with it signs.png, what reaches
-        the first binary convolutions of a test image, and their kernels.
+        the run's folder, beside the packed file, or here for a name of the zoo; with
+        it signs.png, what reaches the first binary convolutions of a test image, and
+        their kernels.
     """
     check_data_dir(data_dir)
-    if not run.is_file():
-        check_run(
-            run, "and no packed network of that name; expected what train or pack wrote"
-        )
+    if run.is_dir():
+        check_run(run, "and no packed network; expected what train or pack wrote")
         _evaluate_run(run, data_dir, best=best, report=report)
-    elif best:
+        return
+    try:
+        file = find_packed(run)
+    except UsageError as error:
+        raise UsageError(f"no run in {run}, {error}") from None
+    if best:
         raise UsageError(
             f"--best: chooses a checkpoint in a run's folder; {run} is a packed network"
         )
-    else:
-        _evaluate_packed(run, data_dir, report=report)
+    _evaluate_packed(load(file), run, data_dir, report=report)
 
 
 def _evaluate_run(
@@ -84,11 +89,12 @@ def _evaluate_run(
         _report(logits, packed, dataset, title, run / "confusion.png")
 
 
-def _evaluate_packed(file: Path, data_dir: Path | None, *, report: bool) -> None:
+def _evaluate_packed(
+    packed: Any, file: Path, data_dir: Path | None, *, report: bool
+) -> None:
     from xnor_jax import data
     from xnor_jax.train import predict
 
-    packed = load(file)
     name, fit = predict.dataset_name(packed.info), predict.fit(packed)
     check_data(name, data_dir)
     dataset = data.load(name, data_dir, fit)
@@ -177,10 +183,7 @@ def pack(
     """
     check_run(run, "to pack; expected a folder that xnor-jax train wrote")
     check_data_dir(data_dir)
-    if output.is_dir() or not output.parent.is_dir():
-        raise UsageError(
-            f"--output: expected a file in a folder that exists, got {output}"
-        )
+    check_output(output)
     check_backend()
     from xnor_jax import packing
     from xnor_jax.packing import tables

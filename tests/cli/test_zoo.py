@@ -1,0 +1,102 @@
+"""Networks by name in the commands, and what goes to a hub and comes back."""
+
+import re
+import shutil
+
+import fake_hub
+import pytest
+from commands import finished, refused
+from PIL import Image
+
+from xnor_jax import data, zoo
+
+NAME = "digits-lenet5"
+
+
+@pytest.fixture
+def digit(tmp_path):
+    images, _ = data.load("digits").test
+    path = tmp_path / "digit.png"
+    Image.fromarray(images[0, ..., 0]).save(path)
+    return path
+
+
+def test_zoo_lists_all_in_80_columns_and_shows_a_card(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = finished(capsys, "zoo")
+    for name in zoo.names():
+        card = zoo.card(name)
+        words = (
+            rf"^{name} +{card.dataset} .* {card.test_accuracy:.2%} +0 +{card.bytes:,}"
+        )
+        assert re.search(words, out, re.MULTILINE)
+    assert max(map(len, out.splitlines())) <= 80
+    assert finished(capsys, "zoo", NAME) == f"{zoo.card(NAME)}\n"
+    code, err = refused(capsys, "zoo", "digit-lenet5")
+    assert code == 2 and f"did you mean '{NAME}'?" in err
+
+
+def test_a_name_stands_for_its_file(digit, capsys):
+    by_path = finished(capsys, "predict", zoo.find(NAME), digit)
+    assert finished(capsys, "predict", NAME, digit) == by_path
+    _, labels = data.load("digits").test
+    assert re.fullmatch(rf"{digit}: {labels[0]} \d+\.\d\d%\n", by_path)
+    out = finished(capsys, "evaluate", NAME)
+    assert "360 test images" in out
+    assert f"test accuracy {zoo.card(NAME).test_accuracy:.2%}" in out
+
+
+def test_a_path_wins_over_a_name(digit, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAME).write_text("no network")
+    for command in (("predict", NAME, digit), ("evaluate", NAME), ("bench", NAME)):
+        code, err = refused(capsys, *command)
+        assert code == 1 and f"{NAME}: expected a safetensors file" in err
+    (tmp_path / NAME).unlink()
+    (tmp_path / NAME).mkdir()
+    for command in (("predict", NAME, digit), ("bench", NAME)):
+        code, err = refused(capsys, *command)
+        assert code == 2 and f"no file {NAME}" in err
+    code, err = refused(capsys, "evaluate", NAME)
+    assert code == 2 and f"no run in {NAME}" in err
+
+
+def test_a_name_that_is_neither_names_the_zoo(digit, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ("predict", "digit-lenet5", digit),
+        ("evaluate", "digit-lenet5"),
+        ("bench", "digit-lenet5"),
+        ("push", "digit-lenet5", "me/digits"),
+    ):
+        code, err = refused(capsys, *command)
+        assert code == 2 and f"did you mean '{NAME}'?" in err
+
+
+def test_push_and_pull(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "net.safetensors"
+    with fake_hub.running(monkeypatch, tmp_path / "home") as hub:
+        out = finished(capsys, "push", NAME, "me/digits", "--private")
+        assert re.fullmatch(r"pushed to http://127\.0\.0\.1:\d+/me/digits\n", out)
+        assert hub.private == {"me/digits"}
+        out = finished(capsys, "pull", "me/digits", "-o", file)
+        assert out == f"{file}: {NAME}, 81,749 bytes, test accuracy 99.44%\n"
+        shutil.copy(file, tmp_path / "other")
+        finished(capsys, "push", tmp_path / "other", "me/other")
+        for args, status, words in (
+            (("pull", "me/gone", "-o", file), 1, "no repository me/gone"),
+            (("pull", "digits", "-o", file), 2, "expected OWNER/NAME, got 'digits'"),
+            (("pull", "me/digits"), 2, "missing: --output PATH"),
+            (("pull", "me/digits", "-o", tmp_path), 2, "--output: expected a file in"),
+            (("pull", "me/digits", "-o", tmp_path / "no" / "net"), 2, "--output"),
+            (("push", file, "digits"), 2, "expected OWNER/NAME, got 'digits'"),
+            (("push", file), 2, "missing: OWNER/NAME"),
+            (("push", tmp_path, "me/digits"), 2, f"no file {tmp_path}"),
+            (("push", __file__, "me/digits"), 1, f"{__file__}: expected a safetensors"),
+            (("push", file, "you/digits"), 1, "the hub refused with status 403"),
+        ):
+            code, err = refused(capsys, *args)
+            assert code == status and words in err
+        monkeypatch.delenv("HF_TOKEN")
+        code, err = refused(capsys, "push", file, "me/digits")
+        assert code == 1 and "no token for the hub" in err

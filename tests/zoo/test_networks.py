@@ -1,0 +1,80 @@
+"""The networks that ship: each loads, and is what its card says."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xnor_jax as xnor
+from xnor_jax import data, zoo
+from xnor_jax.train import predict
+from xnor_jax.train.recipe import PRESETS
+
+# Where each data set lies in the shared folder.
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+FOLDERS = {"mnist": "mnist", "fashion": "fashion_mnist", "cifar10": "cifar10"}
+
+
+def test_each_card_has_a_file_and_each_file_a_card():
+    folder = Path(zoo.__file__).parent
+    files = {path.stem for path in folder.glob("*.safetensors")}
+    assert files == {*zoo.names()} >= {"digits-lenet5"}
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_a_network_is_what_its_card_says(name):
+    card, packed = zoo.card(name), zoo.load(name)
+    assert card.name == packed.info.name == name
+    assert card.bytes == zoo.find(name).stat().st_size < 2**18
+    assert card.dataset == packed.info.dataset
+    assert card.classes == packed.info.class_names
+    assert card.test_accuracy == pytest.approx(packed.info.test_accuracy, abs=1e-7)
+    assert card.license == "apache-2.0"
+    program, train, recipe, *options = shlex.split(card.command)
+    assert (program, train) == ("xnor-jax", "train") and recipe in PRESETS
+    seed = options[options.index("--seed") + 1] if "--seed" in options else 0
+    assert card.seed == int(seed)
+    assert {row.kind for row in packed.report.rows} == {"real", "binary"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_accuracy_of_a_card_is_measured_again(name):
+    card = zoo.card(name)
+    folder = SHARED / FOLDERS[card.dataset] if card.dataset in FOLDERS else None
+    if folder is not None and not folder.is_dir():
+        pytest.skip(f"{card.dataset} is not in the shared data beside this checkout")
+    dataset = data.load(card.dataset, folder)
+    found = predict.evaluate(zoo.load(name), dataset).accuracy
+    # Another processor rounds the first layer in its own order: a class may turn.
+    assert found == pytest.approx(card.test_accuracy, abs=5e-4)
+
+
+def test_an_unknown_network_is_one_line_with_the_names():
+    words = "unknown network 'digit-lenet5'; expected one of .*digits-lenet5.*; did you"
+    for function in (zoo.load, zoo.card, xnor.zoo.load):
+        with pytest.raises(ValueError, match=words):
+            function("digit-lenet5")
+    for wrong in ("../zoo/digits-lenet5", "", "digits-lenet5.json"):
+        with pytest.raises(ValueError, match="unknown network"):
+            zoo.load(wrong)
+
+
+def test_a_backend_is_taken():
+    x = np.random.default_rng(1).normal(size=(3, 28, 28, 1)).astype(np.float32)
+    packed = zoo.load("digits-lenet5", backend="xla")
+    assert packed.backend == "xla" and packed(x).shape == (3, 10)
+    with pytest.raises(ValueError, match="tpu"):
+        zoo.load("digits-lenet5", backend="tpu")
+
+
+def test_names_and_cards_need_no_jax():
+    program = (
+        "import sys, xnor_jax; assert 'xnor_jax.zoo' not in sys.modules;"
+        "list(map(xnor_jax.zoo.card, xnor_jax.zoo.names()));"
+        "assert not {'jax', 'huggingface_hub', 'tyro'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

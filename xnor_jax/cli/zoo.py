@@ -1,0 +1,119 @@
+"""The commands on shared networks: zoo, push and pull."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from xnor_jax import zoo as networks
+from xnor_jax.cli import UsageError, hear_interrupts
+from xnor_jax.cli.output import make_console
+from xnor_jax.cli.parsing import check_backend, check_output, command, find_packed
+from xnor_jax.zoo.hub import check_repository
+
+
+@command
+def zoo(
+    name: Annotated[
+        tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[NAME]")
+    ] = None,
+    /,
+) -> None:
+    """List the trained networks that ship with the package, or show one's card.
+
+    Args:
+      name: One of them, to show its card.
+    """
+    console = make_console()
+    if name is None:
+        console.print(_table())
+        return
+    try:
+        console.print(str(networks.card(name)), markup=False)
+    except ValueError as error:
+        raise UsageError(error) from None
+
+
+@command
+def push(
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")],
+    repository: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="OWNER/NAME")
+    ],
+    /,
+    private: bool = False,
+) -> None:
+    """Upload a packed file and its card to a repository of the Hugging Face hub.
+
+    The card is FILE.md where there is one, and else made from what the file tells. The
+    token is that of `hf auth login`, or HF_TOKEN.
+
+    Args:
+      file: A file that pack wrote, or a name of the zoo.
+      repository: The repository; it is made where there is none.
+      private: Make a new repository private.
+    """
+    find_packed(file)
+    _check_hub(repository)
+    print(f"pushed to {networks.push(file, repository, private=private)}")
+
+
+@command
+def pull(
+    repository: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="OWNER/NAME")
+    ],
+    /,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+) -> None:
+    """Download a packed file and its card from a repository of the Hugging Face hub.
+
+    The file is checked before it replaces anything.
+
+    Args:
+      repository: A repository that push wrote.
+      output: The file to write; one that is there is replaced. Its card is OUTPUT.md.
+    """
+    check_output(output)
+    _check_hub(repository)
+    packed = networks.pull(repository, output)
+    info = packed.info
+    accuracy = info.test_accuracy
+    print(
+        f"{output}: {info.name or 'packed network'}, {output.stat().st_size:,} bytes"
+        + ("" if accuracy is None else f", test accuracy {accuracy:.2%}")
+    )
+
+
+def _table() -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
+    for column in ("name", "data set"):
+        table.add_column(column)
+    for column in ("classes", "test accuracy", "seed", "bytes"):
+        table.add_column(column, justify="right")
+    for card in map(networks.card, networks.names()):
+        table.add_row(
+            card.name,
+            card.dataset,
+            str(len(card.classes)),
+            f"{card.test_accuracy:.2%}",
+            str(card.seed),
+            f"{card.bytes:,}",
+        )
+    return table
+
+
+def _check_hub(repository: str) -> None:
+    check_backend()
+    try:
+        check_repository(repository)
+    except ValueError as error:
+        raise UsageError(error) from None
+    from huggingface_hub.utils import disable_progress_bars, logging
+
+    disable_progress_bars()
+    logging.set_verbosity_error()
+    hear_interrupts()

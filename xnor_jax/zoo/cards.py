@@ -1,0 +1,58 @@
+"""What is to be known of a trained network beside its numbers."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xnor_jax.packing import Info
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A packed network's card; `str(card)` is Markdown.
+
+    Attributes:
+      name: The network's name, such as its recipe's.
+      bytes: Size of the packed file.
+      dataset: Data set that it was trained on, by its name in `xnor_jax.data`.
+      test_accuracy: Of the packed network, a fraction of 1; that of a run's last epoch.
+      classes: One name per logit.
+      command: What trained it.
+      seed: The run's seed.
+      license: Of the file, by the identifier that the hub has for it.
+    """
+
+    name: str
+    bytes: int
+    dataset: str | None = None
+    test_accuracy: float | None = None
+    classes: tuple[str, ...] = ()
+    command: str | None = None
+    seed: int | None = None
+    license: str | None = None
+
+    @classmethod
+    def of(cls, info: "Info", size: int) -> "Card":
+        """The card of a packed file of this size, as far as the file tells."""
+        return cls(
+            name=info.name or "packed network",
+            bytes=size,
+            dataset=info.dataset,
+            test_accuracy=info.test_accuracy,
+            classes=info.class_names,
+        )
+
+    def __str__(self) -> str:
+        accuracy = self.test_accuracy
+        facts = {
+            "Data set": self.dataset,
+            "Test accuracy": None if accuracy is None else f"{accuracy:.2%}",
+            "Classes": ", ".join(self.classes),
+            "Trained by": self.command and f"`{self.command}`",
+            "Seed": None if self.seed is None else str(self.seed),
+            "Size": f"{self.bytes:,} bytes",
+            "Licence": self.license,
+        }
+        lines = [f"- {name}: {value}" for name, value in facts.items() if value]
+        about = "An XNOR-Network, packed at one bit a binary weight by xnor_jax."
+        return "\n".join([f"# {self.name}", "", about, "", *lines])

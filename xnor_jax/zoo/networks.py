@@ -1,0 +1,75 @@
+"""The networks of the zoo, by name."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xnor_jax.registry import expected
+from xnor_jax.zoo.cards import Card
+
+if TYPE_CHECKING:
+    from xnor_jax.packing import PackedModel
+
+_FOLDER = Path(__file__).parent
+
+
+def names() -> tuple[str, ...]:
+    """The names of the networks, in alphabetical order."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
+
+
+def card(name: str) -> Card:
+    """A network's card.
+
+    Args:
+      name: One of `names()`.
+
+    Raises:
+      ValueError: If there is no network of that name.
+    """
+    found = json.loads(_file(name, ".json").read_text(encoding="utf-8"))
+    return Card(**found | {"classes": tuple(found["classes"])})
+
+
+def load(name: str, *, backend: str = "auto") -> "PackedModel":
+    """Read a network, packed; see `xnor_jax.load`.
+
+    Args:
+      name: One of `names()`.
+      backend: `"auto"`, or one of `xnor_jax.ops.available_backends()`.
+
+    Raises:
+      ValueError: If there is no network of that name, or no such backend.
+      RuntimeError: If the backend is not available.
+    """
+    file = _file(name, ".safetensors")
+    from xnor_jax import packing
+
+    return packing.load(file, backend=backend)
+
+
+def find(file: str | os.PathLike[str]) -> Path:
+    """The path of a packed file, or of a network of the zoo.
+
+    Args:
+      file: A path, or one of `names()`. A path that exists wins over a name.
+
+    Raises:
+      ValueError: If it is neither.
+    """
+    path = Path(file)
+    if path.exists():
+        return path
+    if str(file) not in names():
+        raise ValueError(
+            f"no file {file}, and no network of that name in the zoo; "
+            f"{expected(str(file), names())}"
+        )
+    return _file(str(file), ".safetensors")
+
+
+def _file(name: str, suffix: str) -> Path:
+    if name not in names():
+        raise ValueError(f"zoo: unknown network {name!r}; {expected(name, names())}")
+    return _FOLDER / f"{name}{suffix}"

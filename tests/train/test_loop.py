@@ -3,16 +3,19 @@
 import dataclasses
 import io
 import json
+import math
 
+import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
-from xnor_jax import data
+from xnor_jax import data, weights
 from xnor_jax.data import Dataset, Split
-from xnor_jax.train import loop
+from xnor_jax.train import loop, step
 from xnor_jax.train import recipe as recipes
-from xnor_jax.train.folder import METRICS, RunError, RunInfo, RunWarning
+from xnor_jax.train.folder import METRICS, RunError, RunInfo, RunWarning, read_info
 
 
 def run(folder, name, image_shape, *, images=32, resume=False, **fields):
@@ -84,3 +87,43 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_number(tmp_path):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     for here, there, line in zip(again, whole, lines, strict=True):
         assert all(here[key] == there[key] == json.loads(line)[key] for key in numbers)
+
+
+@pytest.mark.slow
+def test_a_run_begins_with_anothers_weights_and_learns_from_its_answers(tmp_path):
+    args, fields = ("digits-lenet5", (16, 16, 1)), {"epochs": 1, "batch_size": 16}
+    other = str(tmp_path / "twin")
+    twin = run(tmp_path / "twin", *args, **fields, binary=False, calibration_batches=2)
+    # Steps too small to move a weight: only where they begin is left.
+    fields |= {"learning_rate": 1e-30, "calibration_batches": 2, "initial": other}
+    fields |= {"teacher": other, "average": 0.5, "scale_minimum": 0.0}
+    student = run(tmp_path / "student", *args, **fields)
+    expected = weights.project(twin.state.params, student.trainer.inner)
+    for params in (student.state.params, student.state.evaluated):
+        chex.assert_trees_all_close(params, expected, atol=1e-6)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 16, 16, 1)), jnp.float32)
+    teacher = loop.trained_model(twin.trainer, twin.state)
+    np.testing.assert_array_equal(student.trainer.teacher(x), teacher(x))
+    logits, labels = jnp.ones((5, 10)), jnp.zeros(5, int)
+    loss = step.batch_loss(student.trainer, x, logits, labels)
+    np.testing.assert_allclose(loss, math.log(10), rtol=1e-5)
+    fields |= {"model": "nin", "teacher": None}
+    with pytest.raises(RunError, match="^initial: expected a run of the same network"):
+        run(tmp_path / "nin", *args, **fields)
+    assert not (tmp_path / "nin").exists()
+    # Read without what only training needs.
+    trainer, state, _ = loop.restore(
+        tmp_path / "student", read_info(tmp_path / "student")
+    )
+    assert trainer.teacher is None
+    chex.assert_trees_all_equal(state.evaluated, student.state.evaluated)
+
+
+@pytest.mark.parametrize("field", ["teacher", "initial"])
+def test_another_run_that_is_not_there_is_named_before_anything_is_written(
+    field, tmp_path
+):
+    with pytest.raises(RunError, match=f"^{field}: no run in"):
+        fields = {"batch_size": 16, field: str(tmp_path / "nowhere")}
+        run(tmp_path / "run", "digits-lenet5", (16, 16, 1), **fields)
+    assert not (tmp_path / "run").exists()

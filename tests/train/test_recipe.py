@@ -49,6 +49,13 @@ def test_recipe_is_frozen():
         ("learning_rate", float("nan")),
         ("multiplier", float("inf")),
         ("weight_decay", -1e-5),
+        ("label_smoothing", 1.0),
+        ("average", -0.1),
+        ("average", 0.9),
+        ("teacher", ""),
+        ("precision", "1w2a"),
+        ("weight_method", "best"),
+        ("initial", 3),
         ("decay_factor", 0.0),
         ("calibration_batches", -1),
         ("shift", -1),
@@ -63,6 +70,12 @@ def test_recipe_is_frozen():
 def test_impossible_field_is_named_with_its_value(field, value):
     with pytest.raises(RecipeError, match=f"^{field}: expected .*, got"):
         recipes.validate(dataclasses.replace(BASE, **{field: value}))
+
+
+def test_a_teachers_answers_are_not_smoothed():
+    recipe = dataclasses.replace(BASE, teacher="runs/twin", label_smoothing=0.1)
+    with pytest.raises(RecipeError, match="^label_smoothing: expected 0 with a teach"):
+        recipes.validate(recipe)
 
 
 @pytest.mark.parametrize("epochs", [(0,), (3, 3), (5, 2)])
@@ -147,7 +160,11 @@ def test_a_recipe_from_before_compute_dtype_is_one_of_float32():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"compute_dtype": "float16"}, {"compute_dtype": "bfloat16", "binary": False}],
+    [
+        {"compute_dtype": "float16"},
+        {"compute_dtype": "bfloat16", "binary": False},
+        {"compute_dtype": "bfloat16", "precision": "1w32a"},
+    ],
 )
 def test_compute_dtype_is_one_that_keeps_the_integers(fields):
     with pytest.raises(RecipeError, match="^compute_dtype: expected float32"):

@@ -11,7 +11,7 @@ from flax import nnx
 
 from xnor_jax import data, quantizers, weights
 from xnor_jax.data import preprocess
-from xnor_jax.train import pieces, step
+from xnor_jax.train import network, pieces, step
 from xnor_jax.train import recipe as recipes
 
 SOURCE = data.SOURCES["digits"]
@@ -113,6 +113,35 @@ def test_how_loops_are_cut_changes_no_number_and_compiles_nothing(
     assert ends == [1, 2, 3, 4, 1, 3, 4, 4]
     assert compilations() == before
     chex.assert_trees_all_equal(*results)
+
+
+def test_recus_quantile_rises_over_the_training():
+    trainer, state = make(weight_method="recu")
+    taus = []
+
+    def at(progress):
+        model = nnx.merge(trainer.graphdef, state.params, state.rest, copy=True)
+        network.set_quantile(model, progress)
+        methods = [model.block2.layer.weight_method, model.block3.layer.weight_method]
+        return [method.keywords["tau"] for method in methods]
+
+    for progress in (0.0, 0.5, 1.0):
+        taus.append(at(jnp.float32(progress)))
+    middle = 0.85 + 0.14 * (math.sqrt(math.e) - 1) / (math.e - 1)
+    wanted = np.repeat([[0.85], [middle], [0.99]], 2, 1)
+    np.testing.assert_allclose(taus, wanted, rtol=1e-6)
+    images, labels = images_and_labels()
+    x = preprocess.normalize(SOURCE, images[:8])
+    one_step = jax.jit(lambda s: step.train_step(trainer, s, x, labels[:8]))
+    assert np.isfinite(one_step(state)[1].loss)
+
+
+def test_real_weights_are_not_projected():
+    trainer, state = make(precision="32w1a")
+    drawn = jnp.abs(
+        jnp.concatenate([k.mean(-2).ravel() for k in kernels(trainer, state)])
+    )
+    assert float(drawn.max()) > 1e-3
 
 
 def test_initial_kernels_are_projected_and_the_twin_starts_free():

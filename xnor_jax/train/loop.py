@@ -14,13 +14,20 @@ from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
 
+from xnor_jax import masks
 from xnor_jax._words import counted
 from xnor_jax.data import Dataset
 from xnor_jax.data.streams import PictureSet
 from xnor_jax.train import feeds, network, processes, report, step
 from xnor_jax.train.checkpoint import Checkpoints, History
 from xnor_jax.train.devices import replicate
-from xnor_jax.train.folder import RunError, RunInfo, open_folder, write_metrics
+from xnor_jax.train.folder import (
+    RunError,
+    RunInfo,
+    open_folder,
+    read_info,
+    write_metrics,
+)
 from xnor_jax.train.progress import Display
 from xnor_jax.train.recipe import Recipe, RecipeError
 from xnor_jax.train.step import Metrics, Trainer, TrainState
@@ -88,12 +95,13 @@ def train(
         build = network.builder(recipe, image_shape=info.image_shape, classes=classes)
         network.abstract(recipe, build, info.image_shape, classes)
         dataset.check()
-    processes.check_alike(run=info, data_set=_digest(dataset), folder=folder.name)
-    processes.open_together(folder, lambda: open_folder(folder, info, resume=resume))
-    trainer, state = create(info)
     checkpoints = Checkpoints(folder)
     history: History = []
-    done = checkpoints.newest() or 0
+    done = (checkpoints.newest() or 0) if resume else 0
+    others = _others(info, first=not done)
+    processes.check_alike(run=info, data_set=_digest(dataset), folder=folder.name)
+    processes.open_together(folder, lambda: open_folder(folder, info, resume=resume))
+    trainer, state = create(info, **others)
     processes.check_alike(newest_checkpoint=done)
     first = processes.is_first()
     steps = counted(info.steps_per_epoch, "step")
@@ -175,20 +183,74 @@ def train(
     return Result(folder, history, time.perf_counter() - begin, trainer, state)
 
 
-def create(info: RunInfo) -> tuple[Trainer, TrainState]:
-    """Build a run's network and optimizer, and their state before the first step."""
+def create(info: RunInfo, **others: Any) -> tuple[Trainer, TrainState]:
+    """Build a run's network and optimizer, and their state before the first step.
+
+    Args:
+      info: The run.
+      **others: What the recipe names and a step needs: see `step.create`. Without them
+        a run can be read, but not trained.
+    """
     return step.create(
         info.recipe,
         info.source,
         image_shape=info.image_shape,
         classes=len(info.class_names),
         steps_per_epoch=info.steps_per_epoch,
+        **others,
     )
+
+
+def _others(info: RunInfo, *, first: bool) -> dict[str, Any]:
+    """The runs that the recipe names, for `step.create`; initial weights `first` alone.
+
+    Raises:
+      RunError: If one cannot be read, or is of other images or classes, or the initial
+        one of another network.
+    """
+
+    def other(field: str) -> tuple[Trainer, TrainState]:
+        folder = Path(getattr(info.recipe, field))
+        try:
+            found = read_info(folder)
+            trainer, state, _ = restore(folder, found)
+        except RunError as error:
+            raise RunError(f"{field}: {error}") from error
+        for kind in ("image_shape", "class_names", "source"):
+            if getattr(found, kind) != getattr(info, kind):
+                raise RunError(
+                    f"{field}: expected a run on the same images and classes, got "
+                    f"{folder}, whose {kind} is another"
+                )
+        return trainer, state
+
+    others: dict[str, Any] = {}
+    if info.recipe.teacher is not None:
+        others["teacher"] = trained_model(*other("teacher"))
+    if info.recipe.initial is not None and first:
+        others["initial"] = other("initial")[1].evaluated
+        if _shapes(others["initial"]) != _shapes(_abstract_params(info)):
+            raise RunError(
+                f"initial: expected a run of the same network, got "
+                f"{info.recipe.initial}, whose parameters have other names or shapes"
+            )
+    return others
+
+
+def _abstract_params(info: RunInfo) -> Any:
+    shape, classes = info.image_shape, len(info.class_names)
+    build = network.builder(info.recipe, image_shape=shape, classes=classes)
+    return nnx.state(network.abstract(info.recipe, build, shape, classes), nnx.Param)
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree.leaves_with_path(params)
+    return {masks.path_string(path): leaf.shape for path, leaf in leaves}
 
 
 def trained_model(trainer: Trainer, state: TrainState) -> nnx.Module:
     """The network of a state, in evaluation mode."""
-    model = nnx.merge(trainer.graphdef, state.params, state.rest, copy=True)
+    model = nnx.merge(trainer.graphdef, state.evaluated, state.rest, copy=True)
     model.eval()
     return model
 

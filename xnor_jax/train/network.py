@@ -1,5 +1,6 @@
 """A recipe's network: built, looked at without numbers, and tried on no data."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xnor_jax import masks, nn, quantizers
+from xnor_jax import masks, nn, quantizers, weights
 from xnor_jax.registry import MODELS
 from xnor_jax.train import own
 from xnor_jax.train.own import RecipeError
@@ -142,3 +143,22 @@ def set_temperature(model: nnx.Module, progress: jax.Array) -> None:
     for _, module in nnx.iter_modules(model):
         if getattr(module, "surrogate", None) == "tanh":
             module.surrogate = surrogate
+
+
+def set_quantile(model: nnx.Module, progress: jax.Array) -> None:
+    """Give every weight method `"recu"` of a model the τ of this time in the training.
+
+    `τ = a·e^progress + b`, which rises from 0.85 to 0.99.
+
+    Args:
+      model: Changed in place.
+      progress: The part of the training that is done, in [0, 1]; it may be traced.
+
+    References:
+      Xu et al., ReCU, 2021, §3.3; z-hXu/ReCU, `cifar/main.py`.
+    """
+    tau = 0.85 + 0.14 * (jnp.exp(progress) - 1) / (math.e - 1)
+    module: Any
+    for _, module in nnx.iter_modules(model):
+        if getattr(module, "weight_method", None) == "recu":
+            module.weight_method = partial(weights.recu, tau=tau)

@@ -46,8 +46,9 @@ class Recipe:
     train_labels, test_images, test_labels): uint8 [N, H, W, C] and integers [N]."""
     model: str | Callable[..., Any]
     """The network. Or a class or function `(*, image_shape, classes, rngs, **options)
-    -> nnx.Module`: of the options binary, rule, surrogate, multiplier, input_scale,
-    compute_dtype and backend it is given those that its signature takes."""
+    -> nnx.Module`: of the options binary, rule, surrogate, multiplier, precision,
+    weight_method, input_scale, compute_dtype and backend it is given those that its
+    signature takes."""
     epochs: int
     """Passes over the training images."""
     batch_size: int = 128
@@ -56,7 +57,7 @@ class Recipe:
     """Decides the initial weights, the order of the images, dropout, augmentation."""
     binary: bool = True
     """False trains the float twin: nothing signed, nothing projected. Rule, surrogate,
-    multiplier and input scale then decide nothing."""
+    multiplier, precision, weight method and input scale then decide nothing."""
     rule: str | Callable[[Any, Any], Any] = "corrected"
     """The gradient rule of the binary kernels. Or a function (kernel, grad) -> grad."""
     surrogate: str | Callable[[Any, Any], Any] = "ste"
@@ -64,6 +65,13 @@ class Recipe:
     from 0.1 to 10 over the training. Or a function (x, grad) -> grad."""
     multiplier: float = 1.0
     """A factor on the rule's gradient."""
+    precision: Literal["1w1a", "1w32a", "32w1a"] = "1w1a"
+    """Bits of weights and activations of the binary layers: 1w32a are Binary-Weight-
+    Networks; 32w1a is the first stage of two, the second has its run as initial. Only
+    1w1a can be packed."""
+    weight_method: Literal["latent", "libra", "recu"] = "latent"
+    """What is binarized: the latent kernels, IR-Net's balanced and standardised ones,
+    or those of ReCU's rectified clamp, whose τ rises from 0.85 to 0.99."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the operands of the products of signs. With bfloat16, for a GPU's tensor
     cores, the sums are the same integers, and gradients are rounded on the way back."""
@@ -90,6 +98,17 @@ class Recipe:
     decay: Literal["coupled", "decoupled"] = "coupled"
     """Decay added to the gradient, as in the reference, or to the optimizer's step;
     adamw's is always decoupled."""
+    label_smoothing: float = 0.0
+    """The share in [0, 1) of each training label that all classes share."""
+    average: float = 0.0
+    """The decay in [0, 1) of an exponential moving average of the latent weights, which
+    is evaluated and packed in their place; 0 keeps none. Needs calibration_batches."""
+    teacher: str | None = None
+    """The folder of a run, such as the float twin's: the loss is the distance to its
+    network's answers, and the labels count for nothing."""
+    initial: str | None = None
+    """The folder of a run of the same network, such as one with real weights: its
+    trained parameters are the initial ones."""
     scale_minimum: float = 0.01
     """The smallest affine BatchNorm scale."""
     calibration_batches: int = 0
@@ -109,6 +128,11 @@ class Recipe:
     """Augmentation of these: a random part of 8 to 100 % of each picture, 3/4 to 4/3 as
     wide as high. The test then cuts the centre of pictures whose shorter side is 8/7 of
     image_size; without it, is image_size."""
+
+    @property
+    def binary_weights(self) -> bool:
+        """Whether the kernels of the binary layers have a bit a weight."""
+        return self.binary and self.precision != "32w1a"
 
     @property
     def fit(self) -> Fit | None:
@@ -227,6 +251,7 @@ PRESETS = MappingProxyType(
             model="birealnet18",
             epochs=256,
             learning_rate=0.001,
+            label_smoothing=0.1,
             **{**_IMAGENET, **_BIREAL, "batch_size": 512},
         ),
         "imagenet-reactneta": Recipe(
@@ -326,6 +351,23 @@ def validate(recipe: Recipe) -> Recipe:
         require(positive, field, "a number above 0")
     for field in ("weight_decay", "scale_minimum", "warmup_epochs"):
         require(number(field, 0), field, "a number ≥ 0")
+    for field in ("label_smoothing", "average"):
+        part = number(field, 0) and getattr(recipe, field) < 1
+        require(part, field, "a number in [0, 1)")
+    for field in ("teacher", "initial"):
+        value = getattr(recipe, field)
+        named = value is None or (isinstance(value, str) and value != "")
+        require(named, field, "a run's folder")
+    require(
+        not (recipe.teacher and recipe.label_smoothing),
+        "label_smoothing",
+        "0 with a teacher, whose answers are the labels",
+    )
+    require(
+        not (recipe.average and not recipe.calibration_batches),
+        "average",
+        "0 without calibration_batches: BatchNorm's statistics are not the average's",
+    )
     rising = all(a < b for a, b in zip((0, *recipe.decay_epochs), recipe.decay_epochs))  # noqa: B905
     require(rising, "decay_epochs", "rising epochs, each at least 1")
     require(
@@ -365,9 +407,25 @@ def validate(recipe: Recipe) -> Recipe:
         "float32 or bfloat16",
     )
     require(
-        recipe.binary or recipe.compute_dtype == "float32",
+        (recipe.binary and recipe.precision == "1w1a")
+        or recipe.compute_dtype == "float32",
         "compute_dtype",
-        "float32 with the float twin, whose products bfloat16 would round",
+        f"float32 with {recipe.precision if recipe.binary else 'the float twin'}, "
+        "whose products bfloat16 would round",
+    )
+    precisions = ("1w1a", "1w32a", "32w1a")
+    require(recipe.precision in precisions, "precision", ", ".join(precisions))
+    methods = ("latent", "libra", "recu")
+    require(recipe.weight_method in methods, "weight_method", ", ".join(methods))
+    require(
+        not (recipe.input_scale and recipe.precision == "1w32a"),
+        "input_scale",
+        "False with 1w32a, whose activations have no sign to scale",
+    )
+    require(
+        recipe.weight_method == "latent" or recipe.precision != "32w1a",
+        "weight_method",
+        "latent with 32w1a, whose weights are real",
     )
     require(recipe.decay in ("coupled", "decoupled"), "decay", "coupled or decoupled")
     _check_callables(recipe)
@@ -386,6 +444,8 @@ def model_options(recipe: Recipe) -> dict[str, Any]:
         "rule",
         "surrogate",
         "multiplier",
+        "precision",
+        "weight_method",
         "input_scale",
         "compute_dtype",
     )

@@ -37,6 +37,11 @@ def pack_run(
             f"{folder} holds a float twin, which has no binary layers to pack; "
             "expected a run without --no-binary"
         )
+    if run.recipe.precision != "1w1a":
+        raise RunError(
+            f"{folder} holds a run of precision {run.recipe.precision}, whose products "
+            "are not of signs; expected 1w1a"
+        )
     trainer, state, history = loop.restore(folder, run, best=best)
     try:
         packed = pack_model(loop.trained_model(trainer, state), run.image_shape)
@@ -65,7 +70,8 @@ def obstacle(run: RunInfo) -> str | None:
 
     A registered model can be, and is not tried.
     """
-    if not run.recipe.binary or not callable(run.recipe.model):
+    signs = run.recipe.binary and run.recipe.precision == "1w1a"
+    if not signs or not callable(run.recipe.model):
         return None
     model = loop.trained_model(*loop.create(run))
     try:

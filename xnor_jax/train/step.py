@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from xnor_jax import masks, optim, weights
+from xnor_jax import losses, masks, optim, weights
 from xnor_jax.data import BLANK, Augment, Source
 from xnor_jax.data.preprocess import augment, normalize
 from xnor_jax.train import network, own
@@ -34,6 +34,11 @@ class TrainState(NamedTuple):
     opt_state: Any  # the optimizer's
     step: jax.Array  # int32 [], steps taken
 
+    @property
+    def evaluated(self) -> Any:
+        """The latent tree that is evaluated and packed: the average, if one is kept."""
+        return optax.tree.get(self.opt_state, "latent_average", self.params)
+
 
 class Metrics(NamedTuple):
     """Means over an epoch's steps or a split's images."""
@@ -52,6 +57,8 @@ class Trainer(NamedTuple):
     schedule: optax.Schedule
     inner: Any  # bool tree: the kernels that are binary, or would be in the float twin
     steps: int  # of the whole training
+    # The teacher, in evaluation: normalised images to logits.
+    teacher: Callable[[jax.Array], jax.Array] | None = None
 
 
 def create(
@@ -62,6 +69,8 @@ def create(
     classes: int,
     steps_per_epoch: int,
     backend: str = "auto",
+    teacher: Callable[[jax.Array], jax.Array] | None = None,
+    initial: Any = None,
 ) -> tuple[Trainer, TrainState]:
     """Build a recipe's network and optimizer, and their state before the first step.
 
@@ -72,6 +81,8 @@ def create(
       classes: How many classes.
       steps_per_epoch: For the schedule.
       backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      teacher: The trained network that the recipe's `teacher` names.
+      initial: The parameters of the run that its `initial` names; None for drawn ones.
 
     Returns:
       The trainer and the initial state, its kernels centred and clamped.
@@ -87,26 +98,29 @@ def create(
     inner = network.binary_kernels(model)
     schedule = make_schedule(recipe, steps_per_epoch)
     links = make_optimizer(recipe, schedule)
-    if recipe.binary:
+    if recipe.binary_weights:
         scales, minimum = masks.norm_scales(model), recipe.scale_minimum
         # The layers carry the gradient rule themselves, so the chain has none.
         links.append(optim.project(inner, scale_mask=scales, scale_minimum=minimum))
     links.append(optim.count_sign_flips(inner))
+    if recipe.average:
+        links.append(optim.keep_average(recipe.average))
     optimizer = optax.chain(*links)
     steps = recipe.epochs * steps_per_epoch
     trainer = Trainer(
-        recipe, source, nnx.graphdef(model), optimizer, schedule, inner, steps
+        recipe, source, nnx.graphdef(model), optimizer, schedule, inner, steps, teacher
     )
 
-    def init() -> TrainState:
+    def init(initial: Any = None) -> TrainState:
         _, params, rest = nnx.split(build(), nnx.Param, ...)
-        if recipe.binary:
+        params = params if initial is None else initial
+        if recipe.binary_weights:
             params = weights.project(params, inner)
         step = jnp.zeros((), jnp.int32)
         return TrainState(params, rest, optimizer.init(params), step)
 
     _try_own(trainer, init, image_shape)
-    return trainer, jax.jit(init, compiler_options=_IN_A_HURRY)()
+    return trainer, jax.jit(init, compiler_options=_IN_A_HURRY)(initial)
 
 
 def _try_own(
@@ -149,12 +163,15 @@ def train_step(
     def loss_fn(params):
         model = nnx.merge(trainer.graphdef, params, state.rest, copy=True)
         model.train()
+        progress = state.step / trainer.steps
         if trainer.recipe.surrogate == "tanh":
-            network.set_temperature(model, state.step / trainer.steps)
+            network.set_temperature(model, progress)
+        if trainer.recipe.weight_method == "recu":
+            network.set_quantile(model, progress)
         logits = model(images)
         rest = nnx.split(model, nnx.Param, ...)[2]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), (rest, jnp.mean(logits.argmax(-1) == labels))
+        loss = batch_loss(trainer, images, logits, labels).mean()
+        return loss, (rest, jnp.mean(logits.argmax(-1) == labels))
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (rest, accuracy)), grads = gradient(state.params)
@@ -163,6 +180,16 @@ def train_step(
     flips = optax.tree.get(opt_state, "flip_ratio")
     new = TrainState(params, rest, opt_state, state.step + 1)
     return new, Metrics(loss, accuracy), flips
+
+
+def batch_loss(
+    trainer: Trainer, images: jax.Array, logits: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """The loss of each image of a batch, by its label or by the teacher's answer."""
+    if trainer.teacher is not None:
+        return losses.distillation(logits, trainer.teacher(images))
+    smoothing = trainer.recipe.label_smoothing
+    return losses.cross_entropy(logits, labels, smoothing=smoothing)
 
 
 def make_train_epoch(
@@ -327,9 +354,9 @@ def evaluate_batch(
     model = nnx.merge(trainer.graphdef, params, rest, copy=True)
     model.eval()
     logits = model(normalize(trainer.source, images))
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    each = losses.cross_entropy(logits, labels)
     right = logits.argmax(-1) == labels
-    return jnp.sum(losses * real), jnp.sum(right & real)
+    return jnp.sum(each * real), jnp.sum(right & real)
 
 
 def make_evaluate_batch(

@@ -44,7 +44,7 @@ def table(name: str, recipe: Recipe) -> Table:
     inner = {
         masks.path_string(path)
         for path, on in jax.tree.leaves_with_path(network.binary_kernels(model))
-        if on and recipe.binary
+        if on and recipe.binary_weights
     }
     kernels = ["/".join(map(str, paths[0])) for paths in masks.definition_order(model)]
     packed = _packed(name, build(), image_shape)

@@ -1,7 +1,11 @@
 import math
 
+import jax
 import model_oracles as oracles
+import numpy as np
 import pytest
+import reference_loop as loop
+from flax import nnx
 
 from xnor_jax.models import AlexNet
 
@@ -29,6 +33,21 @@ SHAPES = {
         f"{name}/{p}": shape for name, shape in NORMS.items() for p in ("scale", "bias")
     },
 }
+
+
+class Table(oracles.Table):
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        x = self.conv("conv1", x, 4, 0) + self.values["conv1/bias"]
+        x = loop.max_pool(np.maximum(self.norm("norm1", x), 0), 3, 2)
+        x = loop.max_pool(self.block("block2", x, 2), 3, 2)
+        for name in ("block3", "block4", "block5"):
+            x = self.block(name, x, 1)
+        x = loop.max_pool(x, 3, 2).reshape(len(x), -1)
+        x = self.block("block7", self.block("block6", x))
+        self.epsilon = 1e-3
+        x = self.norm("norm8", x)
+        self.epsilon = 1e-4
+        return self.real("dense8", x)
 
 
 def test_parameters_are_those_of_the_table():
@@ -68,6 +87,25 @@ def test_norms_and_dropout_follow_the_reference():
     rates = {name: getattr(model, name).layer.dropout for name in BLOCKS}
     assert {n: d.rate for n, d in rates.items() if d is not None} == {"block7": 0.5}
     assert model.dropout8.rate == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("binary", [True, False])
+def test_answers_are_those_of_the_loops(binary: bool):
+    # The smallest height, and a width that ends before the image does.
+    shape = (67, 70, 3)
+    oracles.check_evaluation(Table, AlexNet, shape, binary=binary, tolerance=1e-7)
+
+
+@pytest.mark.slow
+def test_kernels_are_drawn_with_a_deviation_of_two_through_the_filters_size():
+    model = AlexNet(image_shape=(67, 67, 3), classes=30, rngs=nnx.Rngs(0))
+    params = oracles.flat(nnx.state(model, nnx.Param))
+    for name in KERNELS:
+        value = np.asarray(jax.device_get(params[f"{name}/kernel"][...]))
+        deviation = 2 / math.prod(value.shape[:-1])
+        error = 5 * deviation / math.sqrt(2 * value.size)
+        assert abs(value.std(dtype=np.float64) - deviation) < error, name
 
 
 def test_images_too_small_for_the_pools_are_refused():

@@ -1,6 +1,9 @@
 import math
 
 import model_oracles as oracles
+import numpy as np
+import pytest
+import reference_loop as loop
 
 from xnor_jax.models import BiRealNet18
 
@@ -19,6 +22,18 @@ def shapes() -> dict[str, tuple[int, ...]]:
             norms.append(f"{name}/shortcut/norm")
         found |= {f"{norm}/{p}": (after,) for norm in norms for p in ("scale", "bias")}
     return {**found, "dense18/kernel": (512, 1000), "dense18/bias": (1000,)}
+
+
+class Table(oracles.Table):
+    epsilon = 1e-5
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        x = self.norm("norm1", self.conv("conv1", x, 2, 3))
+        x = loop.max_pool(x, 3, 2, ((1, 1), (1, 1)))
+        for name in BLOCKS:
+            x = self.bireal(name, x)
+        x = x.mean((1, 2))
+        return x @ self.values["dense18/kernel"] + self.values["dense18/bias"]
 
 
 def test_parameters_are_those_of_the_table():
@@ -47,3 +62,11 @@ def test_multiplications_are_the_papers():
 def test_inner_kernels_are_those_of_the_blocks_and_no_shortcut():
     inner = oracles.inner_kernels(oracles.abstract(BiRealNet18))
     assert sorted(inner) == sorted(f"{name}/conv/kernel" for name in BLOCKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("binary", [True, False])
+def test_answers_are_those_of_the_loops(binary: bool):
+    # Not square, and odd on the way.
+    shape = (20, 12, 3)
+    oracles.check_evaluation(Table, BiRealNet18, shape, binary=binary, tolerance=1e-7)

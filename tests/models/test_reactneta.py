@@ -1,7 +1,9 @@
 import math
 
 import model_oracles as oracles
+import numpy as np
 import pytest
+import reference_loop as loop
 
 from xnor_jax.models import ReActNetA
 
@@ -24,6 +26,32 @@ def shapes() -> dict[str, tuple[int, ...]]:
             for p in ("gamma", "zeta", "slope"):
                 found[f"{name}/{activation}/{p}"] = (features,)
     return {**found, "dense28/kernel": (1024, 1000), "dense28/bias": (1000,)}
+
+
+class Table(oracles.Table):
+    epsilon = 1e-5
+
+    def block(self, name: str, x: np.ndarray, pad: int = 0) -> np.ndarray:
+        v, halved = self.values, name in HALVED
+        y = self.signed(f"{name}/conv1", x - v[f"{name}/sign1/beta"], 1 + halved)
+        if halved:
+            after = tuple((0, size % 2) for size in x.shape[1:3])
+            x = loop.average_pool(x, 2, 2, after)
+        x = self.rprelu(f"{name}/activation1", self.norm(f"{name}/norm1", y) + x)
+        halves = []
+        for i in range(2):
+            if f"{name}/conv2/{i}/kernel" in v:
+                y = x - v[f"{name}/sign2/beta"]
+                y = self.signed(f"{name}/conv2/{i}", y, pad=0)
+                halves.append(self.norm(f"{name}/norm2/{i}", y) + x)
+        return self.rprelu(f"{name}/activation2", np.concatenate(halves, -1))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        x = self.norm("norm1", self.conv("conv1", x, 2, 1))
+        for name in BLOCKS:
+            x = self.block(name, x)
+        x = x.mean((1, 2))
+        return x @ self.values["dense28/kernel"] + self.values["dense28/bias"]
 
 
 def test_parameters_are_those_of_the_table():
@@ -56,3 +84,11 @@ def test_inner_kernels_are_those_of_the_blocks():
     names = [n for n in shapes() if n.startswith("blocks") and n.endswith("kernel")]
     assert sorted(inner) == sorted(names)
     assert len(inner) == 31
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("binary", [True, False])
+def test_answers_are_those_of_the_loops(binary: bool):
+    # Not square, and odd on the way.
+    shape = (13, 10, 3)
+    oracles.check_evaluation(Table, ReActNetA, shape, binary=binary, tolerance=1e-7)

@@ -1,7 +1,9 @@
 import math
 
 import model_oracles as oracles
+import numpy as np
 import pytest
+import reference_loop as loop
 
 from xnor_jax.models import VGGSmall
 
@@ -24,6 +26,20 @@ SHAPES = {
     "dense7/kernel": (8192, 10),
     "dense7/bias": (10,),
 }
+
+
+class Table(oracles.Table):
+    epsilon = 1e-5
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        x = self.conv("conv1", x, 1, 1)
+        for name in BLOCKS:
+            x = self.signed(f"{name}/layer", self.norm(f"{name}/norm", x))
+            x = x if self.binary else np.maximum(x, 0)
+            if name in ("block2", "block4", "block6"):
+                x = loop.max_pool(x, 2, 2)
+        x = np.clip(self.norm("norm7", x), -1, 1).reshape(len(x), -1)
+        return x @ self.values["dense7/kernel"] + self.values["dense7/bias"]
 
 
 def test_parameters_are_those_of_the_table():
@@ -50,6 +66,14 @@ def test_almost_all_multiplications_are_of_signs():
 def test_inner_kernels_are_those_of_the_blocks():
     inner = oracles.inner_kernels(oracles.abstract(VGGSmall))
     assert inner == [f"{name}/layer/kernel" for name in BLOCKS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("binary", [True, False])
+def test_answers_are_those_of_the_loops(binary: bool):
+    # Not square, and odd on the way.
+    shape = (13, 9, 3)
+    oracles.check_evaluation(Table, VGGSmall, shape, binary=binary, tolerance=1e-7)
 
 
 def test_images_too_small_for_the_pools_are_refused():

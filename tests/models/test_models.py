@@ -1,0 +1,67 @@
+"""What a network does: it trains by its recipe, packs, and is the same packed.
+
+LeNet-5 and NIN do so by command, in tests/cli.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import xnor_jax as xnor
+from xnor_jax import data, masks
+from xnor_jax.train import loop, recipe, step
+
+# A recipe of each network, and images as small as it allows, not square.
+RECIPES = {
+    "alexnet": ("imagenet-alexnet", (67, 68, 3)),
+    "vggsmall": ("cifar10-vggsmall", (9, 8, 3)),
+    "resnet18": ("imagenet-resnet18", (9, 8, 3)),
+    "resnet20": ("cifar10-resnet20", (9, 6, 3)),
+    "birealnet18": ("imagenet-birealnet18", (9, 8, 3)),
+    "reactneta": ("imagenet-reactneta", (9, 8, 3)),
+}
+LAYERS = xnor.nn.BinaryConv | xnor.nn.BinaryLinear
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def test_every_recipe_for_imagenet_is_here():
+    imagenet = [name for name in recipe.PRESETS if name.startswith("imagenet")]
+    assert set(imagenet) <= {name for name, _ in RECIPES.values()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_takes_a_step_of_its_recipe_and_packs(name: str):
+    preset, shape = RECIPES[name]
+    # The first step of a warm-up has a rate of 0.
+    fields = {"batch_size": 4, "warmup_epochs": 0.0}
+    chosen = dataclasses.replace(recipe.get(preset), **fields)
+    assert chosen.model == name
+    source = data.SOURCES[chosen.dataset]
+    trainer, state = step.create(
+        chosen, source, image_shape=shape, classes=5, steps_per_epoch=2
+    )
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32)
+    labels = jnp.asarray([0, 4, 2, 1])
+
+    def take_a_step(state):
+        return step.train_step(trainer, state, x, labels)[:2]
+
+    new, metrics = jax.jit(take_a_step, compiler_options=QUICK)(state)
+    assert np.isfinite(metrics.loss)
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params, new.params)
+    for path, any_moved in jax.tree.leaves_with_path(moved):
+        name = masks.path_string(path)
+        assert any_moved or not name.endswith("kernel"), name
+    model = loop.trained_model(trainer, new)
+    layers = [m for _, m in nnx.iter_modules(model) if isinstance(m, LAYERS)]
+    packed = xnor.pack(model)
+    assert sum(row.kind == "binary" for row in packed.report.rows) == len(layers) > 1
+    expected, y = jax.jit(lambda x: (model(x), packed(x)), compiler_options=QUICK)(x)
+    assert np.ptp(expected) > 0
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)

@@ -87,8 +87,10 @@ def test_inner_kernels_are_those_of_the_blocks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("binary", [True, False])
-def test_answers_are_those_of_the_loops(binary: bool):
-    # Not square, and odd on the way.
-    shape = (13, 10, 3)
+# Not square, and odd on the way. The twin's last BatchNorms need more than two pixels:
+# they would blow up what float64 rounds.
+@pytest.mark.parametrize(
+    ("binary", "shape"), [(True, (13, 10, 3)), (False, (45, 35, 3))]
+)
+def test_answers_are_those_of_the_loops(binary: bool, shape: tuple[int, int, int]):
     oracles.check_evaluation(Table, ReActNetA, shape, binary=binary, tolerance=1e-7)

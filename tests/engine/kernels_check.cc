@@ -153,7 +153,8 @@ void CheckUnpack(const Kernels& engine) {
 }
 
 void CheckProducts(const Kernels& engine) {
-  const int64_t rows = Draw(1, 20), count = Draw(1, 50), panels = Draw(1, 3);
+  const int64_t rows = Draw(1, 20), count = Draw(1, 50), columns = Draw(1, 3 * kPanel);
+  const int64_t panels = (columns + kPanel - 1) / kPanel;
   std::vector<float> x(1000 + rows), gradient(panels * count * kPanel);
   std::vector<int64_t> pixels(count);
   for (int64_t& pixel : pixels) pixel = Draw(0, 1000);
@@ -163,7 +164,7 @@ void CheckProducts(const Kernels& engine) {
   std::vector<float> portable = ours;
   for (const auto& [e, sums] : {std::pair(&engine, &ours),
                                 std::pair(&xnor::kPortable, &portable)})
-    e->add_products(x.data(), rows, pixels.data(), count, gradient.data(), panels,
+    e->add_products(x.data(), rows, pixels.data(), count, gradient.data(), columns,
                     sums->data());
   Expect(ours, portable, "add_products", engine.name);
 }

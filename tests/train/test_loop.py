@@ -103,7 +103,9 @@ def test_a_run_begins_with_anothers_weights_and_learns_from_its_answers(tmp_path
         chex.assert_trees_all_close(params, expected, atol=1e-6)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 16, 16, 1)), jnp.float32)
     teacher = loop.trained_model(twin.trainer, twin.state)
-    np.testing.assert_array_equal(student.trainer.teacher(x), teacher(x))
+    kept = student.trainer.teacher
+    assert kept is not None
+    np.testing.assert_array_equal(kept(x), teacher(x))
     logits, labels = jnp.ones((5, 10)), jnp.zeros(5, int)
     loss = step.batch_loss(student.trainer, x, logits, labels)
     np.testing.assert_allclose(loss, math.log(10), rtol=1e-5)

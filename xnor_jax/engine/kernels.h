@@ -85,7 +85,7 @@ struct Kernels {
   // sums[row][column] += x[pixel + row] * gradient[column], summed over `count` pixels;
   // gradient [panels][count][kPanel], sums [rows][panels * kPanel].
   void (*add_products)(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
-                       const float* gradient, int64_t panels, float* sums);
+                       const float* gradient, int64_t columns, float* sums);
   // sums[c] += a[row][c] and sums[channels + c] += a[row][c] * (x[row][c] - center[c]),
   // summed over the rows.
   void (*channel_sums)(const float* a, const float* x, const float* center, int64_t rows,

@@ -29,12 +29,27 @@ inline int64_t Smaller(int64_t a, int64_t b) { return b < a ? b : a; }
 
 constexpr int kBlock = 64;  // pixels whose panel stays in the first-level cache
 
-// sums[m][kPanel] = base of row m - 2 * popcount(row m xor column).
-template <int M>
+// How much of a panel is computed: all of it, or its first half where the other has no
+// columns; then twice as many rows fit into the registers.
+enum class Part { kAll, kHalf };
+
+template <class Lanes, Part P>
+struct Tile {
+  static constexpr bool kHalved = P == Part::kHalf && Lanes::kLanes < kPanel;
+  static constexpr int kVectors = kPanel / Lanes::kLanes / (kHalved ? 2 : 1);
+  static constexpr int kRows = Lanes::kRows * (kHalved ? 2 : 1);
+};
+
+inline Part PartOf(int64_t columns) {
+  return columns <= kPanel / 2 ? Part::kHalf : Part::kAll;
+}
+
+// sums[m][column] = base of row m - 2 * popcount(row m xor column).
+template <Part P, int M>
 inline void Multiply(const uint32_t* const* rows, const int32_t* const* base,
                      const Job<uint32_t>& job, const uint32_t* panel,
                      int32_t (*sums)[kPanel]) {
-  constexpr int kVectors = kPanel / Words::kLanes;
+  constexpr int kVectors = Tile<Words, P>::kVectors;
   using Vector = Words::Vector;
   Vector acc[M][kVectors];
   for (int m = 0; m < M; ++m)
@@ -78,12 +93,12 @@ inline void Multiply(const uint32_t* const* rows, const int32_t* const* base,
     }
 }
 
-// sums[m][kPanel] = row m · column, in the order of the window.
-template <int M>
+// sums[m][column] = row m · column, in the order of the window.
+template <Part P, int M>
 inline void Multiply(const float* const* rows, const int32_t* const*,
                      const Job<float>& job, const float* panel,
                      float (*sums)[kPanel]) {
-  constexpr int kVectors = kPanel / Floats::kLanes;
+  constexpr int kVectors = Tile<Floats, P>::kVectors;
   using Vector = Floats::Vector;
   Vector acc[M][kVectors];
   for (int m = 0; m < M; ++m)
@@ -106,17 +121,17 @@ inline void Multiply(const float* const* rows, const int32_t* const*,
       Floats::Store(sums[m] + v * Floats::kLanes, acc[m][v]);
 }
 
-template <int M, class Element>
+template <Part P, int M, class Element>
 inline void MultiplyRows(int m, const Element* const* rows, const int32_t* const* base,
                          const Job<Element>& job, const Element* panel,
                          typename SumOf<Element>::Type (*sums)[kPanel]) {
   if constexpr (M > 1) {
     if (m < M) {
-      MultiplyRows<M - 1>(m, rows, base, job, panel, sums);
+      MultiplyRows<P, M - 1>(m, rows, base, job, panel, sums);
       return;
     }
   }
-  Multiply<M>(rows, base, job, panel, sums);
+  Multiply<P, M>(rows, base, job, panel, sums);
 }
 
 inline uint32_t FirstBits(int count) { return ~0u >> (kPanel - count); }
@@ -157,19 +172,20 @@ inline void Finish(const Job<Element>& job, const Sum* sums, int64_t pixel,
     std::memcpy(out, y, columns * sizeof(float));
 }
 
-template <class Element>
+template <Part P, class Element>
 inline void MultiplyBlock(const Job<Element>& job, const Element* const* rows,
-                   const int32_t* const* base, int64_t pixel, int count, int64_t panel) {
-  constexpr int kRows =
-      std::is_same_v<Element, uint32_t> ? Words::kRows : Floats::kRows;
-  alignas(64) typename SumOf<Element>::Type sums[kRows][kPanel];
+                          const int32_t* const* base, int64_t pixel, int count,
+                          int64_t panel) {
+  using Lanes = std::conditional_t<std::is_same_v<Element, uint32_t>, Words, Floats>;
+  constexpr int kRows = Tile<Lanes, P>::kRows;
+  alignas(64) typename SumOf<Element>::Type sums[kRows][kPanel] = {};
   const int64_t panel_size = job.segments * job.length * kPanel;
   for (int i = 0; i < count; i += kRows) {
     const int m = count - i < kRows ? count - i : kRows;
     const int32_t* from[kRows] = {};
     if constexpr (std::is_same_v<Element, uint32_t>)
       for (int r = 0; r < m; ++r) from[r] = base[i + r] + panel * kPanel;
-    MultiplyRows<kRows>(m, rows + i, from, job, job.kernel + panel * panel_size, sums);
+    MultiplyRows<P, kRows>(m, rows + i, from, job, job.kernel + panel * panel_size, sums);
     for (int r = 0; r < m; ++r) Finish(job, sums[r], pixel + i + r, panel);
   }
 }
@@ -207,8 +223,12 @@ void Convolve(const Job<Element>& job, int64_t begin, int64_t end, int64_t panel
         }
       }
     }
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel)
-      MultiplyBlock(job, rows, base, block, count, panel);
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      if (PartOf(job.columns - panel * kPanel) == Part::kHalf)
+        MultiplyBlock<Part::kHalf>(job, rows, base, block, count, panel);
+      else
+        MultiplyBlock<Part::kAll>(job, rows, base, block, count, panel);
+    }
   }
 }
 
@@ -272,13 +292,13 @@ void Unpack(const uint32_t* a, const uint32_t* b, int64_t channels, int64_t pixe
   }
 }
 
-template <int M>
+template <Part P, int M = Tile<Floats, P>::kRows>
 inline void AddRows(int m, const float* x, const int64_t* pixels, int64_t count,
                     const float* gradient, float* sums, int64_t stride) {
   if constexpr (M > 1) {
-    if (m < M) return AddRows<M - 1>(m, x, pixels, count, gradient, sums, stride);
+    if (m < M) return AddRows<P, M - 1>(m, x, pixels, count, gradient, sums, stride);
   }
-  constexpr int kVectors = kPanel / Floats::kLanes;
+  constexpr int kVectors = Tile<Floats, P>::kVectors;
   using Vector = Floats::Vector;
   Vector acc[M][kVectors];
   for (int i = 0; i < M; ++i)
@@ -302,14 +322,25 @@ inline void AddRows(int m, const float* x, const int64_t* pixels, int64_t count,
     }
 }
 
+template <Part P>
+inline void AddPanel(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
+                     const float* gradient, float* sums, int64_t stride) {
+  constexpr int kRows = Tile<Floats, P>::kRows;
+  for (int64_t r = 0; r < rows; r += kRows)
+    AddRows<P>(static_cast<int>(Smaller(rows - r, kRows)), x + r, pixels, count, gradient,
+               sums + r * stride, stride);
+}
+
 void AddProducts(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
-                 const float* gradient, int64_t panels, float* sums) {
-  constexpr int kRows = Floats::kRows;
-  for (int64_t panel = 0; panel < panels; ++panel)
-    for (int64_t r = 0; r < rows; r += kRows)
-      AddRows<kRows>(static_cast<int>(Smaller(rows - r, kRows)), x + r, pixels, count,
-                     gradient + panel * count * kPanel,
-                     sums + r * panels * kPanel + panel * kPanel, panels * kPanel);
+                 const float* gradient, int64_t columns, float* sums) {
+  const int64_t stride = (columns + kPanel - 1) / kPanel * kPanel;
+  for (int64_t first = 0; first < columns; first += kPanel) {
+    const float* panel = gradient + first * count;
+    if (PartOf(columns - first) == Part::kHalf)
+      AddPanel<Part::kHalf>(x, rows, pixels, count, panel, sums + first, stride);
+    else
+      AddPanel<Part::kAll>(x, rows, pixels, count, panel, sums + first, stride);
+  }
 }
 
 // Adds to the sums of V vectors of channels.

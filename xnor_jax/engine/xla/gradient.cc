@@ -187,7 +187,7 @@ class KernelGradient {
     const int64_t first = tile % tiles_a_segment_ * kTile;
     Chosen().add_products(
         b.x.data() + offsets_[segment] + first, std::min(length_ - first, kTile),
-        b.pixels.data(), static_cast<int64_t>(b.pixels.size()), b.gradient.data(), panels_,
+        b.pixels.data(), static_cast<int64_t>(b.pixels.size()), b.gradient.data(), columns_,
         sums + (segment * length_ + first) * panels_ * kPanel);
   }
 

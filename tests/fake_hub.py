@@ -24,6 +24,7 @@ class Hub:
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     private: set[str] = field(default_factory=set)
     commits: list[str] = field(default_factory=list)
+    address: str = ""
     sizes: dict[str, int] = field(default_factory=dict)
 
 
@@ -40,7 +41,8 @@ def running(patch, folder, token=TOKEN):
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    point_at(patch, f"http://127.0.0.1:{server.server_port}")
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    point_at(patch, hub.address)
     patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
     patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
     patch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)

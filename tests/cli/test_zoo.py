@@ -1,7 +1,10 @@
 """Networks by name in the commands, and what goes to a hub and comes back."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import fake_hub
 import pytest
@@ -100,3 +103,36 @@ def test_push_and_pull(tmp_path, capsys, monkeypatch):
         monkeypatch.delenv("HF_TOKEN")
         code, err = refused(capsys, "push", file, "me/digits")
         assert code == 1 and "no token for the hub" in err
+
+
+@pytest.mark.slow
+def test_processes_speak_with_the_hub_that_the_environment_names(tmp_path, monkeypatch):
+    def said(*args):
+        own = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
+        return subprocess.run(
+            [sys.executable, "-m", "xnor_jax.cli", *args],
+            env=os.environ | own,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+
+    with fake_hub.running(monkeypatch, tmp_path / "home") as hub:
+        pushed = said("push", NAME, "me/digits")
+        assert (pushed.returncode, pushed.stderr) == (0, "")
+        assert pushed.stdout == f"pushed to {hub.address}/me/digits\n"
+        pulled = said("pull", "me/digits", "-o", "net")
+        assert (pulled.returncode, pulled.stderr) == (0, "")
+        assert (tmp_path / "net").read_bytes() == zoo.find(NAME).read_bytes()
+        assert hub.files["me/digits"]["README.md"] == (tmp_path / "net.md").read_bytes()
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        for args in (("push", "net", "me/digits"), ("pull", "me/digits", "-o", "net")):
+            refused = said(*args)
+            assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
+            assert "the hub cannot be reached: " in refused.stderr
+            assert "offline mode" in refused.stderr
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    refused = said("pull", "me/digits", "-o", "net")
+    assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
+    assert "the hub cannot be reached: " in refused.stderr
+    assert (tmp_path / "net").read_bytes() == zoo.find(NAME).read_bytes()

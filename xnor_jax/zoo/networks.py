@@ -71,5 +71,7 @@ def find(file: str | os.PathLike[str]) -> Path:
 
 def _file(name: str, suffix: str) -> Path:
     if name not in names():
-        raise ValueError(f"zoo: unknown network {name!r}; {expected(name, names())}")
+        raise ValueError(
+            f"zoo: unknown network {name!r}; {expected(str(name), names())}"
+        )
     return _FOLDER / f"{name}{suffix}"

@@ -9,11 +9,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = (ROOT / "pyproject.toml").read_text()
-spec = importlib.util.spec_from_file_location(
-    "address", ROOT / "packaging" / "address.py"
-)
-address = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(address)
+
+
+def script(name):
+    path = ROOT / "packaging" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+address, floor = script("address"), script("floor")
 HOME = "https://example.org/owner/name"
 
 
@@ -49,3 +55,31 @@ def test_an_older_python_is_told_by_pip_and_not_by_a_build_dependency():
     classifiers = loaded["project"]["classifiers"]
     assert f"Programming Language :: Python :: {minor}" in classifiers
     assert "Operating System :: POSIX :: Linux" in classifiers
+
+
+def test_the_floor_of_a_library_is_its_newest_symbol_from_elsewhere(
+    tmp_path, monkeypatch, capsys
+):
+    row = "0000000000000000 {} D{} {}\t0000000000000000 {} {}".format
+    rows = [
+        row(" ", "F", "*UND*", "(GLIBC_2.4)", "older"),
+        row(" ", "F", "*UND*", "(GLIBC_2.27)", "powf"),
+        row("w", "O", "*UND*", "(GLIBC_2.27)", "expf"),
+        row(" ", "F", "*UND*", "(GLIBCXX_3.4.9)", "_ZSt9older"),
+        row(" ", "F", "*UND*", " GLIBCXX_3.4.22", "_ZSt9newer"),
+        row("g", "F", ".text", " GLIBC_2.99", "its_own"),
+        row(" ", "F", "*UND*", " Base      ", "unversioned"),
+    ]
+    assert floor.floor("\n".join(rows)) == {
+        "GLIBC": ((2, 27), ["powf", "expf"]),
+        "GLIBCXX": ((3, 4, 22), ["_ZSt9newer"]),
+    }
+    printed = tmp_path / "objdump"
+    printed.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(rows) + "\nEND\n")
+    printed.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    floor.main("library.so")
+    assert "GLIBC_2.27: expf, powf" in capsys.readouterr().out
+    printed.write_text(printed.read_text().replace("2.4)", "2.33)"))
+    with pytest.raises(SystemExit, match="asks for a newer GLIBC$"):
+        floor.main("library.so")

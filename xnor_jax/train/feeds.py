@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -99,13 +100,15 @@ def evaluate(
 def logits(trainer: Trainer, state: TrainState) -> Callable[[np.ndarray], np.ndarray]:
     """The network of a state, from images, uint8 `[N, H, W, C]`, to logits."""
 
+    # The weights are arguments: XLA spends seconds on folding constants.
     @jax.jit
-    def compute(images):
-        model = nnx.merge(trainer.graphdef, state.params, state.rest, copy=True)
+    def compute(params, rest, images):
+        model = nnx.merge(trainer.graphdef, params, rest, copy=True)
         model.eval()
         return model(normalize(trainer.source, images))
 
-    return lambda images: predict.in_batches(compute, images)
+    function = partial(compute, state.params, state.rest)
+    return lambda images: predict.in_batches(function, images)
 
 
 class InMemory:

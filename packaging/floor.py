@@ -1,0 +1,50 @@
+"""Tells what a compiled library asks of the distribution that loads it.
+
+    python packaging/floor.py LIBRARY
+
+Fails where that is more than manylinux_2_28 has, and names the symbols.
+"""
+
+import re
+import subprocess
+import sys
+
+# The newest versions that the policy manylinux_2_28 allows.
+ALLOWED = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11)}
+
+
+def floor(symbols: str) -> dict[str, tuple[tuple[int, ...], list[str]]]:
+    """By library, the newest version that is asked for, and the symbols that ask.
+
+    Args:
+      symbols: What `objdump -T` prints.
+    """
+    found: dict[str, tuple[tuple[int, ...], list[str]]] = {}
+    asked = rf"\*UND\*.*\b({'|'.join(ALLOWED)})_([\d.]+)\)? +(\S+)$"
+    for name, digits, symbol in re.findall(asked, symbols, re.MULTILINE):
+        version = tuple(map(int, digits.split(".")))
+        newest, those = found.get(name, ((0,), []))
+        if version > newest:
+            newest, those = version, []
+        if version == newest:
+            those.append(symbol)
+        found[name] = newest, those
+    return found
+
+
+def main(library: str) -> None:
+    """Print the floor of a library."""
+    printed = subprocess.run(
+        ["objdump", "-T", library], capture_output=True, text=True, check=True
+    ).stdout
+    found = floor(printed)
+    if "GLIBC" not in found:
+        raise SystemExit(f"{library} asks for no version of glibc")
+    for name, (version, symbols) in found.items():
+        print(f"{name}_{'.'.join(map(str, version))}: {', '.join(sorted(symbols))}")
+    if high := [name for name in found if found[name][0] > ALLOWED[name]]:
+        raise SystemExit(f"{library} asks for a newer {', '.join(high)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

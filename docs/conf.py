@@ -27,11 +27,15 @@ extensions = [
     "sphinx.ext.viewcode",
     "markdown_tables",
     "coverage_check",
+    "mathml",
 ]
+html_math_renderer = "mathml"
 exclude_patterns = ["_build"]
 
 html_theme = "sphinx_book_theme"
 html_title = "xnor_jax"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 # The address of the repository, where whoever publishes the site gives it.
 if repository := os.environ.get("XNOR_JAX_URL"):
     html_theme_options = {

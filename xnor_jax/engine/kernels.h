@@ -83,7 +83,8 @@ struct Kernels {
   void (*unpack)(const uint32_t* a, const uint32_t* b, int64_t channels, int64_t pixels,
                  float* out);
   // sums[row][column] += x[pixel + row] * gradient[column], summed over `count` pixels;
-  // gradient [panels][count][kPanel], sums [rows][panels * kPanel].
+  // gradient [panels][count][kPanel], sums [rows][panels * kPanel], of which the columns
+  // past `columns` mean nothing.
   void (*add_products)(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
                        const float* gradient, int64_t columns, float* sums);
   // sums[c] += a[row][c] and sums[channels + c] += a[row][c] * (x[row][c] - center[c]),

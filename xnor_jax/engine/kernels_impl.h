@@ -29,52 +29,44 @@ inline int64_t Smaller(int64_t a, int64_t b) { return b < a ? b : a; }
 
 constexpr int kBlock = 64;  // pixels whose panel stays in the first-level cache
 
-// How much of a panel is computed: all of it, or its first half where the other has no
-// columns; then twice as many rows fit into the registers.
-enum class Part { kAll, kHalf };
-
-template <class Lanes, Part P>
-struct Tile {
-  static constexpr bool kHalved = P == Part::kHalf && Lanes::kLanes < kPanel;
-  static constexpr int kVectors = kPanel / Lanes::kLanes / (kHalved ? 2 : 1);
-  static constexpr int kRows = Lanes::kRows * (kHalved ? 2 : 1);
+// Of a panel of at most kPanel / 2 columns half is computed, in which twice as many rows
+// fit into the registers.
+template <class Lanes>
+struct Half {
+  static constexpr int kVectors = kPanel / Lanes::kLanes / 2;
+  static constexpr int kRows = Lanes::kRows * 2;
 };
 
-inline Part PartOf(int64_t columns) {
-  return columns <= kPanel / 2 ? Part::kHalf : Part::kAll;
-}
-
 // sums[m][column] = base of row m - 2 * popcount(row m xor column).
-template <Part P, int M>
+template <int M, int V = kPanel / Words::kLanes>
 inline void Multiply(const uint32_t* const* rows, const int32_t* const* base,
                      const Job<uint32_t>& job, const uint32_t* panel,
                      int32_t (*sums)[kPanel]) {
-  constexpr int kVectors = Tile<Words, P>::kVectors;
   using Vector = Words::Vector;
-  Vector acc[M][kVectors];
+  Vector acc[M][V];
   for (int m = 0; m < M; ++m)
-    for (int v = 0; v < kVectors; ++v) acc[m][v] = Words::Zero();
-  Vector wide[Words::kFlush ? M : 1][Words::kFlush ? kVectors : 1];
+    for (int v = 0; v < V; ++v) acc[m][v] = Words::Zero();
+  Vector wide[Words::kFlush ? M : 1][Words::kFlush ? V : 1];
   if constexpr (Words::kFlush > 0)
     for (int m = 0; m < M; ++m)
-      for (int v = 0; v < kVectors; ++v) wide[m][v] = Words::Zero();
+      for (int v = 0; v < V; ++v) wide[m][v] = Words::Zero();
   int held = 0;
   for (int64_t s = 0; s < job.segments; ++s) {
     const uint32_t* a[M];
     for (int m = 0; m < M; ++m) a[m] = rows[m] + job.offsets[s];
     for (int64_t k = 0; k < job.length; ++k, panel += kPanel) {
-      Vector b[kVectors];
-      for (int v = 0; v < kVectors; ++v) b[v] = Words::Load(panel + v * Words::kLanes);
+      Vector b[V];
+      for (int v = 0; v < V; ++v) b[v] = Words::Load(panel + v * Words::kLanes);
       for (int m = 0; m < M; ++m) {
         const Vector bits = Words::Broadcast(a[m][k]);
-        for (int v = 0; v < kVectors; ++v)
+        for (int v = 0; v < V; ++v)
           acc[m][v] = Words::Count(acc[m][v], Words::Xor(bits, b[v]));
       }
       if constexpr (Words::kFlush > 0) {
         if (++held == Words::kFlush) {
           held = 0;
           for (int m = 0; m < M; ++m)
-            for (int v = 0; v < kVectors; ++v) {
+            for (int v = 0; v < V; ++v) {
               wide[m][v] = Words::Add(wide[m][v], Words::Widen(acc[m][v]));
               acc[m][v] = Words::Zero();
             }
@@ -83,7 +75,7 @@ inline void Multiply(const uint32_t* const* rows, const int32_t* const* base,
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < V; ++v) {
       Vector count = Words::Widen(acc[m][v]);
       if constexpr (Words::kFlush > 0) count = Words::Add(wide[m][v], count);
       Words::Store(sums[m] + v * Words::kLanes,
@@ -94,44 +86,43 @@ inline void Multiply(const uint32_t* const* rows, const int32_t* const* base,
 }
 
 // sums[m][column] = row m · column, in the order of the window.
-template <Part P, int M>
+template <int M, int V = kPanel / Floats::kLanes>
 inline void Multiply(const float* const* rows, const int32_t* const*,
                      const Job<float>& job, const float* panel,
                      float (*sums)[kPanel]) {
-  constexpr int kVectors = Tile<Floats, P>::kVectors;
   using Vector = Floats::Vector;
-  Vector acc[M][kVectors];
+  Vector acc[M][V];
   for (int m = 0; m < M; ++m)
-    for (int v = 0; v < kVectors; ++v) acc[m][v] = Floats::Zero();
+    for (int v = 0; v < V; ++v) acc[m][v] = Floats::Zero();
   for (int64_t s = 0; s < job.segments; ++s) {
     const float* a[M];
     for (int m = 0; m < M; ++m) a[m] = rows[m] + job.offsets[s];
     for (int64_t k = 0; k < job.length; ++k, panel += kPanel) {
-      Vector b[kVectors];
-      for (int v = 0; v < kVectors; ++v) b[v] = Floats::Load(panel + v * Floats::kLanes);
+      Vector b[V];
+      for (int v = 0; v < V; ++v) b[v] = Floats::Load(panel + v * Floats::kLanes);
       for (int m = 0; m < M; ++m) {
         const Vector x = Floats::Broadcast(a[m][k]);
-        for (int v = 0; v < kVectors; ++v)
+        for (int v = 0; v < V; ++v)
           acc[m][v] = Floats::MultiplyAdd(x, b[v], acc[m][v]);
       }
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int v = 0; v < kVectors; ++v)
+    for (int v = 0; v < V; ++v)
       Floats::Store(sums[m] + v * Floats::kLanes, acc[m][v]);
 }
 
-template <Part P, int M, class Element>
+template <int M, class Element>
 inline void MultiplyRows(int m, const Element* const* rows, const int32_t* const* base,
                          const Job<Element>& job, const Element* panel,
                          typename SumOf<Element>::Type (*sums)[kPanel]) {
   if constexpr (M > 1) {
     if (m < M) {
-      MultiplyRows<P, M - 1>(m, rows, base, job, panel, sums);
+      MultiplyRows<M - 1>(m, rows, base, job, panel, sums);
       return;
     }
   }
-  Multiply<P, M>(rows, base, job, panel, sums);
+  Multiply<M>(rows, base, job, panel, sums);
 }
 
 inline uint32_t FirstBits(int count) { return ~0u >> (kPanel - count); }
@@ -172,20 +163,25 @@ inline void Finish(const Job<Element>& job, const Sum* sums, int64_t pixel,
     std::memcpy(out, y, columns * sizeof(float));
 }
 
-template <Part P, class Element>
+template <class Element>
 inline void MultiplyBlock(const Job<Element>& job, const Element* const* rows,
                           const int32_t* const* base, int64_t pixel, int count,
                           int64_t panel) {
   using Lanes = std::conditional_t<std::is_same_v<Element, uint32_t>, Words, Floats>;
-  constexpr int kRows = Tile<Lanes, P>::kRows;
-  alignas(64) typename SumOf<Element>::Type sums[kRows][kPanel] = {};
-  const int64_t panel_size = job.segments * job.length * kPanel;
-  for (int i = 0; i < count; i += kRows) {
-    const int m = count - i < kRows ? count - i : kRows;
-    const int32_t* from[kRows] = {};
+  using Narrow = Half<Lanes>;
+  const bool narrow = job.columns - panel * kPanel <= kPanel / 2;
+  alignas(64) typename SumOf<Element>::Type sums[Narrow::kRows][kPanel] = {};
+  const Element* kernel = job.kernel + panel * job.segments * job.length * kPanel;
+  for (int i = 0, m; i < count; i += m) {
+    const bool many = narrow && count - i >= Narrow::kRows;
+    m = many ? Narrow::kRows : static_cast<int>(Smaller(count - i, Lanes::kRows));
+    const int32_t* from[Narrow::kRows] = {};
     if constexpr (std::is_same_v<Element, uint32_t>)
       for (int r = 0; r < m; ++r) from[r] = base[i + r] + panel * kPanel;
-    MultiplyRows<P, kRows>(m, rows + i, from, job, job.kernel + panel * panel_size, sums);
+    if (many)
+      Multiply<Narrow::kRows, Narrow::kVectors>(rows + i, from, job, kernel, sums);
+    else
+      MultiplyRows<Lanes::kRows>(m, rows + i, from, job, kernel, sums);
     for (int r = 0; r < m; ++r) Finish(job, sums[r], pixel + i + r, panel);
   }
 }
@@ -223,12 +219,8 @@ void Convolve(const Job<Element>& job, int64_t begin, int64_t end, int64_t panel
         }
       }
     }
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      if (PartOf(job.columns - panel * kPanel) == Part::kHalf)
-        MultiplyBlock<Part::kHalf>(job, rows, base, block, count, panel);
-      else
-        MultiplyBlock<Part::kAll>(job, rows, base, block, count, panel);
-    }
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel)
+      MultiplyBlock(job, rows, base, block, count, panel);
   }
 }
 
@@ -292,54 +284,51 @@ void Unpack(const uint32_t* a, const uint32_t* b, int64_t channels, int64_t pixe
   }
 }
 
-template <Part P, int M = Tile<Floats, P>::kRows>
-inline void AddRows(int m, const float* x, const int64_t* pixels, int64_t count,
+template <int M, int V = kPanel / Floats::kLanes>
+inline void AddRows(const float* x, const int64_t* pixels, int64_t count,
                     const float* gradient, float* sums, int64_t stride) {
-  if constexpr (M > 1) {
-    if (m < M) return AddRows<P, M - 1>(m, x, pixels, count, gradient, sums, stride);
-  }
-  constexpr int kVectors = Tile<Floats, P>::kVectors;
   using Vector = Floats::Vector;
-  Vector acc[M][kVectors];
+  Vector acc[M][V];
   for (int i = 0; i < M; ++i)
-    for (int v = 0; v < kVectors; ++v) acc[i][v] = Floats::Zero();
+    for (int v = 0; v < V; ++v) acc[i][v] = Floats::Zero();
   for (int64_t p = 0; p < count; ++p) {
     const float* row = x + pixels[p];
-    Vector g[kVectors];
-    for (int v = 0; v < kVectors; ++v)
+    Vector g[V];
+    for (int v = 0; v < V; ++v)
       g[v] = Floats::Load(gradient + p * kPanel + v * Floats::kLanes);
     for (int i = 0; i < M; ++i) {
       const Vector each = Floats::Broadcast(row[i]);
-      for (int v = 0; v < kVectors; ++v)
-        acc[i][v] = Floats::MultiplyAdd(each, g[v], acc[i][v]);
+      for (int v = 0; v < V; ++v) acc[i][v] = Floats::MultiplyAdd(each, g[v], acc[i][v]);
     }
   }
   const Vector one = Floats::Broadcast(1.0f);
   for (int i = 0; i < M; ++i)
-    for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < V; ++v) {
       float* at = sums + i * stride + v * Floats::kLanes;
       Floats::Store(at, Floats::MultiplyAdd(acc[i][v], one, Floats::Load(at)));
     }
 }
 
-template <Part P>
-inline void AddPanel(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
-                     const float* gradient, float* sums, int64_t stride) {
-  constexpr int kRows = Tile<Floats, P>::kRows;
-  for (int64_t r = 0; r < rows; r += kRows)
-    AddRows<P>(static_cast<int>(Smaller(rows - r, kRows)), x + r, pixels, count, gradient,
-               sums + r * stride, stride);
-}
-
 void AddProducts(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
                  const float* gradient, int64_t columns, float* sums) {
+  using Narrow = Half<Floats>;
   const int64_t stride = (columns + kPanel - 1) / kPanel * kPanel;
   for (int64_t first = 0; first < columns; first += kPanel) {
+    const bool narrow = columns - first <= kPanel / 2;
     const float* panel = gradient + first * count;
-    if (PartOf(columns - first) == Part::kHalf)
-      AddPanel<Part::kHalf>(x, rows, pixels, count, panel, sums + first, stride);
-    else
-      AddPanel<Part::kAll>(x, rows, pixels, count, panel, sums + first, stride);
+    const int64_t whole = narrow ? Narrow::kRows : Floats::kRows;
+    for (int64_t r = 0; r < rows;) {
+      float* to = sums + r * stride + first;
+      if (rows - r < whole) {
+        AddRows<1>(x + r++, pixels, count, panel, to, stride);
+        continue;
+      }
+      if (narrow)
+        AddRows<Narrow::kRows, Narrow::kVectors>(x + r, pixels, count, panel, to, stride);
+      else
+        AddRows<Floats::kRows>(x + r, pixels, count, panel, to, stride);
+      r += whole;
+    }
   }
 }
 

@@ -7,7 +7,7 @@ checks a name, and suggests another, before JAX is loaded.
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 
 class Registry(Mapping[str, Any]):
@@ -89,6 +89,18 @@ SURROGATES = Registry(
         "tanh": "xnor_jax.quantizers:tanh",
     }
 )
+
+# What of a latent kernel is binarized.
+WEIGHT_METHODS = Registry(
+    {
+        "latent": "xnor_jax.weights:latent",
+        "libra": "xnor_jax.weights:libra",
+        "recu": "xnor_jax.weights:recu",
+    }
+)
+
+# Bits of weights and activations.
+Precision = Literal["1w1a", "1w32a", "32w1a"]
 
 OPTIMIZERS = Registry(
     {

@@ -17,6 +17,7 @@ Why is the scale α a mean? For signs `B ∈ {−1, +1}ⁿ` and a scale `α ≥ 
 left has its minimum at `α = ‖w‖₁/n`, the mean of the magnitudes.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,11 @@ from jax.typing import ArrayLike
 from xnor_jax import rules
 from xnor_jax._kernel import scale, sign, wide_dtype
 from xnor_jax._tree import Mask, map_kernels
+from xnor_jax.registry import WEIGHT_METHODS, expected
 from xnor_jax.rules import Rule
+
+# What of a latent kernel is binarized: kernel -> kernel.
+WeightMethod = Callable[[jax.Array], jax.Array]
 
 
 def mean_center(params: Any, mask: Mask = None) -> Any:
@@ -91,6 +96,11 @@ def project(params: Any, mask: Mask = None) -> Any:
     """
     centre_and_clamp = lambda w: _clamp(_mean_center(w))  # noqa: E731
     return map_kernels("project", centre_and_clamp, mask, params, centred=True)
+
+
+def latent(params: Any) -> Any:
+    """The latent kernels as they are: what is binarized where nothing else is asked."""
+    return params
 
 
 def libra(params: Any, mask: Mask = None) -> Any:
@@ -195,6 +205,27 @@ def binarize(
         return _binarize(function, kernel, multiplier)
 
     return map_kernels("binarize", view, mask, params)
+
+
+def get(method: str | WeightMethod) -> WeightMethod:
+    """Return the weight method of that name; a function comes back as it is.
+
+    Raises:
+      ValueError: If no method has that name.
+      TypeError: If it is neither a name nor callable.
+    """
+    if callable(method):
+        return method
+    if not isinstance(method, str):
+        raise TypeError(
+            f"weight_method: expected a name or a function of a kernel, got {method!r}"
+        )
+    if method not in WEIGHT_METHODS:
+        raise ValueError(
+            f"weight_method: unknown name {method!r}; "
+            f"{expected(method, WEIGHT_METHODS)}; a function of a kernel does as well"
+        )
+    return WEIGHT_METHODS[method]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -490,10 +490,13 @@ def test_a_weight_method_makes_what_is_binarized(method):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"precision": "2w2a"}, "precision: expected 1w1a, 1w32a or 32w1a, got '2w2a'"),
+        (
+            {"precision": "2w2a"},
+            "precision: expected one of 1w1a, 1w32a, 32w1a, got '2w2a'",
+        ),
         (
             {"weight_method": "best"},
-            "weight_method: expected one of latent, libra, recu",
+            "weight_method: unknown name 'best'; expected one of latent, libra, recu",
         ),
         ({"precision": "1w32a", "input_scale": True}, "input_scale: expected False"),
         (

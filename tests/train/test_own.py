@@ -267,6 +267,8 @@ def test_a_reference_that_leads_nowhere_is_one_line(
         ({"rule": lambda kernel: kernel}, "rule: expected a function of"),
         ({"surrogate": lambda x: x}, "surrogate: expected a function of"),
         ({"optimizer": lambda: None}, "optimizer: expected a function of"),
+        ({"weight_method": lambda: None}, "weight_method: expected a function of"),
+        ({"weight_method": "recu"}, "weight_method: expected 'latent' with the model"),
         ({"weight_decay": 0.1}, "weight_decay: expected 1e-05 with the optimizer"),
         ({"warmup_epochs": 0.5}, "warmup_epochs: expected 0.0 with the schedule"),
         ({"schedule": lambda steps: steps}, "schedule: .*missing .*'steps'"),

@@ -69,8 +69,9 @@ _NETWORK = _group(
     [
         (Recipe, name)
         for name in (
-            *("model", "rule", "surrogate", "multiplier", "input_scale"),
-            *("compute_dtype", "scale_minimum", "calibration_batches"),
+            *("model", "rule", "surrogate", "multiplier", "precision"),
+            *("weight_method", "input_scale", "compute_dtype", "scale_minimum"),
+            *("calibration_batches", "initial"),
         )
     ],
 )
@@ -82,6 +83,7 @@ _TRAINING = _group(
         for name in (
             *("optimizer", "schedule", "warmup_epochs", "decay_epochs"),
             *("decay_factor", "weight_decay", "decay"),
+            *("label_smoothing", "teacher", "average"),
         )
     ],
 )

@@ -1,7 +1,7 @@
 """Binary layers: what goes in and what is multiplied are signs."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,9 @@ from xnor_jax.geometry import (
 from xnor_jax.ops import backends, training
 from xnor_jax.ops.bits import random_bits
 from xnor_jax.quantizers import Surrogate
+from xnor_jax.registry import Precision
 from xnor_jax.rules import Rule
-
-Precision = Literal["1w1a", "1w32a", "32w1a"]
-WeightMethod = Literal["latent", "libra", "recu"] | Callable[[jax.Array], jax.Array]
-
-_METHODS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "latent": lambda kernel: kernel,
-    "libra": weights.libra,
-    "recu": weights.recu,
-}
+from xnor_jax.weights import WeightMethod
 
 
 class _Binary(nnx.Module):
@@ -48,7 +41,7 @@ class _Binary(nnx.Module):
         rule: str | Rule,
         multiplier: float,
         surrogate: str | Surrogate | None,
-        weight_method: WeightMethod,
+        weight_method: str | WeightMethod,
         precision: Precision,
         binary: bool,
         backend: str,
@@ -66,15 +59,10 @@ class _Binary(nnx.Module):
             raise ValueError(
                 f"compute_dtype: expected float32 or bfloat16, got {compute_dtype}"
             )
-        if precision not in ("1w1a", "1w32a", "32w1a"):
-            raise ValueError(
-                f"precision: expected 1w1a, 1w32a or 32w1a, got {precision!r}"
-            )
-        if not callable(weight_method) and weight_method not in _METHODS:
-            raise ValueError(
-                f"weight_method: expected one of {', '.join(_METHODS)}, or a function "
-                f"of the kernel, got {weight_method!r}"
-            )
+        if precision not in get_args(Precision):
+            names = ", ".join(get_args(Precision))
+            raise ValueError(f"precision: expected one of {names}, got {precision!r}")
+        weights.get(weight_method)
         if input_scale and binary and precision == "1w32a":
             raise ValueError(
                 "input_scale: expected False with precision 1w32a, whose input has no "
@@ -146,8 +134,7 @@ class _Binary(nnx.Module):
         bias = None if self.bias is None else self.bias[...].astype(dtype)
         scaled = signed_input and self.input_scale
         if signed_kernel:
-            method = self.weight_method
-            kernel = (method if callable(method) else _METHODS[method])(kernel)
+            kernel = weights.get(self.weight_method)(kernel)
         if not (signed_input and signed_kernel):
             operand = x
             if signed_input and self.surrogate is not None:
@@ -297,7 +284,7 @@ class BinaryConv(_Binary):
         rule: str | Rule = "corrected",
         multiplier: float = 1.0,
         surrogate: str | Surrogate | None = "ste",
-        weight_method: WeightMethod = "latent",
+        weight_method: str | WeightMethod = "latent",
         precision: Precision = "1w1a",
         binary: bool = True,
         backend: str = "auto",
@@ -433,7 +420,7 @@ class BinaryLinear(_Binary):
         rule: str | Rule = "corrected",
         multiplier: float = 1.0,
         surrogate: str | Surrogate | None = "ste",
-        weight_method: WeightMethod = "latent",
+        weight_method: str | WeightMethod = "latent",
         precision: Precision = "1w1a",
         binary: bool = True,
         backend: str = "auto",

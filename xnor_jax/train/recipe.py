@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from xnor_jax.data import SOURCES, Fit, Holdout, load
 from xnor_jax.registry import (
@@ -14,6 +14,8 @@ from xnor_jax.registry import (
     RULES,
     SCHEDULES,
     SURROGATES,
+    WEIGHT_METHODS,
+    Precision,
     suggestion,
 )
 from xnor_jax.train import own
@@ -26,6 +28,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "model": MODELS,
         "rule": RULES,
         "surrogate": SURROGATES,
+        "weight_method": WEIGHT_METHODS,
         "optimizer": OPTIMIZERS,
         "schedule": SCHEDULES,
     }
@@ -65,13 +68,14 @@ class Recipe:
     from 0.1 to 10 over the training. Or a function (x, grad) -> grad."""
     multiplier: float = 1.0
     """A factor on the rule's gradient."""
-    precision: Literal["1w1a", "1w32a", "32w1a"] = "1w1a"
+    precision: Precision = "1w1a"
     """Bits of weights and activations of the binary layers: 1w32a are Binary-Weight-
     Networks; 32w1a is the first stage of two, the second has its run as initial. Only
     1w1a can be packed."""
-    weight_method: Literal["latent", "libra", "recu"] = "latent"
+    weight_method: str | Callable[[Any], Any] = "latent"
     """What is binarized: the latent kernels, IR-Net's balanced and standardised ones,
-    or those of ReCU's rectified clamp, whose τ rises from 0.85 to 0.99."""
+    or those of ReCU's rectified clamp, whose τ rises from 0.85 to 0.99. Or a function
+    of the latent kernel."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the operands of the products of signs. With bfloat16, for a GPU's tensor
     cores, the sums are the same integers, and gradients are rounded on the way back."""
@@ -413,10 +417,10 @@ def validate(recipe: Recipe) -> Recipe:
         f"float32 with {recipe.precision if recipe.binary else 'the float twin'}, "
         "whose products bfloat16 would round",
     )
-    precisions = ("1w1a", "1w32a", "32w1a")
-    require(recipe.precision in precisions, "precision", ", ".join(precisions))
-    methods = ("latent", "libra", "recu")
-    require(recipe.weight_method in methods, "weight_method", ", ".join(methods))
+    precisions = get_args(Precision)
+    require(
+        recipe.precision in precisions, "precision", f"one of {', '.join(precisions)}"
+    )
     require(
         not (recipe.input_scale and recipe.precision == "1w32a"),
         "input_scale",
@@ -540,6 +544,8 @@ def _check_callables(recipe: Recipe) -> None:
     for field, argument in (("rule", "kernel"), ("surrogate", "x")):
         if callable(getattr(recipe, field)):
             own.check_signature(field, getattr(recipe, field), argument, "grad")
+    if callable(recipe.weight_method):
+        own.check_signature("weight_method", recipe.weight_method, "kernel")
     if callable(recipe.optimizer):
         own.check_signature("optimizer", recipe.optimizer, "learning_rate")
         for field in ("weight_decay", "decay"):

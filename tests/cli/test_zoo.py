@@ -126,13 +126,8 @@ def test_processes_speak_with_the_hub_that_the_environment_names(tmp_path, monke
         assert (tmp_path / "net").read_bytes() == zoo.find(NAME).read_bytes()
         assert hub.files["me/digits"]["README.md"] == (tmp_path / "net.md").read_bytes()
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        for args in (("push", "net", "me/digits"), ("pull", "me/digits", "-o", "net")):
-            refused = said(*args)
-            assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
-            assert "the hub cannot be reached: " in refused.stderr
-            assert "offline mode" in refused.stderr
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    refused = said("pull", "me/digits", "-o", "net")
+        refused = said("pull", "me/digits", "-o", "net")
     assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
     assert "the hub cannot be reached: " in refused.stderr
+    assert "offline mode" in refused.stderr
     assert (tmp_path / "net").read_bytes() == zoo.find(NAME).read_bytes()

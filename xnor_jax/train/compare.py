@@ -65,11 +65,12 @@ def read(runs: Sequence[Path]) -> list[Group]:
         for key in every[0]
         if key != "seed" and len({json.dumps(fields[key]) for fields in every}) > 1
     ]
+    named = ("name", *recipes.PARTS)  # Their values tell by themselves what they are.
     groups = []
     for rows in found.values():
         place, fields, _ = rows[0]
         words = [
-            str(fields[key]) if isinstance(fields[key], str) else f"{key} {fields[key]}"
+            str(fields[key]) if key in named else f"{key} {fields[key]}"
             for key in differ
         ]
         label = ", ".join(words) or str(place if len(rows) == 1 else fields["name"])

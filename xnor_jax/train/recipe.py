@@ -69,9 +69,9 @@ class Recipe:
     multiplier: float = 1.0
     """A factor on the rule's gradient."""
     precision: Precision = "1w1a"
-    """Bits of weights and activations of the binary layers: 1w32a are Binary-Weight-
-    Networks; 32w1a is the first stage of two, the second has its run as initial. Only
-    1w1a can be packed."""
+    """Bits of weights and activations of the binary layers: 1w32a are
+    Binary-Weight-Networks; 32w1a is the first stage of two, the second has its run as
+    initial. Only 1w1a can be packed."""
     weight_method: str | Callable[[Any], Any] = "latent"
     """What is binarized: the latent kernels, IR-Net's balanced and standardised ones,
     or those of ReCU's rectified clamp, whose τ rises from 0.85 to 0.99. Or a function

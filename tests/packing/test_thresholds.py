@@ -63,7 +63,7 @@ def integer_threshold(value, params, **sizes):
 
 def float_threshold(value, params, *, features):
     found = thresholds.float_threshold(
-        asked(value), params, features=features, directions=[]
+        asked(value), params, features=features, slopes=[]
     )
     return found and found.threshold
 
@@ -113,10 +113,8 @@ def test_the_sign_of_a_maximum_needs_no_maximum_of_floats(kind):
             ask, state, bound=bound, features=channels, pools=1
         )
     else:
-        ways = [np.ones(channels, int)]
-        found = thresholds.float_threshold(
-            ask, state, features=channels, directions=ways
-        )
+        slopes = [np.ones(channels, int)]
+        found = thresholds.float_threshold(ask, state, features=channels, slopes=slopes)
     rng = np.random.default_rng(0)
     sums = rng.integers(-bound, bound + 1, (300, 4, channels)) // rng.integers(
         1, 9, (300, 1, 1)

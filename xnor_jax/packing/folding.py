@@ -137,15 +137,15 @@ class _Fold:
         features = source.shape[-1]
         if source.dtype != np.float32 or len(source.shape) < 2 or features < 1:
             return None
-        directions = [direction(start, end, features) for start, end in segments]
-        if any(way is None for way in directions):
+        parts = [slope_of(start, end, features) for start, end in segments]
+        if any(slope is None for slope in parts):
             return None
-        ways, total = [], np.ones(features, int)
-        for way in directions[:-1]:
-            total = total * way
-            ways.append(total)
+        slopes, total = [], np.ones(features, int)
+        for slope in parts[:-1]:
+            total = total * slope
+            slopes.append(total)
         found = thresholds.float_threshold(
-            ask, params, features=features, directions=ways
+            ask, params, features=features, slopes=slopes
         )
         if found is None:
             return None
@@ -265,26 +265,26 @@ def chain(source: Node, top: Node) -> tuple[Chain, list[Any]]:
     return function, consts
 
 
-def direction(source: Node, top: Node, features: int) -> np.ndarray | None:
+def slope_of(source: Node, top: Node, features: int) -> np.ndarray | None:
     """Per channel 1 where a value rises with its source, −1 where it falls, else 0.
 
     None if that is not known.
     """
-    ways: dict[Node, np.ndarray] = {source: np.ones(features, int)}
+    slopes: dict[Node, np.ndarray] = {source: np.ones(features, int)}
     for node in between(source, top):
         if node.dtype not in (np.float32, np.bool_):
             return None
-        way = _way(node, ways, source, features)
-        if way is None:
+        slope = _slope(node, slopes, source, features)
+        if slope is None:
             return None
-        ways[node] = way
-    return ways[top]
+        slopes[node] = slope
+    return slopes[top]
 
 
-def _way(node, ways, source, features) -> np.ndarray | None:
+def _slope(node, slopes, source, features) -> np.ndarray | None:
     name = node.attrs["name"]
     ins = [
-        ways[i] if isinstance(i, Node) else np.zeros(features, int) for i in node.ins
+        slopes[i] if isinstance(i, Node) else np.zeros(features, int) for i in node.ins
     ]
     if name in ("add", "max", "min"):
         return _agreeing(ins)
@@ -309,23 +309,23 @@ def _way(node, ways, source, features) -> np.ndarray | None:
             return None
         return ins[1 - at] * np.sign(factor).astype(int)
     if name in COMPARISONS:
-        way = _agreeing([ins[0], -ins[1]])
-        return way if way is None or name in ("ge", "gt") else -way
+        slope = _agreeing([ins[0], -ins[1]])
+        return slope if slope is None or name in ("ge", "gt") else -slope
     if name == "select":
         return _selected(node, ins, source, features)
     return None
 
 
-def _agreeing(ways: list[np.ndarray]) -> np.ndarray | None:
-    """The way of a sum, if no two of its terms go different ways."""
-    both = np.stack(ways)
+def _agreeing(slopes: list[np.ndarray]) -> np.ndarray | None:
+    """The slope of a sum, if no term falls where another rises."""
+    both = np.stack(slopes)
     if ((both > 0).any(0) & (both < 0).any(0)).any():
         return None
     return np.sign(both.sum(0))
 
 
 def _selected(node, ins, source, features) -> np.ndarray | None:
-    """Both sides go one way, and where they meet the value does not go back."""
+    """Both sides rise, or both fall, and so does the value where they meet."""
     which, if_false, if_true = ins
     compared = node.ins[0]
     if not isinstance(compared, Node) or compared.attrs.get("name") not in COMPARISONS:

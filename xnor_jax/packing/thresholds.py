@@ -111,18 +111,19 @@ def integer_threshold(
 
 
 def float_threshold(
-    ask: Ask, params: Any, *, features: int, directions: list[np.ndarray]
+    ask: Ask, params: Any, *, features: int, slopes: list[np.ndarray]
 ) -> Found | None:
     """The threshold on float32 sums at which a sign changes.
 
     A binary search over the 2³² float32 numbers in their order.
 
     Args:
-      ask: `(params, sums) -> Answer`, of float32 sums `[rows, C]`, monotone (either
-        way, or constant) in each channel.
+      ask: `(params, sums) -> Answer`, of float32 sums `[rows, C]`, monotone
+        (rising, falling or constant) in each channel.
       params: A pytree of arrays that `ask` reads.
       features: `C`.
-      directions: Per max-pool the way of its values over the sum, −1, 0 or 1 a channel.
+      slopes: Per max-pool the sign of its values' slope over the sum, −1, 0 or 1 a
+        channel.
 
     Returns:
       A float32 threshold with `(sum < threshold) xor flip == (sign == −1)`; None if
@@ -149,7 +150,7 @@ def float_threshold(
     at = _bisect(lambda codes: reply(codes)[0] != first, low, high)
     constant = first == last
     threshold = np.where(constant, np.float32(-np.inf), _from_codes(at))
-    falls = [~constant & (first ^ (way < 0)) for way in directions]
+    falls = [~constant & (first ^ (slope < 0)) for slope in slopes]
     return Found(_threshold(threshold, first, constant), falls)
 
 

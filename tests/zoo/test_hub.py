@@ -75,6 +75,9 @@ def test_a_file_has_its_own_card_or_one_of_what_it_tells(hub, file, tmp_path):
     (tmp_path / "net.safetensors.md").write_text(wrong)
     words = "me/plain: the hub refused: Invalid metadata .* must be one of"
     refused(zoo.HubError, words, zoo.push, file, "me/plain")
+    (tmp_path / "net.safetensors.md").write_bytes(b"\xff")
+    words = "me/plain: the hub refused: .* can't decode"
+    refused(zoo.HubError, words, zoo.push, file, "me/plain")
 
 
 def test_a_path_wins_over_a_name(hub, tmp_path, monkeypatch):

@@ -52,11 +52,11 @@ def push(
     info = packing.load(path).info
     beside = _card_path(path)
     if not Path(file).exists():
-        text = _model_card(networks.card(str(file)), repository)
+        card = _model_card(networks.card(str(file)), repository)
     elif beside.is_file():
-        text = beside.read_text(encoding="utf-8")
+        card = beside.read_bytes()
     else:
-        text = _model_card(Card.of(info, path.stat().st_size), repository)
+        card = _model_card(Card.of(info, path.stat().st_size), repository)
     if hub.get_token() is None:
         raise HubError(
             "no token for the hub; log in with `hf auth login`, or set HF_TOKEN"
@@ -68,7 +68,7 @@ def push(
             repository,
             [
                 hub.CommitOperationAdd(_MODEL, path.read_bytes()),
-                hub.CommitOperationAdd(_CARD, text.encode()),
+                hub.CommitOperationAdd(_CARD, card),
             ],
             commit_message=f"{info.name or 'A network'}, packed by xnor_jax",
         )
@@ -132,7 +132,7 @@ def pull(repository: str, output: str | os.PathLike[str]) -> "PackedModel":
         else:
             card = Path(folder, _CARD)
             made = Card.of(packed.info, model.stat().st_size)
-            card.write_text(_model_card(made, repository), encoding="utf-8")
+            card.write_bytes(_model_card(made, repository))
         model.replace(path)
         card.replace(_card_path(path))
     return packed
@@ -159,7 +159,7 @@ def _card_path(file: Path) -> Path:
     return file.with_name(f"{file.name}.md")
 
 
-def _model_card(card: Card, repository: str) -> str:
+def _model_card(card: Card, repository: str) -> bytes:
     """A card as the hub shows it: Markdown below YAML that the hub searches."""
     hub = _import_hub()
     from xnor_jax.data import SOURCES
@@ -193,7 +193,7 @@ def _model_card(card: Card, repository: str) -> str:
         f"xnor-jax predict {name}.safetensors IMAGE",
     )
     use = "\n".join(["```bash", *commands, "```"])
-    return f"---\n{data.to_yaml()}\n---\n\n{card}\n\n{use}\n"
+    return f"---\n{data.to_yaml()}\n---\n\n{card}\n\n{use}\n".encode()
 
 
 def _import_hub() -> Any:

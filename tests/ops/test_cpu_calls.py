@@ -3,6 +3,7 @@
 `.ci/run` runs this file again on a library under AddressSanitizer and UBSan.
 """
 
+import json
 import time
 
 import jax
@@ -30,8 +31,6 @@ CONV = {
     "dilation": [1, 1],
 }
 FLOATS = jax.ShapeDtypeStruct((1, 4, 4, 40), jnp.float32)
-BITS = jax.ShapeDtypeStruct((1, 2, 2, 2), jnp.uint32)
-VECTORS = [jax.ShapeDtypeStruct((size,), jnp.float32) for size in (40, 40, 40)]
 FLIP = jax.ShapeDtypeStruct((2,), jnp.uint32)
 REAL = CONV | {
     "kind": 1,
@@ -46,21 +45,20 @@ PACK = CONV | {
     "out": jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.uint32),
 }
 PACK_FLAGS = PACK | {
-    "kind": 9,
+    "kind": 5,
     "x": jax.ShapeDtypeStruct((1, 4, 4, 40), jnp.uint8),
     "channels": 3,
     "out": jax.ShapeDtypeStruct((1, 4, 4, 6), jnp.uint32),
 }
-POOL = CONV | {"kind": 3, "arrays": [FLIP], "window": [3, 3], "out": BITS}
-SUM_POOL = POOL | {"kind": 4, "x": FLOATS, "arrays": [VECTORS[0], FLIP]}
-NORM = CONV | {"kind": 5, "x": FLOATS, "arrays": VECTORS, "out": FLOATS}
-MEAN = NORM | {
-    "kind": 6,
-    "arrays": [],
-    "out": jax.ShapeDtypeStruct((1, 1, 1, 40), jnp.float32),
+SUM_POOL = CONV | {
+    "kind": 3,
+    "x": FLOATS,
+    "arrays": [jax.ShapeDtypeStruct((40,), jnp.float32), FLIP],
+    "window": [3, 3],
+    "out": jax.ShapeDtypeStruct((1, 2, 2, 2), jnp.uint32),
 }
 FOLD = CONV | {  # of a 3×3 window on images of 4×5
-    "kind": 8,
+    "kind": 4,
     "x": jax.ShapeDtypeStruct((1, 2, 3, 9 * 4), jnp.float32),
     "arrays": [],
     "channels": 4,
@@ -68,8 +66,7 @@ FOLD = CONV | {  # of a 3×3 window on images of 4×5
     "window": [3, 3],
     "out": jax.ShapeDtypeStruct((1, 4, 5, 4), jnp.float32),
 }
-FLAT = MEAN | {"kind": 7, "out": jax.ShapeDtypeStruct((1, 1, 1, 640), jnp.float32)}
-STEPS = [CONV, REAL, PACK, PACK_FLAGS, POOL, SUM_POOL, NORM, MEAN, FLAT, FOLD]
+STEPS = [CONV, REAL, PACK, PACK_FLAGS, SUM_POOL, FOLD]
 
 
 def call(*steps, cut=0):
@@ -107,15 +104,14 @@ OTHER = {
     "padding": [[0, 0, 0, -1], [2**62, 2**62, 0, 0]],
     "dilation": [[0, 1], [2**62, 1]],
     "window": [[0, 1], [-1, 3], [2**62, 1], [5, 1]],
-    "kind": [-1, 10, 2**40],
+    "kind": [-1, 6, 2**40],
 }
 
 
-@pytest.mark.parametrize("step", [CONV, REAL, POOL, SUM_POOL, FOLD])
+@pytest.mark.parametrize("step", [CONV, REAL, SUM_POOL, FOLD])
 @pytest.mark.parametrize("name", OTHER)
 def test_the_library_refuses_numbers_out_of_range(step, name):
-    pools = step in (POOL, SUM_POOL)
-    if name == ("dilation" if pools else "window") and step is not FOLD:
+    if name == ("dilation" if step is SUM_POOL else "window") and step is not FOLD:
         return  # not read
     for value in OTHER[name]:
         with pytest.raises(Exception, match="xnor_jax: "):
@@ -149,7 +145,7 @@ def test_the_library_refuses_buffers_of_other_shapes(step):
             )
         ),
     ]
-    if step not in (MEAN, NORM, FLAT, PACK, PACK_FLAGS, FOLD):
+    if step not in (PACK, PACK_FLAGS, FOLD):
         other += [{"x": shaped(x, 1, 2, *x.shape[2:])}]  # smaller than the window
     for changed in other:
         with pytest.raises(Exception, match="xnor_jax: "):
@@ -201,13 +197,10 @@ def test_bytes_are_flags_and_nothing_else():
 
 
 def test_the_library_refuses_chains_that_do_not_fit():
-    fits = [PACK, CONV, NORM | {"x": CONV["out"]}]
     with pytest.raises(Exception, match="xnor_jax: expected floats"):
-        call(*fits)  # a norm of integers
+        call(PACK, CONV, PACK | {"x": CONV["out"]})  # signs of integers
     with pytest.raises(Exception, match="xnor_jax: expected words of signs"):
-        call(NORM, CONV)
-    with pytest.raises(Exception, match="xnor_jax: expected words of one pixel"):
-        call(PACK, FLAT)
+        call(REAL, CONV)
     with pytest.raises(Exception, match="xnor_jax: expected a number of whole steps"):
         call(PACK, cut=1)
     with pytest.raises(Exception, match="xnor_jax: expected a number of whole steps"):
@@ -316,3 +309,100 @@ def test_the_sums_run_when_all_fits():
 def test_sums_of_what_does_not_fit_are_refused(change, message):
     with pytest.raises(Exception, match=message):
         channel_sums(SUMS | change)
+
+
+NETWORK = {
+    "x": ((2, 40), jnp.float32),
+    "arrays": [
+        ((40,), jnp.float32),
+        ((2,), jnp.uint32),
+        ((1, 1, 2, 32), jnp.uint32),
+        ((7,), jnp.float32),
+        ((7,), jnp.float32),
+        ((3,), jnp.int32),
+    ],
+    "out": ((2, 3), jnp.float32),
+    "image_shape": [40],
+    "nodes": [
+        {"kind": "sign", "inputs": [0]},
+        {"kind": "binary_conv", "inputs": [1], "features": 7},
+        {"kind": "take", "inputs": [2], "shape": [3]},
+    ],
+    "fill": 0,
+}
+
+
+def network(spec):
+    cpu._register_network()
+    given = [jnp.full(*array[:1], spec["fill"], array[1]) for array in spec["arrays"]]
+    call = jax.ffi.ffi_call("xnor_jax_network", jax.ShapeDtypeStruct(*spec["out"]))
+    nodes = spec["nodes"]
+    return jax.block_until_ready(
+        call(
+            jnp.ones(*spec["x"]),
+            *given,
+            image_shape=np.array(spec["image_shape"], np.int64),
+            nodes=nodes if isinstance(nodes, str) else json.dumps(nodes),
+        )
+    )
+
+
+def test_a_network_runs_when_all_fits():
+    assert (network(NETWORK) == 0).all()
+    assert (network(NETWORK | {"fill": 1}) == 40 + 1).all()
+
+
+def without(at):
+    arrays = list(NETWORK["arrays"])
+    del arrays[at]
+    return arrays
+
+
+def with_array(at, shape, dtype):
+    arrays = list(NETWORK["arrays"])
+    arrays[at] = (shape, dtype)
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nodes": "[{"}, "the nodes"),
+        ({"nodes": []}, "expected a list of 1 to 4096 nodes"),
+        (
+            {"nodes": [{"kind": "sign", "inputs": [1]}]},
+            "node 0: expected inputs before",
+        ),
+        ({"nodes": [{"kind": "signs", "inputs": [0]}]}, "node 0: unknown kind"),
+        ({"nodes": NETWORK["nodes"][:1]}, "ends in floats"),
+        ({"image_shape": [41]}, "another type or shape of the array threshold"),
+        ({"image_shape": [0]}, "a size is out of range"),
+        ({"image_shape": [-40]}, "a size is out of range"),
+        ({"image_shape": [2**62, 40]}, "a size is out of range"),
+        ({"image_shape": [2**24, 40]}, "too many numbers"),
+        ({"x": ((2, 41), jnp.float32)}, "expected a batch of images"),
+        ({"x": ((2, 1, 40), jnp.float32)}, "expected a batch of images"),
+        ({"x": ((0, 40), jnp.float32)}, "expected a batch of images"),
+        ({"x": ((2, 40), jnp.int32)}, "Wrong buffer dtype"),
+        ({"out": ((2, 4), jnp.float32)}, "the result is of another shape"),
+        ({"out": ((1, 3), jnp.float32)}, "a result for each image"),
+        ({"out": ((2, 3), jnp.int32)}, "Wrong buffer dtype"),
+        *(
+            ({"arrays": without(at)}, "expected the arrays of the nodes")
+            for at in (0, 5)
+        ),
+        ({"arrays": [*NETWORK["arrays"], ((1,), jnp.int32)]}, "arrays of the nodes"),
+        ({"arrays": with_array(0, (40, 1), jnp.float32)}, "the array threshold"),
+        ({"arrays": with_array(0, (40,), jnp.int32)}, "the array threshold"),
+        ({"arrays": with_array(1, (1,), jnp.uint32)}, "the array flip"),
+        ({"arrays": with_array(2, (1, 1, 1, 32), jnp.uint32)}, "the array kernel"),
+        ({"arrays": with_array(2, (1, 2, 32), jnp.uint32)}, "the array kernel"),
+        ({"arrays": with_array(4, (8,), jnp.float32)}, "the array bias"),
+        ({"arrays": with_array(5, (4,), jnp.int32)}, "the array places"),
+        ({"fill": 7}, "a place is out of range"),
+        ({"fill": -1}, "a place is out of range"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(Exception, match=message):
+        network(NETWORK | change)

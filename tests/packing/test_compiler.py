@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import c_engine
 import equinox as eqx
 import hypothesis
 import jax
@@ -314,8 +315,9 @@ def test_networks_pack_save_load_and_run_as_their_floats(name, tmp_path):
     xnor.save(tmp_path / "file", packed)
     loaded = xnor.load(tmp_path / "file", backend="xla")
     assert off(model, loaded, images(1000, *shape)) == 0
-    # Any batch, and the compiled library where there is one.
+    # Any batch, and the compiled engine where there is one.
     assert off(model, xnor.load(tmp_path / "file"), images(7, *shape, seed=2)) == 0
+    c_engine.check(loaded, images(7, *shape, seed=2))
     assert loaded.report == packed.report
 
 
@@ -335,6 +337,7 @@ def test_odd_numbers_between_the_layers(name):
     x = packed_networks.images(64, *shape)
     packed = xnor.pack(model, example=x[:2])
     assert off(model, packed.with_backend("xla"), x) == 0
+    c_engine.check(packed, x)
 
 
 @pytest.mark.slow
@@ -354,6 +357,7 @@ def test_resnet18_packs_with_its_paths(tmp_path):
     assert (tmp_path / "file").stat().st_size < packed.report.bytes_before / 15
     x = images(4, 32, 32, 3)
     assert off(model, xnor.load(tmp_path / "file", backend="xla"), x) == 0
+    c_engine.check(packed, x)
 
 
 @pytest.mark.parametrize("make", [Own, Residual])
@@ -469,7 +473,9 @@ def test_loops_and_picked_channels():
         return y[:, ::-1] * jnp.arange(1.0, 17)
 
     packed = xnor.pack(function, example=images(2, 16))
-    assert off(function, packed.with_backend("xla"), images(50, 16)) == 0
+    x = images(50, 16)
+    assert off(function, packed.with_backend("xla"), x) == 0
+    c_engine.check(packed, x)
 
 
 def test_the_check_sees_a_shifted_threshold(monkeypatch):
@@ -599,6 +605,7 @@ def check_random_graph(program):
     x = packed_networks.images(16, 5, 5, 2, seed=seed)
     packed = xnor.pack(built(float_product, *program), example=x[:2], backend="xla")
     assert off(built(exact_product, *program), packed, x) == 0
+    c_engine.check(packed, x)
 
 
 @pytest.mark.slow

@@ -79,11 +79,6 @@ Stores ReadStores(const json::Value& header, int64_t size) {
   return stores;
 }
 
-void CheckSize(const Sizes& shape) {
-  Require(shape.size() <= kMostAxes, "a value has too many axes");
-  Require(Product(shape) <= kLargestImage, "a value has too many numbers");
-}
-
 std::vector<float> ReadReals(const json::Value& found, const char* name, double least) {
   Require(found.is(json::Kind::kList) && found.count() >= 1 && found.count() <= 4096,
           std::string(name) + ": expected a list of numbers, one per channel");
@@ -181,14 +176,8 @@ void CheckVersion(const json::Value& found) {
           is + ", which this library no longer reads; pack the network again");
 }
 
-struct Described {
-  std::vector<std::unique_ptr<Node>> nodes;
-  std::vector<Spec> specs;  // the input's, then the nodes'
-  std::vector<std::vector<Member>> members;
-  int64_t stored = 0;  // bytes
-};
-
-Described Describe(const json::Value& found, Model& model) {
+// The description of a file, and into the model what it says beside the nodes.
+Described ReadDescription(const json::Value& found, Model& model) {
   RequireObject(found, "the description",
                 {"format", "version", "layout", "image_shape", "nodes", "name", "dataset",
                  "preprocessing", "class_names", "test_accuracy"});
@@ -197,48 +186,19 @@ Described Describe(const json::Value& found, Model& model) {
   model.image_shape = ReadIntegers(found["image_shape"], "image_shape", 1);
   Require(model.image_shape.size() >= 1 && model.image_shape.size() <= 4,
           "image_shape: expected 1 to 4 sizes");
-  CheckSize(model.image_shape);
-  const json::Value nodes = found["nodes"];
-  Require(nodes.is(json::Kind::kList) && nodes.count() >= 1 && nodes.count() <= kMostNodes,
-          "nodes: expected a list of 1 to 4096 nodes");
-
-  Described described;
-  described.specs.push_back({model.image_shape});
-  int64_t memory = 0;
-  for (const json::Value& json_node : nodes.entries()) {
-    const size_t index = described.nodes.size();
-    try {
-      std::unique_ptr<Node> node = ReadNode(json_node);
-      std::vector<Spec> in;
-      for (int64_t input : node->inputs) {
-        Require(input < static_cast<int64_t>(described.specs.size()),
-                "expected inputs before it");
-        in.push_back(described.specs[input]);
-      }
-      Spec out = node->Out(in);
-      std::vector<Member> members = node->Members(in);
-      CheckSize(out.shape);
-      for (const Member& member : members) {
-        memory += member.memory();
-        described.stored += member.stored_bytes();
-      }
-      Require(memory <= std::min(2 * described.stored + kLargestPacked, kLargestNetwork),
-              "the network needs too much memory for its file's size");
-      described.specs.push_back(std::move(out));
-      described.members.push_back(std::move(members));
-      described.nodes.push_back(std::move(node));
-    } catch (const Refusal& refusal) {
-      throw Refusal("node " + std::to_string(index) + ": " + refusal.message);
-    }
-  }
-  const Spec& last = described.specs.back();
-  Require(last.dtype == DType::kFloat && !last.shape.empty(),
-          "expected a network that ends in floats");
+  Described described = Describe(model.image_shape, found["nodes"]);
+  Require(described.memory() <=
+              std::min(2 * described.stored() + kLargestPacked, kLargestNetwork),
+          "the network needs too much memory for its file's size");
+  model.output_shape = described.specs.back().shape;
   ReadInfo(found, model);
   Require(model.class_names.empty() ||
-              model.class_names.size() == static_cast<size_t>(last.channels()),
+              model.class_names.size() == static_cast<size_t>(model.output_shape.back()),
           "class_names: expected a name for each class");
-  model.output_shape = last.shape;
+  for (const std::unique_ptr<Node>& node : described.nodes) {
+    model.kinds.push_back(node->kind);
+    model.names.push_back(node->name);
+  }
   return described;
 }
 
@@ -332,7 +292,7 @@ std::unique_ptr<Model> ReadModel(const uint8_t* data, size_t size) {
     CheckVersion(found);
     Require(sum == Checksum(text, arrays, section),
             "the file is damaged: its checksum is another; copy or pack it again");
-    return Describe(found, *model);
+    return ReadDescription(found, *model);
   }();
   text = std::string();
 
@@ -357,22 +317,10 @@ std::unique_ptr<Model> ReadModel(const uint8_t* data, size_t size) {
   // With the file itself no more than three times its size and a little.
   constexpr int64_t kAlways = int64_t{48} << 20;
   model->graph = std::make_unique<Graph>(
-      model->image_shape, std::min(2 * described.stored + kAlways, kLargestNetwork));
-  std::vector<int> values = {0};
-  for (size_t i = 0; i < described.nodes.size(); ++i) {
-    const Node& node = *described.nodes[i];
-    std::vector<int> in;
-    for (int64_t input : node.inputs) in.push_back(values[input]);
-    try {
-      const Arrays own(*model->graph, std::move(taken[i]));
-      values.push_back(node.Lower(*model->graph, in, described.specs[i + 1], own));
-    } catch (const Refusal& refusal) {
-      throw Refusal("node " + std::to_string(i) + ": " + refusal.message);
-    }
-    model->kinds.push_back(node.kind);
-    model->names.push_back(node.name);
-  }
-  model->graph->Finish(values.back());
+      model->image_shape, std::min(2 * described.stored() + kAlways, kLargestNetwork));
+  Build(described, *model->graph, [&](size_t node) {
+    return std::make_unique<StoredArrays>(*model->graph, std::move(taken[node]));
+  });
   return model;
 }
 

@@ -1,50 +1,19 @@
 #include "graph.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <limits>
 
 namespace xnor {
 namespace {
 
 constexpr int64_t kAligned = 16;  // elements of a line of the cache
 
-template <class T>
-T Load(const uint8_t* at) {
-  T value;
-  std::memcpy(&value, at, sizeof(T));
-  return value;
+void CheckSize(const Sizes& shape) {
+  Require(shape.size() <= kMostAxes, "a value has too many axes");
+  Require(Product(shape) <= kLargestImage, "a value has too many numbers");
 }
-
-bool LittleEndian() { return Load<uint8_t>(reinterpret_cast<const uint8_t*>("\1\0")) == 1; }
-static_assert(sizeof(float) == 4);
 
 }  // namespace
-
-const char* Member::stored_dtype() const {
-  if (signs()) return "U8";
-  if (kind == kIntegers) return bound <= 32767 ? "I16" : "I32";
-  return kind == kIndices ? "I32" : "F32";
-}
-
-Sizes Member::stored_shape() const {
-  if (signs()) return {(Product(shape) + 7) / 8};
-  return shape;
-}
-
-int64_t Member::stored_bytes() const {
-  const std::string dtype = stored_dtype();
-  return Times(Product(stored_shape()), dtype == "U8" ? 1 : dtype == "I16" ? 2 : 4);
-}
-
-int64_t Member::memory() const {
-  if (kind != kKernel) return Times(4, Product(shape));
-  const int64_t c_in = shape[shape.size() - 2], each = shape.back() / groups;
-  const int64_t taps = Product({shape.begin(), shape.end() - 2});
-  return Times(4 * kPanel,
-               Times(Times(groups, taps), Times(WordsFor(c_in), WordsFor(each))));
-}
 
 void Graph::Reserve(int64_t bytes) {
   Require(bytes <= memory_, "the network needs too much memory for its file's size");
@@ -159,102 +128,68 @@ void Graph::Run(Team& team, int64_t images, const float* x, float* y,
   std::memcpy(y, from, images * output_size_ * sizeof(float));
 }
 
-const std::pair<Member, const uint8_t*>& Arrays::Find(const char* name) const {
-  for (const auto& array : arrays_)
-    if (array.first.name == name) return array;
-  throw Refusal(std::string("there is no array ") + name);
+int64_t Described::stored() const {
+  int64_t bytes = 0;
+  for (const std::vector<Member>& own : members)
+    for (const Member& member : own) bytes += member.stored_bytes();
+  return bytes;
 }
 
-std::vector<float> Arrays::Floats(const char* name) const {
-  const auto& [member, data] = Find(name);
-  Require(LittleEndian(), "expected a little-endian processor");
-  const int64_t count = Product(member.shape);
-  graph_.Reserve(4 * count);
-  std::vector<float> floats(count);
-  std::memcpy(floats.data(), data, count * sizeof(float));
-  const bool infinite = member.kind == Member::kReals;
-  for (float x : floats)
-    Require(std::isfinite(x) || (infinite && std::isinf(x)),
-            std::string(name) + ": expected finite numbers");
-  return floats;
+int64_t Described::memory() const {
+  int64_t bytes = 0;
+  for (const std::vector<Member>& own : members)
+    for (const Member& member : own) bytes += member.memory();
+  return bytes;
 }
 
-const float* Arrays::KeptFloats(const char* name) const {
-  return graph_.Keep(Floats(name));
-}
-
-const int32_t* Arrays::Integers(const char* name) const {
-  const auto& [member, data] = Find(name);
-  const int64_t count = Product(member.shape);
-  const bool narrow = member.bound <= 32767;
-  graph_.Reserve(4 * count);
-  std::vector<int32_t> integers(count);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t number =
-        narrow ? Load<int16_t>(data + 2 * i) : Load<int32_t>(data + 4 * i);
-    Require(std::abs(number) <= member.bound,
-            std::string(name) + ": a threshold is out of range");
-    // Below the smallest sum every threshold is the same: always +1, or -1.
-    integers[i] = number == -member.bound ? std::numeric_limits<int32_t>::min()
-                                          : static_cast<int32_t>(number);
+Described Describe(const Sizes& image_shape, const json::Value& nodes) {
+  Require(nodes.is(json::Kind::kList) && nodes.count() >= 1 && nodes.count() <= kMostNodes,
+          "nodes: expected a list of 1 to 4096 nodes");
+  Described described;
+  for (int64_t size : image_shape)
+    Require(size >= 1 && size <= kLargestInteger, "image_shape: a size is out of range");
+  CheckSize(image_shape);
+  described.specs.push_back({image_shape});
+  for (const json::Value& entry : nodes.entries()) {
+    const size_t index = described.nodes.size();
+    try {
+      std::unique_ptr<Node> node = ReadNode(entry);
+      std::vector<Spec> in;
+      for (int64_t input : node->inputs) {
+        Require(input < static_cast<int64_t>(described.specs.size()),
+                "expected inputs before it");
+        in.push_back(described.specs[input]);
+      }
+      Spec out = node->Out(in);
+      std::vector<Member> members = node->Members(in);
+      CheckSize(out.shape);
+      described.specs.push_back(std::move(out));
+      described.members.push_back(std::move(members));
+      described.nodes.push_back(std::move(node));
+    } catch (const Refusal& refusal) {
+      throw Refusal("node " + std::to_string(index) + ": " + refusal.message);
+    }
   }
-  return graph_.Keep(std::move(integers));
+  const Spec& last = described.specs.back();
+  Require(last.dtype == DType::kFloat && !last.shape.empty(),
+          "expected a network that ends in floats");
+  return described;
 }
 
-std::vector<int32_t> Arrays::Indices(const char* name) const {
-  const auto& [member, data] = Find(name);
-  const int64_t count = Product(member.shape);
-  graph_.Reserve(4 * count);
-  std::vector<int32_t> places(count);
-  std::memcpy(places.data(), data, count * sizeof(int32_t));
-  for (int32_t place : places)
-    Require(place >= 0 && place < member.bound,
-            std::string(name) + ": a place is out of range");
-  return places;
-}
-
-namespace {
-
-void RequireUnusedBits(const uint8_t* data, int64_t count) {
-  Require(count % 8 == 0 || data[count / 8] >> (count % 8) == 0,
-          "expected 0 in the unused bits");
-}
-
-}  // namespace
-
-const uint32_t* Arrays::Flip(const char* name) const {
-  const auto& [member, data] = Find(name);
-  const int64_t count = Product(member.shape);
-  RequireUnusedBits(data, count);
-  graph_.Reserve(4 * WordsFor(count));
-  std::vector<uint32_t> words(WordsFor(count));
-  for (int64_t byte = 0; byte < (count + 7) / 8; ++byte)
-    words[byte / 4] |= static_cast<uint32_t>(data[byte]) << 8 * (byte % 4);
-  return graph_.Keep(std::move(words));
-}
-
-const uint32_t* Arrays::Kernel(const char* name) const {
-  const auto& [member, data] = Find(name);
-  const Sizes& shape = member.shape;
-  RequireUnusedBits(data, Product(shape));
-  const int64_t c_in = shape[shape.size() - 2], c_out = shape.back();
-  const int64_t taps = Product(shape) / (c_in * c_out), each = c_out / member.groups;
-  const int64_t words = WordsFor(c_in), panels = WordsFor(each);
-  graph_.Reserve(member.memory());
-  std::vector<uint32_t> kernel(member.memory() / 4);
-  int64_t bit = 0;
-  for (int64_t tap = 0; tap < taps; ++tap)
-    for (int64_t c = 0; c < c_in; ++c)
-      for (int64_t group = 0; group < member.groups; ++group)
-        for (int64_t panel = 0; panel < panels; ++panel) {
-          uint32_t* to = kernel.data() +
-                         (((group * panels + panel) * taps + tap) * words + c / kPanel) *
-                             kPanel;
-          const int64_t columns = std::min<int64_t>(each - panel * kPanel, kPanel);
-          for (int64_t n = 0; n < columns; ++n, ++bit)
-            to[n] |= static_cast<uint32_t>(data[bit / 8] >> bit % 8 & 1) << c % kPanel;
-        }
-  return graph_.Keep(std::move(kernel));
+void Build(const Described& described, Graph& graph,
+           const std::function<std::unique_ptr<Arrays>(size_t)>& arrays) {
+  std::vector<int> values = {0};
+  for (size_t i = 0; i < described.nodes.size(); ++i) {
+    const Node& node = *described.nodes[i];
+    std::vector<int> in;
+    for (int64_t input : node.inputs) in.push_back(values[input]);
+    try {
+      values.push_back(node.Lower(graph, in, described.specs[i + 1], *arrays(i)));
+    } catch (const Refusal& refusal) {
+      throw Refusal("node " + std::to_string(i) + ": " + refusal.message);
+    }
+  }
+  graph.Finish(values.back());
 }
 
 }  // namespace xnor

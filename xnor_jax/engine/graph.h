@@ -1,16 +1,17 @@
-// A network's graph: the nodes of its file, and what they become, which runs.
+// A network's graph: the nodes of its description, and what they become, which runs.
 #ifndef XNOR_GRAPH_H_
 #define XNOR_GRAPH_H_
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "crew.h"
+#include "arrays.h"
 #include "json.h"
 #include "operation.h"
 #include "values.h"
@@ -39,24 +40,6 @@ struct Spec {
 
   int64_t channels() const { return shape.back(); }
   int64_t positions() const { return Product(shape) / channels(); }
-};
-
-// An array of a node, as `Member` in packing/graph.py.
-struct Member {
-  enum Kind { kFloats, kReals, kIntegers, kIndices, kFlip, kKernel };
-  std::string name;
-  Kind kind;
-  Sizes shape;
-  int64_t bound = 0;
-  int64_t groups = 1;
-
-  bool signs() const { return kind == kFlip || kind == kKernel; }
-  // Of the array in the file.
-  const char* stored_dtype() const;
-  Sizes stored_shape() const;
-  int64_t stored_bytes() const;
-  // In memory, a kernel's channels filled up to words of 32.
-  int64_t memory() const;
 };
 
 // The operations that nodes become, in the order in which they run.
@@ -127,27 +110,7 @@ class Graph {
   double work_ = 0;
 };
 
-// A node's arrays, from the file; they are checked when they are taken.
-class Arrays {
- public:
-  Arrays(Graph& graph, std::vector<std::pair<Member, const uint8_t*>> arrays)
-      : graph_(graph), arrays_(std::move(arrays)) {}
-
-  std::vector<float> Floats(const char* name) const;
-  const float* KeptFloats(const char* name) const;
-  const int32_t* Integers(const char* name) const;
-  std::vector<int32_t> Indices(const char* name) const;
-  const uint32_t* Flip(const char* name) const;
-  // [groups][panels][*window][words][32], as `PackedKernel` in ops/kernel.py.
-  const uint32_t* Kernel(const char* name) const;
-
- private:
-  const std::pair<Member, const uint8_t*>& Find(const char* name) const;
-  Graph& graph_;
-  const std::vector<std::pair<Member, const uint8_t*>> arrays_;
-};
-
-// A node of the file, as in packing/graph.py: what is no array.
+// A node of a description, as in packing/graph.py: what is no array.
 class Node {
  public:
   virtual ~Node() = default;
@@ -163,6 +126,23 @@ class Node {
 };
 
 std::unique_ptr<Node> ReadNode(const json::Value& found);
+
+// A network without its arrays.
+struct Described {
+  std::vector<std::unique_ptr<Node>> nodes;
+  std::vector<Spec> specs;  // the input's, then the nodes'
+  std::vector<std::vector<Member>> members;
+
+  // Bytes of all arrays.
+  int64_t stored() const;
+  int64_t memory() const;
+};
+
+// Checks a list of nodes, and follows the shapes through them.
+Described Describe(const Sizes& image_shape, const json::Value& nodes);
+// Makes the operations, with the arrays of each node by its index.
+void Build(const Described& described, Graph& graph,
+           const std::function<std::unique_ptr<Arrays>(size_t)>& arrays);
 
 // Checks of what a file says, each with the entry's name for the error.
 int64_t ReadInteger(const json::Value& found, const char* name, int64_t least = 0,

@@ -16,16 +16,32 @@ float* Model::Workspace::Memory(size_t worker, int64_t size) {
   return memory[worker].get();
 }
 
-std::unique_ptr<Model::Workspace> Model::TakeWorkspace() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (free_.empty()) {
-    free_.reserve(free_.capacity() + 1);  // Room for its return.
-    return std::make_unique<Workspace>();
+class Model::Lease {
+ public:
+  explicit Lease(const Model& model) : model_(model) {
+    std::lock_guard<std::mutex> lock(model.mutex_);
+    if (model.free_.empty()) {
+      model.free_.reserve(model.free_.capacity() + 1);  // Room for its return.
+      workspace_ = std::make_unique<Workspace>();
+    } else {
+      workspace_ = std::move(model.free_.back());
+      model.free_.pop_back();
+    }
   }
-  std::unique_ptr<Workspace> found = std::move(free_.back());
-  free_.pop_back();
-  return found;
-}
+  ~Lease() {
+    workspace_->crew.Rest();
+    std::lock_guard<std::mutex> lock(model_.mutex_);
+    model_.free_.push_back(std::move(workspace_));
+  }
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+
+  Workspace& workspace() { return *workspace_; }
+
+ private:
+  const Model& model_;
+  std::unique_ptr<Workspace> workspace_;
+};
 
 void Model::RunChunk(Team& team, const float* images, const uint8_t* pixels,
                      int64_t count, float* out, float* memory) const {
@@ -43,32 +59,17 @@ void Model::RunChunk(Team& team, const float* images, const uint8_t* pixels,
   graph->Run(team, count, images, out, memory);
 }
 
-void Model::Run(const float* images, const uint8_t* pixels, int64_t count, float* out,
-                int64_t threads) const {
-  if (count == 0) return;
+void Model::RunBatch(Team& team, Workspace& workspace, const float* images,
+                     const uint8_t* pixels, int64_t count, float* out) const {
   const FlushSubnormals flush;
-  const int64_t helpers = Helpers(threads, static_cast<double>(count) * graph->work());
-  const int64_t chunk = ChunkOf(count, graph->largest(), helpers + 1);
+  const int64_t chunk = ChunkOf(count, graph->largest(), team.threads());
   const int64_t own = pixels != nullptr ? image_size() : 0;
-  const int64_t size = Times(Times(chunk, graph->memory() + own), 1);
-  Times(Times(count, std::max(image_size(), output_size())), 4);
-
-  // Given back however the run ends.
-  struct Lease {
-    const Model& model;
-    std::unique_ptr<Workspace> workspace;
-    ~Lease() {
-      workspace->crew.Rest();
-      std::lock_guard<std::mutex> lock(model.mutex_);
-      model.free_.push_back(std::move(workspace));
-    }
-  } lease{*this, TakeWorkspace()};
-  Workspace& workspace = *lease.workspace;
+  const int64_t size = Times(chunk, graph->memory() + own);
+  Times(Times(count, std::max(image_size(), output_size())), 4);  // Fits into 64 bits.
 
   const int64_t chunks = (count + chunk - 1) / chunk;
-  const int64_t workers = chunks > 1 ? std::min(chunks, helpers + 1) : 1;
+  const int64_t workers = std::min(chunks, chunks > 1 ? team.threads() : 1);
   for (int64_t worker = workers; worker-- > 0;) workspace.Memory(worker, size);
-  Team team(helpers > 0 ? workspace.crew.Wake(helpers) : nullptr, helpers);
   const auto run = [&](Team& with, int64_t first, int64_t images_now, int64_t worker) {
     RunChunk(with, images == nullptr ? nullptr : images + first * image_size(),
              pixels == nullptr ? nullptr : pixels + first * image_size(), images_now,
@@ -84,6 +85,20 @@ void Model::Run(const float* images, const uint8_t* pixels, int64_t count, float
     for (int64_t at; (at = next.fetch_add(1)) < chunks;)
       run(alone, at * chunk, std::min(chunk, count - at * chunk), worker);
   });
+}
+
+void Model::Run(const float* images, const uint8_t* pixels, int64_t count, float* out,
+                int64_t threads) const {
+  if (count == 0) return;
+  Lease lease(*this);
+  const int64_t helpers = Helpers(threads, static_cast<double>(count) * graph->work());
+  Team team(helpers > 0 ? lease.workspace().crew.Wake(helpers) : nullptr, helpers);
+  RunBatch(team, lease.workspace(), images, pixels, count, out);
+}
+
+void Model::Run(Team& team, const float* images, int64_t count, float* out) const {
+  Lease lease(*this);
+  RunBatch(team, lease.workspace(), images, nullptr, count, out);
 }
 
 }  // namespace xnor

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "crew.h"
 #include "graph.h"
 
 namespace xnor {
@@ -29,10 +30,14 @@ struct Model {
   int64_t image_size() const { return Product(image_shape); }
   int64_t output_size() const { return Product(output_shape); }
 
-  // Floats, or where `pixels` is not null those, on so many threads: any number of
-  // callers at a time.
+  // Floats, or where `pixels` is not null those, on so many threads of its own: any number
+  // of callers at a time.
   void Run(const float* images, const uint8_t* pixels, int64_t count, float* out,
            int64_t threads) const;
+  // The same of floats with the caller's threads.
+  void Run(Team& team, const float* images, int64_t count, float* out) const;
+
+  std::vector<float> pixel_values;  // [channels][256]
 
  private:
   // What a run needs besides the graph: kept from one to the next.
@@ -43,16 +48,16 @@ struct Model {
 
     float* Memory(size_t worker, int64_t size);
   };
+  // A workspace, given back however the run ends.
+  class Lease;
 
-  std::unique_ptr<Workspace> TakeWorkspace() const;
+  void RunBatch(Team& team, Workspace& workspace, const float* images,
+                const uint8_t* pixels, int64_t count, float* out) const;
   void RunChunk(Team& team, const float* images, const uint8_t* pixels, int64_t count,
                 float* out, float* memory) const;
 
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Workspace>> free_;
-
- public:
-  std::vector<float> pixel_values;  // [channels][256]
 };
 
 // The network in the bytes of a file; refuses what is none before it takes memory.

@@ -2,7 +2,7 @@
 
 Signs come as floats (`binary_conv`, `binary_matmul`) or as bits (`packed_conv`,
 `packed_matmul`, the pools). Nothing outside this package knows how bits are laid out.
-`run_chain` runs several operations in one call of the compiled backend.
+`run_network` runs a packed network in one call of the compiled backend.
 
 All of it runs under `jit`, `vmap` and `shard_map`. Under `jit` alone, images that are
 sharded along their first axis, and divide, stay on their devices; the compiled backend
@@ -14,12 +14,11 @@ backends have no such limits.
 
 from xnor_jax.ops.backends import available_backends
 from xnor_jax.ops.bits import Bits, pack_bits, unpack_bits
-from xnor_jax.ops.chain import run_chain
 from xnor_jax.ops.conv import binary_conv
-from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel, pack_kernel, unpack_kernel
 from xnor_jax.ops.matmul import binary_matmul
+from xnor_jax.ops.network import run_network
 from xnor_jax.ops.packed import (
     packed_conv,
     packed_matmul,
@@ -46,9 +45,8 @@ __all__ = [
     "packed_matmul",
     "pool_bits",
     "real_conv",
-    "run_chain",
+    "run_network",
     "sign_bits",
-    "steps",
     "sum_pool_bits",
     "unpack_bits",
     "unpack_kernel",

@@ -172,7 +172,7 @@ def to_bytes(packed: PackedModel, info: Info) -> bytes:
         "version": VERSION,
         "layout": _LAYOUT,
         "image_shape": list(packed.image_shape),
-        "nodes": [_to_json(node) for node in packed.nodes],
+        "nodes": [node.to_json() for node in packed.nodes],
         **_info_to_json(info),
     }
     text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
@@ -255,23 +255,6 @@ def stored_sizes(nodes: Sequence[Node], image_shape: tuple[int, ...]) -> list[in
         sizes.append(sum(map(_stored_bytes, node.members(inputs).values())))
         specs.append(node.out(inputs))
     return sizes
-
-
-def _to_json(node: Node) -> dict[str, Any]:
-    """A node's kind and settings for JSON; defaults are left out."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [plain(v) for v in value]
-        # JSON has no infinity: −inf, around a max-pool, is null.
-        return None if value == -np.inf else value
-
-    found: dict[str, Any] = {"kind": node.kind}
-    for name, field in node.settings().items():
-        value = getattr(node, name)
-        if value != field.default:
-            found[name] = plain(value)
-    return found
 
 
 def _from_json(found: Any) -> Node:

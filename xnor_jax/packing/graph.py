@@ -8,8 +8,8 @@ check of shapes all read a node's declaration here:
 * fields: its settings, each with the check that it passes in a file;
 * `members`: the names, kinds and shapes of its arrays;
 * `out`: the shape and dtype of its result, or a ValueError;
-* `__call__`: what it computes;
-* `step`: the same for the compiled library, where that has it.
+* `__call__`: what it computes, in JAX. The engine's declarations of the same nodes are
+  in engine/nodes.cc, windows.cc and moves.cc.
 """
 
 from collections.abc import Callable, Sequence
@@ -151,15 +151,6 @@ class Node:
         """Compute a batch."""
         raise NotImplementedError
 
-    def step(self, specs: Sequence[Spec], *, exact: bool) -> ops.steps.Step | None:
-        """The same for the compiled library; None where that has no such step.
-
-        Args:
-          specs: Its inputs.
-          exact: Whether a sign follows, which another order of rounding could turn.
-        """
-        return None
-
     def macs(self, specs: Sequence[Spec]) -> int:
         """Multiplications and additions of its kernel for one image."""
         return 0
@@ -174,10 +165,26 @@ class Node:
         """How many weights its kernel has."""
         return 0
 
+    def to_json(self) -> dict[str, Any]:
+        """Its kind and settings for JSON; defaults are left out."""
+        found: dict[str, Any] = {"kind": self.kind}
+        for name, setting in self.settings().items():
+            value = getattr(self, name)
+            if value != setting.default:
+                found[name] = _plain(value)
+        return found
+
     @classmethod
     def settings(cls) -> dict[str, Any]:
         """The dataclass fields beside `arrays`, by name."""
         return {f.name: f for f in fields(cls) if f.name != "arrays"}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    # JSON has no infinity: −inf, around a max-pool, is null.
+    return None if value == -np.inf else value
 
 
 def _one(specs: Sequence[Spec]) -> Spec:
@@ -315,13 +322,6 @@ class BinaryConv(_Product):
             backend=backend,
         )
 
-    def step(self, specs, *, exact):
-        """Groups of whole words, at most two spatial axes."""
-        kernel = self.arrays["kernel"]
-        if len(self.window) > 2 or not kernel.whole_words:
-            return None
-        return ops.steps.conv(kernel, self._epilogue(), **self.geometry)
-
     @property
     def weights(self) -> int:
         """How many weights its kernel has."""
@@ -349,28 +349,14 @@ class Conv(_Product):
         if not self.window:
             y = ops.apply_epilogue(convolution.dot(x, kernel), self._epilogue())
             return Bits(y, self.features) if self.epilogue == THRESHOLD else y
-        if len(self.window) != 2 or self.groups > 1:
-            backend = "xla"  # Only there; the numbers are the same to rounding.
         return ops.real_conv(
             x,
             kernel,
             self._epilogue(),
             **self.geometry,
             groups=self.groups,
-            backend=backend,
+            backend="xla",
         )
-
-    def step(self, specs, *, exact):
-        """One group, at most two spatial axes; dense only where no sign follows.
-
-        XLA is slow at the first convolution: its speed is worth the sign that rounding
-        turns in about one image of 10,000.
-        """
-        dense = not self.window
-        if specs[0].bits or self.groups > 1 or len(self.window) > 2 or exact and dense:
-            return None
-        kernel = self.arrays["kernel"]
-        return ops.steps.real_conv(kernel, self._epilogue(), **self.geometry)
 
     @property
     def weights(self) -> int:
@@ -396,16 +382,6 @@ class Sign(Node):
         """Map float32 `[N, ..., C]` to bits."""
         x = as_floats(args[0])
         return Bits(ops.apply_epilogue(x, self._threshold), x.shape[-1])
-
-    def step(self, specs, *, exact):
-        """As the sums of windows of one number."""
-        rank = len(specs[0].shape) - 1
-        if specs[0].bits or rank > 2:
-            return None
-        unit, none = (1,) * rank, ((0, 0),) * rank
-        return ops.steps.sum_pool_bits(
-            self._threshold, window=unit, strides=unit, padding=none
-        )
 
 
 @_node
@@ -453,12 +429,6 @@ class MaxPoolBits(_Pool):
         x = as_bits(args[0], backend)
         return ops.pool_bits(x, self.arrays["flip"], **self.geometry)
 
-    def step(self, specs, *, exact):
-        """At most two spatial axes."""
-        if len(self.window) > 2:
-            return None
-        return ops.steps.pool_bits(self.arrays["flip"], **self.geometry)
-
 
 @_node
 class SumPoolBits(_Pool):
@@ -479,15 +449,8 @@ class SumPoolBits(_Pool):
 
     def __call__(self, args, backend):
         """Map float32 `[N, H, W, C]` to bits `[N, *out, C]`."""
-        return ops.sum_pool_bits(
-            as_floats(args[0]), self._threshold, **self.geometry, backend=backend
-        )
-
-    def step(self, specs, *, exact):
-        """Exact: it sums in XLA's order."""
-        if specs[0].bits:
-            return None
-        return ops.steps.sum_pool_bits(self._threshold, **self.geometry)
+        x = as_floats(args[0])
+        return ops.sum_pool_bits(x, self._threshold, **self.geometry, backend="xla")
 
 
 @_node
@@ -534,12 +497,6 @@ class Norm(Node):
         a = self.arrays
         return (as_floats(args[0]) - a["mean"]) * a["scale"] + a["bias"]
 
-    def step(self, specs, *, exact):
-        """Only where no sign follows."""
-        if exact or specs[0].bits:
-            return None
-        return ops.steps.norm(*(self.arrays[k] for k in ("mean", "scale", "bias")))
-
 
 @_node
 class Mean(Node):
@@ -560,10 +517,6 @@ class Mean(Node):
         spatial = x.shape[1:-1]
         whole = pool_geometry(self.kind, spatial, spatial, strides=1, padding="VALID")
         return convolution.mean_pool(x, whole).reshape(x.shape[0], x.shape[-1])
-
-    def step(self, specs, *, exact):
-        """Only where no sign follows."""
-        return None if exact or specs[0].bits else ops.steps.mean()
 
 
 def _function(value: Any) -> str:
@@ -730,11 +683,6 @@ class Reshape(_Move):
             last = words.shape[-1]
             return Bits(words.reshape(words.shape[0], *self.shape[:-1], last), x.size)
         return super().__call__(args, backend)
-
-    def step(self, specs, *, exact):
-        """Flattening; of bits only where there is a single position."""
-        bits = specs[0].bits and prod(specs[0].shape[:-1]) != 1
-        return None if bits or len(self.shape) != 1 else ops.steps.flatten()
 
 
 @_node

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xnor_jax import ops
-from xnor_jax.packing import graph
+from xnor_jax.packing import checks, graph
 from xnor_jax.packing.folding import fold_signs
 from xnor_jax.packing.graph import AFFINE, RELU, THRESHOLD, Spec
 from xnor_jax.packing.normal import (
@@ -424,7 +424,14 @@ class _Emitter:
     def _concat(self, node: Node) -> dict[str, Any]:
         if node.attrs["axis"] == 0:
             raise refuse(node, "joins batches")
-        return self._moved(graph.Concatenate, node, axis=node.attrs["axis"])
+        inputs, axis = self._inputs(node), node.attrs["axis"]
+        while len(inputs) > checks.MOST_AXES:  # A file's node has no more.
+            first, rest = inputs[: checks.MOST_AXES], inputs[checks.MOST_AXES :]
+            part = graph.Concatenate(inputs=tuple(first), axis=axis)
+            self.specs.append(part.out([self.specs[i] for i in first]))
+            self.nodes.append(part)
+            inputs = [len(self.nodes), *rest]
+        return {"kind": graph.Concatenate, "inputs": inputs, "axis": axis}
 
     def _take(self, node: Node) -> dict[str, Any]:
         places = np.asarray(node.attrs["places"], np.int32)

@@ -13,7 +13,7 @@ from xnor_jax._kernel import describe
 from xnor_jax.ops import backends
 from xnor_jax.packing.graph import Node, specs_of
 from xnor_jax.packing.report import Report
-from xnor_jax.packing.running import run_chained, run_nodes
+from xnor_jax.packing.running import run_compiled, run_nodes
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,9 @@ def _check_sharding(x: jax.Array) -> None:
 
 @jax.jit
 def _run(packed: PackedModel, x: jax.Array) -> jax.Array:
-    if x.size == 0:
-        return run_nodes(packed.nodes, x, packed.backend)
     backend = backends.resolve("PackedModel", packed.backend)
-    plain = partial(run_nodes, backend="xla" if backend == "auto" else backend)
-    chained = partial(run_chained, backend=backend)
-    return backends.choose(backend, chained, plain, packed.nodes, x)
+    others = "xla" if backend in ("auto", "cpu") else backend
+    plain = partial(run_nodes, backend=others)
+    if x.size == 0:
+        return plain(packed.nodes, x)
+    return backends.choose(backend, run_compiled, plain, packed.nodes, x)

@@ -18,30 +18,7 @@ namespace xnor {
 namespace {
 
 // As in ops/cpu/steps.py.
-enum class Kind : int64_t {
-  kConv,
-  kRealConv,
-  kPack,
-  kPoolBits,
-  kSumPool,
-  kNorm,
-  kMean,
-  kFlatten,
-  kFold,
-  kPackFlags
-};
-
-// The same numbers as one pixel an image; of words only where they are one already.
-class Flatten : public Operation {
- public:
-  explicit Flatten(const Shape& in) : Operation({in.type, 1, 1, in.size()}) {
-    Require(in.type != Type::kBytes, "expected floats, integers or words");
-    Require(in.type != Type::kWords || in.pixels() == 1, "expected words of one pixel");
-  }
-  void Run(const Call& call) const override {
-    std::memcpy(call.out, call.in[0], call.images * out.size() * sizeof(float));
-  }
-};
+enum class Kind : int64_t { kConv, kRealConv, kPack, kSumPool, kFold, kPackFlags };
 
 // The buffers of kernels and constants, in the order in which the operations take them.
 class Arguments {
@@ -121,30 +98,14 @@ std::unique_ptr<Operation> TakeRealConv(const Shape& in, const Step& step,
   return MakeRealConv(g, 1, k[2], k[3], target, kernel.typed_data());
 }
 
-Geometry PoolGeometry(const Shape& in, const Step& step) {
-  const int64_t ones[] = {1, 1};
-  return GeometryOf(in.height, in.width, step.window, step.strides, step.padding, ones);
-}
-
-std::unique_ptr<Operation> TakePoolBits(const Shape& in, const Step& step,
-                                        Arguments& args) {
-  Require(in.type == Type::kWords, "expected words of signs");
-  const Geometry g = PoolGeometry(in, step);
-  return MakePoolBits(g, in.depth, args.Vector<ffi::U32>(in.depth));
-}
-
 std::unique_ptr<Operation> TakeSumPool(const Shape& in, const Step& step,
                                        Arguments& args) {
   Require(in.type == Type::kFloats, "expected floats");
-  const Geometry g = PoolGeometry(in, step);
+  const int64_t ones[] = {1, 1};
+  const Geometry g =
+      GeometryOf(in.height, in.width, step.window, step.strides, step.padding, ones);
   const float* threshold = args.Vector<ffi::F32>(in.depth);
   return MakeSumPool(g, in.depth, threshold, args.Vector<ffi::U32>(WordsFor(in.depth)));
-}
-
-std::unique_ptr<Operation> TakeNorm(const Shape& in, Arguments& args) {
-  const float* mean = args.Vector<ffi::F32>(in.depth);
-  const float* scale = args.Vector<ffi::F32>(in.depth);
-  return MakeNorm(in, mean, scale, args.Vector<ffi::F32>(in.depth));
 }
 
 std::unique_ptr<Operation> Make(const Shape& in, const Step& step, Arguments& args) {
@@ -152,11 +113,7 @@ std::unique_ptr<Operation> Make(const Shape& in, const Step& step, Arguments& ar
     case Kind::kConv: return TakeConv(in, step, args);
     case Kind::kRealConv: return TakeRealConv(in, step, args);
     case Kind::kPack: return MakePack(in);
-    case Kind::kPoolBits: return TakePoolBits(in, step, args);
     case Kind::kSumPool: return TakeSumPool(in, step, args);
-    case Kind::kNorm: return TakeNorm(in, args);
-    case Kind::kMean: return MakeMean(in);
-    case Kind::kFlatten: return std::make_unique<Flatten>(in);
     case Kind::kFold: return MakeFold(in, step);
     case Kind::kPackFlags: return MakePackFlags(in, step);
   }

@@ -8,6 +8,7 @@ library, such as one built under a sanitizer.
 """
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -27,6 +28,8 @@ from xnor_jax.ops.cpu.split import split_images
 from xnor_jax.ops.cpu.steps import Step, geometry_numbers
 
 RANK = 2  # spatial axes of its images
+
+_LOCK = threading.Lock()
 
 
 def is_available() -> bool:
@@ -108,6 +111,38 @@ def run(
     units = range(x.ndim - 1, RANK + 1)
     y = _over_images(call)(jnp.expand_dims(x, units), *arrays)
     return vary_as(y.reshape(x.shape[0], *spatial, depth), x, *arrays)
+
+
+def run_network(
+    x: jax.Array, nodes: str, arrays: Sequence[jax.Array], shape: tuple[int, ...]
+) -> jax.Array:
+    """A packed network's graph in one call: see `xnor_jax.ops.run_network`.
+
+    Args:
+      x: float32 `[N, *image_shape]`, not empty.
+      nodes: JSON, a list of nodes as in a file.
+      arrays: Their arrays; of kernels the words.
+      shape: Of the result, without the batch.
+
+    Returns:
+      float32 `[N, *shape]`.
+
+    Raises:
+      RuntimeError: If the library was not built.
+    """
+    _built()
+    if not isinstance(x.shape[0], int):
+        return _EXPORT.bind(x, shape=(x.shape[0], *shape), dtype=jnp.float32)
+    _register_network()
+    image_shape = np.array(x.shape[1:], np.int64)
+
+    def logits_of(x, *arrays):
+        out = jax.ShapeDtypeStruct((x.shape[0], *shape), jnp.float32)
+        call = jax.ffi.ffi_call("xnor_jax_network", out)
+        return call(x, *arrays, image_shape=image_shape, nodes=nodes)
+
+    call = split_images(logits_of, images=1)
+    return vary_as(_over_images(call)(x, *arrays), x, *arrays)
 
 
 def kernel_gradient(
@@ -237,13 +272,47 @@ def _built() -> ctypes.CDLL:
     return library
 
 
+def _register_network() -> None:
+    """Register the network's call and the type of its state, once.
+
+    XLA wants the type first. What is registered before JAX has a CPU client waits for
+    it, and then JAX hands over the calls first.
+    """
+    with _LOCK:
+        _network()
+
+
+@cache
+def _network() -> None:
+    try:
+        jax.local_devices(backend="cpu")
+    except RuntimeError:  # JAX runs without a CPU client; no program calls it here.
+        return
+    library, state = _built(), {}
+    for part in ("id", "info"):
+        address = getattr(library, f"xnor_jax_network_{part}")
+        address.restype = ctypes.c_void_p
+        state[f"type_{part}"] = jax.ffi.pycapsule(address())
+    jax.ffi.register_ffi_type("xnor_jax_network", state, platform="cpu")
+    stages = {"instantiate": "network_instantiate", "execute": "network"}
+    _register(
+        "network", {stage: _capsule(library, call) for stage, call in stages.items()}
+    )
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
     library = _compiled.load()
     if library is None:
         return None
     for call in ("run", "kernel_gradient", "channel_sums"):
-        name = f"xnor_jax_{call}"
-        function = jax.ffi.pycapsule(getattr(library, name))
-        jax.ffi.register_ffi_target(name, function, platform="cpu")
+        _register(call, _capsule(library, call))
     return library
+
+
+def _capsule(library: ctypes.CDLL, call: str) -> Any:
+    return jax.ffi.pycapsule(getattr(library, f"xnor_jax_{call}"))
+
+
+def _register(call: str, handlers: Any) -> None:
+    jax.ffi.register_ffi_target(f"xnor_jax_{call}", handlers, platform="cpu")

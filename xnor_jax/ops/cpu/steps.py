@@ -17,18 +17,7 @@ from xnor_jax.ops.kernel import PackedKernel
 
 # As in engine/xla/chain.cc.
 class _Kind(IntEnum):
-    (
-        CONV,
-        REAL_CONV,
-        PACK,
-        POOL_BITS,
-        SUM_POOL,
-        NORM,
-        MEAN,
-        FLATTEN,
-        FOLD,
-        PACK_FLAGS,
-    ) = range(10)
+    CONV, REAL_CONV, PACK, SUM_POOL, FOLD, PACK_FLAGS = range(6)
 
 
 @jax.tree_util.register_dataclass
@@ -119,14 +108,6 @@ def pack_flags(count: int) -> Step:
     return Step((), _numbers(_Kind.PACK_FLAGS, channels=(count, 0)))
 
 
-def pool_bits(
-    flip: jax.Array, *, window: tuple[int, ...], strides: tuple[int, ...], padding: Pads
-) -> Step:
-    """Words to those of a max-pool: see `xnor_jax.ops.pool_bits`."""
-    options = {"window": window, "strides": strides, "padding": padding}
-    return Step((flip,), _numbers(_Kind.POOL_BITS, **options))
-
-
 def sum_pool_bits(
     threshold: Threshold,
     *,
@@ -138,21 +119,6 @@ def sum_pool_bits(
     options = {"window": window, "strides": strides, "padding": padding}
     arrays = (threshold.threshold, threshold.flip)
     return Step(arrays, _numbers(_Kind.SUM_POOL, **options))
-
-
-def norm(mean: jax.Array, scale: jax.Array, bias: jax.Array) -> Step:
-    """Floats to `(x − mean) · scale + bias`, each of them float32 `[C]`."""
-    return Step((mean, scale, bias), _numbers(_Kind.NORM))
-
-
-def mean() -> Step:
-    """Floats to their mean over all positions of an image."""
-    return Step((), _numbers(_Kind.MEAN))
-
-
-def flatten() -> Step:
-    """Everything of an image as one position; words only of a single one."""
-    return Step((), _numbers(_Kind.FLATTEN))
 
 
 def fold(

@@ -7,6 +7,8 @@ import c_engine
 import numpy as np
 import pytest
 
+from xnor_jax.ops import cpu
+
 pytestmark = c_engine.needed
 
 LAYOUT = "bit 1 is -1; least significant bit first; C order of [*window, in, out]"
@@ -187,6 +189,44 @@ def test_conditions():
     over, under = x > 0.5, x < -0.5
     which = (over & under) | (~(over | under) ^ over)
     np.testing.assert_array_equal(y, np.clip(np.where(which, 0.5, x), -0.5, 0.5))
+
+
+THREE = {
+    "multiply_add": ((0, 1, 2), lambda a, b, c: a * b + c),
+    "multiply_sub": ((0, 1, 2), lambda a, b, c: a * b - c),
+    "sub_multiply": ((2, 0, 1), lambda a, b, c: c - a * b),
+}
+
+
+@pytest.mark.parametrize("name", THREE)
+@pytest.mark.parametrize("shape", [(3, 5, 33), (2, 1, 40), (37,), (4, 3)])
+def test_a_product_and_a_sum_are_rounded_once(name, shape):
+    """Of 20 bits a factor and 24 a summand: in float64 all of it is exact."""
+    rng = np.random.default_rng(len(shape))
+    order, function = THREE[name]
+    size, channels = math.prod(shape), shape[-1]
+    x = rng.integers(-(2**20), 2**20, (3, *shape)).astype(np.float32)
+    factor = rng.integers(-(2**20), 2**20, channels).astype(np.float32)
+    summand = (rng.integers(-(2**24), 2**24, size) * 2.0**16).astype(np.float32)
+    summand = summand.reshape(shape)
+    for single in (False, True):  # a number, or one a channel
+        b = factor[:1] if single else factor
+        operands = [(0, ()), (-1, b.shape), (-1, shape)]
+        node = {
+            "kind": "elementwise",
+            "function": name,
+            "operands": [operands[i][0] for i in order],
+            "shapes": [operands[i][1] for i in order],
+            "arrays": {
+                f"constant{order.index(1)}": b,
+                f"constant{order.index(2)}": summand,
+            },
+        }
+        exact = function(*(np.float64(a) for a in (x, b, summand)))
+        wanted = np.float32(exact)
+        if cpu.instruction_set() == "portable":
+            wanted = function(x, b, summand)
+        np.testing.assert_array_equal(run(x, node), wanted)
 
 
 @pytest.mark.parametrize("name", ["sum", "max", "min"])

@@ -35,7 +35,7 @@ def packed():
     def function(x):
         x = jax.nn.relu(conv(x, stem, "SAME") + shift)
         y = conv(xnor.sign_ste(x - 0.3), xnor.binarize(kernel), "SAME")
-        y = jnp.tanh(y * scale)[..., order] + x
+        y = jnp.tanh(y * scale + shift)[..., order] * scale + x
         y = conv(xnor.sign_ste(y), xnor.binarize(kernel), ((1, 0), (0, 2)))
         return jnp.maximum(y[:, ::2], y[:, 1::2]).mean((1, 2)) @ head
 

@@ -1,6 +1,7 @@
 // Functions of floats, one number after another.
 #include <cmath>
 
+#include "select.h"
 #include "values.h"
 #include "walk.h"
 
@@ -55,6 +56,20 @@ void IntegerPower(const float* const* in, const int64_t* strides, float* out,
       if (rest & 1) y *= x;
     out[i] = exponent < 0 ? 1.0f / y : y;
   }
+}
+
+template <bool minus_product, bool minus_sum>
+void MultiplyAdd(const float* const* in, const int64_t* strides, float* out,
+                 int64_t count, int64_t) {
+  Chosen().multiply_add(in, strides, out, count, minus_product, minus_sum);
+}
+
+// c - a * b, in this order.
+void SubMultiply(const float* const* in, const int64_t* strides, float* out, int64_t count,
+                 int64_t exponent) {
+  const float* const turned[] = {in[1], in[2], in[0]};
+  const int64_t apart[] = {strides[1], strides[2], strides[0]};
+  MultiplyAdd<true, false>(turned, apart, out, count, exponent);
 }
 
 struct Entry {
@@ -154,6 +169,9 @@ constexpr Entry kFunctions[] = {
     {"not", 1, One<Not>},       {"and", 2, Two<And>},
     {"or", 2, Two<Or>},         {"xor", 2, Two<Xor>},
     {"select", 3, Three<Select>},
+    {"multiply_add", 3, MultiplyAdd<false, false>},
+    {"multiply_sub", 3, MultiplyAdd<false, true>},
+    {"sub_multiply", 3, SubMultiply},
 };
 
 const Entry* Find(const std::string& name) {

@@ -93,6 +93,13 @@ struct Kernels {
                        int64_t channels, float* sums);
   // Output rows [begin, end), counted through all images.
   void (*sum_pool)(const PoolJob&, int64_t begin, int64_t end);
+  // out = a * b + c of so many numbers, so far apart, with - in the place of +, or of the
+  // product negative; rounded once where the processor can.
+  void (*multiply_add)(const float* const* in, const int64_t* strides, float* out,
+                       int64_t count, bool minus_product, bool minus_sum);
+  // out[pixel][c] = (x[pixel][c] - mean[c]) * scale[c] + bias[c].
+  void (*norm)(const float* x, const float* mean, const float* scale, const float* bias,
+               int64_t channels, int64_t pixels, float* out);
 };
 
 extern const Kernels kPortable;

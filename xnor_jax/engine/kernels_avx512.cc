@@ -71,5 +71,6 @@ inline uint32_t NegativeMask(const float* x) {
 
 namespace xnor {
 const Kernels kAvx512 = {"avx512", Convolve<uint32_t>, Convolve<float>, CountTaps,
-                     Pack, Unpack, AddProducts, ChannelSums, SumPool};
+                     Pack, Unpack, AddProducts, ChannelSums, SumPool,
+                     MultiplyAdd, Norm};
 }  // namespace xnor

@@ -405,5 +405,54 @@ void SumPool(const PoolJob& job, int64_t begin, int64_t end) {
   }
 }
 
+// Up to kLanes numbers, so far apart; 0 in the place of the others.
+inline Floats::Vector LoadSome(const float* from, int64_t stride, int64_t lanes) {
+  if (stride == 0) return Floats::Broadcast(*from);
+  if (stride == 1 && lanes == Floats::kLanes) return Floats::Load(from);
+  alignas(64) float some[Floats::kLanes] = {};
+  for (int64_t i = 0; i < lanes; ++i) some[i] = from[i * stride];
+  return Floats::Load(some);
+}
+
+inline void StoreSome(float* to, Floats::Vector v, int64_t lanes) {
+  if (lanes == Floats::kLanes) return Floats::Store(to, v);
+  alignas(64) float some[Floats::kLanes];
+  Floats::Store(some, v);
+  for (int64_t i = 0; i < lanes; ++i) to[i] = some[i];
+}
+
+// Exact, also of 0.
+inline Floats::Vector Negative(Floats::Vector v) {
+  return Floats::MultiplyAdd(v, Floats::Broadcast(-1.0f), Floats::Broadcast(-0.0f));
+}
+
+void MultiplyAdd(const float* const* in, const int64_t* strides, float* out,
+                 int64_t count, bool minus_product, bool minus_sum) {
+  for (int64_t i = 0; i < count; i += Floats::kLanes) {
+    const int64_t lanes = Smaller(count - i, Floats::kLanes);
+    const auto load = [&](int k) {
+      return LoadSome(in[k] + i * strides[k], strides[k], lanes);
+    };
+    const Floats::Vector a = load(0), b = load(1), c = load(2);
+    StoreSome(out + i,
+              Floats::MultiplyAdd(minus_product ? Negative(a) : a, b,
+                                  minus_sum ? Negative(c) : c),
+              lanes);
+  }
+}
+
+void Norm(const float* x, const float* mean, const float* scale, const float* bias,
+          int64_t channels, int64_t pixels, float* out) {
+  const Floats::Vector minus = Floats::Broadcast(-1.0f);
+  for (int64_t pixel = 0; pixel < pixels; ++pixel, x += channels, out += channels)
+    for (int64_t c = 0; c < channels; c += Floats::kLanes) {
+      const int64_t lanes = Smaller(channels - c, Floats::kLanes);
+      const auto load = [&](const float* from) { return LoadSome(from + c, 1, lanes); };
+      // A product by -1 is exact, so this is the difference.
+      const Floats::Vector centred = Floats::MultiplyAdd(load(mean), minus, load(x));
+      StoreSome(out + c, Floats::MultiplyAdd(centred, load(scale), load(bias)), lanes);
+    }
+}
+
 }  // namespace
 }  // namespace xnor

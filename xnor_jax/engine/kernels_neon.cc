@@ -76,5 +76,6 @@ inline uint32_t NegativeMask(const float* x) {
 
 namespace xnor {
 const Kernels kNeon = {"neon", Convolve<uint32_t>, Convolve<float>, CountTaps,
-                     Pack, Unpack, AddProducts, ChannelSums, SumPool};
+                     Pack, Unpack, AddProducts, ChannelSums, SumPool,
+                     MultiplyAdd, Norm};
 }  // namespace xnor

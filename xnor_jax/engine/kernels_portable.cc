@@ -73,5 +73,6 @@ inline uint32_t NegativeMask(const float* x) {
 
 namespace xnor {
 const Kernels kPortable = {"portable", Convolve<uint32_t>, Convolve<float>, CountTaps,
-                     Pack, Unpack, AddProducts, ChannelSums, SumPool};
+                     Pack, Unpack, AddProducts, ChannelSums, SumPool,
+                     MultiplyAdd, Norm};
 }  // namespace xnor

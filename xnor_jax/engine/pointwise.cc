@@ -126,12 +126,8 @@ class Norm : public Operation {
   void Run(const Call& call) const override {
     const int64_t channels = out.depth;
     InParts(call.team, call.images * out.pixels(), channels, [&](int64_t begin, int64_t end) {
-      for (int64_t pixel = begin; pixel < end; ++pixel) {
-        const float* x = call.floats() + pixel * channels;
-        float* y = static_cast<float*>(call.out) + pixel * channels;
-        for (int64_t c = 0; c < channels; ++c)
-          y[c] = (x[c] - mean_[c]) * scale_[c] + bias_[c];
-      }
+      Chosen().norm(call.floats() + begin * channels, mean_, scale_, bias_, channels,
+                    end - begin, static_cast<float*>(call.out) + begin * channels);
     });
   }
 

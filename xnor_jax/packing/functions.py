@@ -58,6 +58,10 @@ _BINARY: dict[str, Callable[..., jax.Array]] = {
 _TERNARY: dict[str, Callable[..., jax.Array]] = {
     "clamp": lambda low, x, high: jnp.maximum(low, jnp.minimum(x, high)),
     "select": lambda which, if_false, if_true: jnp.where(which, if_true, if_false),
+    # Rounded once where the processor can, by XLA and by the engine.
+    "multiply_add": lambda a, b, c: a * b + c,
+    "multiply_sub": lambda a, b, c: a * b - c,
+    "sub_multiply": lambda c, a, b: c - a * b,
 }
 # Functions of floats, but for `LOGICAL`, "to_float" and the choice of "select".
 FUNCTIONS = _UNARY | _BINARY | _TERNARY

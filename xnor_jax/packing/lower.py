@@ -50,6 +50,7 @@ def lower(traced: Trace, masked: Iterable[str] = ()) -> tuple[graph.Node, ...]:
     for rule in (_with_bias, _with_bias, _with_relu, _norm):
         output = rewrite(rule, x, output)
     output = rewrite(_Mean(output), x, output)
+    output = rewrite(_multiply_add, x, output)
     return _Emitter(traced.parameters).run(x, output)
 
 
@@ -146,6 +147,28 @@ def _norm(node: Node, users: Users) -> Node:
         *(part[2].sources for part in (shifted, scaled, found) if part)
     )
     return made
+
+
+def _multiply_add(node: Node, users: Users) -> Node:
+    """A sum and a product that it alone reads: XLA rounds the two at once."""
+    name = node.attrs.get("name")
+    if node.op != "function" or name not in ("add", "sub") or node.dtype != np.float32:
+        return node
+    for at, product in enumerate(node.ins):
+        if not isinstance(product, Node) or product.shape != node.shape:
+            continue
+        is_product = product.op == "function" and product.attrs["name"] == "mul"
+        if not is_product or len(users[product]) != 1:
+            continue
+        other = node.ins[1 - at]
+        ins = [*product.ins, other]
+        function = "multiply_add" if name == "add" else "multiply_sub"
+        if name == "sub" and at == 1:
+            ins, function = [other, *product.ins], "sub_multiply"
+        fused = make("function", ins, node.shape, node, name=function)
+        fused.sources |= product.sources
+        return fused
+    return node
 
 
 class _Mean:

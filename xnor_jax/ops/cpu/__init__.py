@@ -288,7 +288,8 @@ def _network() -> None:
         jax.local_devices(backend="cpu")
     except RuntimeError:  # JAX runs without a CPU client; no program calls it here.
         return
-    library, state = _built(), {}
+    library = _built()
+    state: Any = {}
     for part in ("id", "info"):
         address = getattr(library, f"xnor_jax_network_{part}")
         address.restype = ctypes.c_void_p

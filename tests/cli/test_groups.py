@@ -1,11 +1,14 @@
 """The options of train in groups: all of them, once, with their words."""
 
 import dataclasses
+import itertools
 import re
 from collections import Counter
 
+import pytest
 from commands import finished
 
+from xnor_jax import cli
 from xnor_jax.cli import groups, recipes
 from xnor_jax.train.cluster import Cluster
 from xnor_jax.train.recipe import PARTS, Recipe
@@ -30,6 +33,21 @@ def test_help_begins_with_what_a_person_needs(capsys, monkeypatch):
     assert max(map(len, out.splitlines())) <= 80
     for names in PARTS.values():
         assert ",".join(names) in re.sub(r"\s*│?\n│?\s*", "", out)
+
+
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+def test_help_fits_a_terminal_and_fills_its_lines(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = finished(capsys, *command.split(), "--help").splitlines()
+    assert max(map(len, lines)) <= 80
+    # A line ends where the next word has no room, or a sentence ends.
+    for line, below in itertools.pairwise(lines):
+        words, more = (
+            re.findall(r"^│ (?:\S.*?)? {3,}(\S.*?) *│$", at) for at in (line, below)
+        )
+        started = re.match(r"│ {7,}", below)
+        if words and more and started and not words[0].endswith((".", ")")):
+            assert len(line.rstrip("│ ")) + len(more[0].split()[0]) + 1 > 76, line
 
 
 def test_values_go_into_groups_and_come_back():

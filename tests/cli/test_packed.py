@@ -65,6 +65,7 @@ def test_pack_prints_each_layer_and_says_all_in_the_file(run, tmp_path, capsys):
     assert "2 of 4 binary" in out and "2,000,000" in out and "293,000" in out
     size, accuracy = path.stat().st_size, accuracies(run)[-1]
     assert f"{path}: {size:,} bytes" in out and f"{accuracy:.2%}" in out
+    assert max(len(line) for line in out.splitlines() if str(path) not in line) <= 80
     ratio = re.search(r"1/([\d.]+) of the ([\d,]+) in float32", out)
     before = int(ratio[2].replace(",", ""))
     assert before == 4 * 431_220 and float(ratio[1]) == round(before / size, 1) > 18

@@ -171,19 +171,19 @@ def _command(name: str) -> Callable[[list[str]], None]:
 
 
 def _help() -> str:
+    from xnor_jax.cli.output import wrapped
     from xnor_jax.train.recipe import PARTS, PRESETS
 
     lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
     parts = [f"{field}s: {', '.join(names)}" for field, names in PARTS.items()]
-    return "\n".join(
-        (
-            "usage: xnor-jax COMMAND …\n",
-            *lines,
-            f"\nrecipes: MODULE:NAME, {', '.join(PRESETS)}",
-            *parts,
-            "xnor-jax COMMAND --help says more.",
-        )
+    rows = (
+        "usage: xnor-jax COMMAND …\n",
+        *lines,
+        f"\nrecipes: MODULE:NAME, {', '.join(PRESETS)}",
+        *parts,
+        "xnor-jax COMMAND --help says more.",
     )
+    return wrapped("\n".join(rows))
 
 
 def _version() -> str:

@@ -3,8 +3,10 @@
 import contextlib
 import difflib
 import functools
+import inspect
 import io
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -17,6 +19,7 @@ from tyro.constructors import (
 )
 
 from xnor_jax.cli import UsageError
+from xnor_jax.cli.output import wrapped
 from xnor_jax.registry import BACKENDS, expected
 from xnor_jax.train import own
 
@@ -67,6 +70,11 @@ def command(function: Callable[..., None]) -> Callable[[list[str]], None]:
     def given(*args, **options):
         return args, options
 
+    # The lines of an argument as one: tyro would keep some of their ends.
+    given.__doc__ = re.sub(r"\n {8,}", " ", function.__doc__ or "")
+    given.__signature__ = inspect.signature(function)  # type: ignore
+    del given.__wrapped__
+
     def run(words: list[str]) -> None:
         args, options = parse(function.__name__, given, words)
         function(*args, **options)
@@ -81,13 +89,18 @@ def parse(command: str, function: Callable[..., Any], args: list[str]) -> Any:
       UsageError: If they are not the function's.
     """
     complaint = io.StringIO()
+    # Frames are drawn where the output's encoding has them.
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    shown = io.TextIOWrapper(io.BytesIO(), encoding)
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(shown):
             return tyro.cli(
                 function, args=args, prog=f"xnor-jax {command}", registry=_TYPES
             )
     except SystemExit as stop:
         if not stop.code:
+            shown.seek(0)
+            print(wrapped(shown.read()), flush=True)
             raise
         line = _line(complaint.getvalue())
         raise UsageError(f"{line} (see xnor-jax {command} --help)") from None

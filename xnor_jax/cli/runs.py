@@ -201,6 +201,6 @@ def pack(
     console = make_console()
     console.print(tables.report_table(f"{packed.info.name}: {run}", packed.report))
     console.print(
-        f"{output}: {size:,} bytes with its header, 1/{before / size:.1f} of the "
+        f"{output}: {size:,} bytes with its header,\n1/{before / size:.1f} of the "
         f"{before:,} in float32; test accuracy {packed.info.test_accuracy:.2%}"
     )

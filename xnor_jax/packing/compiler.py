@@ -90,6 +90,27 @@ def pack(
       >>> packed.report.rows[1].kind, packed.report.rows[1].bytes_after
       ('binary', 512)
     """
+    packed, function, params = _packed(model, mask, example, backend)
+    _check(packed, function, params, example)
+    return packed
+
+
+def pack_unchecked(
+    model: nnx.Module | Callable[[jax.Array], jax.Array],
+    *,
+    example: ArrayLike | None = None,
+) -> PackedModel:
+    """`pack` without running the network: for what it would take, whatever its numbers.
+
+    Args:
+      model: As for `pack`.
+      example: As for `pack`.
+    """
+    return _packed(model, None, example, "auto")[0]
+
+
+def _packed(model: Any, mask: Mask, example: ArrayLike | None, backend: str):
+    """The packed network, and the function and parameters that it was made from."""
     backends.resolve("pack", backend)
     if not isinstance(model, nnx.Module) and not callable(model):
         raise TypeError(
@@ -112,8 +133,7 @@ def pack(
     nodes = lower(traced, masked)
     rows = report(nodes, shape, file.stored_sizes(nodes, shape))
     packed = PackedModel(nodes=nodes, image_shape=shape, report=rows, backend=backend)
-    _check(packed, function, params, example)
-    return packed
+    return packed, function, params
 
 
 def _of_module(model: nnx.Module, mask: Mask):

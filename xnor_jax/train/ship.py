@@ -1,6 +1,7 @@
 """A run's checkpoint as a packed network that knows what it was trained on."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +82,13 @@ def obstacle(run: RunInfo) -> str | None:
     return None
 
 
-def pack_model(model: nnx.Module, image_shape: tuple[int, ...]) -> PackedModel:
+def pack_model(
+    model: nnx.Module,
+    image_shape: tuple[int, ...],
+    packer: Callable[..., PackedModel] = pack,
+) -> PackedModel:
     """Pack a model in evaluation, which may not tell its `image_shape` itself."""
     if hasattr(model, "image_shape"):
-        return pack(model)
+        return packer(model)
     noise = np.random.default_rng(0).normal(size=(2, *image_shape))
-    return pack(model, example=noise.astype(np.float32))
+    return packer(model, example=noise.astype(np.float32))

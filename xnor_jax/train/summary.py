@@ -5,12 +5,15 @@ import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from rich import box
 from rich.table import Table
 
 from xnor_jax import data, masks
 from xnor_jax.packing import PackedModel
+from xnor_jax.packing.compiler import pack_unchecked
 from xnor_jax.packing.graph import specs_of
 from xnor_jax.train import network, ship
 from xnor_jax.train.folder import RunWarning
@@ -20,7 +23,7 @@ from xnor_jax.train.recipe import Recipe, to_json
 def table(name: str, recipe: Recipe) -> Table:
     """The layers in the order of definition, each with its bits and its costs.
 
-    The network is packed with its initial weights to learn what it would take.
+    The network is packed, with any numbers for weights, to learn what it would take.
 
     Args:
       name: The recipe's name, for the title.
@@ -47,7 +50,8 @@ def table(name: str, recipe: Recipe) -> Table:
         if on and recipe.binary_weights
     }
     kernels = ["/".join(map(str, paths[0])) for paths in masks.definition_order(model)]
-    packed = _packed(name, build(), image_shape)
+    numbers = build() if callable(recipe.model) else _with_any_numbers(model)
+    packed = _packed(name, numbers, image_shape)
     costs = {} if packed is None else _costs(packed)
     fields = to_json(recipe)
     shape = "×".join(map(str, image_shape))
@@ -98,12 +102,27 @@ def table(name: str, recipe: Recipe) -> Table:
     return result
 
 
+def _with_any_numbers(model: nnx.Module) -> nnx.Module:
+    """An abstract model with numbers, in a small part of the initializers' time."""
+    rng = np.random.default_rng(0)
+
+    def number(leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        # Scales and variances have one axis or none, and are above 0.
+        drawn = rng.random(leaf.shape, np.float32) + (0.5 if leaf.ndim < 2 else -0.5)
+        return drawn.astype(leaf.dtype)
+
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(number, state))
+
+
 def _packed(
     name: str, model: nnx.Module, image_shape: tuple[int, ...]
 ) -> PackedModel | None:
     model.eval()
     try:
-        return ship.pack_model(model, image_shape)
+        return ship.pack_model(model, image_shape, pack_unchecked)
     except (ValueError, TypeError) as error:
         reason = str(error).removeprefix("pack: ")
         warnings.warn(f"{name} cannot be packed: {reason}", RunWarning, stacklevel=2)

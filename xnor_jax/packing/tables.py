@@ -64,7 +64,8 @@ def _table(
 
 
 def _milliseconds(seconds: Spread) -> str:
-    digits = 3 if seconds.median < 1e-3 else 2 if seconds.median < 0.1 else 0
+    digits = 2 if seconds.median < 1e-2 else 1 if seconds.median < 0.1 else 0
+    digits += seconds.median < 1e-4
     return _in_words(Spread(*(1e3 * value for value in seconds)), digits)
 
 

@@ -3,10 +3,11 @@
 import dataclasses
 import itertools
 import re
+import subprocess
 from collections import Counter
 
 import pytest
-from commands import finished
+from commands import finished, said
 
 from xnor_jax import cli
 from xnor_jax.cli import groups, recipes
@@ -48,6 +49,15 @@ def test_help_fits_a_terminal_and_fills_its_lines(command, capsys, monkeypatch):
         started = re.match(r"│ {7,}", below)
         if words and more and started and not words[0].endswith((".", ")")):
             assert len(line.rstrip("│ ")) + len(more[0].split()[0]) + 1 > 76, line
+
+
+def test_completion_is_a_script_of_the_shell(capsys):
+    code, out, err = said(capsys, "train", "--tyro-print-completion", "bash")
+    assert (code or 0, err) == (0, "")
+    assert "--learning-rate" in out
+    assert subprocess.run(["bash", "-n"], input=out, text=True).returncode == 0
+    # A list of options is one line, however long.
+    assert max(map(len, out.splitlines())) > 200
 
 
 def test_values_go_into_groups_and_come_back():

@@ -118,6 +118,15 @@ def test_the_title_names_what_decides():
     assert report.title(info) == "n: lenet5, float twin, seed 7"
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 8, 60])
+def test_epochs_are_counted_in_whole_numbers(epochs):
+    figure = report.picture("a run", history(epochs), weights())
+    for axis in figure.axes[:4]:
+        ticks = axis.get_xticks()
+        assert (ticks == ticks.round()).all() and len(ticks) <= 12
+        assert epochs > 8 or [*ticks] == [*range(1, epochs + 1)]
+
+
 def test_events_hold_every_scalar_and_histogram(tmp_path):
     writer = report.EventWriter(tmp_path, 0)
     for record in history(3):
@@ -148,9 +157,12 @@ def test_lines_without_a_terminal_and_time_left():
         display.begin_epoch(2)
         display.on_steps(5, Metrics(0.25, 0.5))
         display.end_epoch(history(2)[1])
+        display.end_epoch(history(2)[1] | {"data_wait": 0.04})
+        display.end_epoch(history(2)[1] | {"data_wait": 0.07})
     text = out.getvalue()
-    assert text == (
+    line = (
         "epoch   2/3  train 0.5000  75.00%  test 0.5500  70.00%  flips 5e-02  1,000/s\n"
     )
+    assert text == 3 * line + "  7.0% of the time waiting for data\n"
     status = display._progress.tasks[0].fields["status"]
     assert "loss 0.2500" in status and "50.00%" in status and "left" in status

@@ -90,8 +90,8 @@ def parse(command: str, function: Callable[..., Any], args: list[str]) -> Any:
     """
     complaint = io.StringIO()
     # Frames are drawn where the output's encoding has them.
-    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-    shown = io.TextIOWrapper(io.BytesIO(), encoding)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    shown = io.TextIOWrapper(io.BytesIO(), encoding, errors="replace")
     try:
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(shown):
             return tyro.cli(
@@ -100,7 +100,9 @@ def parse(command: str, function: Callable[..., Any], args: list[str]) -> Any:
     except SystemExit as stop:
         if not stop.code:
             shown.seek(0)
-            print(wrapped(shown.read()), flush=True)
+            text = shown.read()  # a shell's completion stays as it is
+            asked = {"-h", "--help"} & set(args)
+            print(wrapped(text) if asked else text, flush=True)
             raise
         line = _line(complaint.getvalue())
         raise UsageError(f"{line} (see xnor-jax {command} --help)") from None

@@ -9,6 +9,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from xnor_jax.train.folder import DATA_WAIT
 from xnor_jax.train.step import Metrics
 
+_MUCH = 0.05  # of an epoch's time, which is told where it was spent on waiting
+
 
 class Display:
     """A bar for the epoch that runs and one line for each that has ended.
@@ -89,7 +91,7 @@ class Display:
             f"test {record['test_loss']:.4f} {record['test_accuracy']:7.2%}  "
             f"flips {record['flip_ratio']:.0e}  {record['images_per_second']:,.0f}/s"
         )
-        if DATA_WAIT in record:
+        if record.get(DATA_WAIT, 0) >= _MUCH:
             line += f"\n  {record[DATA_WAIT]:.1%} of the time waiting for data"
         self._console.print(line, highlight=False, soft_wrap=True)
 

@@ -74,8 +74,10 @@ Loss, error: over the training images while they are trained on, and over the te
 images after each epoch; the grey line is at the epoch of the least test error. Signs
 turned: the share of a kernel's weights whose sign a step turned, averaged over the
 epoch; near 0 the binary network has settled. Latent weights: their distribution after
-the last epoch; those near 0 turn easily, and at ±1 they are clamped. Signs: a part of
-the first of these kernels, blue +1, red −1.""".replace("\n", " ")
+the last epoch, in the same colours; those near 0 turn easily, and at ±1 they are
+clamped. Signs: a part of the first of these kernels, blue +1, red −1.""".replace(
+    "\n", " "
+)
 
 _LINES = 8  # legend entries at most
 _FEW = 20  # epochs that get a marker each
@@ -158,7 +160,10 @@ def picture(title: str, history: History, weights: dict[str, np.ndarray]) -> Any
     for axis in axes[:4]:
         scale(axis)
         axis.set(xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
-        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+        if len(epochs) > 8:
+            axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5]))
+        else:
+            axis.set_xticks(epochs)
 
     kernels = {name: weights[name] for name in sorted(weights, key=_natural)}
     values = [np.abs(kernel).max(initial=1e-9) for kernel in kernels.values()]
@@ -171,7 +176,7 @@ def picture(title: str, history: History, weights: dict[str, np.ndarray]) -> Any
     _lines(axes[4], middles, shares, drawstyle="steps-mid")
     axes[4].set(title="latent weights", xlabel="w", ylabel="density")
     scale(axes[4])
-    for axis in axes[[0, 1, 3, 4]]:
+    for axis in axes[[0, 1, 3]]:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize="small")
     name, kernel = next(iter(kernels.items()), ("", np.empty(0)))

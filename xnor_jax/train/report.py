@@ -176,9 +176,10 @@ def picture(title: str, history: History, weights: dict[str, np.ndarray]) -> Any
     _lines(axes[4], middles, shares, drawstyle="steps-mid")
     axes[4].set(title="latent weights", xlabel="w", ylabel="density")
     scale(axes[4])
-    for axis in axes[[0, 1, 3]]:
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize="small")
+    for axis in axes[:2]:
+        axis.legend(fontsize="small")
+    if flips:  # between the two panels that it is for
+        axes[3].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     name, kernel = next(iter(kernels.items()), ("", np.empty(0)))
     if kernel.ndim > 1:
         draw_signs(axes[5], name, kernel)
@@ -201,14 +202,13 @@ def _lines(axis: Any, x: Any, curves: Mapping[str, Any], **look: Any) -> None:
         axis.plot(x, curves[name], label=name.removesuffix("/kernel"), **look)
     if rest := names[len(single) :]:
         values = np.array([curves[name] for name in rest])
-        axis.fill_between(
-            x,
-            values.min(0),
-            values.max(0),
-            color="grey",
-            alpha=0.3,
-            label=f"{len(rest)} others, least to most",
-        )
+        low, high = values.min(0), values.max(0)
+        grey = {"color": "grey", "alpha": 0.3}
+        grey["label"] = f"{len(rest)} others,\nleast to most"
+        if len(x) > 1:
+            axis.fill_between(x, low, high, **grey)
+        else:
+            axis.vlines(x, low, high, linewidth=8, **grey)
 
 
 def scale(axis: Any) -> None:

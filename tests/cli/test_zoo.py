@@ -29,9 +29,8 @@ def test_zoo_lists_all_in_80_columns_and_shows_a_card(capsys, monkeypatch):
     out = finished(capsys, "zoo")
     for name in zoo.names():
         card = zoo.card(name)
-        words = (
-            rf"^{name} +{card.dataset} .* {card.test_accuracy:.2%} +0 +{card.bytes:,}"
-        )
+        accuracy = f"{card.test_accuracy:.2%}"
+        words = rf"^{name} +{card.dataset} .* {accuracy} +{card.seed} +{card.bytes:,}"
         assert re.search(words, out, re.MULTILINE)
     assert max(map(len, out.splitlines())) <= 80
     assert finished(capsys, "zoo", NAME) == f"{zoo.card(NAME)}\n"

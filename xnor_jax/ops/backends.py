@@ -67,9 +67,9 @@ def _xla(words, kernel, epilogue, geometry):
 
 
 def _pallas(words, kernel, epilogue, geometry):
-    plain = partial(xla.conv_words, **geometry.options)
-    own = partial(plain, count=pallas.popcounts)
-    return lax.platform_dependent(words, kernel, epilogue, cuda=own, default=plain)
+    counted = partial(xla.conv_words, **geometry.options)
+    own = partial(counted, count=pallas.popcounts)
+    return lax.platform_dependent(words, kernel, epilogue, cuda=own, default=counted)
 
 
 def _cpu(words, kernel, epilogue, geometry):
@@ -197,11 +197,11 @@ def product(
         both = [steps.pack(), steps.conv(packed, Sums(), **geometry.options)]
         return cpu.run(x, both, geometry.out, packed.out_features, jnp.int32)
 
-    def plain(x, kernel):
+    def portable(x, kernel):
         words = bits.pack_signs(x.reshape(grouped.shape))
         return _xla(words, pack_kernel(kernel, groups), Sums(), geometry)
 
-    return choose(backend, compiled, plain, x.astype(jnp.float32), kernel)
+    return choose(backend, compiled, portable, x.astype(jnp.float32), kernel)
 
 
 def conv_words(
@@ -232,8 +232,8 @@ def conv_words(
     _check_filter(kernel)
     if backend != "auto":
         return BACKENDS[backend].conv_words(words, kernel, epilogue, geometry)
-    compiled, plain = (partial(run, geometry=geometry) for run in (_cpu, _xla))
-    return choose(backend, compiled, plain, words, kernel, epilogue)
+    compiled, portable = (partial(run, geometry=geometry) for run in (_cpu, _xla))
+    return choose(backend, compiled, portable, words, kernel, epilogue)
 
 
 def real_conv(
@@ -259,18 +259,18 @@ def real_conv(
     """
     options = geometry.options
 
-    def plain(x, kernel, epilogue):
+    def portable(x, kernel, epilogue):
         acc = convolution.conv(x, kernel, groups=groups, **options)
         return apply_epilogue(acc, epilogue)
 
     if backend not in ("auto", "cpu") or x.size == 0:
-        return plain(x, kernel, epilogue)
+        return portable(x, kernel, epilogue)
 
     def compiled(x, kernel, epilogue):
         step = steps.real_conv(kernel, epilogue, **options)
         return _run(x, step, epilogue, jnp.float32, geometry.out, kernel.shape[-1])
 
-    return choose(backend, compiled, plain, x, kernel, epilogue)
+    return choose(backend, compiled, portable, x, kernel, epilogue)
 
 
 def sum_pool_bits(
@@ -293,34 +293,34 @@ def sum_pool_bits(
         "padding": geometry.padding,
     }
 
-    def plain(x, threshold):
+    def portable(x, threshold):
         return apply_epilogue(convolution.sum_pool(x, geometry), threshold)
 
     if backend not in ("auto", "cpu") or x.size == 0:
-        return plain(x, threshold)
+        return portable(x, threshold)
 
     def compiled(x, threshold):
         step = steps.sum_pool_bits(threshold, **options)
         return _run(x, step, threshold, jnp.float32, geometry.out, x.shape[-1])
 
-    return choose(backend, compiled, plain, x, threshold)
+    return choose(backend, compiled, portable, x, threshold)
 
 
-def choose(backend: str, compiled: Function, plain: Function, *args: Any) -> Any:
-    """The call of a compiled function, or of the plain one that computes the same.
+def choose(backend: str, compiled: Function, portable: Function, *args: Any) -> Any:
+    """The call of a compiled function, or of the portable one that computes the same.
 
     Args:
       backend: What `resolve` gave: `"auto"`, `"cpu"`, or one without compiled code.
       compiled: Calls the compiled library.
-      plain: JAX for any platform.
+      portable: JAX for any platform.
       *args: What both take.
     """
     if backend == "cpu":
         return compiled(*args)
     if backend == "auto":
         # A program for another platform must not hold the CPU call.
-        return lax.platform_dependent(*args, cpu=compiled, default=plain)
-    return plain(*args)
+        return lax.platform_dependent(*args, cpu=compiled, default=portable)
+    return portable(*args)
 
 
 def _compiles(backend: str, x: jax.Array) -> bool:

@@ -78,14 +78,14 @@ def _batch_norm_fwd(epsilon, backend, x, scale, bias):
 def _batch_norm_bwd(epsilon, backend, residuals, gradients):
     x, mean, variance, inverse, scale, bias = residuals
     g = gradients[0]  # of μ and σ² they are zeros
-    plain, centred = _means(backend, g, x, mean)  # of g and of g · (x − μ)
+    of_g, centred = _means(backend, g, x, mean)  # of g and of g · (x − μ)
     # What rounding has left no variance has no gradient through it.
     through_variance = jnp.where(variance > 0, inverse**2 * centred, 0)
     factor = inverse if scale is None else inverse * scale
-    d_x = factor * (g - plain - (x - mean) * through_variance)
+    d_x = factor * (g - of_g - (x - mean) * through_variance)
     count = _count(x)
     d_scale = None if scale is None else count * inverse * centred
-    return d_x, d_scale, None if bias is None else count * plain
+    return d_x, d_scale, None if bias is None else count * of_g
 
 
 _batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
@@ -94,11 +94,11 @@ _batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
 def _means(backend, a, x, center):
     """The means of `a` and of `a · (x − center)`, float32 `[2, C]`."""
 
-    def plain(a, x, center):
+    def portable(a, x, center):
         axes = tuple(range(x.ndim - 1))
         return jnp.stack([a.sum(axes), (a * (x - center)).sum(axes)])
 
-    sums = backends.choose(backend, cpu.channel_sums, plain, a, x, center)
+    sums = backends.choose(backend, cpu.channel_sums, portable, a, x, center)
     return sums / _count(x)
 
 

@@ -80,11 +80,11 @@ def _backward(geometry, groups, keep_rate, dtype, residuals, g):
 
         d_signs, d_kernel = jax.vjp(product, signs, alpha * sign(kernel))[1](g)
         return d_signs, d_kernel / keep_rate
-    plain, scaled = (
+    unscaled, scaled = (
         rounded(a, dtype).astype(dtype) for a in (g, alpha.astype(g.dtype) * g)
     )
     d_signs = _signs_gradient(geometry, groups, signs, kernel, scaled)
-    d_kernel = _kernel_gradient(geometry, groups, signs, kernel, plain)
+    d_kernel = _kernel_gradient(geometry, groups, signs, kernel, unscaled)
     # XLA may have kept the precision of its sums.
     d_signs = rounded(d_signs.astype(g.dtype), dtype)
     return d_signs, d_kernel.astype(kernel.dtype) / keep_rate

@@ -79,7 +79,7 @@ def conv(
         dilation=dilation,
     )
 
-    def plain(x, kernel, bias):
+    def portable(x, kernel, bias):
         options = {**geometry.options, "groups": groups, "accumulator": accumulator}
         y = convolution.conv(x, kernel, **options)
         return y if bias is None else y + bias.astype(y.dtype)
@@ -87,11 +87,11 @@ def conv(
     backend = backends.resolve("conv", backend, len(geometry.window), gradient=True)
     known = kernel.dtype == jnp.float32 and accumulator in (None, x.dtype)
     if not _compiles("conv", backend, x, geometry, groups, known=known):
-        return plain(x, kernel, bias)
+        return portable(x, kernel, bias)
     x = cpu.vary_as(x, kernel)  # As in `binary_product`.
     kernel = cpu.vary_as(kernel, x)
     bias = None if bias is None else cpu.vary_as(bias, x)
-    return backends.choose(backend, partial(_conv, geometry), plain, x, kernel, bias)
+    return backends.choose(backend, partial(_conv, geometry), portable, x, kernel, bias)
 
 
 @over_images
@@ -161,12 +161,12 @@ def binary_product(
     kernel = cpu.vary_as(kernel, x)
     bias = None if bias is None else cpu.vary_as(bias, x)
     args = (x, kernel, bias, keep)
-    plain = partial(_in_floats, geometry, groups, keep_rate, relu, dtype, clipped)
+    portable = partial(_in_floats, geometry, groups, keep_rate, relu, dtype, clipped)
     known = kernel.dtype == jnp.float32
     if not _compiles("binary_product", backend, x, geometry, groups, known=known):
-        return plain(*args)
+        return portable(*args)
     on_bits = partial(_on_bits, geometry, keep_rate, relu, dtype, clipped)
-    return backends.choose(backend, on_bits, plain, *args)
+    return backends.choose(backend, on_bits, portable, *args)
 
 
 def _with_rule(rule, multiplier, kernel):
@@ -258,9 +258,9 @@ def _on_bits_bwd(geometry, keep_rate, relu, dtype, clipped, residuals, g):
         g = jnp.where(y > 0, g, 0)
     d_bias = _bias_gradient(g, bias)
     alpha, signs = alpha / keep_rate, sign(kernel)
-    plain, scaled, factor = g, g, alpha * signs
+    unscaled, scaled, factor = g, g, alpha * signs
     if dtype is not None:
-        plain, scaled, factor = rounded(g, dtype), rounded(alpha * g, dtype), signs
+        unscaled, scaled, factor = rounded(g, dtype), rounded(alpha * g, dtype), signs
     options = {"shape": kernel.shape, **geometry.options}
     # Nothing passes where `ste` clips, nor to what was dropped.
     blocked = [] if outside is None else [outside]
@@ -268,7 +268,7 @@ def _on_bits_bwd(geometry, keep_rate, relu, dtype, clipped, residuals, g):
         others = words
     else:
         blocked.append(words ^ others)
-    d_kernel = cpu.kernel_gradient(words, others, plain, **options) / keep_rate
+    d_kernel = cpu.kernel_gradient(words, others, unscaled, **options) / keep_rate
     d_x = input_gradient(geometry, scaled, factor)
     if dtype is not None:
         d_x = rounded(d_x, dtype)

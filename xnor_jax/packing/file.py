@@ -182,15 +182,15 @@ def to_bytes(packed: PackedModel, info: Info) -> bytes:
         for index, members in enumerate(description.members)
         for name, member in members.items()
     }
-    plain = safetensors.numpy.save(tensors)
-    start = _data_start(plain)
+    bare = safetensors.numpy.save(tensors)
+    start = _data_start(bare)
     # The library writes several metadata in an order that changes from call to call.
-    metadata = {_KEY: text, _SUM: _checksum(text, memoryview(plain)[start:])}
-    entries = {"__metadata__": metadata} | json.loads(plain[8:start])
+    metadata = {_KEY: text, _SUM: _checksum(text, memoryview(bare)[start:])}
+    entries = {"__metadata__": metadata} | json.loads(bare[8:start])
     header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     checks.limit("a header in bytes", len(header), checks.LARGEST_HEADER)
-    return b"".join((len(header).to_bytes(8, "little"), header, plain[start:]))
+    return b"".join((len(header).to_bytes(8, "little"), header, bare[start:]))
 
 
 def from_bytes(data: bytes) -> PackedModel:

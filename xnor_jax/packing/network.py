@@ -151,7 +151,7 @@ def _check_sharding(x: jax.Array) -> None:
 def _run(packed: PackedModel, x: jax.Array) -> jax.Array:
     backend = backends.resolve("PackedModel", packed.backend)
     others = "xla" if backend in ("auto", "cpu") else backend
-    plain = partial(run_nodes, backend=others)
+    portable = partial(run_nodes, backend=others)
     if x.size == 0:
-        return plain(packed.nodes, x)
-    return backends.choose(backend, run_compiled, plain, packed.nodes, x)
+        return portable(packed.nodes, x)
+    return backends.choose(backend, run_compiled, portable, packed.nodes, x)

@@ -500,21 +500,21 @@ def from_json(fields: dict[str, Any], base: Recipe | None = None) -> Recipe:
       RecipeError: If a field is unknown, cannot be, or names what cannot be imported.
     """
 
-    def value(name: str, plain: Any) -> Any:
-        if isinstance(plain, list):
-            return tuple(plain)
-        if name in PARTS and isinstance(plain, str) and own.is_reference(plain):
+    def value(name: str, written: Any) -> Any:
+        if isinstance(written, list):
+            return tuple(written)
+        if name in PARTS and isinstance(written, str) and own.is_reference(written):
             given = getattr(base, name, None)
-            if callable(given) and own.describe(given) == plain:
+            if callable(given) and own.describe(given) == written:
                 return given
             try:
-                return own.find(plain)
+                return own.find(written)
             except RecipeError as error:
                 raise RecipeError(str(error), field=name) from error
-        return plain
+        return written
 
     try:
-        values = {name: value(name, plain) for name, plain in fields.items()}
+        values = {name: value(name, written) for name, written in fields.items()}
         return validate(Recipe(**values))
     except (TypeError, AttributeError) as error:
         raise RecipeError(f"not a recipe: {error}") from error

@@ -223,7 +223,7 @@ def make_train_epoch(
         batches = order[: steps * batch_size].reshape(steps, batch_size)
         return constrain_replicated((batches, augment_key), mesh)
 
-    def report(at, carry):
+    def on_piece(at, carry):
         if on_steps is not None:
             on_steps(at, means(carry[1][0], at))
 
@@ -232,7 +232,7 @@ def make_train_epoch(
         steps = len(batches)
         carry = state, replicate(zero_total(state), mesh)
         data = images, labels, batches, augment_key
-        state, total = pieces(carry, steps, *data, on_piece=report)
+        state, total = pieces(carry, steps, *data, on_piece=on_piece)
         return state, *mean(total, steps)
 
     return epoch

@@ -67,7 +67,7 @@ class NIN(Layered):
             "kernel_init": nnx.initializers.normal(0.05),
             **ours,
         }
-        real: dict[str, Any] = {
+        norm: dict[str, Any] = {
             "momentum": 0.9,
             "epsilon": 1e-4,
             "use_bias": False,
@@ -81,7 +81,7 @@ class NIN(Layered):
             **block,
         }
         self.conv1 = Conv(channels, 192, (5, 5), padding=2, **real)
-        self.norm1 = BatchNorm(192, **real)
+        self.norm1 = BatchNorm(192, **norm)
         self.block2 = XnorBlock(192, 160, (1, 1), **block)
         self.block3 = XnorBlock(160, 96, (1, 1), **block)
         self.block4 = XnorBlock(96, 192, (5, 5), padding=2, dropout=dropout, **block)
@@ -89,7 +89,7 @@ class NIN(Layered):
         self.block6 = XnorBlock(192, 192, (1, 1), **block)
         self.block7 = XnorBlock(192, 192, (3, 3), padding=1, dropout=dropout, **block)
         self.block8 = XnorBlock(192, 192, (1, 1), **block)
-        self.norm9 = BatchNorm(192, **real)
+        self.norm9 = BatchNorm(192, **norm)
         self.conv9 = Conv(192, classes, (1, 1), **real)
 
     def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:

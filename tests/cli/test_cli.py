@@ -281,6 +281,13 @@ def test_another_recipes_folder_is_refused_and_left_alone(alone, capsys):
     assert after == before
 
 
+def test_images_too_small_for_a_network_leave_no_folder(tmp_path, capsys):
+    run = tmp_path / "run"
+    code, _, err = said(capsys, "train", "--model", "alexnet", "--output", run)
+    assert code == 2 and "--model: alexnet fails for images of 28×28×1" in err
+    assert "at least 67×67" in err and not run.exists()
+
+
 def test_summary_prints_which_kernels_are_binary(capsys):
     code, out, _ = said(capsys, "summary", "cifar10-nin")
     assert code == 0

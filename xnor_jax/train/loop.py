@@ -89,11 +89,12 @@ def train(
             f"images, got {recipe.batch_size}",
             field="batch_size",
         )
+    # Before a folder is made, and all pictures are looked at: whether the network takes
+    # such images.
+    classes = len(info.class_names)
+    build = network.builder(recipe, image_shape=info.image_shape, classes=classes)
+    network.abstract(recipe, build, info.image_shape, classes)
     if isinstance(dataset, PictureSet):
-        # Before all pictures are looked at: whether the network takes such images.
-        classes = len(info.class_names)
-        build = network.builder(recipe, image_shape=info.image_shape, classes=classes)
-        network.abstract(recipe, build, info.image_shape, classes)
         dataset.check()
     checkpoints = Checkpoints(folder)
     history: History = []

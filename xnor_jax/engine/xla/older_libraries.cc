@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <exception>
 #include <mutex>
+#include <sstream>
 
 #define STAND_IN(declaration, symbol)                                           \
   extern "C" __attribute__((visibility("hidden"))) declaration __asm__(symbol); \
@@ -40,6 +41,12 @@ STAND_IN(void throw_bad_array_new_length(), "_ZSt28__throw_bad_array_new_lengthv
 STAND_IN(void wait(std::condition_variable* changed, std::unique_lock<std::mutex>* lock),
          "_ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE") {
   pthread_cond_wait(changed->native_handle(), lock->mutex()->native_handle());
+}
+
+// libstdc++ 9: it was in the header, with the mode as an argument. XLA's headers use it.
+STAND_IN(void construct(void* stream),
+         "_ZNSt7__cxx1118basic_stringstreamIcSt11char_traitsIcESaIcEEC1Ev") {
+  new (stream) std::stringstream(std::ios_base::in | std::ios_base::out);
 }
 
 // libstdc++ 11: the parts of a copy and of a destruction, which were whole before.

@@ -29,7 +29,7 @@ if _HURRY and jax.__version_info__ < (0, 11) and _OLDER not in os.environ["XLA_F
 gc.set_threshold(200_000, 50, 1000)
 
 # Most examples compile a program. `.ci/run` draws more: `--hypothesis-profile=ci`.
-for _profile, _examples in (("few", 8), ("ci", 20)):
+for _profile, _examples in (("few", 8), ("ci", 12)):
     hypothesis.settings.register_profile(
         _profile, deadline=None, derandomize=True, max_examples=_examples
     )

@@ -1,6 +1,6 @@
 """What a network does: it trains by its recipe, and packs, which compares the two.
 
-LeNet-5 and NIN do so by command, in tests/cli.
+LeNet-5, NIN and ResNet-18 do so by command, in tests/cli.
 """
 
 import dataclasses
@@ -19,7 +19,6 @@ from xnor_jax.train import loop, recipe, step
 RECIPES = {
     "alexnet": ("imagenet-alexnet", (67, 68, 3)),
     "vggsmall": ("cifar10-vggsmall", (9, 8, 3)),
-    "resnet18": ("imagenet-resnet18", (9, 8, 3)),
     "resnet20": ("cifar10-resnet20", (9, 6, 3)),
     "birealnet18": ("imagenet-birealnet18", (9, 8, 3)),
     "reactneta": ("imagenet-reactneta", (9, 8, 3)),
@@ -29,8 +28,8 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 
 def test_every_recipe_for_imagenet_is_here():
-    imagenet = [name for name in recipe.PRESETS if name.startswith("imagenet")]
-    assert set(imagenet) <= {name for name, _ in RECIPES.values()}
+    imagenet = {name for name in recipe.PRESETS if name.startswith("imagenet")}
+    assert imagenet - {"imagenet-resnet18"} <= {name for name, _ in RECIPES.values()}
 
 
 @pytest.mark.slow

@@ -55,21 +55,21 @@ def main() -> None:
         f"batch {args.batch}, float32, {args.rounds} rounds, threads: {len(cores)}\n"
         f"cpu: {measure.describe_cpu()}\nversions: {measure.versions()}\n"
     )
-    print("| shape | transposed, ms | folded, ms | folded ÷ transposed | taken |")
+    print("| shape | transposed, ms | col2im, ms | col2im ÷ transposed | taken |")
     print("|---|---|---|---|---|")
     for case in CASES:
         geometry, g, kernel = draw(case, args.batch)
-        ways = {"transposed": gradients.transposed, "folded": gradients.folded}
+        ways = {"transposed": gradients.transposed, "col2im": gradients.col2im}
         sides = {
             name: caller(partial(way, geometry), g, kernel)
             for name, way in ways.items()
         }
         seconds = measure.in_turn(sides, args.rounds)
         times = {name: measure.Spread.of(values) for name, values in seconds.items()}
-        pairs = zip(seconds["folded"], seconds["transposed"], strict=True)
+        pairs = zip(seconds["col2im"], seconds["transposed"], strict=True)
         ratio = measure.Spread.of([a / b for a, b in pairs])
         cells = [f"{1000 * time.median:.2f}" for time in times.values()]
-        taken = "folded" if gradients.folds(geometry, kernel) else "transposed"
+        taken = "col2im" if gradients.takes_col2im(geometry, kernel) else "transposed"
         print(
             f"| {case} | {' | '.join(cells)} | {ratio.median:.2f} | {taken} |",
             flush=True,

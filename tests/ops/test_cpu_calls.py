@@ -57,7 +57,7 @@ SUM_POOL = CONV | {
     "window": [3, 3],
     "out": jax.ShapeDtypeStruct((1, 2, 2, 2), jnp.uint32),
 }
-FOLD = CONV | {  # of a 3×3 window on images of 4×5
+COL2IM = CONV | {  # of a 3×3 window on images of 4×5
     "kind": 4,
     "x": jax.ShapeDtypeStruct((1, 2, 3, 9 * 4), jnp.float32),
     "arrays": [],
@@ -66,7 +66,7 @@ FOLD = CONV | {  # of a 3×3 window on images of 4×5
     "window": [3, 3],
     "out": jax.ShapeDtypeStruct((1, 4, 5, 4), jnp.float32),
 }
-STEPS = [CONV, REAL, PACK, PACK_FLAGS, SUM_POOL, FOLD]
+STEPS = [CONV, REAL, PACK, PACK_FLAGS, SUM_POOL, COL2IM]
 
 
 def call(*steps, cut=0):
@@ -108,10 +108,10 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize("step", [CONV, REAL, SUM_POOL, FOLD])
+@pytest.mark.parametrize("step", [CONV, REAL, SUM_POOL, COL2IM])
 @pytest.mark.parametrize("name", OTHER)
 def test_the_library_refuses_numbers_out_of_range(step, name):
-    if name == ("dilation" if step is SUM_POOL else "window") and step is not FOLD:
+    if name == ("dilation" if step is SUM_POOL else "window") and step is not COL2IM:
         return  # not read
     for value in OTHER[name]:
         with pytest.raises(Exception, match="xnor_jax: "):
@@ -145,7 +145,7 @@ def test_the_library_refuses_buffers_of_other_shapes(step):
             )
         ),
     ]
-    if step not in (PACK, PACK_FLAGS, FOLD):
+    if step not in (PACK, PACK_FLAGS, COL2IM):
         other += [{"x": shaped(x, 1, 2, *x.shape[2:])}]  # smaller than the window
     for changed in other:
         with pytest.raises(Exception, match="xnor_jax: "):
@@ -180,7 +180,7 @@ def test_the_library_refuses_channels_that_do_not_fit(changed):
 )
 def test_the_library_refuses_patches_that_do_not_fit(changed):
     with pytest.raises(Exception, match="xnor_jax: "):
-        call(FOLD | changed)
+        call(COL2IM | changed)
 
 
 @pytest.mark.parametrize("count", [-1, 0, 2, 9, 2**40])

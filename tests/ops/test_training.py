@@ -156,12 +156,12 @@ def test_gradient_of_the_images_either_way(case):
     conv = partial(training.conv, **geometry.options, backend="float")
     y, pull = jax.vjp(lambda x: conv(x, kernel), x)
     g = jax.random.normal(jax.random.key(0), y.shape)
-    for way in (gradients.folded, gradients.transposed):
+    for way in (gradients.col2im, gradients.transposed):
         check_close(jax.jit(partial(way, geometry))(g, kernel), pull(g)[0])
 
 
 @pytest.mark.parametrize(
-    "size, kernel, strides, padding, folded",
+    "size, kernel, strides, padding, expected",
     [
         ((12, 12), (5, 5, 20, 50), 1, 0, True),  # LeNet-5: 20 channels fill no panel
         ((16, 16), (5, 5, 96, 192), 1, 2, False),  # NIN
@@ -171,10 +171,10 @@ def test_gradient_of_the_images_either_way(case):
         ((128, 128), (9, 9, 3, 3), 1, 0, False),  # patches of 14 MB an image
     ],
 )
-def test_what_folds(size, kernel, strides, padding, folded):
+def test_what_takes_col2im(size, kernel, strides, padding, expected):
     pads, unit = ((padding, padding),) * 2, (1, 1)
     geometry = Geometry(size, kernel[:2], (strides, strides), pads, unit)
-    assert gradients.folds(geometry, jnp.zeros(kernel)) == folded
+    assert gradients.takes_col2im(geometry, jnp.zeros(kernel)) == expected
 
 
 @needs_library

@@ -17,7 +17,7 @@ from xnor_jax.ops.bits import WORD, words_for
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Sums
 
-# So many multiplications take the time of adding up a number of a patch; as in fold.cc.
+# So many multiplications take the time of adding up a number of a patch in col2im.cc.
 _ADDED = 16
 # Numbers of an image's patches that memory is taken for, a thread: 8 MiB.
 _LARGEST = 1 << 21
@@ -35,12 +35,12 @@ def input_gradient(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.A
     if single and not geometry.padded:
         columns = kernel.reshape(kernel.shape[-2:])
         return convolution.dot(g, columns.swapaxes(0, 1))
-    formulation = folded if folds(geometry, kernel) else transposed
+    formulation = col2im if takes_col2im(geometry, kernel) else transposed
     return formulation(geometry, g, kernel)
 
 
-def folds(geometry: Geometry, kernel: jax.Array) -> bool:
-    """Whether `folded` is to be quicker than `transposed`.
+def takes_col2im(geometry: Geometry, kernel: jax.Array) -> bool:
+    """Whether `col2im` is to be quicker than `transposed`.
 
     Both fill up their numbers for a pixel to whole panels. One multiplies at the pixels
     of the result and adds up what overlaps, the other multiplies at those of the image,
@@ -58,14 +58,14 @@ def folds(geometry: Geometry, kernel: jax.Array) -> bool:
     return prod(geometry.out) * patch < prod(geometry.spatial) * window
 
 
-def folded(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
+def col2im(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
     """The gradient of each window's patch, added up where patches overlap."""
     channels, features = kernel.shape[-2:]
     unit = (1,) * len(geometry.window)
     taps = kernel.reshape(-1, features).swapaxes(0, 1).reshape(*unit, features, -1)
     patches = steps.real_conv(taps, Sums())
-    fold = steps.fold(geometry.spatial, window=geometry.window, **geometry.options)
-    return cpu.run(g, [patches, fold], geometry.spatial, channels, jnp.float32)
+    add = steps.col2im(geometry.spatial, window=geometry.window, **geometry.options)
+    return cpu.run(g, [patches, add], geometry.spatial, channels, jnp.float32)
 
 
 def transposed(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -9,16 +9,10 @@ import numpy as np
 
 from xnor_jax.data import SOURCES, DataError, Fit, ImageSet
 from xnor_jax.packing.network import Info, PackedModel
+from xnor_jax.train.step import Metrics
 
 # Images at once: their activations, not the whole set's, are in memory.
 BATCH_SIZE = 500
-
-
-class Metrics(NamedTuple):
-    """Means over a split."""
-
-    loss: float  # cross entropy
-    accuracy: float  # a fraction of 1
 
 
 class Prediction(NamedTuple):

@@ -43,8 +43,8 @@ class TrainState(NamedTuple):
 class Metrics(NamedTuple):
     """Means over an epoch's steps or a split's images."""
 
-    loss: jax.Array  # float32 []
-    accuracy: jax.Array  # float32 [], a fraction of 1
+    loss: jax.Array | float  # cross entropy, float32 []
+    accuracy: jax.Array | float  # float32 [], a fraction of 1
 
 
 class Trainer(NamedTuple):

@@ -18,7 +18,7 @@ namespace xnor {
 namespace {
 
 // As in ops/cpu/steps.py.
-enum class Kind : int64_t { kConv, kRealConv, kPack, kSumPool, kFold, kPackFlags };
+enum class Kind : int64_t { kConv, kRealConv, kPack, kSumPool, kCol2Im, kPackFlags };
 
 // The buffers of kernels and constants, in the order in which the operations take them.
 class Arguments {
@@ -114,7 +114,7 @@ std::unique_ptr<Operation> Make(const Shape& in, const Step& step, Arguments& ar
     case Kind::kRealConv: return TakeRealConv(in, step, args);
     case Kind::kPack: return MakePack(in);
     case Kind::kSumPool: return TakeSumPool(in, step, args);
-    case Kind::kFold: return MakeFold(in, step);
+    case Kind::kCol2Im: return MakeCol2Im(in, step);
     case Kind::kPackFlags: return MakePackFlags(in, step);
   }
   throw Refusal("there is no such operation");

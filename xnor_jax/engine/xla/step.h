@@ -10,7 +10,7 @@
 
 namespace xnor {
 
-// xnor_jax/ops/cpu writes these numbers in this order. Of a fold, `channels` and
+// xnor_jax/ops/cpu writes these numbers in this order. Of a col2im, `channels` and
 // `out_channels` are the image's height and width; of flags to pack, `channels` is how
 // many.
 struct Step {
@@ -30,7 +30,7 @@ inline Geometry GeometryOf(int64_t height, int64_t width, const int64_t (&window
 }
 
 std::unique_ptr<Operation> MakePackFlags(const Shape& in, const Step& step);
-std::unique_ptr<Operation> MakeFold(const Shape& in, const Step& step);
+std::unique_ptr<Operation> MakeCol2Im(const Shape& in, const Step& step);
 
 }  // namespace xnor
 

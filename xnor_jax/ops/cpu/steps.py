@@ -17,7 +17,7 @@ from xnor_jax.ops.kernel import PackedKernel
 
 # As in engine/xla/chain.cc.
 class _Kind(IntEnum):
-    CONV, REAL_CONV, PACK, SUM_POOL, FOLD, PACK_FLAGS = range(6)
+    CONV, REAL_CONV, PACK, SUM_POOL, COL2IM, PACK_FLAGS = range(6)
 
 
 @jax.tree_util.register_dataclass
@@ -121,7 +121,7 @@ def sum_pool_bits(
     return Step(arrays, _numbers(_Kind.SUM_POOL, **options))
 
 
-def fold(
+def col2im(
     spatial: tuple[int, ...],
     *,
     window: tuple[int, ...],
@@ -139,7 +139,7 @@ def fold(
       dilation: Of the window, one per spatial axis.
     """
     numbers = _numbers(
-        _Kind.FOLD,
+        _Kind.COL2IM,
         channels=_pair(spatial),
         window=window,
         strides=strides,

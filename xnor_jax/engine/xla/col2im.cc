@@ -8,9 +8,9 @@
 namespace xnor {
 namespace {
 
-class Fold : public Operation {
+class Col2Im : public Operation {
  public:
-  Fold(const Geometry& g, int64_t channels)
+  Col2Im(const Geometry& g, int64_t channels)
       : Operation({Type::kFloats, g.y.size, g.x.size, channels}), g_(g),
         patch_(g.y.window * g.x.window * channels) {
     constexpr double kAdded = 16;  // multiplications in the time of a sum
@@ -64,7 +64,7 @@ class Fold : public Operation {
 
 }  // namespace
 
-std::unique_ptr<Operation> MakeFold(const Shape& in, const Step& step) {
+std::unique_ptr<Operation> MakeCol2Im(const Shape& in, const Step& step) {
   Require(in.type == Type::kFloats, "expected floats");
   // The image's size stands where other operations have their channels.
   const Geometry g =
@@ -74,7 +74,7 @@ std::unique_ptr<Operation> MakeFold(const Shape& in, const Step& step) {
   Require(g.y.size >= 1 && g.x.size >= 1 && in.height == g.y.out &&
               in.width == g.x.out && in.depth % taps == 0,
           "expected a patch for each of the window's places on the image");
-  return std::make_unique<Fold>(g, in.depth / taps);
+  return std::make_unique<Col2Im>(g, in.depth / taps);
 }
 
 }  // namespace xnor

@@ -107,7 +107,7 @@ def logits(trainer: Trainer, state: TrainState) -> Callable[[np.ndarray], np.nda
         model.eval()
         return model(normalize(trainer.source, images))
 
-    function = partial(compute, state.params, state.rest)
+    function = partial(compute, state.evaluated, state.rest)
     return lambda images: predict.in_batches(function, images)
 
 

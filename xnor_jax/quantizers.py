@@ -31,7 +31,7 @@ from jax.typing import ArrayLike
 from xnor_jax import _kernel
 from xnor_jax._gradient import transform_gradient
 from xnor_jax._kernel import wide_dtype
-from xnor_jax.registry import SURROGATES, expected
+from xnor_jax.registry import SURROGATES, find
 
 Surrogate = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -150,19 +150,7 @@ def get(surrogate: str | Surrogate) -> Surrogate:
       ValueError: If no surrogate has that name.
       TypeError: If it is neither a name nor callable.
     """
-    if callable(surrogate):
-        return surrogate
-    if not isinstance(surrogate, str):
-        raise TypeError(
-            "surrogate: expected a name or an (x, grad) -> grad function, got "
-            f"{surrogate!r}"
-        )
-    if surrogate not in SURROGATES:
-        raise ValueError(
-            f"surrogate: unknown name {surrogate!r}; {expected(surrogate, SURROGATES)};"
-            " an (x, grad) -> grad function does as well"
-        )
-    return SURROGATES[surrogate]
+    return find("surrogate", surrogate, SURROGATES, "an (x, grad) -> grad function")
 
 
 def check(surrogate: Surrogate, x: jax.Array) -> None:

@@ -57,6 +57,31 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def find(kind: str, given: Any, registry: Registry, function: str) -> Any:
+    """What a name stands for; a function of one's own comes back as it is.
+
+    Args:
+      kind: What is looked for, for errors.
+      given: A name or a function.
+      registry: Where names are found.
+      function: What such a function is, for errors.
+
+    Raises:
+      ValueError: If the registry has no such name.
+      TypeError: If it is neither a name nor callable.
+    """
+    if callable(given):
+        return given
+    if not isinstance(given, str):
+        raise TypeError(f"{kind}: expected a name or {function}, got {given!r}")
+    if given not in registry:
+        raise ValueError(
+            f"{kind}: unknown name {given!r}; {expected(given, registry)}; {function} "
+            "does as well"
+        )
+    return registry[given]
+
+
 MODELS = Registry(
     {
         "lenet5": "xnor_jax.models.lenet5:LeNet5",

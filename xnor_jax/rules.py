@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from xnor_jax._kernel import check_kernel, filter_size, scale, sign, wide_dtype
-from xnor_jax.registry import RULES, expected
+from xnor_jax.registry import RULES, find
 
 Rule = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -118,18 +118,7 @@ def get(rule: str | Rule) -> Rule:
       ValueError: If no rule has that name.
       TypeError: If it is neither a name nor callable.
     """
-    if callable(rule):
-        return rule
-    if not isinstance(rule, str):
-        raise TypeError(
-            f"rule: expected a name or a (kernel, grad) -> grad function, got {rule!r}"
-        )
-    if rule not in RULES:
-        raise ValueError(
-            f"rule: unknown name {rule!r}; {expected(rule, RULES)}; a "
-            "(kernel, grad) -> grad function does as well"
-        )
-    return RULES[rule]
+    return find("rule", rule, RULES, "a (kernel, grad) -> grad function")
 
 
 def check(rule: Rule, kernel: jax.Array) -> None:

@@ -29,7 +29,7 @@ from jax.typing import ArrayLike
 from xnor_jax import rules
 from xnor_jax._kernel import scale, sign, wide_dtype
 from xnor_jax._tree import Mask, map_kernels
-from xnor_jax.registry import WEIGHT_METHODS, expected
+from xnor_jax.registry import WEIGHT_METHODS, find
 from xnor_jax.rules import Rule
 
 # What of a latent kernel is binarized: kernel -> kernel.
@@ -214,18 +214,7 @@ def get(method: str | WeightMethod) -> WeightMethod:
       ValueError: If no method has that name.
       TypeError: If it is neither a name nor callable.
     """
-    if callable(method):
-        return method
-    if not isinstance(method, str):
-        raise TypeError(
-            f"weight_method: expected a name or a function of a kernel, got {method!r}"
-        )
-    if method not in WEIGHT_METHODS:
-        raise ValueError(
-            f"weight_method: unknown name {method!r}; "
-            f"{expected(method, WEIGHT_METHODS)}; a function of a kernel does as well"
-        )
-    return WEIGHT_METHODS[method]
+    return find("weight_method", method, WEIGHT_METHODS, "a function of a kernel")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

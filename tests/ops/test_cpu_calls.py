@@ -311,6 +311,16 @@ def test_sums_of_what_does_not_fit_are_refused(change, message):
         channel_sums(SUMS | change)
 
 
+def test_what_is_kept_has_the_size_that_it_had():
+    x = jnp.arange(6.0)
+    for shape in ((6,), (2, 3)):
+        out = jax.ShapeDtypeStruct(shape, jnp.float32)
+        y = jax.ffi.ffi_call("xnor_jax_keep", out)(x)
+        np.testing.assert_array_equal(y.reshape(-1), x)
+    with pytest.raises(Exception, match="a result of the array's size"):
+        jax.ffi.ffi_call("xnor_jax_keep", jax.ShapeDtypeStruct((5,), jnp.float32))(x)
+
+
 NETWORK = {
     "x": ((2, 40), jnp.float32),
     "arrays": [

@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xnor_jax.nn import AvgPool, BatchNorm, BinaryConv, Conv, RPReLU
+from xnor_jax.nn import (
+    AvgPool,
+    BatchNorm,
+    BinaryConv,
+    Conv,
+    RPReLU,
+    residual_sum,
+)
 
 
 class BiRealBlock(nnx.Module):
@@ -66,7 +73,8 @@ class BiRealBlock(nnx.Module):
         """Map `[N, H, W, C]` to `[N, H', W', C_out]`."""
         clipped = not self.conv.signs_input and self.activation is None
         y = self.norm(self.conv(jnp.clip(x, -1, 1) if clipped else x))
-        y = y + (x if self.shortcut is None else self.shortcut(x))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        y = residual_sum(y, shortcut, backend=self.conv.backend)
         return y if self.activation is None else self.activation(y)
 
 

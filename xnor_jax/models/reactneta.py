@@ -1,6 +1,7 @@
 """ReActNet-A: MobileNet made binary, for ImageNet."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from xnor_jax.nn import (
     Layered,
     RPReLU,
     RSign,
+    residual_sum,
 )
 
 _BLOCKS = (64, 128, 128, 256, 256, *6 * (512,), 1024, 1024)
@@ -141,11 +143,12 @@ class ReActBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, H, W, C]` to `[N, H', W', C_out]`."""
+        add = partial(residual_sum, backend=self.conv1.backend)
         y = self.norm1(self.conv1(self._sign(self.sign1, x)))
-        y = self.activation1(y + (x if self.pool is None else self.pool(x)))
+        y = self.activation1(add(y, x if self.pool is None else self.pool(x)))
         signs = self._sign(self.sign2, y)
         layers = zip(self.conv2, self.norm2, strict=True)
-        halves = [norm(conv(signs)) + y for conv, norm in layers]
+        halves = [add(norm(conv(signs)), y) for conv, norm in layers]
         wide = halves[0] if len(halves) == 1 else jnp.concatenate(halves, -1)
         return self.activation2(wide)
 

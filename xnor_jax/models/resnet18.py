@@ -7,7 +7,14 @@ import jax
 from flax import nnx
 
 from xnor_jax.models._images import check_image_shape
-from xnor_jax.nn import BatchNorm, Conv, GlobalAveragePool, MaxPool, XnorBlock
+from xnor_jax.nn import (
+    BatchNorm,
+    Conv,
+    GlobalAveragePool,
+    MaxPool,
+    XnorBlock,
+    residual_sum,
+)
 
 
 class ResNet18(nnx.Module):
@@ -116,6 +123,7 @@ class Residual(nnx.Module):
       in_features: Channels in.
       out_features: Channels out.
       strides: Of the first block, and of the shortcut.
+      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
       **block: Passed on to both `XnorBlock`s.
     """
@@ -126,10 +134,13 @@ class Residual(nnx.Module):
         out_features: int,
         *,
         strides: int = 1,
+        backend: str = "auto",
         rngs: nnx.Rngs,
         **block: Any,
     ):
-        block = {"padding": 1, "use_bias": False, "rngs": rngs, **block}
+        self.backend = backend
+        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        block = {"padding": 1, "use_bias": False, **ours, **block}
         self.block1 = XnorBlock(
             in_features, out_features, (3, 3), strides=strides, **block
         )
@@ -138,19 +149,14 @@ class Residual(nnx.Module):
         self.shortcut = (
             None
             if same
-            else Shortcut(
-                in_features,
-                out_features,
-                strides=strides,
-                backend=block.get("backend", "auto"),
-                rngs=rngs,
-            )
+            else Shortcut(in_features, out_features, strides=strides, **ours)
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, H, W, C]` to `[N, H', W', C_out]`."""
         aside = x if self.shortcut is None else self.shortcut(x)
-        return nnx.relu(self.block2(self.block1(x)) + aside)
+        y = self.block2(self.block1(x))
+        return nnx.relu(residual_sum(y, aside, backend=self.backend))
 
 
 class Shortcut(nnx.Module):

@@ -2,7 +2,8 @@
 
 A binary layer holds a latent kernel and computes `α · (sign(x) ⊛ sign(w))`: an integer
 sum, then one multiplication per output channel. The integer sum is the same in float32,
-in bfloat16 and on bits. `Conv` and `BatchNorm` are Flax's with a backend.
+in bfloat16 and on bits. `Conv` and `BatchNorm` are Flax's with a backend. A block of
+one's own adds its shortcut with `residual_sum`, to train faster on a CPU.
 """
 
 from xnor_jax.nn.activations import RPReLU, RSign
@@ -12,6 +13,7 @@ from xnor_jax.nn.conv import Conv
 from xnor_jax.nn.layered import Layered
 from xnor_jax.nn.norm import BatchNorm
 from xnor_jax.nn.pools import AvgPool, Flatten, GlobalAveragePool, MaxPool
+from xnor_jax.ops.residual import residual_sum
 
 __all__ = [
     "AvgPool",
@@ -26,4 +28,5 @@ __all__ = [
     "RPReLU",
     "RSign",
     "XnorBlock",
+    "residual_sum",
 ]

@@ -215,6 +215,28 @@ def channel_sums(a: jax.Array, x: jax.Array, center: jax.Array) -> jax.Array:
     return vary_as(y, a, x, center)
 
 
+def keep(x: jax.Array) -> jax.Array:
+    """The same array, in memory: XLA does not compute it anew where it is read.
+
+    Args:
+      x: An array `[N, ...]`.
+
+    Returns:
+      The same numbers.
+
+    Raises:
+      RuntimeError: If the library was not built.
+    """
+    _built()
+
+    def same(x):
+        out = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        aliases = {0: 0}
+        return jax.ffi.ffi_call("xnor_jax_keep", out, input_output_aliases=aliases)(x)
+
+    return vary_as(_over_images(split_images(same, images=1))(x), x)
+
+
 def vary_as(y: jax.Array, *arrays: jax.Array) -> jax.Array:
     """In `shard_map`, the same array, varying over the mesh axes of the others too."""
     missing = _varying(*arrays) - _varying(y)
@@ -306,7 +328,7 @@ def _library() -> ctypes.CDLL | None:
     library = _compiled.load()
     if library is None:
         return None
-    for call in ("run", "kernel_gradient", "channel_sums"):
+    for call in ("run", "kernel_gradient", "channel_sums", "keep"):
         _register(call, _capsule(library, call))
     return library
 

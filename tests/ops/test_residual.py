@@ -1,0 +1,90 @@
+"""The sum with a shortcut, which is kept in memory in training alone."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from xnor_jax.nn import residual_sum
+from xnor_jax.ops import cpu
+
+needs_library = pytest.mark.skipif(
+    not cpu.is_available(), reason="the cpu backend was not built"
+)
+
+
+def draw(*shape, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0))
+    return tuple(jax.random.normal(key, shape, dtype) for key in keys)
+
+
+def gradients(add, y, shortcut):
+    return jax.grad(lambda y, x: jnp.sum(jnp.sin(add(y, x))), argnums=(0, 1))(
+        y, shortcut
+    )
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 4), (2, 5, 5, 3)])
+@pytest.mark.parametrize("backend", ["auto", "float"])
+def test_the_sum_and_its_gradients(shape, backend):
+    y, shortcut = draw(*shape)
+
+    def add(y, x):
+        return residual_sum(y, x, backend=backend)
+
+    np.testing.assert_array_equal(add(y, shortcut), y + shortcut)
+    chex.assert_trees_all_close(
+        jax.jit(lambda *a: gradients(add, *a))(y, shortcut),
+        gradients(jnp.add, y, shortcut),
+        rtol=1e-6,
+    )
+
+
+def test_two_dtypes_have_the_result_and_the_gradients_of_their_sum():
+    y, shortcut = draw(2, 3)
+    y = y.astype(jnp.bfloat16)
+    assert residual_sum(y, shortcut).dtype == jnp.float32
+    found, expected = (gradients(add, y, shortcut) for add in (residual_sum, jnp.add))
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
+
+
+@needs_library
+def test_only_training_keeps_it():
+    y, shortcut = draw(2, 5, 5, 3)
+
+    def evaluated(y, x):
+        return residual_sum(residual_sum(y, x), x)
+
+    def kept(function):
+        return jax.jit(function).lower(y, shortcut).as_text().count("@xnor_jax_keep")
+
+    assert kept(evaluated) == 0
+    # Of each sum, and of its gradient.
+    assert kept(lambda y, x: gradients(evaluated, y, x)) == 4
+    assert kept(lambda *a: gradients(jnp.add, *a)) == 0
+
+
+@needs_library
+def test_under_vmap_and_on_several_devices():
+    y, shortcut = draw(4, 6, 3)
+    expected = gradients(jnp.add, y, shortcut)
+    mapped = jax.vmap(lambda *a: gradients(residual_sum, *a))(y, shortcut)
+    chex.assert_trees_all_close(mapped, expected, rtol=1e-6)
+    if len(jax.devices()) < 2:
+        pytest.skip("needs two devices")
+    mesh = Mesh(np.array(jax.devices()[:2]), ("i",))
+    images = NamedSharding(mesh, P("i"))
+    run = jax.jit(lambda *a: gradients(residual_sum, *a))
+    found = run(*jax.device_put((y, shortcut), images))
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
+    assert all(array.sharding == images for array in found)
+
+
+def test_what_cannot_be_added_is_refused():
+    with pytest.raises(ValueError, match=r"one shape, got \(2, 3\) and \(3,\)"):
+        residual_sum(jnp.ones((2, 3)), jnp.ones(3))
+    with pytest.raises(ValueError, match="'xla' has no gradients"):
+        residual_sum(jnp.ones(3), jnp.ones(3), backend="xla")

@@ -1,10 +1,10 @@
-"""Writes the repository's address into what a package index shows.
+"""Insert the repository's address into the files that a package index shows.
 
     python packaging/address.py https://HOST/OWNER/REPOSITORY [REVISION]
 
-The README's pictures and links are relative, which an index cannot follow; this makes
-them absolute, and adds `[project.urls]`. It changes README.md and pyproject.toml in
-place: run it in a checkout from which wheels are built.
+An index cannot follow the README's relative images and links; this script makes them
+absolute and adds `[project.urls]`. It edits README.md and pyproject.toml in place: run
+it in a checkout from which wheels are built.
 """
 
 import re
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def absolute(readme: str, address: str, revision: str) -> str:
-    """The README with its relative links made absolute; pictures as raw files."""
+    """Return the README with absolute links; images link to raw files."""
 
     def link(found: re.Match[str]) -> str:
         picture, words, target = found.groups()
@@ -25,7 +25,7 @@ def absolute(readme: str, address: str, revision: str) -> str:
 
 
 def with_urls(project: str, address: str) -> str:
-    """The pyproject.toml with the addresses of source, issues and documentation."""
+    """Return the pyproject.toml with the addresses of source, issues and changelog."""
     if "[project.urls]" in project:
         raise ValueError("pyproject.toml has [project.urls] already")
     table = (
@@ -38,7 +38,7 @@ def with_urls(project: str, address: str) -> str:
 
 
 def main(address: str, revision: str = "main") -> None:
-    """Change the two files of the current directory."""
+    """Edit the two files in the current directory."""
     if not re.fullmatch(r"https://[^/\s]+/\S+[^/\s]", address):
         raise SystemExit(f"expected https://HOST/OWNER/REPOSITORY, got {address}")
     readme, project = Path("README.md"), Path("pyproject.toml")

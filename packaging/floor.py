@@ -1,23 +1,23 @@
-"""Tells what a compiled library asks of the distribution that loads it.
+"""Print the newest glibc and libstdc++ versions that a compiled library requires.
 
     python packaging/floor.py LIBRARY
 
-Fails where that is more than manylinux_2_28 has, and names the symbols.
+Names the symbols that require them; fails if manylinux_2_28 does not allow a version.
 """
 
 import re
 import subprocess
 import sys
 
-# The newest versions that the policy manylinux_2_28 allows.
+# The newest versions that the manylinux_2_28 policy allows.
 ALLOWED = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11)}
 
 
 def floor(symbols: str) -> dict[str, tuple[tuple[int, ...], list[str]]]:
-    """By library, the newest version that is asked for, and the symbols that ask.
+    """Return, by library, the newest version required and the symbols that require it.
 
     Args:
-      symbols: What `objdump -T` prints.
+      symbols: The output of `objdump -T`.
     """
     found: dict[str, tuple[tuple[int, ...], list[str]]] = {}
     asked = rf"\*UND\*.*\b({'|'.join(ALLOWED)})_([\d.]+)\)? +(\S+)$"
@@ -33,7 +33,7 @@ def floor(symbols: str) -> dict[str, tuple[tuple[int, ...], list[str]]]:
 
 
 def main(library: str) -> None:
-    """Print the floor of a library."""
+    """Print the versions that a library requires."""
     printed = subprocess.run(
         ["objdump", "-T", library], capture_output=True, text=True, check=True
     ).stdout

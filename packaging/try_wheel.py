@@ -1,4 +1,4 @@
-"""What an installed wheel must do: the compiled backend is there, and exact."""
+"""Check an installed wheel: the compiled backend is present and exact."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The compiled library of the `cpu` backend: found, loaded and set up, without JAX."""
+"""Locate and load the `cpu` backend's compiled library, without JAX."""
 
 import ctypes
 import os
@@ -13,11 +13,11 @@ LIBRARY = "libxnor_jax_cpu.so"
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """The library; None where it was not built, or cannot be loaded.
+    """Load the library; None if it was not built or cannot be loaded.
 
     Raises:
       RuntimeError: If an environment variable names a library that cannot be loaded, or
-        an instruction set that this processor does not have.
+        an instruction set that this processor does not support.
     """
     given = os.environ.get("XNOR_JAX_CPU_LIBRARY")
     installed = (Path(folder, "ops", "cpu", LIBRARY) for folder in xnor_jax.__path__)
@@ -44,6 +44,6 @@ def load() -> ctypes.CDLL | None:
 
 
 def instruction_set() -> str | None:
-    """The instruction set that runs; None without the library."""
+    """The instruction set in use; None without the library."""
     library = load()
     return library.xnor_jax_chosen().decode() if library else None

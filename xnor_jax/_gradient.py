@@ -1,4 +1,4 @@
-"""Gradients that a function of the user's computes."""
+"""Gradients computed by a user-defined function."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,16 +11,16 @@ from jax.core import eval_jaxpr
 def transform_gradient(
     function: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array
 ) -> jax.Array:
-    """`x` itself; the gradient `g` that arrives at it goes on as `function(x, g)`.
+    """Return `x`; its incoming gradient `g` continues as `function(x, g)`.
 
     Args:
       function: `(x, grad) -> grad`, in the shape and dtype of `x`. It may close over
-        traced arrays, to which no gradient goes.
+        traced arrays, which get no gradient.
       x: Any floating array.
     """
-    # The backward pass is traced later than the forward pass, when a tracer in the
-    # closure may be dead: what the function closes over becomes an argument. Not by
-    # jax.closure_convert, which leaves integers, such as a step's number, in place.
+    # The backward pass is traced after the forward pass, when tracers in the closure
+    # may be invalid: closed-over values become arguments. jax.closure_convert would
+    # not hoist integers, such as a step number.
     closed = jax.make_jaxpr(function)(x, x)
     return _transform(closed.jaxpr, tuple(closed.consts), x)
 

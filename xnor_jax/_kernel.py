@@ -1,4 +1,4 @@
-"""One kernel: what it must be, its signs and its scale."""
+"""Kernels: checks, signs and scales."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def scale(kernel: ArrayLike) -> jax.Array:
 
     Raises:
       ValueError: If the kernel has rank below 2.
-      TypeError: If it is not of floating point numbers.
+      TypeError: If it is not a floating point array.
 
     References:
       Rastegari et al., XNOR-Net, 2016, eq. 6.
@@ -30,9 +30,9 @@ def scale(kernel: ArrayLike) -> jax.Array:
 
 
 def _sum_rows(x: jax.Array) -> jax.Array:
-    """`Σᵢ x[i]`, half onto half: one order of additions, whatever XLA fuses it with.
+    """`Σᵢ x[i]` by repeated halving: a fixed order of additions, whatever XLA fuses.
 
-    α of a training step, of an evaluation and of a packed network are equal bits.
+    α is thus bitwise equal in training, in evaluation and in a packed network.
     """
     x = jnp.pad(x, ((0, (1 << (len(x) - 1).bit_length()) - len(x)), (0, 0)))
     while len(x) > 1:
@@ -59,13 +59,13 @@ def sign(x: ArrayLike) -> jax.Array:
 
 
 def check_kernel(kernel: Any) -> None:
-    """Refuse what is not a kernel `[..., C_in, C_out]` of floating point numbers.
+    """Check that a leaf is a floating point kernel `[..., C_in, C_out]`.
 
     Args:
       kernel: The leaf to check.
 
     Raises:
-      TypeError: If it is no array, or not of a real floating dtype.
+      TypeError: If it is not an array of a real floating dtype.
       ValueError: If its rank is below 2, or it is empty.
     """
     dtype = getattr(kernel, "dtype", None)
@@ -81,22 +81,22 @@ def check_kernel(kernel: Any) -> None:
 
 
 def filter_size(kernel: jax.Array) -> int:
-    """`n`: how many weights feed one output channel."""
+    """The number of weights per output channel, `n`."""
     return kernel.size // kernel.shape[-1]
 
 
 def wide_dtype(x: jax.Array) -> Any:
-    """The dtype to sum in: bfloat16 stalls after 256 terms, float16 overflows."""
+    """The dtype for sums: bfloat16 stalls after 256 terms, float16 overflows."""
     # Not promote_types, which strict promotion forbids for bfloat16 and float32.
     return jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
 
 
 def describe(leaf: Any) -> str:
-    """A leaf's dtype, or its type where it is no array: for errors."""
+    """A leaf's dtype, or its type if it is not an array; for error messages."""
     return str(getattr(leaf, "dtype", type(leaf).__name__))
 
 
 def summary(leaf: Any) -> str:
-    """A leaf as `uint32[3,4]`, without its numbers: for `repr`."""
+    """A leaf as `uint32[3,4]`, without its values; for `repr`."""
     shape = ",".join(map(str, getattr(leaf, "shape", ())))
     return f"{leaf.dtype}[{shape}]" if hasattr(leaf, "dtype") else repr(leaf)

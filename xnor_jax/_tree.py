@@ -11,30 +11,30 @@ from jax.core import Tracer
 
 from xnor_jax._kernel import check_kernel, describe
 
-# A bool tree of the parameters' structure, a prefix of it, a callable that makes one
-# from the parameters, or None for every leaf: as in optax.
+# A bool tree with the parameters' structure, a prefix of one, a callable that returns
+# one for the parameters, or None for every leaf: as in optax.
 Mask = Any
 
 
 def resolve_mask(who: str, mask: Mask, params: Any) -> Any:
-    """Return `mask` as a full bool tree of the structure of `params`.
+    """Return `mask` as a full bool tree with the structure of `params`.
 
     Args:
-      who: The calling function, for the error.
+      who: The calling function, for error messages.
       mask: A bool tree, a prefix of one, a callable `params -> bool tree`, or None.
       params: Any pytree.
 
     Raises:
-      ValueError: If the mask has a leaf that fits no leaf of `params`.
-      TypeError: If a leaf of the mask is not a static bool.
+      ValueError: If the mask is not a prefix of `params`.
+      TypeError: If a leaf of the mask is not a static bool scalar.
     """
     if mask is None:
         return jax.tree.map(lambda _: True, params)
-    # A leaf: a pytree may be callable too, such as an Equinox module of bools.
+    # Only a leaf is called: a pytree may be callable too, such as an Equinox module.
     if callable(mask) and jax.tree_util.all_leaves([mask]):
         mask = mask(params)
-    # Without the boxes of NNX variables the mask is a prefix of a state with them and
-    # of one without, as `nnx.Optimizer` hands to a chain.
+    # Without NNX variables the mask is a prefix of a state with variables and of one
+    # without, which `nnx.Optimizer` passes to a chain.
     mask = jax.tree.map(
         lambda node: jax.tree.leaves(node)[0] if _is_box(node) else node,
         mask,
@@ -69,9 +69,9 @@ def map_leaves(
 ) -> Any:
     """Map `fn` over the leaves of `params` (and `rest`) that `mask` selects.
 
-    Every other leaf of the first tree of `rest`, or of `params` where `rest` is empty,
-    is returned as it is. A `ValueError` or `TypeError` from `fn` gets the caller's name
-    and the path of the leaf.
+    The other leaves of the first tree of `rest`, or of `params` if `rest` is empty, are
+    returned unchanged. A `ValueError` or `TypeError` from `fn` is raised again with the
+    caller's name and the path of the leaf.
     """
 
     def visit(path, selected, leaf, *others):
@@ -90,21 +90,21 @@ def map_kernels(
     *rest: Any,
     centred: bool = False,
 ) -> Any:
-    """Map `fn` over kernels `[..., C_in, C_out]`: `map_leaves` with their checks.
+    """Map `fn` over kernels `[..., C_in, C_out]`: `map_leaves` with checks.
 
-    The leaves beside a kernel tell more than its shape. A bias `[C_out]` confirms the
-    layout, and a bias `[*stack, C_out]` beside a kernel `[*stack, ..., C_in, C_out]`,
-    as `nnx.vmap` and `nn.scan` make them, tells that the kernel is a stack: `fn` is
-    mapped over its leading axes. Every other layout that shows is refused: a bias of
-    another shape, or the projections of an attention layer.
+    The leaves beside a kernel show its layout. A bias `[C_out]` confirms it. A bias
+    `[*stack, C_out]` beside a kernel `[*stack, ..., C_in, C_out]`, as `nnx.vmap` and
+    `nn.scan` create them, marks a stack of kernels: `fn` is mapped over its leading
+    axes. Other layouts are rejected where they show: a bias of another shape, or the
+    projections of an attention layer.
 
     Args:
-      who: The calling function, for the errors.
-      fn: Called with one kernel, and with its counterparts in `rest`.
+      who: The calling function, for error messages.
+      fn: Called with one kernel and its counterparts in `rest`.
       mask: The kernels; None for every leaf.
       params: Any pytree.
       *rest: Trees of the same structure.
-      centred: Whether `fn` centres the kernel, which one input channel cannot be.
+      centred: Whether `fn` centres the kernel, which needs two input channels.
     """
     shapes = {
         path_string(path): getattr(leaf, "shape", None)
@@ -126,7 +126,7 @@ def map_kernels(
 
 
 def path_string(path: tuple[Any, ...]) -> str:
-    """A leaf's path as `"conv2/kernel"`; without the `.value` of NNX variables."""
+    """A leaf's path as `"conv2/kernel"`, without the `.value` of NNX variables."""
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -135,7 +135,7 @@ def path_string(path: tuple[Any, ...]) -> str:
 def named(
     who: str, path: Any, fn: Callable[..., Any], *args: Any, **options: Any
 ) -> Any:
-    """Call `fn`; its errors of value and type carry `who` and the leaf's path."""
+    """Call `fn`; add `who` and the leaf's path to a `ValueError` or `TypeError`."""
     try:
         return fn(*args, **options)
     except (ValueError, TypeError) as error:
@@ -150,7 +150,7 @@ def named(
 def _check(
     kernel: Any, path: str, shapes: dict[str, tuple[int, ...] | None], *, centred: bool
 ) -> int:
-    """Refuse what is no kernel; return how many of its leading axes are a stack."""
+    """Check that a leaf is a kernel; return the number of its leading stack axes."""
     out = "; leave it out with a mask" if path else ""
     try:
         check_kernel(kernel)
@@ -158,7 +158,7 @@ def _check(
         raise type(error)(f"{error}{out}") from None
     shape = tuple(kernel.shape)
     layer_path, slash, name = path.rpartition("/")
-    # `weight` is Equinox's, whose layers keep the output channel first.
+    # `weight` is Equinox's name; its layers keep the output channel first.
     is_layer = name in ("kernel", "weight")
     bias = shapes.get(f"{layer_path}{slash}bias") if is_layer else None
     stack = stacked_axes(shape, bias)
@@ -183,28 +183,28 @@ def _check(
 
 
 def stacked_axes(shape: tuple[int, ...], bias: tuple[int, ...] | None) -> int | None:
-    """How many leading axes of a kernel are a stack, as the bias beside it tells.
+    """The number of leading stack axes of a kernel, according to the bias beside it.
 
     Args:
       shape: The kernel's shape.
-      bias: The shape of its bias; None or `()` tells nothing.
+      bias: The shape of its bias, or None.
 
     Returns:
-      0 for a bias `[C_out]`, the number of leading axes for a bias `[*stack, C_out]`,
-      None for one that does not fit `[*stack, ..., C_in, C_out]`, or that fits a
-      kernel `[..., *outputs]` as well.
+      0 without a bias or with a bias `()` or `[C_out]`; `len(stack)` with a bias
+      `[*stack, C_out]`; None with a bias that does not fit a kernel
+      `[*stack, ..., C_in, C_out]`, or that also fits a kernel `[..., *outputs]`.
     """
     if not bias or prod(bias) == bias[-1] == shape[-1]:
         return 0
     stack = len(bias) - 1
     fits = stack <= len(shape) - 2 and bias == (*shape[:stack], shape[-1])
-    # As well the bias of a dense layer with several output axes.
+    # It may also be the bias of a dense layer with several output axes.
     ambiguous = bias == shape[-len(bias) :]
     return stack if fits and not ambiguous else None
 
 
 def _is_projection(path: str, shapes: dict[str, Any]) -> bool:
-    """Whether Flax names the kernel as one of a layer with another order of axes."""
+    """Whether the path is Flax's name for a kernel with another order of axes."""
     layer_path = path.rpartition("/")[0]
     layer = layer_path.rpartition("/")[2]
     above = layer_path.removesuffix(layer)

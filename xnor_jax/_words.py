@@ -1,8 +1,8 @@
-"""Numbers with their nouns, for lines that a person reads."""
+"""Numbers with their nouns, for messages."""
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things.
+    """Format a number with its noun, in the plural unless the number is 1.
 
     >>> counted(1, "seed"), counted(1200, "epoch"), counted(0, "class")
     ('1 seed', '1,200 epochs', '0 classes')

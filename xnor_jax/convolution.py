@@ -1,7 +1,7 @@
-"""Float products and pools, each in the formulation that the platform runs fast.
+"""Float products and pools, each in the fastest formulation for the platform.
 
-This is the one place that decides; `experiments/benchmarks/formulations.py` measures
-the choices. All formulations agree to rounding, in values and in gradients.
+This module chooses the formulations; `experiments/benchmarks/formulations.py` measures
+them. All formulations agree up to rounding, in values and in gradients.
 """
 
 from functools import partial, reduce
@@ -17,9 +17,9 @@ from jax import lax
 from xnor_jax._kernel import wide_dtype
 from xnor_jax.geometry import Geometry, Pads, conv_geometry
 
-# Above this many weights a filter, XLA's CPU convolution beats the patch product.
+# Above this many weights per filter, XLA's CPU convolution is faster.
 _LARGEST_PATCH = 512
-# Above this many taps a window's sum is a loop, for the sake of compile times.
+# Above this many taps, the sum over a window is a loop, to limit compile time.
 _LONGEST_CHAIN = 256
 
 
@@ -37,17 +37,17 @@ def conv(
     groups: int = 1,
     accumulator: Any = None,
 ) -> jax.Array:
-    """A convolution of rank 1 to 3, channels last.
+    """A convolution with 1 to 3 spatial axes, channels last.
 
-    Differentiable in reverse mode only: the patch product carries its own gradient.
+    Differentiable in reverse mode only: the patch product has a custom VJP.
 
     Args:
       x: Images, `[N, *spatial, C]`.
       kernel: `[*window, C / groups, C_out]`, in the dtype of `x`.
       strides: One per spatial axis.
       padding: Zeros (before, after) each spatial axis.
-      dilation: One per spatial axis, of the kernel.
-      groups: How many groups the channels fall into.
+      dilation: The kernel's dilation, one per spatial axis.
+      groups: The number of channel groups.
       accumulator: The dtype of the sums and of the result; None for that of `x`.
 
     Returns:
@@ -77,7 +77,8 @@ def conv(
     if geometry.window == unit and not geometry.padded:
         if strides == unit:
             return pointwise(x, kernel)
-        # XLA's GPU compiler draws the strides into the product: JAX 0.10's fails at it.
+        # XLA's GPU compiler fuses the strided slice into the product, and with JAX 0.10
+        # fails to compile it.
         return lax.platform_dependent(x, kernel, cpu=pointwise, default=xla)
     if prod(kernel.shape[:-1]) > _LARGEST_PATCH:
         return xla(x, kernel)
@@ -97,12 +98,12 @@ def dot(x: jax.Array, kernel: jax.Array, *, accumulator: Any = None) -> jax.Arra
 def max_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
     """The largest value of each window, as a maximum of shifted slices.
 
-    On a CPU its gradient is 3 to 5 times quicker than `reduce_window`'s. Where several
-    values of a window are the largest they share the gradient.
+    On a CPU its gradient is 3 to 5 times faster than that of `reduce_window`. Equal
+    maxima of a window share the gradient.
 
     Args:
       x: `[N, *spatial, C]`, floating.
-      geometry: The windows; places outside the image are left out.
+      geometry: The windows; positions outside the image are ignored.
 
     Returns:
       `[N, *out, C]`.
@@ -116,38 +117,38 @@ def max_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def mean_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
-    """The mean of each window, whose numbers are added up as in `sum_pool`.
+    """The mean of each window, summed as in `sum_pool`.
 
     Args:
       x: `[N, *spatial, C]`, floating.
-      geometry: The windows; outside the image are zeros, which count.
+      geometry: The windows; positions outside the image count as zeros.
 
     Returns:
       `[N, *out, C]`.
     """
     sums = sum_pool(x.astype(wide_dtype(x)), geometry)
-    # XLA turns a division by a constant into this product, but not outside of jit.
+    # XLA turns a division by a constant into this product, but only under jit.
     share = np.ones((), sums.dtype) / np.asarray(prod(geometry.window), sums.dtype)
     return (sums * share).astype(x.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def sum_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
-    """The sum of each window, one number after another, row by row.
+    """The sum of each window, added one value at a time, row by row.
 
-    The order of the additions, and so the last bit, hangs neither on the platform nor
-    on the size of the batch, nor on what else is in the program.
+    The order of the additions, and so the last bit, does not depend on the platform,
+    the batch size or the rest of the program.
 
     Args:
       x: `[N, *spatial, C]`, floating.
-      geometry: The windows; outside the image are zeros.
+      geometry: The windows; positions outside the image are zeros.
 
     Returns:
       `[N, *out, C]`.
     """
     pads = ((0, 0), *geometry.padding, (0, 0))
-    # XLA would draw a product that x comes from into the additions, and round them in
-    # one. It cannot draw in what has no negative zero.
+    # XLA would contract a multiplication that produces x with the additions into FMAs,
+    # which round only once. Replacing negative zeros by zeros prevents this.
     summands = jnp.pad(jnp.where(x == 0, 0, x), pads)
     if prod(geometry.window) <= _LONGEST_CHAIN:
         sums = reduce(
@@ -175,7 +176,7 @@ def _sum_pool_jvp(geometry, primals, tangents):
     if geometry.window == geometry.spatial and not geometry.padded:
         axes = tuple(range(1, x.ndim - 1))
         return sum_pool(x, geometry), x_dot.sum(axes, keepdims=True)
-    # The transposed shifts would be an addition to the whole image for each tap.
+    # Transposing the shifts would add to the whole image once per tap.
     y_dot = lax.reduce_window(
         x_dot,
         np.zeros((), x_dot.dtype),
@@ -198,7 +199,7 @@ def xla_conv(
     groups: int = 1,
     accumulator: Any = None,
 ) -> jax.Array:
-    """`conv` as XLA's own convolution, on every platform and for every shape."""
+    """`conv` as XLA's native convolution, for every platform and shape."""
     letters = "DHW"[3 - (kernel.ndim - 2) :]
     return lax.conv_general_dilated(
         x,
@@ -217,12 +218,12 @@ def _along(axis: int, index: slice) -> tuple[slice, ...]:
 
 
 def _unfold(x: jax.Array, axis: int, taps: int, shifts: tuple[slice, ...]):
-    """Give the window of a spatial axis an axis of its own, at position `taps`."""
+    """Extract the windows of a spatial axis into a new axis at position `taps`."""
     return jnp.stack([x[_along(axis, shift)] for shift in shifts], axis=taps)
 
 
 def _fold(x: jax.Array, axis: int, taps: int, shifts: tuple[slice, ...], size: int):
-    """The transpose of `_unfold`: sum the window back onto its spatial axis."""
+    """The transpose of `_unfold`: sum the windows back onto their spatial axis."""
     shape = list(x.shape)
     shape[axis] = size
     del shape[taps]
@@ -235,13 +236,13 @@ def _fold(x: jax.Array, axis: int, taps: int, shifts: tuple[slice, ...], size: i
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _patch_conv(geometry, accumulator, x, kernel):
-    """The convolution of images that are padded already."""
+    """The convolution of padded images as a patch product."""
     return _patch_conv_fwd(geometry, accumulator, x, kernel)[0]
 
 
 def _patch_conv_fwd(geometry, accumulator, x, kernel):
     patches, taps = x, x.ndim - 1
-    # The last axis first: the first axis's window comes outermost, as in the kernel.
+    # Last axis first, so that the first axis's window is outermost, as in the kernel.
     for axis, shifts in reversed(list(enumerate(geometry.shifts, start=1))):
         patches = _unfold(patches, axis, taps, shifts)
     matrix = kernel.reshape(-1, kernel.shape[-1])

@@ -1,7 +1,7 @@
-"""Windows over images: the one place that checks and computes where they go.
+"""Windows over images: validation, sizes and positions.
 
-Window, strides, padding and dilation come as users write them, one number or one per
-spatial axis. A `Geometry` holds them explicitly, and every size that follows from them.
+Users give window, strides, padding and dilation as one number or one per spatial axis.
+A `Geometry` holds one entry per axis and computes all derived sizes.
 """
 
 import operator
@@ -16,8 +16,8 @@ from jax import lax
 Padding = Literal["SAME", "VALID"] | int | Sequence[int | tuple[int, int]]
 Pads = tuple[tuple[int, int], ...]
 
-# Sizes fit int32, as do the positions of a padded image; XLA's own programs end the
-# process where a product of sizes overflows 64 bits.
+# Bounds every size, and the number of positions in a padded image: both fit int32. XLA
+# aborts the process if a product of sizes overflows 64 bits.
 LARGEST = 2**31 - 1
 
 
@@ -28,9 +28,9 @@ class Geometry:
     Attributes:
       spatial: The image's spatial sizes.
       window: The window's sizes.
-      strides: How far a window is from the one before.
-      padding: Places (before, after) each axis.
-      dilation: How far a tap of the window is from the one before.
+      strides: The distance between neighbouring windows.
+      padding: Positions added (before, after) each axis.
+      dilation: The distance between neighbouring taps of a window.
     """
 
     spatial: tuple[int, ...]
@@ -60,7 +60,7 @@ class Geometry:
 
     @property
     def unread(self) -> tuple[int, ...]:
-        """Per axis, the places of the padded image behind its last window."""
+        """Per axis, the positions of the padded image past its last window."""
         return tuple(
             size + sum(pads) - (k - 1) * d - 1 - (out - 1) * s
             for out, (size, k, s, pads, d) in zip(self.out, self._axes, strict=True)
@@ -70,7 +70,7 @@ class Geometry:
     def transposed_padding(self) -> Pads:
         """The padding of the transposed convolution's input, per axis.
 
-        It is below 0 where the padding is wider than the window reaches.
+        Negative where the padding exceeds the window's reach.
         """
         return tuple(
             ((k - 1) * d - before, (k - 1) * d - after + unread)
@@ -81,7 +81,7 @@ class Geometry:
 
     @property
     def shifts(self) -> tuple[tuple[slice, ...], ...]:
-        """Per axis and tap, the places of the padded image that the windows meet."""
+        """Per axis and tap, the tap's positions in the padded image for all windows."""
         axes = zip(self.out, self.window, self.strides, self.dilation, strict=True)
         return tuple(
             tuple(slice(t * d, t * d + (out - 1) * s + 1, s) for t in range(k))
@@ -104,7 +104,7 @@ class Geometry:
         return list(zip(*entries, strict=True))
 
 
-# A dense product: no spatial axis at all.
+# A dense product: no spatial axes.
 DENSE = Geometry((), (), (), (), ())
 
 
@@ -129,7 +129,7 @@ def conv_geometry(
       dilation: One number, or one per spatial axis; 1 or more.
 
     Raises:
-      ValueError: If an entry is missing, no whole number or out of range, or the window
+      ValueError: If an entry is missing, not an integer or out of range, or the window
         does not fit into the padded image.
     """
     sizes = []
@@ -170,7 +170,7 @@ def pool_geometry(
     strides: int | Sequence[int],
     padding: Padding,
 ) -> Geometry:
-    """The windows of a pool: those of a convolution, larger than their padding.
+    """The windows of a pool: as in a convolution, but larger than the padding.
 
     Args:
       where: The public function's or layer's name, for errors.
@@ -192,16 +192,16 @@ def pool_geometry(
 
 
 def per_axis(where: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
-    """Numbers from 1 to `LARGEST`, one per spatial axis.
+    """Check integers from 1 to `LARGEST`, one per spatial axis.
 
     Args:
       where: The public function's or layer's name, for errors.
       name: The argument's name, for errors.
       value: One number, or one per spatial axis.
-      rank: How many spatial axes there are.
+      rank: The number of spatial axes.
 
     Raises:
-      ValueError: If an entry is missing, no whole number or out of range.
+      ValueError: If an entry is missing, not an integer or out of range.
     """
     single = _whole(value)
     if single is not None:
@@ -218,7 +218,7 @@ def per_axis(where: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
 
 
 def positive(where: str, name: str, value: Any) -> int:
-    """A whole number from 1 to `LARGEST`, such as a number of groups.
+    """Check an integer from 1 to `LARGEST`, such as a number of groups.
 
     Args:
       where: The public function's or layer's name, for errors.
@@ -226,7 +226,7 @@ def positive(where: str, name: str, value: Any) -> int:
       value: The number.
 
     Raises:
-      ValueError: If it is no whole number or out of range.
+      ValueError: If it is not an integer or out of range.
     """
     found = _whole(value)
     if found is None or not 1 <= found <= LARGEST:
@@ -239,13 +239,13 @@ def positive(where: str, name: str, value: Any) -> int:
 def check_features(
     where: str, in_features: int, out_features: int, *, groups: int = 1
 ) -> None:
-    """Refuse channels that are no whole numbers above 0, or do not divide into groups.
+    """Check that channels are positive integers that divide into the groups.
 
     Args:
       where: The layer's name, for errors.
-      in_features: Channels in.
-      out_features: Channels out.
-      groups: How many groups both fall into.
+      in_features: The number of input channels.
+      out_features: The number of output channels.
+      groups: The number of channel groups.
 
     Raises:
       ValueError: If they are not.
@@ -261,14 +261,14 @@ def check_features(
 
 
 def check_padding(where: str, padding: Any) -> Padding:
-    """The padding as it was given, hashable: its entries as tuples.
+    """Check a padding and make it hashable, with tuples for sequences.
 
     Args:
       where: The public function's or layer's name, for errors.
       padding: As for `conv_geometry`.
 
     Raises:
-      ValueError: If it is another word, or an entry is no whole number or out of range.
+      ValueError: If it is another string, or an entry is not an integer in range.
     """
     if isinstance(padding, str):
         if padding in ("SAME", "VALID"):
@@ -319,14 +319,14 @@ def _explicit_padding(
 
 
 def _entries(value: Any) -> tuple[Any, ...] | None:
-    """What a sequence holds; None for what is none."""
+    """The entries of a sequence or an array; None for anything else."""
     array = isinstance(value, np.ndarray) and value.ndim > 0
     sequence = isinstance(value, Sequence) and not isinstance(value, str | bytes)
     return tuple(value) if array or sequence else None
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number as an int; None for anything else, booleans among it."""
+    """An integer as an int; None for anything else, including booleans."""
     if isinstance(value, bool | np.bool_):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Losses of a training step, one number an example."""
+"""Losses of a training step, one value per example."""
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +10,20 @@ from jax.typing import ArrayLike
 def cross_entropy(
     logits: ArrayLike, labels: ArrayLike, *, smoothing: float = 0.0
 ) -> jax.Array:
-    r"""The cross-entropy with labels that are smoothed: `−Σ_c q_c · log softmax(z)_c`.
+    r"""The cross-entropy with smoothed labels: `−Σ_c q_c · log softmax(z)_c`.
 
     `q = (1 − s) · onehot(label) + s / classes`.
 
     Args:
       logits: z, floating `[..., classes]`.
       labels: Integers `[...]` in [0, classes).
-      smoothing: s in [0, 1), the share of a label that all classes share.
+      smoothing: s in [0, 1), the probability that is spread over all classes.
 
     Returns:
       The losses `[...]`.
 
     Raises:
-      ValueError: If s is known and out of its range.
+      ValueError: If s is concrete and out of range.
 
     References:
       Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2015,
@@ -43,25 +43,25 @@ def cross_entropy(
 def distillation(
     logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: float = 1.0
 ) -> jax.Array:
-    r"""The distance to a teacher's answers: `−T² · Σ_c p_c · log softmax(z/T)_c`.
+    r"""The cross-entropy with a teacher: `−T² · Σ_c p_c · log softmax(z/T)_c`.
 
-    `p = softmax(teacher_logits / T)`, to which no gradient goes. It is the
-    Kullback-Leibler divergence of the two and a constant, the teacher's entropy.
+    `p = softmax(teacher_logits / T)`, which receives no gradient. Divided by `T²`, this
+    is `KL(p ‖ softmax(z/T))` plus a constant, the entropy of `p`.
 
     Args:
       logits: z, floating `[..., classes]`.
-      teacher_logits: The same shape.
-      temperature: T, above 0. `T²` keeps the size of the gradient.
+      teacher_logits: The teacher's logits, of the same shape.
+      temperature: T, positive. The factor `T²` offsets the gradient's scale of `1/T²`.
 
     Returns:
       The losses `[...]`.
 
     Raises:
-      ValueError: If the shapes differ, or T is known and not above 0.
+      ValueError: If the shapes differ, or T is concrete and not positive.
 
     References:
       Hinton et al., Distilling the Knowledge in a Neural Network, 2015; Liu et al.,
-      ReActNet, 2020, §4.3, which has T = 1 and no labels.
+      ReActNet, 2020, §4.3, with T = 1 and no labels.
     """
     logits, teacher_logits = jnp.asarray(logits), jnp.asarray(teacher_logits)
     if logits.shape != teacher_logits.shape:

@@ -1,4 +1,4 @@
-"""Which leaves are binary: bool trees of the parameters' structure."""
+"""Masks of the binary leaves: bool trees with the structure of the parameters."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -10,33 +10,33 @@ from xnor_jax._tree import path_string, stacked_axes
 
 
 def inner_kernels(model: nnx.Module) -> Any:
-    """Every convolution and dense kernel but the first and the last.
+    """Select every convolution and dense kernel except the first and the last.
 
-    The order is the order of definition: the order in which the module's constructor
-    assigned its attributes, a list's items in theirs. (A pytree's own order is
-    alphabetical: `conv10` before `conv2`.) A kernel is an `nnx.Param` of rank 2 or more
-    that a module holds as its attribute `kernel`; a module that is reached twice counts
-    where it is reached first. Kernels in a module whose attribute `keep_real` is True,
-    such as a residual network's shortcuts, stay real as well.
+    Kernels are ordered by definition: the order in which the module's constructor
+    assigned its attributes, and the order of a list's items. (A pytree is ordered
+    alphabetically: `conv10` before `conv2`.) A kernel is an `nnx.Param` of rank 2 or
+    more in a module's attribute `kernel`; a shared kernel counts once, at its first
+    place. Kernels in a module whose attribute `keep_real` is True, such as a residual
+    network's shortcuts, stay real as well.
 
-    Layers whose kernels are `[..., C_in, C_out]` are known: `BinaryConv`,
-    `BinaryLinear`, `nnx.Conv`, `nnx.Linear`, `nnx.ConvTranspose` without
-    `transpose_kernel`, `nnx.LinearGeneral` with one axis in and one out, and their
-    subclasses. A layer of one's own says it with an attribute `kernel_rank`, the rank
-    of its kernel. Any other layer with an inner kernel is refused.
+    The kernel layout `[..., C_in, C_out]` is known for `BinaryConv`, `BinaryLinear`,
+    `nnx.Conv`, `nnx.Linear`, `nnx.ConvTranspose` without `transpose_kernel`,
+    `nnx.LinearGeneral` with one input and one output axis, and their subclasses. A
+    custom layer declares this layout with an attribute `kernel_rank`, the rank of its
+    kernel. Any other layer with an inner kernel is rejected.
 
     Args:
       model: An NNX module.
 
     Returns:
-      A bool tree of the structure of `nnx.state(model, nnx.Param)`.
+      A bool tree with the structure of `nnx.state(model, nnx.Param)`.
 
     Raises:
       ValueError: If the model has fewer than three kernels, so that none is inner; if
-        an inner kernel belongs to a layer that is not known, such as the projections of
-        `nnx.MultiHeadAttention`; or if it is a stack of kernels, as `nnx.vmap` makes
-        it, without a bias that tells so.
-      TypeError: If the model is no NNX module.
+        the layout of an inner kernel is unknown, such as that of the projections of
+        `nnx.MultiHeadAttention`; or if an inner kernel is a stack, as `nnx.vmap`
+        creates it, without a bias that shows this.
+      TypeError: If the model is not an NNX module.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §4: the first and last layer stay real.
@@ -72,13 +72,13 @@ def inner_kernels(model: nnx.Module) -> Any:
 
 
 def norm_scales(model: nnx.Module) -> Any:
-    """The affine scales of BatchNorm, for `optim.project(scale_mask=…)`.
+    """Select the scales of BatchNorm, for `optim.project(scale_mask=…)`.
 
     Args:
       model: An NNX module.
 
     Returns:
-      A bool tree of the structure of `nnx.state(model, nnx.Param)`.
+      A bool tree with the structure of `nnx.state(model, nnx.Param)`.
     """
     scales = {
         (*path, "scale")
@@ -89,7 +89,7 @@ def norm_scales(model: nnx.Module) -> Any:
 
 
 def mask_by_path(params: Any, predicate: Callable[[str, Any], bool]) -> Any:
-    """A mask from each leaf's path and value.
+    """Create a mask from each leaf's path and value.
 
     Args:
       params: Any pytree.
@@ -97,10 +97,10 @@ def mask_by_path(params: Any, predicate: Callable[[str, Any], bool]) -> Any:
         whether the leaf is binary.
 
     Returns:
-      A bool tree of the structure of `params`.
+      A bool tree with the structure of `params`.
 
     Raises:
-      ValueError: If the predicate selects no leaf at all; the message lists the paths.
+      ValueError: If the predicate selects no leaf; the message lists the paths.
 
     Examples:
       >>> import jax.numpy as jnp, xnor_jax as xnor
@@ -120,19 +120,19 @@ def mask_by_path(params: Any, predicate: Callable[[str, Any], bool]) -> Any:
 
 
 def definition_order(model: nnx.Module) -> list[list[tuple[Any, ...]]]:
-    """The kernels of a module in the order of definition.
+    """List the kernels of a module in the order of definition.
 
     Args:
       model: An NNX module.
 
     Returns:
-      For each kernel, every path that leads to it: more than one where it is shared.
+      For each kernel, all paths to it: more than one if it is shared.
     """
     return [kernel.paths for kernel in _kernels(model)]
 
 
 class _Kernel(NamedTuple):
-    """A kernel of a module: every path to it, the first one's layer, its shape."""
+    """A kernel of a module: all paths to it, the layer at the first, its shape."""
 
     paths: list[tuple[Any, ...]]
     layer: Any
@@ -156,9 +156,9 @@ def _kernels(model: nnx.Module) -> list[_Kernel]:
 
 
 def _check_layout(kernel: _Kernel) -> None:
-    """Refuse a kernel that is not known to be `[..., C_in, C_out]`, or a stack of them.
+    """Reject a kernel of unknown layout, or a stack of kernels without a bias.
 
-    A stack is known to the functions of trees by the bias beside it.
+    The tree functions recognize a stack by the bias beside it.
     """
     path, layer = "/".join(map(str, kernel.paths[0])), kernel.layer
     kind, rank = type(layer).__name__, kernel_rank(layer)
@@ -180,7 +180,7 @@ def _check_layout(kernel: _Kernel) -> None:
 
 
 def kernel_rank(layer: Any) -> int | None:
-    """The rank of a layer's kernel, where it is known to be `[..., C_in, C_out]`."""
+    """The rank of a layer's kernel `[..., C_in, C_out]`; None for an unknown layout."""
     if isinstance(layer, nnx.Conv | nnx.ConvTranspose):
         transposed = getattr(layer, "transpose_kernel", False)
         return None if transposed else len(layer.kernel_size) + 2
@@ -202,7 +202,7 @@ def _children(node: Any) -> Iterable[tuple[Any, Any]]:
         return node.items()
     if isinstance(node, nnx.Module):
         attributes = vars(node)
-        # Flax has no public way to the order of definition: `nnx.merge`, `clone` and
+        # Flax has no public API for the order of definition: `nnx.merge`, `clone` and
         # `eval_shape` rebuild a module with its attributes sorted.
         order = attributes.get("_pytree__nodes", attributes)
         return [(name, attributes[name]) for name in order if name in attributes]

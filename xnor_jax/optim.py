@@ -1,4 +1,6 @@
-"""Optax transformations: the reference's save, binarize, restore, step as one chain.
+"""Optax transformations for training the latent weights of a binary network.
+
+`binop` chains the steps of the reference code (save, binarize, restore, step):
 
 >>> import jax, optax, xnor_jax as xnor
 >>> optimizer = xnor.optim.binop(optax.adam(1e-2))
@@ -31,13 +33,13 @@ def apply_rule(
     mask: Mask = None,
     multiplier: ArrayLike = 1.0,
 ) -> optax.GradientTransformation:
-    """Turn gradients at the binarized tree into gradients for the latent tree.
+    """Convert gradients at the binarized tree to gradients for the latent tree.
 
-    `update ← multiplier · rule(kernel, update)` on the masked leaves; the others pass.
-    The same as a gradient through `binarize` with that rule, to rounding.
+    `update ← multiplier · rule(kernel, update)` on the masked leaves; other leaves are
+    unchanged. Up to rounding, this is the gradient through `binarize` with that rule.
 
     Args:
-      rule: A name of `xnor_jax.rules`, or a function `(kernel, grad) -> grad`.
+      rule: A rule's name (`xnor_jax.rules`), or a function `(kernel, grad) -> grad`.
       mask: The binary kernels; None for every leaf.
       multiplier: A factor on the rule's gradient.
 
@@ -45,8 +47,8 @@ def apply_rule(
       A transformation; its `update` needs `params`, the latent tree.
 
     Raises:
-      ValueError: For an unknown rule; in `update`, without `params` or for a kernel
-        that the rule refuses.
+      ValueError: If the rule is unknown; in `update`, if `params` is missing or the
+        rule rejects a kernel.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.1; jiecaoyu/XNOR-Net-PyTorch, `util.py`.
@@ -68,15 +70,15 @@ def apply_rule(
 def project(
     mask: Mask = None, *, scale_mask: Mask = False, scale_minimum: float = 0.01
 ) -> optax.GradientTransformation:
-    """Keep the stored kernels centred and clamped: the last link of a chain.
+    """Keep the stored kernels centred and clamped; the last transformation of a chain.
 
     The update becomes `weights.project(params + update) − params`, so that
     `optax.apply_updates` stores the projected kernel.
 
     Args:
       mask: The binary kernels; None for every leaf.
-      scale_mask: The BatchNorm scales to keep at `scale_minimum` or above, as the
-        reference does: `masks.norm_scales(model)`. None are by default.
+      scale_mask: The BatchNorm scales to keep at `scale_minimum` or above. False
+        selects none; `masks.norm_scales(model)` selects all, as in the reference code.
       scale_minimum: The smallest BatchNorm scale.
 
     Returns:
@@ -92,17 +94,17 @@ def project(
                 f"expected an update of the kernel's shape {kernel.shape}, got "
                 f"{update.shape}"
             )
-        # Not narrower than the kernel: a rounded step would leave it off centre.
+        # In a dtype no narrower than the kernel's, or rounding would shift the mean.
         dtype = jnp.promote_types(kernel.dtype, update.dtype)
         kernel, update = kernel.astype(dtype), update.astype(dtype)
         step = weights.project(kernel + update) - kernel
-        # Far from 0 the step is rounded, and may overshoot the bound.
+        # Rounding of a large step may overshoot the bound.
         short = step * (1 - float(jnp.finfo(dtype).eps))
         return jnp.where(jnp.abs(kernel + step) > 1, short, step)
 
     def bounded(scale, update):
         step = jnp.maximum(scale + update, scale_minimum) - scale
-        # As above: a rounded step may land below the bound.
+        # As above: rounding may undershoot the bound.
         short = step * (1 - float(jnp.finfo(step.dtype).eps))
         low = scale + step < jnp.asarray(scale_minimum, step.dtype)
         return jnp.where(low, short, step).astype(update.dtype)
@@ -127,19 +129,19 @@ def binop(
     scale_mask: Mask = False,
     scale_minimum: float = 0.01,
 ) -> optax.GradientTransformationExtraArgs:
-    """The reference's whole step: `chain(apply_rule, inner, project)`.
+    """The reference code's complete step: `chain(apply_rule, inner, project)`.
 
-    For gradients at the binarized tree, of models that know nothing of this library.
-    The layers of `xnor_jax.nn` apply the rule themselves: for them, chain `inner` and
-    `project`, or the rule would be applied twice.
+    For gradients at the binarized tree, of models without layers of `xnor_jax.nn`.
+    Those layers apply the rule themselves: for them, chain only `inner` and `project`,
+    or the rule would be applied twice.
 
     Args:
-      inner: The optimizer, which sees latent gradients and the latent tree.
+      inner: The optimizer; it receives latent gradients and the latent tree.
       mask: The binary kernels; None for every leaf.
-      rule: A name of `xnor_jax.rules`, or a function `(kernel, grad) -> grad`.
+      rule: A rule's name (`xnor_jax.rules`), or a function `(kernel, grad) -> grad`.
       multiplier: A factor on the rule's gradient.
-      scale_mask: The BatchNorm scales to keep at `scale_minimum` or above, as the
-        reference does: `masks.norm_scales(model)`. None are by default.
+      scale_mask: The BatchNorm scales to keep at `scale_minimum` or above. False
+        selects none; `masks.norm_scales(model)` selects all, as in the reference code.
       scale_minimum: The smallest BatchNorm scale.
 
     Returns:
@@ -149,7 +151,7 @@ def binop(
       jiecaoyu/XNOR-Net-PyTorch, `util.py`, class `BinOp`.
 
     Examples:
-      The published recipe, its L2 decay added to the gradient before Adam:
+      The published recipe, with L2 decay added to the gradient before Adam:
 
       >>> import optax, xnor_jax as xnor
       >>> adam = optax.chain(optax.add_decayed_weights(1e-5), optax.adam(1e-2))
@@ -166,8 +168,8 @@ class BopState(NamedTuple):
     """State of `bop`."""
 
     step: jax.Array  # int32 [], steps taken
-    mu: Any  # the tree of the binary kernels: the mean of their gradients
-    nu: Any  # the same of their squares in the second-order form; else None
+    mu: Any  # tree of the binary kernels: moving average of their gradients
+    nu: Any  # the same of the squared gradients; None in the first-order form
 
 
 def bop(
@@ -179,29 +181,29 @@ def bop(
     mask: Mask = None,
     inner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Bop, the binary optimizer: weights that turn their sign, without latent values.
+    r"""Bop, the binary optimizer: flip the signs of weights, without latent values.
 
-    `m ← (1 − γ)·m + γ·g`; where `|m| ≥ τ` and `sign(m) = sign(w)`: `w ← −w`. In the
-    second-order form `m / (√v + ε)` is compared with τ, where `v ← (1 − σ)·v + σ·g²`.
+    `m ← (1 − γ)·m + γ·g`; where `|m| ≥ τ` and `sign(m) = sign(w)`: `w ← −w`. The
+    second-order form compares `m / (√v + ε)` with τ, where `v ← (1 − σ)·v + σ·g²`.
 
-    The kernels are −1 or +1 after the first step, whatever they were before, so that α
-    is 1. Take the rule `"ste"`, whose gradient arrives unscaled, and no `project`,
-    which would centre them.
+    From the first step on, the kernels are −1 or +1, so α is 1. Use the rule `"ste"`,
+    which does not scale the gradient, and omit `project`, which would centre them.
 
     Args:
-      gamma: γ in (0, 1], how fast the mean of the gradients follows; or a schedule.
-      threshold: τ ≥ 0, the mean that turns a weight; or a schedule.
-      sigma: σ in (0, 1], how fast the mean of the squares follows, or a schedule; None
-        for the first-order form. With it, γ is about 1e-7, σ 1e-3 and τ 1e-6.
-      epsilon: ε of the second-order form, above 0.
+      gamma: γ in (0, 1], the rate of the gradients' moving average; or a schedule.
+      threshold: τ ≥ 0, the smallest `|m|` that flips a weight; or a schedule.
+      sigma: σ in (0, 1], the rate of the squared gradients' moving average, or a
+        schedule; None for the first-order form. Typical values of the second-order form
+        are γ = 1e-7, σ = 1e-3 and τ = 1e-6.
+      epsilon: ε of the second-order form; positive.
       mask: The binary kernels; None for every leaf.
-      inner: The optimizer of all other leaves; None leaves them as they are.
+      inner: The optimizer of all other leaves; None leaves them unchanged.
 
     Returns:
       A transformation; its `update` needs `params`.
 
     Raises:
-      ValueError: For a number out of its range.
+      ValueError: If a number is out of its range.
 
     References:
       Helwegen et al., Latent Weights Do Not Exist: Rethinking Binarized Neural Network
@@ -272,16 +274,16 @@ def bop(
 class SignFlipsState(NamedTuple):
     """State of `count_sign_flips`."""
 
-    # The tree of the params: float32 [] per masked kernel, MaskedNode elsewhere.
+    # Tree of the params: float32 [] per masked kernel, MaskedNode elsewhere.
     flip_ratio: Any
 
 
 def count_sign_flips(mask: Mask = None) -> optax.GradientTransformation:
-    """Count the signs that a step turns, and leave the updates alone.
+    """Measure the ratio of signs that a step flips; the updates are unchanged.
 
-    Put it behind everything that changes the updates. Its state's `flip_ratio` holds,
-    per masked kernel, the share in [0, 1] of the weights whose sign the last step
-    turned; read it with `optax.tree.get(opt_state, "flip_ratio")`.
+    Chain it after all transformations that change the updates. Its state's `flip_ratio`
+    is, for each masked kernel, the fraction in [0, 1] of weights whose sign the last
+    step flipped; read it with `optax.tree.get(opt_state, "flip_ratio")`.
 
     Args:
       mask: The binary kernels; None for every leaf.
@@ -318,15 +320,16 @@ def count_sign_flips(mask: Mask = None) -> optax.GradientTransformation:
 class AverageState(NamedTuple):
     """State of `keep_average`."""
 
-    latent_average: Any  # the tree of the params
+    latent_average: Any  # tree of the params
 
 
 def keep_average(decay: float) -> optax.GradientTransformation:
-    r"""Keep an exponential moving average of the params, and leave the updates alone.
+    r"""Keep an exponential moving average of the params; the updates are unchanged.
 
-    `a ← d·a + (1 − d)·(params + update)`, from the initial params on. Kernels that are
-    centred and clamped have an average that is. Put it behind everything that changes
-    the updates, and read it with `optax.tree.get(opt_state, "latent_average")`.
+    `a ← d·a + (1 − d)·(params + update)`, from the initial params on. The average of
+    centred and clamped kernels is centred and clamped. Chain it after all
+    transformations that change the updates; read the average with
+    `optax.tree.get(opt_state, "latent_average")`.
 
     Args:
       decay: d, in [0, 1).

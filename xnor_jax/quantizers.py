@@ -1,10 +1,10 @@
-r"""Signs of activations, and the surrogate gradients that stand in for theirs.
+r"""Signs of activations, with surrogate gradients.
 
-The sign's own gradient is 0 almost everywhere. A *surrogate* is the function
-`(x, grad) -> grad` that is used in its place: from the loss's gradient at `sign(x)` to
-the gradient at `x`. It is the twin of a rule for weights (`xnor_jax.rules`). A
-surrogate is given both arrays in float32 or wider, and its result is cast to the dtype
-of `x`. Write your own and give it wherever a surrogate's name is accepted:
+The sign's own gradient is 0 almost everywhere. A *surrogate* is a function
+`(x, grad) -> grad` that replaces it: it maps the loss's gradient at `sign(x)` to the
+gradient at `x`, as a rule does for weights (`xnor_jax.rules`). A surrogate receives
+both arrays in float32 or wider, and its result is cast to the dtype of `x`. A custom
+function can be passed wherever a surrogate's name is accepted:
 
 >>> import jax, jax.numpy as jnp, xnor_jax as xnor
 >>> def triangle(x, grad):
@@ -13,11 +13,12 @@ of `x`. Write your own and give it wherever a surrogate's name is accepted:
 Array([0.75, 0.  ], dtype=float32)
 
 A function may close over traced values, such as a temperature that follows a schedule
-in the training step: `partial(tanh, temperature=t)`. No gradient goes to these.
+in the training step: `partial(tanh, temperature=t)`. These receive no gradient.
 
-Two signs in a row train nothing: `sign` returns ±1, where `ste` of the second sign,
-strict in `|x| < 1`, is exactly 0. `BinaryConv`, `BinaryLinear` and `XnorBlock` take the
-sign of their input themselves. Behind a sign of one's own give them `surrogate=None`.
+Two signs in a row block the gradient: the first returns ±1, where the `ste` of the
+second, strict in `|x| < 1`, is exactly 0. `BinaryConv`, `BinaryLinear` and `XnorBlock`
+take the sign of their input themselves. After a separate sign, use `BinaryConv` or
+`BinaryLinear` with `surrogate=None`.
 """
 
 from collections.abc import Callable
@@ -96,20 +97,21 @@ def swish(x: ArrayLike, grad: ArrayLike, beta: ArrayLike = 5.0) -> jax.Array:
     Args:
       x: Activations of any shape, floating.
       grad: The loss's gradient at `sign(x)`, of the same shape.
-      beta: β, above 0: how steep the curve is; it may be traced.
+      beta: β, the steepness of the curve; positive; may be traced.
 
     Returns:
       The gradient for `x`, in the dtype of `grad`.
 
     Raises:
-      ValueError: If β is known and not above 0.
+      ValueError: If β is concrete and not positive.
 
     References:
       Darabi et al., BNN+: Improved Binary Network Training, 2018, §3.
     """
     wide, g = _wide(x, grad)
     beta = _positive("swish: beta", beta, wide)
-    # Beyond, the slope underflows, but cosh and its quotient overflow.
+    # exp(−y), because cosh(y) overflows. Beyond y = 1000 the slope is 0, but one of its
+    # factors may overflow.
     y = jnp.minimum(jnp.abs(beta * wide), 1000)
     power = jnp.exp(-y)
     slope = beta * (2 - y * jnp.tanh(y / 2)) * 2 * power / (1 + power) ** 2
@@ -117,21 +119,21 @@ def swish(x: ArrayLike, grad: ArrayLike, beta: ArrayLike = 5.0) -> jax.Array:
 
 
 def tanh(x: ArrayLike, grad: ArrayLike, temperature: ArrayLike = 1.0) -> jax.Array:
-    r"""The slope of a tanh that grows steeper: `g · k·t·(1 − tanh²(t·x))`.
+    r"""The slope of a tanh of variable steepness: `g · k·t·(1 − tanh²(t·x))`.
 
-    `k = max(1/t, 1)`. Error decay raises the temperature from 0.1 to 10 over training,
-    as `t = 10^(−1 + 2·progress)`.
+    `k = max(1/t, 1)`. IR-Net's Error Decay Estimator raises t from 0.1 to 10 over
+    training: `t = 10^(−1 + 2·progress)`.
 
     Args:
       x: Activations of any shape, floating.
       grad: The loss's gradient at `sign(x)`, of the same shape.
-      temperature: t, above 0; it may be traced.
+      temperature: t, positive; may be traced.
 
     Returns:
       The gradient for `x`, in the dtype of `grad`.
 
     Raises:
-      ValueError: If t is known and not above 0.
+      ValueError: If t is concrete and not positive.
 
     References:
       Qin et al., Forward and Backward Information Retention for Accurate Binary Neural
@@ -144,17 +146,17 @@ def tanh(x: ArrayLike, grad: ArrayLike, temperature: ArrayLike = 1.0) -> jax.Arr
 
 
 def get(surrogate: str | Surrogate) -> Surrogate:
-    """Return the surrogate of that name; a function comes back as it is.
+    """Return the surrogate of that name; return a function unchanged.
 
     Raises:
       ValueError: If no surrogate has that name.
-      TypeError: If it is neither a name nor callable.
+      TypeError: If `surrogate` is neither a name nor callable.
     """
     return find("surrogate", surrogate, SURROGATES, "an (x, grad) -> grad function")
 
 
 def check(surrogate: Surrogate, x: jax.Array) -> None:
-    """Trace `surrogate` on the shape of `x`: its errors come with the forward pass.
+    """Trace `surrogate` on the shape of `x`, so that it fails in the forward pass.
 
     Raises:
       ValueError: If the surrogate returns anything but one array of that shape.
@@ -177,7 +179,7 @@ def sign(x: ArrayLike, surrogate: str | Surrogate = "ste") -> jax.Array:
         `(x, grad) -> grad`.
 
     Returns:
-      The signs, in the dtype and shape of `x`; so is the gradient.
+      The signs, in the dtype and shape of `x`, as is the gradient.
 
     Raises:
       ValueError: If the surrogate's name is unknown, or it returns another shape.
@@ -198,7 +200,7 @@ def sign(x: ArrayLike, surrogate: str | Surrogate = "ste") -> jax.Array:
 
 
 def sign_ste(x: ArrayLike) -> jax.Array:
-    """`sign(x, "ste")`: the gradient passes where `|x| < 1`, `g · 1[|x| < 1]`.
+    """Compute `sign(x, "ste")`, whose gradient is `g · 1[|x| < 1]`.
 
     Args:
       x: Activations of any shape, floating.
@@ -213,7 +215,7 @@ def sign_ste(x: ArrayLike) -> jax.Array:
 
 
 def with_surrogate(surrogate: Surrogate, x: jax.Array) -> jax.Array:
-    """`x` itself, whose gradient goes through the surrogate.
+    """Return `x`; its gradient passes through the surrogate.
 
     Raises:
       ValueError: If the surrogate returns anything but one array of the shape of `x`.
@@ -241,7 +243,7 @@ def _sign_ste(x: jax.Array) -> jax.Array:
     return _kernel.sign(x)
 
 
-# Keeps one bit a number, where `with_surrogate` keeps the number.
+# The residual is one bool per element, where `with_surrogate` keeps `x`.
 _sign_ste.defvjp(
     lambda x: (_kernel.sign(x), jnp.abs(x) < 1),
     lambda inside, g: (jnp.where(inside, g, 0),),

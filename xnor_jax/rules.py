@@ -1,13 +1,13 @@
-r"""From the gradient at the binarized kernel to the gradient at the latent kernel.
+r"""Gradient rules: from the binarized kernel's gradient to the latent kernel's.
 
-Notation of the module, for one filter (everything that feeds one output channel):
+Notation, for one filter (all weights that feed one output channel):
 `w` the latent kernel, `s = sign(w)`, `α = mean |w|`, `g` the loss's gradient at
 `α·s`, `n` the filter's number of weights, `1[·]` an indicator. A kernel has the shape
 `[..., C_in, C_out]`, so `n = kernel.size / C_out`; with groups, `C_in` is one group's.
 
-A rule is a function `(kernel, grad) -> grad`; it is given both in float32 or wider and
-its result is cast to the gradient's own dtype. Write your own and give it wherever a
-rule's name is accepted:
+A rule is a function `(kernel, grad) -> grad`. It receives both arrays in float32 or
+wider, and its result is cast to the gradient's dtype. A custom function can be passed
+wherever a rule's name is accepted:
 
 >>> import jax.numpy as jnp, xnor_jax as xnor
 >>> def tanh_rule(kernel, grad):
@@ -16,8 +16,8 @@ rule's name is accepted:
 Array([[ 1.],
        [-1.]], dtype=float32)
 
-Under Adam the factor `(1 − 1/C_in)·n` of `corrected` and `paper` changes no direction:
-it matters through Adam's ε and through an L2 decay that is added to the gradient.
+Adam's update depends on the factor `(1 − 1/C_in)·n` of `corrected` and `paper` only
+through its ε and through an L2 decay that is added to the gradient.
 """
 
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def paper(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
 def exact(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
     r"""The chain rule through α: `α·1[|w| ≤ 1]·g + s·mean(s·g)`.
 
-    Straight-through for sign.
+    The sign itself uses the straight-through estimator.
 
     Args:
       kernel: The latent kernel, `[..., C_in, C_out]`, floating.
@@ -112,20 +112,20 @@ def ste(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
 
 
 def get(rule: str | Rule) -> Rule:
-    """Return the rule of that name; a function comes back as it is.
+    """Return the rule of that name; return a function unchanged.
 
     Raises:
       ValueError: If no rule has that name.
-      TypeError: If it is neither a name nor callable.
+      TypeError: If `rule` is neither a name nor callable.
     """
     return find("rule", rule, RULES, "a (kernel, grad) -> grad function")
 
 
 def check(rule: Rule, kernel: jax.Array) -> None:
-    """Trace `rule` on the kernel's shape: its errors come with the forward pass.
+    """Trace `rule` on the kernel's shape, so that it fails in the forward pass.
 
     Raises:
-      ValueError: If the rule refuses the kernel, or returns another shape.
+      ValueError: If the rule rejects the kernel, or returns another shape.
     """
     spec = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
     out = jax.eval_shape(rule, spec, spec)
@@ -139,10 +139,10 @@ def check(rule: Rule, kernel: jax.Array) -> None:
 def scaled(
     rule: Rule, kernel: ArrayLike, grad: ArrayLike, multiplier: ArrayLike
 ) -> jax.Array:
-    """`multiplier · rule(kernel, grad)` in float32 or wider, for the caller to narrow.
+    """Compute `multiplier · rule(kernel, grad)` in float32 or wider.
 
-    In float16 the rule, or a multiplier such as 1e9, overflows where their product need
-    not.
+    The caller casts the product. In float16 the rule's gradient, or a multiplier such
+    as 1e9, may overflow although the product does not.
     """
     w, g = _wide(kernel, grad)
     update = rule(w, g).astype(g.dtype)

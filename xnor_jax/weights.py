@@ -1,20 +1,20 @@
 r"""The weights of an XNOR-Network: mean-centre, clamp, binarize.
 
-Latent weights live in a pytree; binarizing is a pure view of it. A kernel has the shape
-`[..., C_in, C_out]`; a filter is everything that feeds one output channel, that is
-`n = kernel.size / C_out` weights. Every function takes a pytree (a bare array is one)
+Latent weights are stored in a pytree; `binarize` is a pure function of it. A kernel has
+the shape `[..., C_in, C_out]`; a filter is all weights that feed one output channel,
+`n = kernel.size / C_out` of them. Every function takes a pytree (a bare array is one)
 and an optional mask: a bool tree, a prefix of one, or a callable, as in optax. Leaves
-that the mask leaves out come back untouched.
+outside the mask are returned unchanged.
 
-A kernel beside a bias `[*stack, C_out]`, as `nnx.vmap` makes it, is a stack of kernels
-with a scale each. A kernel that its bias or its path shows to have another layout, such
-as those of attention, is refused. Nothing tells the layout of a bare array: its leading
-axes are spatial, and `jax.vmap(binarize)` is the call for a stack.
+A kernel beside a bias `[*stack, C_out]`, as `nnx.vmap` creates it, is a stack of
+kernels, each with its own scale. A kernel whose bias or path shows another layout, such
+as an attention layer's, is rejected. The leading axes of a bare array are taken to be
+spatial: for a stack, use `jax.vmap(binarize)`.
 
-Why is the scale α a mean? For signs `B ∈ {−1, +1}ⁿ` and a scale `α ≥ 0`,
-`‖w − αB‖² = ‖w‖² − 2α·⟨w, B⟩ + α²n`. Whatever α is, the middle term is best when
-`⟨w, B⟩` is largest, so `B = sign(w)` and `⟨w, B⟩ = ‖w‖₁`; the parabola in α that is
-left has its minimum at `α = ‖w‖₁/n`, the mean of the magnitudes.
+The scale α is a mean because it minimizes the squared error. For signs `B ∈ {−1, +1}ⁿ`
+and a scale `α ≥ 0`, `‖w − αB‖² = ‖w‖² − 2α·⟨w, B⟩ + α²n`. For every α the middle term
+is smallest where `⟨w, B⟩` is largest, so `B = sign(w)` and `⟨w, B⟩ = ‖w‖₁`; the
+remaining parabola in α has its minimum at `α = ‖w‖₁/n`, the mean of the magnitudes.
 """
 
 from collections.abc import Callable
@@ -32,25 +32,25 @@ from xnor_jax._tree import Mask, map_kernels
 from xnor_jax.registry import WEIGHT_METHODS, find
 from xnor_jax.rules import Rule
 
-# What of a latent kernel is binarized: kernel -> kernel.
+# Maps a latent kernel to the kernel that is binarized.
 WeightMethod = Callable[[jax.Array], jax.Array]
 
 
 def mean_center(params: Any, mask: Mask = None) -> Any:
     """Subtract the mean over the input channels: `w − mean(w, axis=−2)`.
 
-    Separately for each spatial position and output channel.
+    The mean is taken separately for each spatial position and output channel.
 
     Args:
       params: A pytree whose masked leaves are kernels `[..., C_in, C_out]`.
       mask: The kernels to centre; None for every leaf.
 
     Returns:
-      The same tree, dtypes kept.
+      The same tree, with the same dtypes.
 
     Raises:
       ValueError: If a kernel has rank below 2 or one input channel.
-      TypeError: If a kernel is not of floating point numbers.
+      TypeError: If a kernel is not floating point.
 
     References:
       Rastegari et al., XNOR-Net, 2016; jiecaoyu/XNOR-Net-PyTorch, `util.py`.
@@ -64,14 +64,14 @@ def clamp(params: Any, mask: Mask = None, bound: float = 1.0) -> Any:
     Args:
       params: A pytree whose masked leaves are kernels `[..., C_in, C_out]`.
       mask: The kernels to clamp; None for every leaf.
-      bound: The largest magnitude, above 0.
+      bound: The largest magnitude; positive.
 
     Returns:
-      The same tree, dtypes kept.
+      The same tree, with the same dtypes.
 
     Raises:
-      ValueError: If a kernel has rank below 2, or the bound is not above 0.
-      TypeError: If a kernel is not of floating point numbers.
+      ValueError: If a kernel has rank below 2, or the bound is not positive.
+      TypeError: If a kernel is not floating point.
     """
     if not isinstance(bound, Tracer) and not bound > 0:
         raise ValueError(f"clamp: expected a bound above 0, got {bound}")
@@ -79,52 +79,52 @@ def clamp(params: Any, mask: Mask = None, bound: float = 1.0) -> Any:
 
 
 def project(params: Any, mask: Mask = None) -> Any:
-    """Centre, then clamp: `clamp(mean_center(params))`, what the optimizer stores.
+    """Centre, then clamp: `clamp(mean_center(params))`, as stored by the optimizer.
 
-    Clamping moves the mean, so projecting twice is not projecting once.
+    Clamping shifts the mean, so the projection is not idempotent.
 
     Args:
       params: A pytree whose masked leaves are kernels `[..., C_in, C_out]`.
       mask: The kernels to project; None for every leaf.
 
     Returns:
-      The same tree, dtypes kept.
+      The same tree, with the same dtypes.
 
     Raises:
       ValueError: If a kernel has rank below 2 or one input channel.
-      TypeError: If a kernel is not of floating point numbers.
+      TypeError: If a kernel is not floating point.
     """
     centre_and_clamp = lambda w: _clamp(_mean_center(w))  # noqa: E731
     return map_kernels("project", centre_and_clamp, mask, params, centred=True)
 
 
 def latent(params: Any) -> Any:
-    """The latent kernels as they are: what is binarized where nothing else is asked."""
+    """Return the latent kernels unchanged: the default weight method."""
     return params
 
 
 def libra(params: Any, mask: Mask = None) -> Any:
-    r"""IR-Net's weights: balanced, standardised, with a power of two for a scale.
+    r"""IR-Net's weights: balanced, standardized, with a power of two as scale.
 
-    `ŵ = (w − mean(w)) / std(w)` a filter, half of whose signs are about +1; then
-    `ŵ · 2^s / mean |ŵ|`, where `s = round(log₂ mean |ŵ|)`. `binarize` makes of these
-    `2^s · sign(ŵ)`. No gradient goes to the factor. A filter whose weights are all the
-    same becomes 0.
+    `ŵ = (w − mean(w)) / std(w)` for each filter, so that about half of its signs are
+    +1; then `ŵ · 2^s / mean |ŵ|`, where `s = round(log₂ mean |ŵ|)`. `binarize` maps
+    these to `2^s · sign(ŵ)`. The factor receives no gradient. A filter whose weights
+    are all equal becomes 0.
 
     Args:
       params: A pytree whose masked leaves are latent kernels `[..., C_in, C_out]`.
-      mask: The kernels to take; None for every leaf.
+      mask: The kernels to map; None for every leaf.
 
     Returns:
-      The same tree, dtypes kept.
+      The same tree, with the same dtypes.
 
     Raises:
       ValueError: If a kernel has rank below 2.
-      TypeError: If a kernel is not of floating point numbers.
+      TypeError: If a kernel is not floating point.
 
     References:
       Qin et al., Forward and Backward Information Retention for Accurate Binary Neural
-      Networks (IR-Net), 2020, §3.2, its Libra parameter binarization.
+      Networks (IR-Net), 2020, §3.2, Libra Parameter Binarization.
 
     Examples:
       >>> import jax.numpy as jnp, xnor_jax as xnor
@@ -136,22 +136,22 @@ def libra(params: Any, mask: Mask = None) -> Any:
 
 
 def recu(params: Any, mask: Mask = None, tau: ArrayLike = 0.99) -> Any:
-    r"""ReCU's rectified clamp: each layer's weights between two of its quantiles.
+    r"""ReCU's rectified clamp: clip a layer's weights to two of its quantiles.
 
-    `max(min(w, Q(τ)), Q(1 − τ))`, where `Q(τ)` is the layer's τ-quantile, to which no
-    gradient goes. Training raises τ from 0.85 to 0.99.
+    `max(min(w, Q(τ)), Q(1 − τ))`, where `Q(τ)` is the layer's τ-quantile. The quantiles
+    receive no gradient. Training raises τ from 0.85 to 0.99.
 
     Args:
       params: A pytree whose masked leaves are latent kernels `[..., C_in, C_out]`.
       mask: The kernels to clamp; None for every leaf.
-      tau: τ in (0.5, 1]; it may be traced.
+      tau: τ in (0.5, 1]; may be traced.
 
     Returns:
-      The same tree, dtypes kept.
+      The same tree, with the same dtypes.
 
     Raises:
-      ValueError: If a kernel has rank below 2, or τ is known and out of its range.
-      TypeError: If a kernel is not of floating point numbers.
+      ValueError: If a kernel has rank below 2, or τ is concrete and out of range.
+      TypeError: If a kernel is not floating point.
 
     References:
       Xu et al., ReCU: Reviving the Dead Weights in Binary Neural Networks, 2021, §3.2.
@@ -167,26 +167,26 @@ def binarize(
     rule: str | Rule = "corrected",
     multiplier: ArrayLike = 1.0,
 ) -> Any:
-    """The binary view of the latent kernels: `w̃ = α · sign(w)`.
+    """Binarize the latent kernels: `w̃ = α · sign(w)`.
 
-    The view is a pure function of the latent tree: compute the loss at it, and the
-    gradient that arrives at the latent tree is `multiplier · rule(w, ∂loss/∂w̃)`.
+    A pure function of the latent tree. The gradient of a loss that is computed from its
+    result is `multiplier · rule(w, ∂loss/∂w̃)` at the latent tree.
 
     Args:
       params: A pytree whose masked leaves are latent kernels `[..., C_in, C_out]`.
       mask: The kernels to binarize; None for every leaf.
       rule: The gradient rule: `"corrected"`, `"paper"`, `"exact"`, `"ste"` (see
         `xnor_jax.rules`), or a function `(kernel, grad) -> grad`.
-      multiplier: A factor on the rule's gradient, such as the 1e9 that the public codes
-        use for AlexNet under Adam.
+      multiplier: A factor on the rule's gradient, such as 1e9, which the public code
+        uses for AlexNet under Adam.
 
     Returns:
-      The same tree with `α·sign(w)` in place of the masked kernels, dtypes kept.
+      The same tree, with `α·sign(w)` in place of the masked kernels; dtypes are kept.
 
     Raises:
       ValueError: If a kernel has rank below 2, the rule's name is unknown, or the rule
-        refuses the kernel (`corrected` and `paper` need two input channels).
-      TypeError: If a kernel is not of floating point numbers.
+        rejects the kernel (`corrected` and `paper` need two input channels).
+      TypeError: If a kernel is not floating point.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.1.
@@ -208,11 +208,11 @@ def binarize(
 
 
 def get(method: str | WeightMethod) -> WeightMethod:
-    """Return the weight method of that name; a function comes back as it is.
+    """Return the weight method of that name; return a function unchanged.
 
     Raises:
       ValueError: If no method has that name.
-      TypeError: If it is neither a name nor callable.
+      TypeError: If `method` is neither a name nor callable.
     """
     return find("weight_method", method, WEIGHT_METHODS, "a function of a kernel")
 
@@ -241,7 +241,7 @@ def _libra(w: jax.Array) -> jax.Array:
     axes = tuple(range(w.ndim - 1))
     centred = wide - jnp.mean(wide, axes)
     variance = jnp.mean(centred**2, axes)
-    # Of the kernels alike in a filter the root has no slope.
+    # The square root has no derivative at 0.
     flat = variance == 0
     standard = jnp.where(flat, 0, centred / jnp.sqrt(jnp.where(flat, 1, variance)))
     mean = jax.lax.stop_gradient(jnp.where(flat, 1, scale(standard)))

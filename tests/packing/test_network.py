@@ -432,6 +432,32 @@ def test_numbers_that_are_none():
         xnor.pack(model)
 
 
+def test_numbers_of_a_closure_that_are_none():
+    """Also behind integers and single numbers, which are not looked at."""
+    order, kernel = jnp.array([1, 0, 2]), jnp.full((3, 2), jnp.nan)
+    scale = jnp.array(2.0)
+    with pytest.raises(ValueError, match=r"got NaN or inf at closure/\d"):
+        xnor.pack(lambda x: scale * x[:, order] @ kernel, example=np.ones((2, 3)))
+
+
+def test_products_before_the_first_layer_count_towards_it():
+    first, second = (
+        jax.random.normal(key, shape)
+        for key, shape in zip(
+            jax.random.split(jax.random.key(0)), [(16, 32), (32, 5)], strict=True
+        )
+    )
+
+    def network(x):
+        products = jnp.einsum("nqc, nkc -> nqk", x, x)
+        signs = xnor.sign(products.reshape(len(x), -1) @ first)
+        return signs @ xnor.binarize(second)
+
+    real, binary = xnor.pack(network, example=np.ones((2, 4, 3))).report.rows
+    assert (real.real_macs, real.binary_macs) == (4 * 4 * 3 + 16 * 32, 0)
+    assert (binary.real_macs, binary.binary_macs) == (0, 32 * 5)
+
+
 @pytest.mark.slow
 def test_what_a_layer_computes_counts_and_not_its_class():
     class Doubled(nnx.Conv):

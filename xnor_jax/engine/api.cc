@@ -1,4 +1,4 @@
-// The C API: what is thrown becomes a status and a line of text.
+// The C API: exceptions become a status and a one-line message.
 #include <sys/stat.h>
 
 #include <cerrno>
@@ -25,7 +25,7 @@ thread_local std::string error;
 xnor_status Failed(xnor_status status, const char* text) {
   try {
     error = text;
-  } catch (...) {  // No memory even for that text.
+  } catch (...) {  // No memory even for the message.
     error.clear();
   }
   return status;
@@ -93,7 +93,7 @@ xnor_status xnor_load(const char* path, xnor_model** model) {
       return Failed(XNOR_INVALID_ARGUMENT, "expected a path and room for a model, got NULL");
     *model = nullptr;
     struct stat found;
-    // Before it is opened: a pipe would wait for a writer.
+    // Checked before opening: opening a pipe would wait for a writer.
     if (stat(path, &found) != 0) return Unreadable(path);
     const auto refuse = [&](const std::string& text) {
       throw xnor::Refusal(std::string(path) + ": " + text);

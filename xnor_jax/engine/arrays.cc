@@ -92,7 +92,7 @@ const int32_t* StoredArrays::Integers(const std::string& name) const {
         narrow ? Load<int16_t>(data + 2 * i) : Load<int32_t>(data + 4 * i);
     Require(std::abs(number) <= member.bound,
             name + ": a threshold is out of range");
-    // Below the smallest sum every threshold is the same: always +1, or -1.
+    // -bound stands for the least int32: a channel whose sign is constant.
     integers[i] = number == -member.bound ? std::numeric_limits<int32_t>::min()
                                           : static_cast<int32_t>(number);
   }

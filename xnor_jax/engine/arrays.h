@@ -1,4 +1,4 @@
-// Where a network's weights come from: a file, or the buffers of a call.
+// Sources of a network's weights: a file, or the buffers of a call.
 #ifndef XNOR_ARRAYS_H_
 #define XNOR_ARRAYS_H_
 
@@ -13,7 +13,7 @@ namespace xnor {
 
 class Graph;
 
-// An array of a node, as `Member` in packing/graph.py.
+// An array of a node, the counterpart of `Member` in packing/graph.py.
 struct Member {
   enum Kind { kFloats, kReals, kIntegers, kIndices, kFlip, kKernel };
   std::string name;
@@ -23,17 +23,17 @@ struct Member {
   int64_t groups = 1;
 
   bool signs() const { return kind == kFlip || kind == kKernel; }
-  // Of the array in the file.
+  // The array in the file.
   const char* stored_dtype() const;
   Sizes stored_shape() const;
   int64_t stored_bytes() const;
-  // In memory, as the methods of `Arrays` give it: of elements of four bytes, signs
-  // filled up to words of 32 channels.
+  // The array in memory, as the methods of `Arrays` return it: elements of four bytes,
+  // signs padded to words of 32 channels. `memory` is an upper bound, in bytes.
   Sizes laid_out() const;
   int64_t memory() const;
 };
 
-// A node's arrays; what could harm a run is checked when they are taken.
+// A node's arrays. Values that could make a run unsafe are checked on access.
 class Arrays {
  public:
   explicit Arrays(Graph& graph) : graph_(graph) {}
@@ -41,18 +41,18 @@ class Arrays {
 
   virtual std::vector<float> Floats(const std::string& name) const = 0;
   virtual std::vector<int32_t> Indices(const std::string& name) const = 0;
-  // These live as long as the graph.
+  // The returned pointers are valid for the lifetime of the graph.
   const float* KeptFloats(const std::string& name) const;
   virtual const int32_t* Integers(const std::string& name) const = 0;
   virtual const uint32_t* Flip(const std::string& name) const = 0;
-  // [groups][panels][*window][words][32], as `PackedKernel` in ops/kernel.py.
+  // [groups][panels][*window][words][32], the layout of `PackedKernel` in ops/kernel.py.
   virtual const uint32_t* Kernel(const std::string& name) const = 0;
 
  protected:
   Graph& graph_;
 };
 
-// Those of a file, which may be gone when the graph is made.
+// The arrays of a file, whose bytes may be freed once the graph is built.
 class StoredArrays : public Arrays {
  public:
   StoredArrays(Graph& graph, std::vector<std::pair<Member, const uint8_t*>> arrays)
@@ -69,7 +69,7 @@ class StoredArrays : public Arrays {
   const std::vector<std::pair<Member, const uint8_t*>> arrays_;
 };
 
-// Refuses a place that is none of so many numbers.
+// Throws a Refusal unless every place is in [0, count).
 void CheckPlaces(const std::vector<int32_t>& places, int64_t count,
                  const std::string& name);
 

@@ -1,4 +1,4 @@
-// Refusals: what does not fit becomes one line of text, before anything is touched.
+// Checks: a failed one throws a Refusal with a one-line message, before anything runs.
 #ifndef XNOR_CHECK_H_
 #define XNOR_CHECK_H_
 
@@ -10,7 +10,7 @@
 
 namespace xnor {
 
-// Sizes, strides and channels go up to here: products of two fit into 64 bits.
+// The limit on sizes, strides and channels: a product of two fits into 64 bits.
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
 
 struct Refusal : std::exception {

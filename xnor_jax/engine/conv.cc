@@ -1,5 +1,5 @@
-// Convolutions of signs and of floats: the geometry, the padding and the epilogue's
-// constants, in the form in which the kernels want them.
+// Convolutions of signs and of floats: prepares the geometry, the padding and the
+// epilogue's constants in the layout that the kernels expect.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -30,7 +30,7 @@ Shape OutShape(const Geometry& g, Epilogue epilogue, int64_t channels) {
   return out;
 }
 
-// The padded constants of one group's epilogue, which the job points to.
+// The padded constants of one group's epilogue; the job points to them.
 template <class Element>
 struct Constants {
   std::vector<float> scale, bias;
@@ -46,7 +46,7 @@ struct Constants {
       bias = Padded(target.bias + first, columns);
       job.scale = scale.data();
       job.bias = bias.data();
-    } else if (target.epilogue == Epilogue::kThreshold) {  // A group begins at a word.
+    } else if (target.epilogue == Epilogue::kThreshold) {  // Groups begin at whole words.
       threshold = Padded(target.threshold + first, columns);
       job.threshold = threshold.data();
       job.flip = target.flip + first / kPanel;
@@ -54,7 +54,7 @@ struct Constants {
   }
 };
 
-// The images with their zeros around them.
+// Writes the images with zeros around them.
 template <class Element>
 void WritePadded(Team& team, const Geometry& g, int64_t depth, int64_t images,
                  const Element* x, Element* padded) {
@@ -79,11 +79,11 @@ void WritePadded(Team& team, const Geometry& g, int64_t depth, int64_t images,
   });
 }
 
-// All pixels by all panels.
+// Runs a job on all pixels and panels, split over the team's threads.
 template <class Element>
 void RunJob(Team& team, const Job<Element>& job, int64_t pixels, double work) {
-  constexpr int64_t kPixels = 64;  // a task's, where there are enough
-  constexpr double kSmallest = 3e4;  // about a microsecond's
+  constexpr int64_t kPixels = 64;  // per task, if there are enough
+  constexpr double kSmallest = 3e4;  // work of about a microsecond
   const auto run = [&] {
     if constexpr (kIsWords<Element>)
       return Chosen().binary;
@@ -105,7 +105,7 @@ void RunJob(Team& team, const Job<Element>& job, int64_t pixels, double work) {
   });
 }
 
-// base[class][column] = bits of the window - what a 0 at each outside tap would add.
+// base[class][column] = bits of the window - what the zero words at outside taps add.
 std::vector<int32_t> Base(const Geometry& g, const Classes& z, const Classes& y,
                           const Classes& x, const uint32_t* kernel, int64_t panels,
                           int64_t words, int64_t channels) {
@@ -116,8 +116,8 @@ std::vector<int32_t> Base(const Geometry& g, const Classes& z, const Classes& y,
   if (!g.padded()) return base;
   std::vector<int32_t> counts(taps * columns);
   Chosen().count_taps(kernel, panels, taps, words, counts.data());
-  // corner[k][i][j][column]: what a 0 adds at all taps in front of k, above i and left of
-  // j. On the way its sums may pass 32 bits, modulo which they are right.
+  // A summed-area table: corner[k][i][j][column] is what zero words add at all taps in
+  // front of k, above i and left of j. Its sums may wrap; they are exact modulo 2^32.
   const int64_t row = (g.x.window + 1) * columns, plane = (g.y.window + 1) * row;
   std::vector<uint32_t> corner((g.z.window + 1) * plane);
   for (int64_t k = 0; k < g.z.window; ++k)
@@ -137,7 +137,7 @@ std::vector<int32_t> Base(const Geometry& g, const Classes& z, const Classes& y,
   for (const auto& [front, back] : z.inside)
     for (const auto& [top, bottom] : y.inside)
       for (const auto& [left, right] : x.inside) {
-        // The sum inside a box, by its eight corners.
+        // The sum inside a box, from its eight corners.
         const auto at = [&](int64_t k, int64_t i, int64_t j) {
           return corner.data() + k * plane + i * row + j * columns;
         };
@@ -154,12 +154,12 @@ std::vector<int32_t> Base(const Geometry& g, const Classes& z, const Classes& y,
   return base;
 }
 
-// How many classes of positions there can be along an axis.
+// An upper bound on the number of classes of positions along an axis.
 int64_t MostClasses(const Axis& axis) {
   return std::min(axis.out, Times(2, axis.window) + 1);
 }
 
-// A group of output channels: the job but for its buffers, and what the job points to.
+// A group of output channels: its job without the buffers, and what the job points to.
 template <class Element>
 struct Group {
   Job<Element> job;
@@ -175,14 +175,14 @@ struct Group {
 template <class Element>
 class Conv : public Operation {
  public:
-  // `depth`: elements of a pixel that a group of output channels sees; `channels`: signs.
+  // `depth`: the elements of a pixel that a group reads; `channels`: the channels in them.
   Conv(const Geometry& g, int64_t groups, int64_t depth, int64_t channels,
        int64_t out_channels, const Target<Sum<Element>>& target, const Element* kernel)
       : Operation(OutShape<Element>(g, target.epilogue, out_channels)),
         g_(g), depth_(depth), channels_(channels), columns_(out_channels / groups),
         pixel_(Times(groups, depth)), target_(target), kernel_(kernel) {
     const int64_t padded = Times(g.padded_pixels(), pixel_);
-    out.size();  // Both fit into 64 bits.
+    out.size();  // Throws on overflow.
     if (g.padded()) scratch = padded;
     const double taps = static_cast<double>(g.taps());
     work = taps * depth * WordsFor(columns_) * kPanel * groups * g.pixels();
@@ -193,7 +193,7 @@ class Conv : public Operation {
       const int64_t classes = Times(Times(MostClasses(g.z), MostClasses(g.y)),
                                     MostClasses(g.x));
       memory += Times(classes, wide);
-      if (g.padded()) {  // Base's tables, of one group
+      if (g.padded()) {  // the tables of `Base`, of one group
         const int64_t corners =
             Times(Times(g.z.window + 1, g.y.window + 1), g.x.window + 1);
         memory += Times(2, Times(corners, wide / groups));
@@ -244,7 +244,7 @@ class Conv : public Operation {
     for (size_t group = 0; group < groups_.size(); ++group) {
       Job<Element> job = groups_[group].job;
       job.image = x + group * depth_;
-      // All elements are of four bytes.
+      // All elements have four bytes.
       job.out = static_cast<uint32_t*>(call.out) + group * each;
       RunJob(call.team, job, call.images * g_.pixels(), call.images * work / groups);
     }
@@ -259,7 +259,7 @@ class Conv : public Operation {
   const Element* const kernel_;
   std::vector<int64_t> offsets_;
   Classes z_, y_, x_;  // Words only.
-  std::deque<Group<Element>> groups_;  // Their jobs point into them.
+  std::deque<Group<Element>> groups_;  // A deque: jobs point into its elements.
 };
 
 template <>
@@ -271,7 +271,7 @@ void Conv<uint32_t>::LayOut(Group<uint32_t>& group, int64_t index) const {
   job.base = group.base.data();
 }
 
-// The columns of the kernel in panels.
+// Lays out the columns of the kernel in panels.
 template <>
 void Conv<float>::LayOut(Group<float>& group, int64_t index) const {
   Job<float>& job = group.job;

@@ -11,7 +11,7 @@ namespace xnor {
 #if defined(__x86_64__)
 
 FlushSubnormals::FlushSubnormals() : before_(_mm_getcsr()) {
-  _mm_setcsr(static_cast<unsigned>(before_) | 0x8040);  // results, and what is read
+  _mm_setcsr(static_cast<unsigned>(before_) | 0x8040);  // of results and of operands
 }
 FlushSubnormals::~FlushSubnormals() { _mm_setcsr(static_cast<unsigned>(before_)); }
 
@@ -43,7 +43,7 @@ Loops* Crew::Wake(int64_t helpers) {
   try {
     while (static_cast<int64_t>(threads_.size()) < helpers)
       threads_.emplace_back(&Crew::Help, this, static_cast<int64_t>(threads_.size()));
-  } catch (const std::system_error&) {  // It goes without the others, too.
+  } catch (const std::system_error&) {  // The loops run with fewer helpers, too.
   }
   {
     std::lock_guard<std::mutex> lock(mutex_);

@@ -1,4 +1,4 @@
-// Threads of the engine's own that help with loops, and sleep between two runs.
+// The engine's own helper threads, which sleep between runs.
 #ifndef XNOR_CREW_H_
 #define XNOR_CREW_H_
 
@@ -13,7 +13,7 @@
 
 namespace xnor {
 
-// Floats below the smallest normal number are 0 while it lives, as in XLA's programs.
+// Flushes subnormal floats to 0 within its scope, as in XLA's programs.
 class FlushSubnormals {
  public:
   FlushSubnormals();
@@ -32,8 +32,8 @@ class Crew {
   Crew(const Crew&) = delete;
   Crew& operator=(const Crew&) = delete;
 
-  // Wakes so many helpers, which stay awake until `Rest`; those that are missing are
-  // started first. Fewer come where the system has no more threads.
+  // Wakes `helpers` threads, which stay awake until `Rest`; starts missing ones first.
+  // There are fewer if the system cannot start more.
   Loops* Wake(int64_t helpers);
   void Rest();
 

@@ -1,4 +1,4 @@
-// Functions of floats, one number after another.
+// Elementwise functions of floats.
 #include <cmath>
 
 #include "select.h"
@@ -8,7 +8,7 @@
 namespace xnor {
 namespace {
 
-// Functions of one to three numbers, over `count` of them so far apart.
+// A function of one to three arguments, applied to `count` numbers at a stride each.
 using Function = void (*)(const float* const* in, const int64_t* strides, float* out,
                           int64_t count, int64_t exponent);
 
@@ -64,7 +64,7 @@ void MultiplyAdd(const float* const* in, const int64_t* strides, float* out,
   Chosen().multiply_add(in, strides, out, count, minus_product, minus_sum);
 }
 
-// c - a * b, in this order.
+// in[0] - in[1] * in[2].
 void SubMultiply(const float* const* in, const int64_t* strides, float* out, int64_t count,
                  int64_t exponent) {
   const float* const turned[] = {in[1], in[2], in[0]};
@@ -78,7 +78,7 @@ struct Entry {
   Function run;
 };
 
-// What a lambda cannot be in C++17: a type of its own that a template takes.
+// Not lambdas: the templates above default-construct F, which C++17 lambdas do not allow.
 #define XNOR_DEFINE_ONE(type, expression) \
   struct type {                           \
     float operator()(float x) const { return expression; } \
@@ -143,7 +143,7 @@ struct Select {
   }
 };
 
-// As FUNCTIONS in packing/functions.py.
+// The counterpart of FUNCTIONS in packing/functions.py.
 constexpr Entry kFunctions[] = {
     {"add", 2, Two<Add>},       {"sub", 2, Two<Sub>},
     {"mul", 2, Two<Mul>},       {"div", 2, Two<Div>},
@@ -196,7 +196,7 @@ class Elementwise : public Operation {
         strides[missing + axis][i] = own[axis] == 1 ? 0 : steps[axis];
       batch.push_back(operands[i].constant != nullptr ? 0 : Product(own));
     }
-    // The batch's axis is the first, of size 1 here.
+    // The first axis is the batch, of size 1 here.
     walk_.sizes.push_back(1), walk_.strides.push_back(batch);
     bool first = true;
     for (size_t axis = 0; axis < shape.size(); ++axis) {
@@ -245,7 +245,7 @@ class Elementwise : public Operation {
       if (outer[i] != inner[i] * size) return false;
     return true;
   }
-  // As the walk's, but for the first axis, which goes on through all images.
+  // As `Walk::Offset`, except that the first axis continues through all images.
   int64_t Offset(int64_t index, int64_t count, size_t i) const {
     int64_t offset = 0;
     for (int64_t axis = count - 1; axis > 0; --axis) {

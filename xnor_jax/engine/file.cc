@@ -1,6 +1,6 @@
-// Reads the file of a packed network: safetensors with a description in its metadata, as
-// packing/file.py writes it. The description first, field by field and node by node, until
-// it is known which arrays of which size there must be; then these, and no others.
+// Reads a packed network's file: safetensors with a description in its metadata, as
+// packing/file.py writes it. The description is read first, field by field and node by
+// node, and determines the arrays and their sizes; then exactly these arrays are read.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -19,7 +19,7 @@ constexpr const char* kLayout =
     "bit 1 is -1; least significant bit first; C order of [*window, in, out]";
 constexpr int64_t kVersion = 3;
 
-// An array of the file: where its bytes are.
+// An array of the file; its bytes are [begin, end) of the data.
 struct Stored {
   std::string dtype;
   Sizes shape;
@@ -40,7 +40,7 @@ int64_t BytesOf(const std::string& dtype) {
   return dtype == "F32" || dtype == "I32" ? 4 : dtype == "I16" ? 2 : dtype == "U8" ? 1 : 0;
 }
 
-// The arrays of the header: each where the one before ends, and all of the data.
+// Reads the header's arrays, which must be contiguous and cover all of the data.
 Stores ReadStores(const json::Value& header, int64_t size) {
   Stores stores;
   std::vector<const Stored*> sorted;
@@ -92,7 +92,7 @@ std::vector<float> ReadReals(const json::Value& found, const char* name, double 
   return numbers;
 }
 
-// What is known of the network beside what it computes.
+// Reads the metadata: name, dataset, test accuracy, classes and preprocessing.
 void ReadInfo(const json::Value& found, Model& model) {
   const auto given = [&](const char* name) {
     return !found[name].is(json::Kind::kNull);
@@ -133,7 +133,7 @@ void ReadInfo(const json::Value& found, Model& model) {
   model.preprocessing = std::move(read);
 }
 
-// As in zlib, PNG and zip, four bytes at a time; goes on from `sum`.
+// CRC-32 as in zlib, PNG and zip, four bytes at a time; continues from `sum`.
 uint32_t Crc32(const uint8_t* data, size_t size, uint32_t sum = 0) {
   static const std::vector<uint32_t> tables = [] {
     std::vector<uint32_t> t(4 * 256);
@@ -155,7 +155,7 @@ uint32_t Crc32(const uint8_t* data, size_t size, uint32_t sum = 0) {
   return ~sum;
 }
 
-// Of the description's text, then the data section: 8 lower-case hexadecimal digits.
+// The CRC-32 of the description's text, then the data section: 8 lower-case hex digits.
 std::string Checksum(std::string_view text, const uint8_t* section, size_t size) {
   const uint32_t first =
       Crc32(reinterpret_cast<const uint8_t*>(text.data()), text.size());
@@ -176,7 +176,7 @@ void CheckVersion(const json::Value& found) {
           is + ", which this library no longer reads; pack the network again");
 }
 
-// The description of a file, and into the model what it says beside the nodes.
+// Returns the nodes of a file's description; stores the rest in the model.
 Described ReadDescription(const json::Value& found, Model& model) {
   RequireObject(found, "the description",
                 {"format", "version", "layout", "image_shape", "nodes", "name", "dataset",
@@ -202,8 +202,8 @@ Described ReadDescription(const json::Value& found, Model& model) {
   return described;
 }
 
-// Whether a character would be printed: no control, no mark that turns the text round, no
-// space but the plain one, nothing that is not assigned to be printed.
+// Whether a code point is printable: no control or format character (such as bidirectional
+// marks), no space but U+0020, no surrogate, private-use character or noncharacter.
 bool Printable(uint32_t c) {
   constexpr std::pair<uint32_t, uint32_t> kOther[] = {
       {0, 0x1f},         {0x7f, 0xa0},       {0xad, 0xad},       {0x600, 0x605},
@@ -296,7 +296,7 @@ std::unique_ptr<Model> ReadModel(const uint8_t* data, size_t size) {
   }();
   text = std::string();
 
-  // All of them, before one is taken apart.
+  // Checks all arrays before laying out any.
   std::vector<std::vector<std::pair<Member, const uint8_t*>>> taken;
   size_t count = 0;
   for (size_t i = 0; i < described.nodes.size(); ++i) {
@@ -314,7 +314,7 @@ std::unique_ptr<Model> ReadModel(const uint8_t* data, size_t size) {
   }
   Require(count == stores.size(), "there are arrays that no node has");
 
-  // With the file itself no more than three times its size and a little.
+  // Together with the file, at most three times its size plus a constant.
   constexpr int64_t kAlways = int64_t{48} << 20;
   model->graph = std::make_unique<Graph>(
       model->image_shape, std::min(2 * described.stored() + kAlways, kLargestNetwork));

@@ -1,4 +1,4 @@
-// A window's way over padded images of up to three axes.
+// Windows that slide over padded images of up to three axes.
 #ifndef XNOR_GEOMETRY_H_
 #define XNOR_GEOMETRY_H_
 
@@ -11,7 +11,7 @@
 
 namespace xnor {
 
-// A window's way along one axis; the unit axis where there is none.
+// A sliding window along one axis; the default is an axis of size 1.
 struct Axis {
   int64_t size = 1, window = 1, stride = 1, before = 0, after = 0, dilation = 1;
   int64_t padded = 1, out = 1;
@@ -37,7 +37,7 @@ struct Axis {
   // The taps [first, last) that lie inside the image at an output position.
   std::pair<int64_t, int64_t> Inside(int64_t position) const {
     const int64_t start = position * stride - before;
-    const auto taps_before = [&](int64_t place) {  // taps in front of it
+    const auto taps_before = [&](int64_t place) {  // taps before it
       const int64_t distance = place - start;
       return distance <= 0 ? 0 : std::min(window, (distance - 1) / dilation + 1);
     };
@@ -52,13 +52,13 @@ struct Geometry {
   bool padded() const {
     return z.padded != z.size || y.padded != y.size || x.padded != x.size;
   }
-  int64_t pixels() const { return Times(Times(z.out, y.out), x.out); }  // of an image
+  int64_t pixels() const { return Times(Times(z.out, y.out), x.out); }  // of the output
   int64_t padded_pixels() const { return Times(Times(z.padded, y.padded), x.padded); }
   int64_t taps() const { return Times(Times(z.window, y.window), x.window); }
 };
 
-// The window as runs of neighbouring elements of an image whose pixels are `pixel`
-// elements apart, `depth` of them this group's.
+// The offsets of a window's segments, each `length` contiguous elements. The image's pixels
+// are `pixel` elements apart; a group reads `depth` of them.
 inline std::vector<int64_t> Segments(const Geometry& g, int64_t pixel, int64_t depth,
                                      int64_t& length) {
   const int64_t row = Times(g.x.padded, pixel), plane = Times(g.y.padded, row);
@@ -73,7 +73,7 @@ inline std::vector<int64_t> Segments(const Geometry& g, int64_t pixel, int64_t d
   return offsets;
 }
 
-// For each output position along an axis, the class of the taps that lie inside.
+// The class of each output position along an axis: the taps that lie inside the image.
 struct Classes {
   std::vector<int32_t> of;
   std::vector<std::pair<int64_t, int64_t>> inside;  // taps [first, last)
@@ -81,7 +81,7 @@ struct Classes {
   Classes() = default;
   explicit Classes(const Axis& axis) {
     of.reserve(axis.out);
-    // Both ends fall from one position to the next: a class never comes back.
+    // Both ends are non-increasing in the position, so no class recurs.
     for (int64_t position = 0; position < axis.out; ++position) {
       const auto range = axis.Inside(position);
       if (inside.empty() || inside.back() != range) inside.push_back(range);

@@ -6,7 +6,7 @@
 namespace xnor {
 namespace {
 
-constexpr int64_t kAligned = 16;  // elements of a line of the cache
+constexpr int64_t kAligned = 16;  // elements per cache line
 
 void CheckSize(const Sizes& shape) {
   Require(shape.size() <= kMostAxes, "a value has too many axes");
@@ -88,7 +88,7 @@ void Graph::Finish(int output) {
     largest_ = std::max(largest_, operation.scratch);
     if (steps_[at].out != output_) largest_ = std::max(largest_, operation.out.size());
   }
-  // Each buffer lies in the first gap between those that are there at the same time.
+  // First fit: each buffer goes into the first gap between those live at the same time.
   std::vector<const Buffer*> placed;
   for (Buffer& buffer : buffers_) {
     std::vector<const Buffer*> beside;
@@ -106,7 +106,7 @@ void Graph::Finish(int output) {
     }
     arena_ = std::max(arena_, buffer.offset + taken(buffer.size));
     placed.push_back(&buffer);
-    // Those that ended before this one begins can never be beside a later one.
+    // Buffers that ended before this one begins cannot overlap with a later one.
     placed.erase(std::remove_if(placed.begin(), placed.end(),
                                 [&](const Buffer* b) { return b->last < buffer.first; }),
                  placed.end());

@@ -1,4 +1,4 @@
-// A network's graph: the nodes of its description, and what they become, which runs.
+// A network's graph: the nodes of its description, lowered to operations.
 #ifndef XNOR_GRAPH_H_
 #define XNOR_GRAPH_H_
 
@@ -18,7 +18,7 @@
 
 namespace xnor {
 
-// What a file may say, as in packing/checks.py.
+// Limits on a file's contents, as in packing/checks.py.
 constexpr int64_t kLargestInteger = 1 << 24;
 constexpr int64_t kLargestImage = 1 << 28;
 constexpr int64_t kLargestKernel = 1 << 27;
@@ -33,7 +33,7 @@ constexpr size_t kLongestString = 200;
 
 enum class DType { kFloat, kBits, kBool };
 
-// A value of one image; bits are along the last axis.
+// The shape and dtype of a value, for one image; bits are packed along the last axis.
 struct Spec {
   Sizes shape;
   DType dtype = DType::kFloat;
@@ -42,47 +42,47 @@ struct Spec {
   int64_t positions() const { return Product(shape) / channels(); }
 };
 
-// The operations that nodes become, in the order in which they run.
+// The operations of a network, in execution order.
 class Graph {
  public:
-  // `memory`: how many bytes weights and tables may take.
+  // `memory`: the budget for weights and tables, in bytes.
   Graph(const Sizes& image_shape, int64_t memory) : memory_(memory) {
     values_.push_back({{image_shape}, -1});
   }
 
   const Spec& spec(int value) const { return values_[value].spec; }
-  // Takes bytes off what there may be; refuses what is too much.
+  // Takes bytes from the budget; throws a Refusal if too few are left.
   void Reserve(int64_t bytes);
-  // What an operation gives for these values.
+  // Adds an operation on these values; returns the index of its result.
   int Add(std::unique_ptr<Operation> operation, std::vector<int> inputs, Spec spec);
-  // The same elements under another shape.
+  // A value with the same elements and another shape.
   int Alias(int value, Spec spec);
-  // Signs as floats; floats as they are.
+  // Unpacks signs to floats; returns other values unchanged.
   int Floats(int value);
-  // Floats as signs.
+  // Packs the signs of floats.
   int Bits(int value);
-  // An array that lives as long as the graph.
+  // Stores an array for the lifetime of the graph.
   const float* Keep(std::vector<float> array);
   const int32_t* Keep(std::vector<int32_t> array);
   const uint32_t* Keep(std::vector<uint32_t> array);
 
-  // Plans the memory of a run, which gives this value.
+  // Plans the memory of a run that returns this value.
   void Finish(int output);
 
   double work() const { return work_; }
-  // The most elements that an image has between two operations, or within one.
+  // The largest buffer between two operations or within one, in elements per image.
   int64_t largest() const { return largest_; }
-  // Elements that a run takes for an image.
+  // The memory of a run, in elements per image.
   int64_t memory() const { return arena_; }
   void Run(Team& team, int64_t images, const float* x, float* y, float* memory) const;
 
  private:
   struct Value {
     Spec spec;
-    int buffer;  // -1: the input's
+    int buffer;  // -1: the input
   };
-  // Elements that a value's or an operation's own memory takes for an image, and while
-  // which operations run it is there.
+  // The memory of a value or of an operation's scratch: its elements per image, and the
+  // first and last step during which it is live.
   struct Buffer {
     int64_t size;
     int first, last;
@@ -101,7 +101,7 @@ class Graph {
   std::vector<Value> values_;
   std::vector<Buffer> buffers_;
   std::vector<Step> steps_;
-  std::map<int, int> unpacked_;  // bits that are wanted as floats, too
+  std::map<int, int> unpacked_;  // bits to the same value as floats
   std::deque<std::vector<float>> floats_;
   std::deque<std::vector<int32_t>> integers_;
   std::deque<std::vector<uint32_t>> words_;
@@ -110,14 +110,14 @@ class Graph {
   double work_ = 0;
 };
 
-// A node of a description, as in packing/graph.py: what is no array.
+// A node of a description without its arrays, as in packing/graph.py.
 class Node {
  public:
   virtual ~Node() = default;
-  // What it gives for what it gets; refuses what it cannot take.
+  // The shape and dtype of the result; throws a Refusal on inputs that it cannot take.
   virtual Spec Out(const std::vector<Spec>& in) const = 0;
   virtual std::vector<Member> Members(const std::vector<Spec>& in) const;
-  // Adds what it becomes to the graph, and gives that value.
+  // Adds the node's operations to the graph; returns the index of the result.
   virtual int Lower(Graph& graph, const std::vector<int>& in, const Spec& out,
                     const Arrays& arrays) const = 0;
 
@@ -133,18 +133,18 @@ struct Described {
   std::vector<Spec> specs;  // the input's, then the nodes'
   std::vector<std::vector<Member>> members;
 
-  // Bytes of all arrays.
+  // Bytes of all arrays, in the file and in memory.
   int64_t stored() const;
   int64_t memory() const;
 };
 
-// Checks a list of nodes, and follows the shapes through them.
+// Checks a list of nodes and infers the shapes of their results.
 Described Describe(const Sizes& image_shape, const json::Value& nodes);
-// Makes the operations, with the arrays of each node by its index.
+// Lowers the nodes to operations; `arrays` returns a node's arrays by its index.
 void Build(const Described& described, Graph& graph,
            const std::function<std::unique_ptr<Arrays>(size_t)>& arrays);
 
-// Checks of what a file says, each with the entry's name for the error.
+// Checked reads of a file's entries; `name` is the entry's, for the error.
 int64_t ReadInteger(const json::Value& found, const char* name, int64_t least = 0,
                     int64_t largest = kLargestInteger);
 Sizes ReadIntegers(const json::Value& found, const char* name, int64_t least = 0);

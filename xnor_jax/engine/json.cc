@@ -11,7 +11,7 @@ namespace xnor::json {
 class Parser {
  public:
   Parser(Document& document, std::string_view text) : to_(document), rest_(text) {
-    // No entry is shorter than two bytes, but for the last number of all.
+    // Every entry takes at least two bytes of text, except for the last number.
     to_.entries_.reserve(text.size() / 2 + 2);
     to_.text_.reserve(text.size());
   }
@@ -34,7 +34,7 @@ class Parser {
     rest_.remove_prefix(word.size());
     return true;
   }
-  // After white space.
+  // Skips white space, then takes `c`.
   bool Next(char c) {
     Space();
     return Take({&c, 1});
@@ -123,7 +123,7 @@ class Parser {
     const std::string number(begin.substr(0, begin.size() - rest_.size()));
     const uint32_t at = Begin(Kind::kReal);
     Entry& entry = to_.entries_[at];
-    if (whole && number.size() <= 18) {  // Any number of so many digits fits.
+    if (whole && number.size() <= 18) {  // 18 characters always fit into int64.
       entry.kind = Kind::kInteger;
       entry.integer = std::strtoll(number.c_str(), nullptr, 10);
     } else {
@@ -146,7 +146,7 @@ class Parser {
     return End(at);
   }
 
-  // One character of UTF-8: of no more bytes than it needs, and no half of a pair.
+  // One character of UTF-8; overlong encodings and surrogates are rejected.
   bool Character() {
     const auto byte = [&](size_t i) {
       return i < rest_.size() ? static_cast<unsigned char>(rest_[i]) : 0u;

@@ -1,6 +1,6 @@
-// JSON as RFC 8259 has it, read into one flat list: no more memory than a dozen times the
-// text, whatever it says. Objects with a name twice are refused, as are numbers that are
-// none, strings that are no UTF-8 and anything nested deeper than any description.
+// A parser of JSON (RFC 8259) into one flat list, whose memory is at most about a dozen
+// times the text's. It rejects objects with duplicate names, malformed numbers, strings
+// that are not UTF-8, and nesting deeper than in any description.
 #ifndef XNOR_JSON_H_
 #define XNOR_JSON_H_
 
@@ -13,10 +13,10 @@ namespace xnor::json {
 
 enum class Kind : uint8_t { kNull, kBool, kInteger, kReal, kString, kList, kObject };
 
-// The entries of a list or an object follow it; `end` is where the next one begins.
+// The entries of a list or an object follow it; `end` is the index after the last of them.
 struct Entry {
   Kind kind;
-  uint32_t count;  // of entries, or of bytes of a string
+  uint32_t count;  // entries, or bytes of a string
   uint32_t end;
   union {
     bool truth;
@@ -36,12 +36,12 @@ class Value {
   bool is(Kind kind) const { return this->kind() == kind; }
   bool truth() const;
   int64_t integer() const;
-  double real() const;  // of an integer too
+  double real() const;  // also of an integer
   std::string_view string() const;
-  uint32_t count() const;  // of a list's or an object's entries
-  // A list's entries, or an object's names and values in turn.
+  uint32_t count() const;  // entries of a list or an object
+  // A list's entries, or an object's names and values, alternating.
   std::vector<Value> entries() const;
-  // An object's value; null where it has none.
+  // The value of an object's entry; null if there is none.
   Value operator[](std::string_view name) const;
 
  private:
@@ -52,7 +52,7 @@ class Value {
 
 class Document {
  public:
-  // Refuses what is no JSON; `what` names it.
+  // Throws a Refusal if the text is not valid JSON; `what` names it in the message.
   Document(std::string_view text, const char* what);
   Value root() const { return {this, 0}; }
 
@@ -60,7 +60,7 @@ class Document {
   friend class Value;
   friend class Parser;
   std::vector<Entry> entries_;
-  std::string text_;  // all strings, without their escapes
+  std::string text_;  // all strings, unescaped
 };
 
 }  // namespace xnor::json

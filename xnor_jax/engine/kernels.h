@@ -1,5 +1,5 @@
-// What an instruction set has to offer, and the jobs it is given. The geometry has been
-// checked by conv.cc and pointwise.cc: nothing below looks at a size twice.
+// The kernels of an instruction set and their arguments. The callers have checked all
+// sizes; the kernels check none.
 #ifndef XNOR_KERNELS_H_
 #define XNOR_KERNELS_H_
 
@@ -7,11 +7,10 @@
 
 namespace xnor {
 
-// Output channels of a panel of the kernel, and bits of a word: one panel's thresholds
-// make one word.
+// Output channels per panel of the kernel, and bits per word: a panel's signs fill a word.
 constexpr int kPanel = 32;
 
-// What products of elements add up to: words of signs, or floats.
+// The type of a sum of products, for words of signs and for floats.
 template <class Element>
 struct SumOf;
 template <>
@@ -29,7 +28,7 @@ enum class Epilogue { kSums, kAffine, kThreshold };
 // `Element` is uint32_t (words of signs) or float.
 template <class Element>
 struct Job {
-  // The image, with its padding written out: strides in elements.
+  // The image with its padding written out; strides in elements.
   const Element* image;
   int64_t image_stride, plane_stride, row_stride, pixel_stride;
   int64_t out_depth, out_height, out_width;
@@ -40,18 +39,18 @@ struct Job {
   // [panels][segments * length][kPanel]
   const Element* kernel;
   int64_t columns;  // output channels of the group
-  // Words only: sum = base[class of the pixel] - 2 * popcount, where a class says which
-  // taps of the window lie outside; [classes z][classes y][classes x][panels * kPanel].
+  // Words only: sum = base[class of the pixel] - 2 * popcount. Pixels of a class have the
+  // same taps outside the image; [classes z][classes y][classes x][panels * kPanel].
   const int32_t* base;
   const int32_t *class_z, *class_y, *class_x;
   int64_t classes_y, classes_x;
-  // Padded to panels * kPanel, as is `threshold`; `flip` has a word a panel.
+  // Scale, bias and threshold are padded to panels * kPanel; `flip` has a word per panel.
   Epilogue epilogue;
   const float *scale, *bias;
   bool relu;
   const void* threshold;  // int32_t for words, float for floats
   const uint32_t* flip;
-  // Per pixel `out_stride` numbers, or words for kThreshold.
+  // `out_stride` numbers per pixel, or words for kThreshold.
   void* out;
   int64_t out_stride;
 };
@@ -68,33 +67,33 @@ struct PoolJob {
 
 struct Kernels {
   const char* name;
-  // Output pixels [begin, end) by panels [panel_begin, panel_end).
+  // Convolutions, at output pixels [begin, end) for panels [panel_begin, panel_end).
   void (*binary)(const Job<uint32_t>&, int64_t begin, int64_t end, int64_t panel_begin,
                  int64_t panel_end);
   void (*real)(const Job<float>&, int64_t begin, int64_t end, int64_t panel_begin,
                int64_t panel_end);
-  // Bits set in [panels][taps][words][kPanel], as [taps][panels * kPanel].
+  // Counts the set bits of [panels][taps][words][kPanel], to [taps][panels * kPanel].
   void (*count_taps)(const uint32_t* kernel, int64_t panels, int64_t taps,
                      int64_t words, int32_t* out);
-  // Signs of pixels [begin, end) of `channels` floats, to whole words.
+  // Packs the signs of pixels [begin, end), of `channels` floats, into whole words.
   void (*pack)(const float* x, int64_t channels, uint32_t* out, int64_t begin,
                int64_t end);
-  // Floats of so many pixels, each the mean of the signs in `a` and `b`.
+  // Unpacks `pixels` pixels to floats, each the mean of the signs in `a` and `b`.
   void (*unpack)(const uint32_t* a, const uint32_t* b, int64_t channels, int64_t pixels,
                  float* out);
-  // sums[row][column] += x[pixel + row] * gradient[column], summed over `count` pixels;
-  // gradient [panels][count][kPanel], sums [rows][panels * kPanel], of which the columns
-  // past `columns` mean nothing.
+  // sums[row][column] += x[pixels[p] + row] * gradient[p][column], summed over p < count;
+  // gradient [panels][count][kPanel], sums [rows][panels * kPanel]. The results in columns
+  // past `columns` are unused.
   void (*add_products)(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
                        const float* gradient, int64_t columns, float* sums);
   // sums[c] += a[row][c] and sums[channels + c] += a[row][c] * (x[row][c] - center[c]),
   // summed over the rows.
   void (*channel_sums)(const float* a, const float* x, const float* center, int64_t rows,
                        int64_t channels, float* sums);
-  // Output rows [begin, end), counted through all images.
+  // Sum pooling of output rows [begin, end), counted through all images.
   void (*sum_pool)(const PoolJob&, int64_t begin, int64_t end);
-  // out = a * b + c of so many numbers, so far apart, with - in the place of +, or of the
-  // product negative; rounded once where the processor can.
+  // out = a * b + c over `count` numbers at a stride per input; `minus_product` negates
+  // a * b, `minus_sum` negates c. Rounded once where the instruction set has a fused one.
   void (*multiply_add)(const float* const* in, const int64_t* strides, float* out,
                        int64_t count, bool minus_product, bool minus_sum);
   // out[pixel][c] = (x[pixel][c] - mean[c]) * scale[c] + bias[c].

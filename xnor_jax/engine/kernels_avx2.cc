@@ -1,4 +1,4 @@
-// AVX2: Haswell, Zen and newer. Bits are counted by a table of the sixteen half bytes.
+// AVX2: Haswell, Zen and newer. Bits are counted by a lookup table of the 16 half bytes.
 #include <immintrin.h>
 
 #include <cfloat>
@@ -9,7 +9,7 @@ namespace {
 
 struct Words {
   using Vector = __m256i;
-  // A byte counts up to 8 a word: 31 words stay below 256.
+  // A byte counts up to 8 bits per word: the counts of 31 words stay below 256.
   static constexpr int kLanes = 8, kRows = 2, kFlush = 31;
   static Vector Load(const uint32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

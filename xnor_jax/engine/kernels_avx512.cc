@@ -18,7 +18,7 @@ struct Words {
   static Vector Xor(Vector a, Vector b) { return _mm512_xor_si512(a, b); }
   static Vector Count(Vector acc, Vector bits) {
     acc = _mm512_add_epi32(acc, _mm512_popcnt_epi32(bits));
-    // Keeps GCC from gathering the counts of a whole block first and spilling them.
+    // Keeps GCC from computing the counts of a whole block first and spilling them.
     asm volatile("" : "+v"(acc));
     return acc;
   }

@@ -1,10 +1,10 @@
 // The kernels, written once over the vectors of an instruction set. Each kernels_*.cc
-// includes this after it has defined
+// defines the following and then includes this file:
 //
 //   struct Words: a vector of `kLanes` uint32 lanes.
 //     kRows       rows of the image whose sums stay in registers
-//     kFlush      counts that a lane's accumulator holds before it must be widened;
-//                 0 when it counts in 32 bits
+//     kFlush      counts that a lane's accumulator can hold before it must be widened;
+//                 0 if it counts in 32 bits
 //     Load, Broadcast, Zero, Xor, Count(acc, bits) -> acc, Widen(acc) -> uint32 lanes,
 //     Add, LessTwice(a, b) -> a - 2 b, Store
 //   struct Floats: a vector of `kLanes` floats.
@@ -13,8 +13,8 @@
 //   uint32_t LessMask(const float* a, const float* b): bit i is !(a[i] >= b[i])
 //   uint32_t NegativeMask(const float* x): bit i is !(x[i] > -FLT_MIN), i < 32
 //
-// Everything is in an unnamed namespace, and no template of the standard library is used:
-// each copy is compiled for its own instructions, and the linker must not merge them.
+// Everything is in an unnamed namespace and uses no function template of the standard
+// library, so that the linker cannot merge copies compiled for different instruction sets.
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -27,10 +27,10 @@ namespace {
 inline int64_t Larger(int64_t a, int64_t b) { return a < b ? b : a; }
 inline int64_t Smaller(int64_t a, int64_t b) { return b < a ? b : a; }
 
-constexpr int kBlock = 64;  // pixels whose panel stays in the first-level cache
+constexpr int kBlock = 64;  // pixels, for which a panel stays in the first-level cache
 
-// Of a panel of at most kPanel / 2 columns half is computed, in which twice as many rows
-// fit into the registers.
+// For a panel of at most kPanel / 2 columns only half of it is computed, so that twice as
+// many rows fit into the registers.
 template <class Lanes>
 struct Half {
   static constexpr int kVectors = kPanel / Lanes::kLanes / 2;
@@ -152,7 +152,7 @@ inline void Finish(const Job<Element>& job, const Sum* sums, int64_t pixel,
   const float least = job.relu ? 0.0f : -INFINITY;
   float y[kPanel];
   for (int n = 0; n < kPanel; ++n) {
-    // Fused, as XLA's CPU compiler does it.
+    // Fused, as by XLA's CPU compiler.
     const float value = __builtin_fmaf(scale[n], static_cast<float>(sums[n]), bias[n]);
     y[n] = value < least ? least : value;
   }
@@ -243,7 +243,7 @@ void CountTaps(const uint32_t* kernel, int64_t panels, int64_t taps, int64_t wor
     }
 }
 
-// Bit 1 where !(x >= 0), with subnormal numbers as zeros, as XLA's CPU programs see them.
+// Bit 1 where !(x >= 0); subnormal numbers count as zeros, as in XLA's CPU programs.
 void Pack(const float* x, int64_t channels, uint32_t* out, int64_t begin, int64_t end) {
   const int64_t words = (channels + kPanel - 1) / kPanel;
   for (int64_t pixel = begin; pixel < end; ++pixel) {
@@ -261,7 +261,7 @@ void Pack(const float* x, int64_t channels, uint32_t* out, int64_t begin, int64_
   }
 }
 
-// Bits become 1.0f or -1.0f, or 0 where the two words differ.
+// Converts bits to 1.0f or -1.0f, or to 0 where the two words differ.
 inline void UnpackWord(uint32_t a, uint32_t b, float* out) {
   uint32_t ones[kPanel];
   const uint32_t differ = a ^ b;
@@ -405,7 +405,7 @@ void SumPool(const PoolJob& job, int64_t begin, int64_t end) {
   }
 }
 
-// Up to kLanes numbers, so far apart; 0 in the place of the others.
+// Loads `lanes` numbers at this stride; stride 0 broadcasts, else the other lanes are 0.
 inline Floats::Vector LoadSome(const float* from, int64_t stride, int64_t lanes) {
   if (stride == 0) return Floats::Broadcast(*from);
   if (stride == 1 && lanes == Floats::kLanes) return Floats::Load(from);
@@ -421,7 +421,7 @@ inline void StoreSome(float* to, Floats::Vector v, int64_t lanes) {
   for (int64_t i = 0; i < lanes; ++i) to[i] = some[i];
 }
 
-// Exact, also of 0.
+// Exact, including the sign of 0.
 inline Floats::Vector Negative(Floats::Vector v) {
   return Floats::MultiplyAdd(v, Floats::Broadcast(-1.0f), Floats::Broadcast(-0.0f));
 }
@@ -448,7 +448,7 @@ void Norm(const float* x, const float* mean, const float* scale, const float* bi
     for (int64_t c = 0; c < channels; c += Floats::kLanes) {
       const int64_t lanes = Smaller(channels - c, Floats::kLanes);
       const auto load = [&](const float* from) { return LoadSome(from + c, 1, lanes); };
-      // A product by -1 is exact, so this is the difference.
+      // Multiplying by -1 is exact, so this is the rounded difference.
       const Floats::Vector centred = Floats::MultiplyAdd(load(mean), minus, load(x));
       StoreSome(out + c, Floats::MultiplyAdd(centred, load(scale), load(bias)), lanes);
     }

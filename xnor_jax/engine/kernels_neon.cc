@@ -9,7 +9,7 @@ namespace {
 
 struct Words {
   using Vector = uint32x4_t;
-  // A byte counts up to 8 a word: 31 words stay below 256.
+  // A byte counts up to 8 bits per word: the counts of 31 words stay below 256.
   static constexpr int kLanes = 4, kRows = 2, kFlush = 31;
   static Vector Load(const uint32_t* p) { return vld1q_u32(p); }
   static Vector Broadcast(uint32_t word) { return vdupq_n_u32(word); }

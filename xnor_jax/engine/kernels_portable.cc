@@ -8,7 +8,7 @@ namespace {
 
 struct Words {
   using Vector = uint64_t;
-  // A byte counts up to 8 a word: 31 words stay below 256.
+  // A byte counts up to 8 bits per word: the counts of 31 words stay below 256.
   static constexpr int kLanes = 2, kRows = 1, kFlush = 31;
   static Vector Load(const uint32_t* p) {
     Vector v;
@@ -28,7 +28,7 @@ struct Words {
     return (acc & 0x0000ffff0000ffffu) + (acc >> 16 & 0x0000ffff0000ffffu);
   }
   static Vector Add(Vector a, Vector b) { return a + b; }
-  // Lane by lane: no borrow may pass between the two numbers.
+  // Lane by lane: no borrow may pass between the two lanes.
   static Vector LessTwice(Vector a, Vector b) {
     const uint32_t low = static_cast<uint32_t>(a) - 2 * static_cast<uint32_t>(b);
     const uint32_t high =

@@ -1,4 +1,4 @@
-// The command `xnor`: what a packed network is, its logits, its speed.
+// The `xnor` command: describes, runs and benchmarks packed networks.
 #include <errno.h>
 #include <unistd.h>
 
@@ -24,7 +24,7 @@ constexpr char kUsage[] =
     "         --batch N    of `run`: at most so many images a call (64); of `bench`: as\n"
     "                      many, in place of 1 and 128\n";
 
-// One line; 2 for a wrong argument, 1 for anything else.
+// Prints one line and exits; status 2 for a wrong argument, 1 for anything else.
 [[noreturn]] void Fail(int status, const std::string& text) {
   std::fprintf(stderr, "xnor: %s\n", text.c_str());
   std::exit(status);
@@ -129,7 +129,7 @@ void Info(const xnor_model* m) {
     std::printf("  %4zu %-15s %s\n", i, xnor_node_kind(m, i), xnor_node_name(m, i));
 }
 
-// Up to `size` bytes, at least `least` but at the end of the input.
+// Reads up to `size` bytes, and at least `least` unless the input ends.
 size_t ReadBytes(char* to, size_t size, size_t least) {
   size_t count = 0;
   while (count < least) {
@@ -142,8 +142,7 @@ size_t ReadBytes(char* to, size_t size, size_t least) {
   return count;
 }
 
-// Images as they come: those that are there are run, and their logits written, before the
-// next ones are waited for.
+// Streams images: runs those that have arrived and writes their logits before it reads on.
 void Run(const xnor_model* m, const Options& options) {
   const size_t each = InputSize(m) * (options.pixels ? 1 : sizeof(float));
   const size_t batch = options.batch > 0 ? options.batch : 64;
@@ -188,7 +187,7 @@ void Bench(const xnor_model* m, const Options& options) {
       Check(xnor_run(m, images.data(), batch, logits.data(), options.threads));
       const std::chrono::duration<double, std::milli> time = Clock::now() - begin;
       total += time.count();
-      if (call > 0) times.push_back(time.count());  // The first allocates.
+      if (call > 0) times.push_back(time.count());  // The first call allocates.
     }
     std::sort(times.begin(), times.end());
     const double median = times[times.size() / 2];

@@ -21,7 +21,7 @@ class Model::Lease {
   explicit Lease(const Model& model) : model_(model) {
     std::lock_guard<std::mutex> lock(model.mutex_);
     if (model.free_.empty()) {
-      model.free_.reserve(model.free_.capacity() + 1);  // Room for its return.
+      model.free_.reserve(model.free_.capacity() + 1);  // The return cannot throw.
       workspace_ = std::make_unique<Workspace>();
     } else {
       workspace_ = std::move(model.free_.back());
@@ -65,7 +65,7 @@ void Model::RunBatch(Team& team, Workspace& workspace, const float* images,
   const int64_t chunk = ChunkOf(count, graph->largest(), team.threads());
   const int64_t own = pixels != nullptr ? image_size() : 0;
   const int64_t size = Times(chunk, graph->memory() + own);
-  Times(Times(count, std::max(image_size(), output_size())), 4);  // Fits into 64 bits.
+  Times(Times(count, std::max(image_size(), output_size())), 4);  // Throws on overflow.
 
   const int64_t chunks = (count + chunk - 1) / chunk;
   const int64_t workers = std::min(chunks, chunks > 1 ? team.threads() : 1);

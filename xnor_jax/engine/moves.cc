@@ -1,4 +1,4 @@
-// Nodes that only move values: signs stay bits.
+// Nodes that only move values; signs stay packed.
 #include <cmath>
 #include <limits>
 
@@ -24,7 +24,7 @@ class AnyMove : public Node {
     return {shape, bits ? DType::kBits : truth ? DType::kBool : DType::kFloat};
   }
 
-  // On whole words where these stay as they are, or else on floats.
+  // Moves whole words where they stay intact, else floats.
   int Lower(Graph& graph, const std::vector<int>& in, const Spec& out,
             const Arrays& arrays) const override {
     std::vector<Sizes> shapes;
@@ -46,7 +46,7 @@ class AnyMove : public Node {
  protected:
   virtual bool KeepsSigns() const { return true; }
   virtual Sizes OutOf(const std::vector<Sizes>& in) const = 0;
-  // Whether words of signs move as a whole.
+  // Whether words of signs stay intact.
   virtual bool MovesWords(const std::vector<Sizes>& in, const Sizes& out) const = 0;
   // The moves between arrays of these shapes, whose last axis is counted in words of
   // `word` numbers.

@@ -1,5 +1,5 @@
-// The nodes of a description, each declared once: its fields, its arrays, the shape that
-// it gives and the operations that it becomes. The counterpart of packing/graph.py.
+// The nodes of a description, each declared once: its fields, its arrays, its result's
+// shape and its lowering to operations. The counterpart of packing/graph.py.
 #include "nodes.h"
 
 #include <algorithm>
@@ -46,7 +46,7 @@ class Mean : public Node {
   }
 };
 
-// The shape that shapes broadcast to.
+// The shape that all of these shapes broadcast to.
 Sizes Broadcasted(const std::vector<Sizes>& shapes) {
   Sizes out;
   for (const Sizes& shape : shapes)
@@ -224,7 +224,7 @@ class MatMul : public Node {
   }
 };
 
-// As NODES in packing/graph.py.
+// The counterpart of NODES in packing/graph.py.
 const std::vector<NodeKind>& Nodes() {
   static const std::vector<NodeKind> all = [] {
     std::vector<NodeKind> kinds = {{"norm", Read<Norm>},

@@ -1,4 +1,4 @@
-// What the nodes of a description share, and where they are declared.
+// Helpers for the declarations of nodes, and the lists of their kinds.
 #ifndef XNOR_NODES_H_
 #define XNOR_NODES_H_
 
@@ -12,7 +12,7 @@
 
 namespace xnor {
 
-// A node's entries in the file: each is read once, and none is left.
+// A reader of a node's entries in the file; `Done` throws a Refusal if any is unknown.
 class Fields {
  public:
   explicit Fields(const json::Value& found) : found_(found) {}
@@ -24,7 +24,7 @@ class Fields {
   Sizes Integers(const char* name, int64_t least) {
     return Has(name) ? ReadIntegers(Take(name), name, least) : Sizes();
   }
-  // Pairs, one behind the other.
+  // A list of pairs, (before, after).
   std::vector<std::pair<int64_t, int64_t>> Padding(const char* name) {
     std::vector<std::pair<int64_t, int64_t>> pads;
     if (!Has(name)) return pads;
@@ -116,7 +116,7 @@ std::unique_ptr<Node> Read(Fields& fields) {
   return std::make_unique<Type>(fields);
 }
 
-// Products, signs and pools; what only moves values. The others are in nodes.cc.
+// Products, signs and pools; nodes that only move values. The others are in nodes.cc.
 std::vector<NodeKind> WindowNodes();
 std::vector<NodeKind> MoveNodes();
 

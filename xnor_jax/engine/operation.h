@@ -1,4 +1,4 @@
-// One operation on images: checked when it is made, then made ready, then run.
+// Operations on images: checked when made, prepared once, then run.
 #ifndef XNOR_OPERATION_H_
 #define XNOR_OPERATION_H_
 
@@ -14,12 +14,12 @@
 
 namespace xnor {
 
-// Bytes come in only: what an operation gives has elements of four bytes.
+// Bytes are inputs only: results have elements of four bytes.
 enum class Type { kFloats, kIntegers, kWords, kBytes };
 
 inline int64_t BytesOf(Type type) { return type == Type::kBytes ? 1 : 4; }
 
-// An image `[height, width, depth]`; words of signs: so many words a pixel.
+// An image `[height, width, depth]`; for words of signs, `depth` is the words per pixel.
 struct Shape {
   Type type;
   int64_t height, width, depth;
@@ -32,13 +32,13 @@ struct Shape {
   }
 };
 
-// What an operation runs on: images behind each other in every buffer.
+// The arguments of a run; images are contiguous in every buffer.
 struct Call {
   Team& team;
   int64_t images;
   const void* const* in;
   void* out;
-  void* scratch;  // `Operation::scratch` elements for each image
+  void* scratch;  // `Operation::scratch` elements per image
 
   const float* floats(int i = 0) const { return static_cast<const float*>(in[i]); }
   const uint32_t* words(int i = 0) const { return static_cast<const uint32_t*>(in[i]); }
@@ -48,18 +48,18 @@ class Operation {
  public:
   explicit Operation(const Shape& out) : out(out) {}
   virtual ~Operation() = default;
-  // Lays out kernels and constants as the kernels want them: once, before any `Run`.
+  // Lays out weights and constants for the kernels; called once, before any `Run`.
   virtual void Prepare() {}
-  // Runs on one image or more of the shape that it was made for. Allocates nothing.
+  // Runs on one or more images of the shape that it was made for. Allocates nothing.
   virtual void Run(const Call& call) const = 0;
 
   const Shape out;
-  int64_t scratch = 0;  // elements that `Run` writes besides `out`, for an image
-  int64_t memory = 0;   // bytes that `Prepare` takes, at most
-  double work = 0;      // an image's multiplications, of floats or of words of signs
+  int64_t scratch = 0;  // elements per image that `Run` writes besides `out`
+  int64_t memory = 0;   // bytes that `Prepare` allocates, at most
+  double work = 0;      // multiplications per image, of floats or of words of signs
 };
 
-// What becomes of a product's sums: int32_t of signs, or float.
+// The epilogue of a product's sums, int32_t of signs or float.
 template <class Sum>
 struct Target {
   Epilogue epilogue = Epilogue::kSums;
@@ -69,9 +69,10 @@ struct Target {
   const uint32_t* flip = nullptr;
 };
 
-// The arrays that these are given have to live as long as the operation.
+// `Prepare` copies float kernels, thresholds, and the scale and bias of a `Target`; the
+// other arrays must live as long as the operation.
 
-// Words [pixels, groups * words for a group's channels] times a kernel
+// Words [pixels, groups * words of a group's channels] times a kernel
 // [groups, panels, *window, words, 32].
 std::unique_ptr<Operation> MakeConv(const Geometry& g, int64_t groups, int64_t channels,
                                     int64_t out_channels, const Target<int32_t>& target,
@@ -89,12 +90,12 @@ std::unique_ptr<Operation> MakeNorm(const Shape& in, const float* mean,
                                     const float* scale, const float* bias);
 std::unique_ptr<Operation> MakeMean(const Shape& in);
 
-// How many words hold the signs of these channels; also panels of so many columns.
+// The number of words that hold `channels` signs; also of panels for that many columns.
 inline int64_t WordsFor(int64_t channels) {
   return channels / kPanel + (channels % kPanel != 0);
 }
 
-// A vector of channels, filled up to whole words or panels.
+// A vector of channels, zero-padded to whole words or panels.
 template <class T>
 std::vector<T> Padded(const T* values, int64_t count) {
   std::vector<T> padded(WordsFor(count) * kPanel);
@@ -102,10 +103,10 @@ std::vector<T> Padded(const T* values, int64_t count) {
   return padded;
 }
 
-constexpr double kElements = 16384;  // a task's, where there are enough
-constexpr double kOnce = 8;  // multiplications in the time of an element read once
+constexpr double kElements = 16384;  // elements per task, if there are enough
+constexpr double kOnce = 8;  // the cost of reading an element once, in multiplications
 
-// Calls run(begin, end) for parts of [0, count), whose items read so many elements.
+// Calls run(begin, end) for parts of [0, count), whose items each read `elements` elements.
 template <class Run>
 void InParts(Team& team, int64_t count, double elements, const Run& run) {
   const int64_t each = static_cast<int64_t>(kElements / std::max(elements, 1.0)) + 1;
@@ -114,20 +115,20 @@ void InParts(Team& team, int64_t count, double elements, const Run& run) {
   });
 }
 
-// Threads that come to help with so much work, in multiplications.
+// The number of helper threads for `work` multiplications.
 inline int64_t Helpers(int64_t threads, double work) {
-  constexpr double kForAThread = 1.5e6;  // about the time that waking one takes
+  constexpr double kForAThread = 1.5e6;  // about the time to wake one
   const double most = static_cast<double>(threads) - 1;
   return static_cast<int64_t>(std::max(0.0, std::min(most, work / kForAThread - 1)));
 }
 
-// How many images go through a network together: as many as about stay in a core's
-// second-level cache, but enough chunks for all threads; or all, step by step.
-// `elements`: the most that an image has between two operations, or within one.
+// How many images run through a network together: about as many as stay in a core's
+// second-level cache, with enough chunks for all threads; or all, operation by operation.
+// `elements`: an image's largest buffer between two operations or within one.
 inline int64_t ChunkOf(int64_t images, int64_t elements, int64_t threads) {
   constexpr int64_t kCached = 1 << 17;  // elements: 512 KiB
   if (elements == 0) return images;
-  // What no cache holds is not to be there for all images at once either.
+  // Larger than the cache: one image per thread at a time, which takes less memory.
   if (elements > kCached) return images < threads ? images : 1;
   const int64_t cached = std::max<int64_t>(1, kCached / elements);
   const int64_t shared = threads < 2 ? images : images / (4 * threads);

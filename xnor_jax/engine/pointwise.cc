@@ -15,7 +15,7 @@ Shape PoolShape(const Geometry& g, int64_t words) {
   return {Type::kWords, Times(g.z.out, g.y.out), g.x.out, words};
 }
 
-// The elements that a row of a pool's windows reads, for each of a pixel's.
+// The elements that a row of a pool's windows reads, per channel or word.
 double RowReads(const Geometry& g) {
   double reads = static_cast<double>(g.x.out);
   for (const Axis* axis : {&g.z, &g.y, &g.x})
@@ -41,7 +41,7 @@ class Pack : public Operation {
   const int64_t channels_;
 };
 
-// The sign of a maximum is the `and` of the sign bits, of a minimum the `or`.
+// The sign bit of a maximum is the AND of the sign bits; that of a minimum is the OR.
 class PoolBits : public Operation {
  public:
   PoolBits(const Geometry& g, int64_t words, const uint32_t* flip)
@@ -151,7 +151,7 @@ class Mean : public Operation {
         std::fill(y, y + channels, 0.0f);
         for (int64_t p = 0; p < positions_; ++p)
           for (int64_t c = 0; c < channels; ++c) y[c] += x[p * channels + c];
-        // As XLA computes a division by a constant.
+        // XLA also computes a division by a constant as a product with its inverse.
         const float share = 1.0f / static_cast<float>(positions_);
         for (int64_t c = 0; c < channels; ++c) y[c] *= share;
       }

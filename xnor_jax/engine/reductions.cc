@@ -1,4 +1,4 @@
-// Sums and extremes of floats: of windows, and over whole axes.
+// Sums, maxima and minima of floats, over windows and over whole axes.
 #include <algorithm>
 #include <limits>
 
@@ -15,7 +15,7 @@ float Start(Reduction function) {
                                        : kInfinite;
 }
 
-// y[i] and x[i] become y[i].
+// y[i] = combine(y[i], x[i]).
 inline void Combine(Reduction function, const float* __restrict x, float* __restrict y,
                     int64_t count) {
   const auto all = [&](auto combine) {
@@ -45,8 +45,7 @@ class Pool : public Operation {
   }
 
  private:
-  // One number after another, row by row: the order of the additions is part of what a
-  // network computes.
+  // One number after another, row by row: the rounding depends on the order of additions.
   void Pixel(const Call& call, int64_t pixel) const {
     const Geometry& g = g_;
     const int64_t channels = out.depth;
@@ -105,7 +104,7 @@ class Reduce : public Operation {
   }
 
  private:
-  // Each number for itself, where those to be added up lie closer than the results.
+  // One result at a time, for inputs whose contiguous axis is reduced.
   void Alone(const Call& call) const {
     const int64_t last = reduced_.axes() - 1, row = reduced_.sizes[last];
     const int64_t stride = reduced_.strides[last][0], rows = Product(reduced_.sizes) / row;

@@ -34,7 +34,7 @@ const Sets& All() {
 
 std::atomic<const Kernels*> chosen{nullptr};
 
-// The best, or the one that the environment names.
+// The best, or the one that XNOR_INSTRUCTION_SET names, if this processor has it.
 const Kernels& First() {
   static const Kernels* const first = [] {
     const char* name = std::getenv("XNOR_INSTRUCTION_SET");

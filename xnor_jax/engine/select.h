@@ -1,4 +1,4 @@
-// Which instruction set runs.
+// The choice of an instruction set.
 #ifndef XNOR_SELECT_H_
 #define XNOR_SELECT_H_
 
@@ -7,10 +7,9 @@
 namespace xnor {
 
 const Kernels& Chosen();
-// The name of the i-th instruction set that this processor has, the best first; null
-// behind the last.
+// The i-th instruction set of this processor by name, the best first; null after the last.
 const char* InstructionSet(int i);
-// Makes `name` run from now on; false if this processor does not have it.
+// Selects `name` from now on; returns false if this processor does not have it.
 bool Choose(const char* name);
 
 }  // namespace xnor

@@ -1,4 +1,4 @@
-// Loops over tasks, one after another, shared by the caller and the threads that help it.
+// Parallel loops over tasks, shared by the caller and its helper threads.
 #ifndef XNOR_TEAM_H_
 #define XNOR_TEAM_H_
 
@@ -11,7 +11,7 @@
 
 namespace xnor {
 
-// Waits a little; yields the processor where it has waited long.
+// Spins once; after many spins it yields the processor instead.
 inline void Pause(int& spins) {
   if (spins == 2000) {
     std::this_thread::yield();
@@ -25,16 +25,16 @@ inline void Pause(int& spins) {
 #endif
 }
 
-// One loop after another, in one place: nothing is allocated. Any number of threads may
-// call `Help` at any time, also between two loops or when the caller has long gone on.
+// Runs one loop at a time and allocates nothing. Any number of threads may call `Help` at
+// any time, also between two loops or after the caller has moved on.
 class Loops {
  public:
-  // Calls call(task, i) for every i in [0, count), with those that help; throws what the
-  // first task that failed threw.
+  // Calls call(task, i) for every i in [0, count), together with the helpers; rethrows the
+  // exception of the first task that failed.
   void Run(int64_t count, void (*call)(const void*, int64_t), const void* task) {
     Require(count < kClosed, "there are too many tasks");
     const uint64_t loop = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
-    // Closed first: whoever still looks at the loop before finds no task left.
+    // Closed first: a helper that still reads the previous loop finds no task left.
     ticket_.store(loop << 32 | kClosed, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
     failed_.store(false, std::memory_order_relaxed);
@@ -49,7 +49,7 @@ class Loops {
     if (error_ != nullptr) std::rethrow_exception(error_);
   }
 
-  // Takes tasks until there are none left; whether there were any.
+  // Runs tasks until none are left; returns whether it ran any.
   bool Help() {
     int64_t finished = 0;
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
@@ -59,7 +59,7 @@ class Loops {
       const void* task = task_.load(std::memory_order_acquire);
       const int64_t i = static_cast<int64_t>(ticket & kClosed);
       if (i >= count) break;
-      // Succeeds only where the loop is still the one that was read above.
+      // Succeeds only if the loop is still the one read above.
       if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel))
         continue;
       ++ticket;
@@ -68,7 +68,7 @@ class Loops {
       } catch (...) {
         if (!failed_.exchange(true)) error_ = std::current_exception();
       }
-      // One by one: after the last the caller may begin another loop.
+      // Counted one by one: after the last, the caller may begin another loop.
       done_.fetch_add(1, std::memory_order_release);
       ++finished;
     }
@@ -77,7 +77,7 @@ class Loops {
 
  private:
   static constexpr int64_t kClosed = 0xffffffff;
-  std::atomic<uint64_t> ticket_{kClosed};  // the loop's number, then the next task
+  std::atomic<uint64_t> ticket_{kClosed};  // loop number << 32 | next task
   std::atomic<int64_t> count_{0}, done_{0};
   std::atomic<bool> failed_{false};
   std::atomic<void (*)(const void*, int64_t)> call_{nullptr};
@@ -85,7 +85,7 @@ class Loops {
   std::exception_ptr error_;
 };
 
-// The caller's thread, and those that have come to help it.
+// The caller's thread and its helpers.
 class Team {
  public:
   Team() = default;  // the caller alone
@@ -95,7 +95,7 @@ class Team {
 
   int64_t threads() const { return helpers_ + 1; }
 
-  // Calls task(i) for every i in [0, count); throws what one of them threw.
+  // Calls task(i) for every i in [0, count); rethrows the exception of one that failed.
   template <class Task>
   void For(int64_t count, const Task& task) {
     if (count < 2 || helpers_ < 1) {

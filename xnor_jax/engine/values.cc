@@ -1,4 +1,4 @@
-// Signs to floats and back, moves, constants, and products of two values.
+// Signs to floats, sums to signs, moves, constants, and products of two values.
 #include "values.h"
 
 #include <algorithm>

@@ -14,16 +14,16 @@ namespace xnor {
 using Sizes = std::vector<int64_t>;
 
 int64_t Product(const Sizes& sizes);
-// How far apart neighbours along each axis are, in C order.
+// The strides of a C-order array, in elements.
 Sizes Strides(const Sizes& sizes);
 
-// A bool is a float, 0 or 1.
+// Bools are floats, 0 or 1.
 
-// Words of signs to floats.
+// Unpacks words of signs to floats.
 std::unique_ptr<Operation> MakeUnpack(int64_t pixels, int64_t channels);
-// Words of all channels to such that each group begins at a word of its own.
+// Repacks the words of all channels so that each group begins at a new word.
 std::unique_ptr<Operation> MakeRegroup(int64_t pixels, int64_t channels, int64_t groups);
-// Sums, int32_t or float, to words.
+// Thresholds sums, int32_t or float, to words of signs.
 std::unique_ptr<Operation> MakeThreshold(int64_t pixels, int64_t channels,
                                          const Target<int32_t>& target);
 std::unique_ptr<Operation> MakeThreshold(int64_t pixels, int64_t channels,
@@ -31,39 +31,39 @@ std::unique_ptr<Operation> MakeThreshold(int64_t pixels, int64_t channels,
 
 enum class Reduction { kSum, kMax, kMin };
 
-// The windows of a pool; what is outside of the image is left out.
+// Reduces windows; positions outside the image are left out.
 std::unique_ptr<Operation> MakePool(const Geometry& g, int64_t channels,
                                     Reduction function);
 std::unique_ptr<Operation> MakeReduce(const Sizes& shape, const std::vector<bool>& over,
                                       Reduction function);
 
-// An operand of a function: an input, or where `constant` is not null that.
+// An operand of a function: `constant`, or an input if that is null.
 struct Operand {
   Sizes shape;
   int input = 0;
   const float* constant = nullptr;
 };
-// How many operands an elementwise function has; 0 if there is none of this name.
+// The number of operands of an elementwise function; 0 if there is none of this name.
 int Arity(const std::string& function);
-// `shape`: what the operands broadcast to.
+// `shape`: the shape that the operands broadcast to.
 std::unique_ptr<Operation> MakeElementwise(const std::string& function,
                                            const Sizes& shape,
                                            const std::vector<Operand>& operands,
                                            int64_t exponent);
 
-// A part of an input that goes to a part of the result, in elements of four bytes.
+// A copy of a part of an input to a part of the result, in elements of four bytes.
 struct Move {
   int input;
   int64_t input_size;  // of an image
-  Sizes sizes, from, to;  // per axis: how many, how far apart
+  Sizes sizes, from, to;  // per axis: size; strides of input and result
   int64_t from_offset, to_offset;
 };
-// The moves' parts of a result of so many elements; `fill` where they leave some out.
+// Applies moves to a result of `size` elements; the rest, if any, becomes `*fill`.
 std::unique_ptr<Operation> MakeMoves(int64_t size, std::vector<Move> moves,
                                      const float* fill = nullptr);
 std::unique_ptr<Operation> MakeTake(int64_t in_size, std::vector<int32_t> places);
 std::unique_ptr<Operation> MakeConstant(std::vector<float> value);
-// `[batch, rows, inner]` times `[batch, inner, columns]` of each image.
+// `[batch, rows, inner]` times `[batch, inner, columns]`, for each image.
 std::unique_ptr<Operation> MakeMatMul(int64_t batch, int64_t rows, int64_t inner,
                                       int64_t columns);
 

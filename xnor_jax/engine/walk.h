@@ -1,4 +1,4 @@
-// Walks over values of any number of axes.
+// Iteration over values of any number of axes.
 #ifndef XNOR_WALK_H_
 #define XNOR_WALK_H_
 
@@ -11,7 +11,7 @@ namespace xnor {
 
 inline Shape Flat(Type type, int64_t size) { return {type, 1, 1, size}; }
 
-// Axes that are walked together by several operands, merged where all allow it.
+// The axes and strides of several operands, merged where all operands allow it.
 struct Walk {
   Sizes sizes;
   std::vector<Sizes> strides;  // [axis][operand]
@@ -32,7 +32,7 @@ struct Walk {
     strides.push_back(strides_of_axis);
   }
   int64_t axes() const { return static_cast<int64_t>(sizes.size()); }
-  // How far operand i is at place `index` of the first `count` axes.
+  // The offset of operand i at flat index `index` of the first `count` axes.
   int64_t Offset(int64_t index, int64_t count, size_t i) const {
     int64_t offset = 0;
     for (int64_t axis = count - 1; axis >= 0; --axis) {
@@ -43,7 +43,7 @@ struct Walk {
   }
 };
 
-// As XLA has them: NaN is larger and smaller than anything.
+// NaN propagates, as in XLA.
 inline float Largest(float a, float b) { return a > b || a != a ? a : b; }
 inline float Smallest(float a, float b) { return a < b || a != a ? a : b; }
 

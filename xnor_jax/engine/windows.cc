@@ -1,4 +1,4 @@
-// Nodes that see a value through windows, of one number too: products, signs, pools.
+// Nodes that read windows of a value, possibly of one number: products, signs, pools.
 #include "nodes.h"
 
 namespace xnor {
@@ -27,14 +27,14 @@ Sizes OutShape(const Geometry& g, size_t rank, int64_t channels) {
   return shape;
 }
 
-// Pixels in a row, each for itself.
+// A row of `count` pixels, with windows of one pixel.
 Geometry Pixels(int64_t count) {
   Geometry g;
   g.y = Axis(count, 1, 1, 0, 0, 1);
   return g;
 }
 
-// A convolution, or without a window a dense layer of the last axis.
+// A convolution, or without a window a dense layer on the last axis.
 class AnyProduct : public Node {
  public:
   explicit AnyProduct(Fields& fields)
@@ -81,7 +81,7 @@ class AnyProduct : public Node {
                            : Windows(spec.shape, window_, strides_, padding_, dilation_);
   }
 
-  // Whether thresholds make whole words of a group.
+  // Whether every group of thresholded outputs begins at a whole word.
   bool whole_words() const { return groups_ == 1 || features_ / groups_ % kPanel == 0; }
 
   const Sizes window_, strides_, dilation_;
@@ -195,7 +195,7 @@ class Sign : public Node {
     RequireChannels(Single(in));
     return {in[0].shape, DType::kBits};
   }
-  // As the sums of windows of one number.
+  // Lowered to a sum pool with windows of one number.
   int Lower(Graph& graph, const std::vector<int>& in, const Spec& out,
             const Arrays& arrays) const override {
     const std::vector<float> threshold = arrays.Floats("threshold");

@@ -1,6 +1,6 @@
-"""The networks of the papers, each a page that reads like its table.
+"""The networks of the papers, one per module.
 
-A model takes `(*, image_shape, classes, rngs, **options)`.
+Every model takes `(*, image_shape, classes, rngs, **options)`.
 """
 
 from xnor_jax.models.alexnet import AlexNet

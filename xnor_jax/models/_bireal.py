@@ -17,22 +17,22 @@ from xnor_jax.nn import (
 
 
 class BiRealBlock(nnx.Module):
-    """A binary convolution 3×3, BatchNorm, and the shortcut around both.
+    """A binary 3×3 convolution and BatchNorm, with a shortcut around both.
 
-    `y = f(BN(α · (sign(x) ⊛ sign(w))) + shortcut(x))`, `f` being `RPReLU` or nothing.
-    The shortcut is `x` itself, or a `Downsample` where the shape changes.
+    `y = f(BN(α · (sign(x) ⊛ sign(w))) + shortcut(x))`, where `f` is `RPReLU` or the
+    identity. The shortcut is `x`, or a `Downsample` where the shape changes.
 
-    The float twin has no sign, nor has a block of real activations. Without `f` nothing
-    else in it is nonlinear, and `clip(x, −1, 1)` is in the sign's place, as in the
-    network from which the paper takes its initial weights.
+    The float twin and a block with real activations have no sign. Without `f` they
+    would be linear, so `clip(x, −1, 1)` replaces the sign, as in the real network from
+    which the paper takes its initial weights.
 
     Args:
-      in_features: Channels in.
-      out_features: Channels out.
-      strides: 1, or 2 for half the height and width.
+      in_features: Input channels.
+      out_features: Output channels.
+      strides: 1, or 2 to halve the height and width.
       rprelu: Whether `f` is `RPReLU`.
       binary: False for the float twin.
-      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      backend: The backend of the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
       **conv: Passed on to `BinaryConv`, such as `rule` or `surrogate`.
 
@@ -79,12 +79,12 @@ class BiRealBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """The shortcut to half the size: average-pool 2/2, real 1×1 convolution, BatchNorm.
+    """The shortcut that halves the size: 2×2 average-pool, real 1×1 conv, BatchNorm.
 
     Args:
-      in_features: Channels in.
-      out_features: Channels out.
-      backend: What computes the product; see `xnor_jax.nn.BinaryConv`.
+      in_features: Input channels.
+      out_features: Output channels.
+      backend: The backend of the product; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
 
     References:

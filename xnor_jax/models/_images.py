@@ -1,4 +1,4 @@
-"""What every model asks of its images."""
+"""The check of `image_shape` that all models share."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 def check_image_shape(
     model: str, image_shape: Sequence[int], smallest: int = 1
 ) -> tuple[int, int, int]:
-    """Return the shape if it is height, width and channels that fit the model.
+    """Return the shape, if it has a height, width and channels that fit the model.
 
     Args:
-      model: Its name, for the error.
+      model: The model's name, for the error message.
       image_shape: Height, width, channels.
-      smallest: The least height and width.
+      smallest: The smallest height and width.
 
     Raises:
       ValueError: If it is not three numbers, or one of them is too small.

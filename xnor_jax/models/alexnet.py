@@ -12,34 +12,35 @@ from xnor_jax.nn import BatchNorm, Conv, Flatten, Layered, MaxPool, XnorBlock
 
 
 def _twice_the_mean(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """N(0, 2/n), of `n` weights a filter: 2/n is the standard deviation."""
+    """Normal values of standard deviation 2/n, for `n` weights per filter."""
     return nnx.initializers.normal(2 / prod(shape[:-1]))(key, shape, dtype)
 
 
 class AlexNet(Layered):
     """Five convolutions and three dense layers; the six in the middle are binary.
 
-    | layer | out, for 227×227×3 |
+    | layer | output, for 227×227×3 |
     |---|---|
-    | conv 11×11/4, valid, real; BatchNorm; ReLU | 55×55×96 |
-    | max-pool 3/2 | 27×27×96 |
-    | binary block, conv 5×5, pad 2 | 27×27×256 |
-    | max-pool 3/2 | 13×13×256 |
-    | binary blocks, conv 3×3, pad 1: 384, 384, 256 | 13×13×256 |
-    | max-pool 3/2 | 6×6×256 |
+    | real 11×11 conv, stride 4, valid; BatchNorm; ReLU | 55×55×96 |
+    | 3×3 max-pool, stride 2 | 27×27×96 |
+    | binary block, 5×5 conv, pad 2 | 27×27×256 |
+    | 3×3 max-pool, stride 2 | 13×13×256 |
+    | binary blocks, 3×3 conv, pad 1: 384, 384, 256 | 13×13×256 |
+    | 3×3 max-pool, stride 2 | 6×6×256 |
     | binary block, dense (BatchNorm over the 9216 features) | 4096 |
     | binary block, dense (dropout) | 4096 |
-    | BatchNorm (ε 1e-3); dropout; dense, real | 1000 |
+    | BatchNorm (ε = 1e-3); dropout; real dense | 1000 |
 
-    Kernels begin as N(0, 2/n), `n` weights a filter.
+    Kernels are drawn from a normal distribution of standard deviation 2/n, for `n`
+    weights per filter.
 
     Args:
       image_shape: Height, width, channels of an image, at least 67×67.
-      classes: How many logits.
-      dropout: Probability of dropping a sign in the second dense block, and an
-        activation in front of the last layer.
+      classes: Number of logits.
+      dropout: The probability of dropping a sign in the second dense block, and an
+        activation before the last layer.
       binary: False for the float twin.
-      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      backend: The backend of the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters and the dropout.
       **block: Passed on to every `XnorBlock`, such as `rule` or `surrogate`.
 
@@ -87,7 +88,7 @@ class AlexNet(Layered):
         self.dense8 = nnx.Linear(4096, classes, **init, rngs=rngs)
 
     def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:
-        """What runs, in this order, on images `[N, H, W, C]`."""
+        """The layers in order; the network maps images `[N, H, W, C]` to logits."""
         return (
             self.conv1,
             self.norm1,

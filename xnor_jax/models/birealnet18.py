@@ -1,4 +1,4 @@
-"""Bi-Real Net of eighteen layers, for ImageNet."""
+"""Bi-Real Net with 18 layers, for ImageNet."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,28 +16,28 @@ _STAGES = (64, 128, 256, 512)
 class BiRealNet18(Layered):
     """Eighteen layers with shortcuts; all but the first and the last are binary.
 
-    | layer | out, for 224×224×3 |
+    | layer | output, for 224×224×3 |
     |---|---|
-    | conv 7×7/2, pad 3, real; BatchNorm | 112×112×64 |
-    | max-pool 3/2, pad 1 | 56×56×64 |
+    | real 7×7 conv, stride 2, pad 3; BatchNorm | 112×112×64 |
+    | 3×3 max-pool, stride 2, pad 1 | 56×56×64 |
     | four blocks, 64 | 56×56×64 |
-    | a block, 128, stride 2; three blocks, 128 | 28×28×128 |
-    | a block, 256, stride 2; three blocks, 256 | 14×14×256 |
-    | a block, 512, stride 2; three blocks, 512 | 7×7×512 |
-    | average over all positions | 512 |
-    | dense, real | 1000 |
+    | four blocks, 128, the first with stride 2 | 28×28×128 |
+    | four blocks, 256, the first with stride 2 | 14×14×256 |
+    | four blocks, 512, the first with stride 2 | 7×7×512 |
+    | global average-pool | 512 |
+    | real dense | 1000 |
 
-    A block is a binary convolution 3×3, pad 1; BatchNorm; the sum with the shortcut,
-    which is what comes in, or at a stride of 2 an average-pool 2/2, a real 1×1
-    convolution and BatchNorm. No convolution has a bias. The signs are all that is not
-    linear; the float twin has `clip(x, −1, 1)` in their place.
+    A block is a binary 3×3 convolution, pad 1; BatchNorm; the sum with the shortcut.
+    The shortcut is the identity, or at stride 2 a 2×2 average-pool, a real 1×1
+    convolution and BatchNorm. No convolution has a bias. The signs are the blocks' only
+    nonlinearity; the float twin has `clip(x, −1, 1)` in their place.
 
     Args:
       image_shape: Height, width, channels of an image.
-      classes: How many logits.
+      classes: Number of logits.
       surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`.
       binary: False for the float twin.
-      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      backend: The backend of the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
       **conv: Passed on to every `BinaryConv`, such as `rule`.
 
@@ -76,7 +76,7 @@ class BiRealNet18(Layered):
         self.dense18 = nnx.Linear(512, classes, rngs=rngs)
 
     def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:
-        """What runs, in this order, on images `[N, H, W, C]`."""
+        """The layers in order; the network maps images `[N, H, W, C]` to logits."""
         return (
             self.conv1,
             self.norm1,

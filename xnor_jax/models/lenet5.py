@@ -14,20 +14,20 @@ from xnor_jax.nn import BatchNorm, Conv, Layered, MaxPool, XnorBlock
 class LeNet5(Layered):
     """Two convolutions and two dense layers; the middle two are binary.
 
-    | layer | out, for 28×28×1 |
+    | layer | output, for 28×28×1 |
     |---|---|
-    | conv 5×5, valid, real; BatchNorm without affine; ReLU | 24×24×20 |
-    | max-pool 2/2 | 12×12×20 |
-    | binary block, conv 5×5, valid | 8×8×50 |
-    | max-pool 2/2 | 4×4×50 |
+    | real 5×5 conv, valid; BatchNorm without scale and bias; ReLU | 24×24×20 |
+    | 2×2 max-pool, stride 2 | 12×12×20 |
+    | binary block, 5×5 conv, valid | 8×8×50 |
+    | 2×2 max-pool, stride 2 | 4×4×50 |
     | binary block, dense (BatchNorm over the 50 channels) | 500 |
-    | dense, real | 10 |
+    | real dense | 10 |
 
     Args:
       image_shape: Height, width, channels of an image, at least 16×16.
-      classes: How many logits.
+      classes: Number of logits.
       binary: False for the float twin.
-      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      backend: The backend of the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
       **block: Passed on to both `XnorBlock`s, such as `rule` or `surrogate`.
 
@@ -63,7 +63,7 @@ class LeNet5(Layered):
         self.dense4 = nnx.Linear(500, classes, rngs=rngs)
 
     def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:
-        """What runs, in this order, on images `[N, H, W, C]`."""
+        """The layers in order; the network maps images `[N, H, W, C]` to logits."""
         return (
             self.conv1,
             self.norm1,

@@ -21,23 +21,23 @@ from xnor_jax.nn import (
 class NIN(Layered):
     """Nine convolutions; all but the first and the last are binary.
 
-    | layer | out, for 32×32×3 |
+    | layer | output, for 32×32×3 |
     |---|---|
-    | conv 5×5, pad 2, real; BatchNorm without affine; ReLU | 32×32×192 |
-    | binary blocks 1×1: 160, 96 | 32×32×96 |
-    | max-pool 3/2, pad 1 | 16×16×96 |
-    | binary blocks 5×5 pad 2 (dropout): 192; 1×1: 192, 192 | 16×16×192 |
-    | average-pool 3/2, pad 1, padding counted | 8×8×192 |
-    | binary blocks 3×3 pad 1 (dropout): 192; 1×1: 192 | 8×8×192 |
-    | BatchNorm without affine; conv 1×1, real; ReLU | 8×8×10 |
-    | average over all positions | 10 |
+    | real 5×5 conv, pad 2; BatchNorm without scale and bias; ReLU | 32×32×192 |
+    | 1×1 binary blocks: 160, 96 | 32×32×96 |
+    | 3×3 max-pool, stride 2, pad 1 | 16×16×96 |
+    | 5×5 binary block, pad 2 (dropout): 192; 1×1 binary blocks: 192, 192 | 16×16×192 |
+    | 3×3 average-pool, stride 2, pad 1, counting the padding | 8×8×192 |
+    | 3×3 binary block, pad 1 (dropout): 192; 1×1 binary block: 192 | 8×8×192 |
+    | BatchNorm without scale and bias; real 1×1 conv; ReLU | 8×8×10 |
+    | global average-pool | 10 |
 
     Args:
       image_shape: Height, width, channels of an image.
-      classes: How many logits.
-      dropout: Probability of dropping a sign in the 5×5 and 3×3 blocks.
+      classes: Number of logits.
+      dropout: The probability of dropping a sign in the 5×5 and 3×3 blocks.
       binary: False for the float twin.
-      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      backend: The backend of the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters and the dropout.
       **block: Passed on to every `XnorBlock`, such as `rule` or `surrogate`.
 
@@ -93,7 +93,7 @@ class NIN(Layered):
         self.conv9 = Conv(192, classes, (1, 1), **real)
 
     def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:
-        """What runs, in this order, on images `[N, H, W, C]`."""
+        """The layers in order; the network maps images `[N, H, W, C]` to logits."""
         return (
             self.conv1,
             self.norm1,

@@ -1,4 +1,4 @@
-"""ReActNet-A: MobileNet made binary, for ImageNet."""
+"""ReActNet-A: a binary MobileNet, for ImageNet."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,25 +27,25 @@ _BLOCKS = (64, 128, 128, 256, 256, *6 * (512,), 1024, 1024)
 class ReActNetA(Layered):
     """A convolution, thirteen blocks, a dense layer; the blocks are binary.
 
-    | layer | out, for 224×224×3 |
+    | layer | output, for 224×224×3 |
     |---|---|
-    | conv 3×3/2, pad 1, real; BatchNorm | 112×112×32 |
-    | block, 64 | 112×112×64 |
-    | block, 128, stride 2; block, 128 | 56×56×128 |
-    | block, 256, stride 2; block, 256 | 28×28×256 |
-    | block, 512, stride 2; five blocks, 512 | 14×14×512 |
-    | block, 1024, stride 2; block, 1024 | 7×7×1024 |
-    | average over all positions | 1024 |
-    | dense, real | 1000 |
+    | real 3×3 conv, stride 2, pad 1; BatchNorm | 112×112×32 |
+    | one block, 64 | 112×112×64 |
+    | two blocks, 128, the first with stride 2 | 56×56×128 |
+    | two blocks, 256, the first with stride 2 | 28×28×256 |
+    | six blocks, 512, the first with stride 2 | 14×14×512 |
+    | two blocks, 1024, the first with stride 2 | 7×7×1024 |
+    | global average-pool | 1024 |
+    | real dense | 1000 |
 
     A block is a `ReActBlock`. No convolution has a bias.
 
     Args:
       image_shape: Height, width, channels of an image.
-      classes: How many logits.
+      classes: Number of logits.
       surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`.
       binary: False for the float twin.
-      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      backend: The backend of the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
       **conv: Passed on to every `BinaryConv`, such as `rule`.
 
@@ -83,27 +83,28 @@ class ReActNetA(Layered):
         self.dense28 = nnx.Linear(1024, classes, rngs=rngs)
 
     def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:
-        """What runs, in this order, on images `[N, H, W, C]`."""
+        """The layers in order; the network maps images `[N, H, W, C]` to logits."""
         return self.conv1, self.norm1, *self.blocks, GlobalAveragePool(), self.dense28
 
 
 class ReActBlock(nnx.Module):
-    """A binary 3×3 and one or two binary 1×1 convolutions, each with its shortcut.
+    """A binary 3×3 and one or two binary 1×1 convolutions, each with a shortcut.
 
-    `y = RPReLU(BN(conv3×3(RSign(x))) + x)`, where a stride of 2 averages the `x` of the
-    sum over 2×2 pixels; then `RPReLU(BN(conv1×1(RSign(y))) + y)`. To twice the channels
-    there are two 1×1 convolutions, each with the same shortcut, side by side.
+    `y = RPReLU(BN(conv3×3(RSign(x))) + x)`; at stride 2 the shortcut `x` is averaged
+    over 2×2 pixels. Then `RPReLU(BN(conv1×1(RSign(y))) + y)`. A block that doubles the
+    channels has two 1×1 convolutions, each with its own BatchNorm and the shortcut `y`;
+    their sums are concatenated before the `RPReLU`.
 
-    The float twin, and a block of real activations, have `x − β` in place of
+    The float twin and a block with real activations have `x − β` in place of
     `RSign(x) = sign(x − β)`.
 
     Args:
-      in_features: Channels in.
-      out_features: Channels out, as many or twice as many.
-      strides: 1, or 2 for half the height and width.
+      in_features: Input channels.
+      out_features: Output channels: `in_features`, or twice that.
+      strides: 1, or 2 to halve the height and width.
       surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`.
       binary: False for the float twin.
-      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      backend: The backend of the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
       **conv: Passed on to every `BinaryConv`, such as `rule`.
     """

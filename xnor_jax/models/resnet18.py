@@ -20,43 +20,43 @@ from xnor_jax.nn import (
 class ResNet18(nnx.Module):
     """Eighteen layers with shortcuts; all but the first and the last are binary.
 
-    | layer | out, for 224×224×3 |
+    | layer | output, for 224×224×3 |
     |---|---|
-    | conv 7×7/2, pad 3, real; BatchNorm; ReLU | 112×112×64 |
-    | max-pool 3/2, pad 1 | 56×56×64 |
-    | residual, 64; residual, 64 | 56×56×64 |
-    | residual, 128, stride 2; residual, 128 | 28×28×128 |
-    | residual, 256, stride 2; residual, 256 | 14×14×256 |
-    | residual, 512, stride 2; residual, 512 | 7×7×512 |
-    | average over all positions | 512 |
-    | dense, real | 1000 |
+    | real 7×7 conv, stride 2, pad 3; BatchNorm; ReLU | 112×112×64 |
+    | 3×3 max-pool, stride 2, pad 1 | 56×56×64 |
+    | two residual blocks, 64 | 56×56×64 |
+    | two residual blocks, 128, the first with stride 2 | 28×28×128 |
+    | two residual blocks, 256, the first with stride 2 | 14×14×256 |
+    | two residual blocks, 512, the first with stride 2 | 7×7×512 |
+    | global average-pool | 512 |
+    | real dense | 1000 |
 
-    A residual is two binary blocks of 3×3, pad 1, the ReLU of the second behind the sum
-    with the shortcut: what comes in, or where the shape changes a real 1×1 convolution
-    of it with BatchNorm. (The paper has "short-cut type B", which is that, and does not
-    say whether it is binary; the authors' code has no ResNet. Real is what later work
-    does.) No convolution has a bias.
+    A residual block is two binary 3×3 blocks, pad 1; the ReLU of the second follows the
+    sum with the shortcut. The shortcut is the identity, or where the shape changes a
+    real 1×1 convolution and BatchNorm. (This is the paper's "short-cut type B". The
+    paper does not say whether it is binary, and the authors' code has no ResNet; later
+    work keeps it real.) No convolution has a bias.
 
-    For images as small as CIFAR's the first two rows are `stem="cifar"`: a real
-    convolution 3×3, pad 1, BatchNorm and ReLU, without a pool. 32×32×3 then becomes
-    32×32×64, and 4×4×512 in the end.
+    For images as small as CIFAR's, `stem="cifar"` replaces the first two rows by a real
+    3×3 convolution, pad 1, BatchNorm and ReLU, without a pool. The stem then maps
+    32×32×3 to 32×32×64, and the last residual block's output is 4×4×512.
 
     Args:
       image_shape: Height, width, channels of an image.
-      classes: How many logits.
+      classes: Number of logits.
       stem: `"imagenet"` or `"cifar"`.
       binary: False for the float twin.
-      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      backend: The backend of the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
       **block: Passed on to every `XnorBlock`, such as `rule` or `surrogate`.
 
     Raises:
-      ValueError: If `image_shape` is not three numbers of at least 1, or the stem is
-        another.
+      ValueError: If `image_shape` is not three numbers of at least 1, or `stem` is
+        unknown.
 
     References:
       He et al., Deep Residual Learning for Image Recognition, 2015, Table 1;
-      Rastegari et al., XNOR-Net, 2016, §4.2. The stem for CIFAR: htqin/IR-Net,
+      Rastegari et al., XNOR-Net, 2016, §4.2. CIFAR's stem: htqin/IR-Net,
       `CIFAR-10/ResNet18/resnet.py`.
     """
 
@@ -120,10 +120,10 @@ class Residual(nnx.Module):
     """Two binary blocks and a shortcut: `ReLU(block2(block1(x)) + shortcut(x))`.
 
     Args:
-      in_features: Channels in.
-      out_features: Channels out.
-      strides: Of the first block, and of the shortcut.
-      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      in_features: Input channels.
+      out_features: Output channels.
+      strides: The strides of the first block and of the shortcut.
+      backend: The backend of the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
       **block: Passed on to both `XnorBlock`s.
     """
@@ -160,7 +160,7 @@ class Residual(nnx.Module):
 
 
 class Shortcut(nnx.Module):
-    """A real 1×1 convolution and BatchNorm, where a residual changes the shape."""
+    """The shortcut where the shape changes: a real 1×1 convolution and BatchNorm."""
 
     keep_real = True
 

@@ -16,26 +16,26 @@ _STAGES = (16, 32, 64)
 class ResNet20(Layered):
     """Twenty layers with shortcuts; all but the first and the last are binary.
 
-    | layer | out, for 32×32×3 |
+    | layer | output, for 32×32×3 |
     |---|---|
-    | conv 3×3, pad 1, real; BatchNorm | 32×32×16 |
+    | real 3×3 conv, pad 1; BatchNorm | 32×32×16 |
     | six blocks, 16 | 32×32×16 |
-    | a block, 32, stride 2; five blocks, 32 | 16×16×32 |
-    | a block, 64, stride 2; five blocks, 64 | 8×8×64 |
-    | average over all positions | 64 |
-    | dense, real | 10 |
+    | six blocks, 32, the first with stride 2 | 16×16×32 |
+    | six blocks, 64, the first with stride 2 | 8×8×64 |
+    | global average-pool | 64 |
+    | real dense | 10 |
 
-    A block is Bi-Real Net's, with ReActNet's activation: binary convolution 3×3, pad 1;
-    BatchNorm; the sum with the shortcut; `RPReLU`. The shortcut is what comes in, or at
-    a stride of 2 an average-pool 2/2, a real 1×1 convolution and BatchNorm. No
+    A block is Bi-Real Net's, with ReActNet's activation: a binary 3×3 convolution, pad
+    1; BatchNorm; the sum with the shortcut; `RPReLU`. The shortcut is the identity,
+    or at stride 2 a 2×2 average-pool, a real 1×1 convolution and BatchNorm. No
     convolution has a bias.
 
     Args:
       image_shape: Height, width, channels of an image.
-      classes: How many logits.
+      classes: Number of logits.
       surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`.
       binary: False for the float twin.
-      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      backend: The backend of the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
       **conv: Passed on to every `BinaryConv`, such as `rule`.
 
@@ -77,7 +77,7 @@ class ResNet20(Layered):
         self.dense20 = nnx.Linear(64, classes, rngs=rngs)
 
     def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:
-        """What runs, in this order, on images `[N, H, W, C]`."""
+        """The layers in order; the network maps images `[N, H, W, C]` to logits."""
         return (
             self.conv1,
             self.norm1,

@@ -1,4 +1,4 @@
-"""VGG-Small as binary networks for CIFAR-10 have it."""
+"""VGG-Small, as used by papers on binary networks for CIFAR-10."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,24 +13,24 @@ from xnor_jax.nn import BatchNorm, Conv, Flatten, Layered, MaxPool, XnorBlock
 class VGGSmall(Layered):
     """Six convolutions and a dense layer; all but the first and the last are binary.
 
-    | layer | out, for 32×32×3 |
+    | layer | output, for 32×32×3 |
     |---|---|
-    | conv 3×3, pad 1, real | 32×32×128 |
-    | binary block 3×3, pad 1: 128; max-pool 2/2 | 16×16×128 |
-    | binary blocks 3×3, pad 1: 256, 256; max-pool 2/2 | 8×8×256 |
-    | binary blocks 3×3, pad 1: 512, 512; max-pool 2/2 | 4×4×512 |
+    | real 3×3 conv, pad 1 | 32×32×128 |
+    | 3×3 binary block, pad 1: 128; 2×2 max-pool, stride 2 | 16×16×128 |
+    | 3×3 binary blocks, pad 1: 256, 256; 2×2 max-pool, stride 2 | 8×8×256 |
+    | 3×3 binary blocks, pad 1: 512, 512; 2×2 max-pool, stride 2 | 4×4×512 |
     | BatchNorm; clip to [−1, 1] | 4×4×512 |
-    | dense, real | 10 |
+    | real dense | 10 |
 
-    The blocks are BatchNorm → sign → convolution, without a ReLU. In the float twin and
-    with real activations, which have no sign, a ReLU follows each convolution of a
-    block. No convolution has a bias.
+    The blocks are BatchNorm → sign → convolution, without a ReLU. The float twin and
+    networks with real activations have no signs; there a ReLU follows each block's
+    convolution. No convolution has a bias.
 
     Args:
       image_shape: Height, width, channels of an image, at least 8×8.
-      classes: How many logits.
+      classes: Number of logits.
       binary: False for the float twin.
-      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      backend: The backend of the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
       **block: Passed on to every `XnorBlock`, such as `rule` or `surrogate`.
 
@@ -70,7 +70,7 @@ class VGGSmall(Layered):
         self.dense7 = nnx.Linear((height // 8) * (width // 8) * 512, classes, rngs=rngs)
 
     def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:
-        """What runs, in this order, on images `[N, H, W, C]`."""
+        """The layers in order; the network maps images `[N, H, W, C]` to logits."""
         return (
             self.conv1,
             self.block2,

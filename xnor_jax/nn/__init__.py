@@ -1,9 +1,9 @@
-"""Flax NNX layers: binary ones, and what stands between them.
+"""Flax NNX layers: binary layers, and the layers between them.
 
-A binary layer holds a latent kernel and computes `α · (sign(x) ⊛ sign(w))`: an integer
+A binary layer stores a latent kernel and computes `α · (sign(x) ⊛ sign(w))`: an integer
 sum, then one multiplication per output channel. The integer sum is the same in float32,
-in bfloat16 and on bits. `Conv` and `BatchNorm` are Flax's with a backend. A block of
-one's own adds its shortcut with `residual_sum`, to train faster on a CPU.
+in bfloat16 and on bits. `Conv` and `BatchNorm` are Flax's layers with a choice of
+backend. A custom block trains faster on a CPU if `residual_sum` adds its shortcut.
 """
 
 from xnor_jax.nn.activations import RPReLU, RSign

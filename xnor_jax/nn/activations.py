@@ -1,4 +1,4 @@
-"""Activations with parameters of their own, one a channel."""
+"""Activations with learned parameters, one value per channel."""
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,18 @@ _QUARTER = nnx.initializers.constant(0.25)
 
 
 class RSign(nnx.Module):
-    """A sign with a learned threshold: `sign(x − β)`, β a channel.
+    """A sign with a learned threshold: `sign(x − β)`, with one β per channel.
 
-    The gradient of β is the negative of the surrogate's, summed over its channel. A
-    binary layer behind it takes `surrogate=None`: see `BinaryConv`.
+    The gradient of β is the negative surrogate gradient, summed over the channel. Use
+    `surrogate=None` in a binary layer that follows: see `BinaryConv`.
 
     Args:
-      num_features: Channels, `C`.
+      num_features: Number of channels, `C`.
       surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`.
-      dtype: Of the result; None for that of input and β together.
-      param_dtype: Of β.
+      dtype: The dtype of the result; None infers it from the input and β.
+      param_dtype: The dtype of β.
       beta_init: Initializer of β.
-      rngs: Key `params`.
+      rngs: RNG stream `params`.
 
     References:
       Liu et al., ReActNet, 2020, §4.2.
@@ -55,13 +55,13 @@ class RPReLU(nnx.Module):
     """A PReLU with learned shifts: `x − γ + ζ` where `x > γ`, else `b·(x − γ) + ζ`.
 
     Args:
-      num_features: Channels, `C`; γ, ζ and b are of one number a channel.
-      dtype: Of the result; None for that of input and parameters together.
-      param_dtype: Of γ, ζ and b.
+      num_features: Number of channels, `C`; γ, ζ and b have one value per channel.
+      dtype: The dtype of the result; None infers it from the input and parameters.
+      param_dtype: The dtype of γ, ζ and b.
       gamma_init: Initializer of γ, the shift of the input.
       zeta_init: Initializer of ζ, the shift of the output.
       slope_init: Initializer of b, the slope below γ.
-      rngs: Key `params`.
+      rngs: RNG stream `params`.
 
     References:
       Liu et al., ReActNet, 2020, §4.2.

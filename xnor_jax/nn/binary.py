@@ -1,4 +1,4 @@
-"""Binary layers: what goes in and what is multiplied are signs."""
+"""Binary layers: products of the signs of inputs and kernels."""
 
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -29,7 +29,7 @@ from xnor_jax.weights import WeightMethod
 
 
 class _Binary(nnx.Module):
-    """What a binary convolution and a binary dense layer share."""
+    """The base class of the binary convolution and the binary dense layer."""
 
     def __init__(
         self,
@@ -107,12 +107,12 @@ class _Binary(nnx.Module):
 
     @property
     def kernel_rank(self) -> int:
-        """The rank of one kernel, as `masks.inner_kernels` reads it."""
+        """The rank of one kernel, for `masks.inner_kernels`."""
         return 2
 
     @property
     def signs_input(self) -> bool:
-        """Whether the layer's input is, or becomes, signs."""
+        """Whether the layer multiplies signs of its input."""
         return self.binary and self.precision != "1w32a"
 
     def _apply(
@@ -178,7 +178,7 @@ class _Binary(nnx.Module):
         )
 
     def _drop(self, x: jax.Array) -> dict[str, Any]:
-        """Which signs stay, in training."""
+        """Dropout's arguments of `training.binary_product`; none in evaluation."""
         if self.dropout is None or self.dropout.deterministic:
             return {}
         stream = self.dropout.rngs
@@ -190,11 +190,11 @@ class _Binary(nnx.Module):
 
 
 def _check_signs(name: str, x: jax.Array) -> None:
-    """Report activations that are not ±1, where their values can be known.
+    """Check that activations are ±1, if their values are available.
 
     Raises:
-      ValueError: If they are concrete. Under `checkify` the check is part of the
-        program; under `jit` alone there is none.
+      ValueError: If concrete activations are not ±1. Under `checkify` the check is part
+        of the program; under `jit` alone there is none.
     """
     expected = (
         f"{name}: surrogate=None expects activations of −1 and +1; put a sign before "
@@ -211,58 +211,58 @@ def _check_signs(name: str, x: jax.Array) -> None:
 
 
 class BinaryConv(_Binary):
-    """A convolution of signs: `K · α · (sign(x) ⊛ sign(w)) + bias`, rank 1 to 3.
+    """A convolution of signs of rank 1 to 3: `K · α · (sign(x) ⊛ sign(w)) + bias`.
 
     The padding is zeros in ±1 space: a tap outside the image adds 0 to the sum.
 
-    The layer takes the sign of its input itself. A sign in front of it would meet this
-    second one, whose `ste` is strict in `|x| < 1`: at ±1 the gradient is exactly zero.
-    Behind a sign of one's own, such as `RSign`, give the layer `surrogate=None`: it
-    takes ±1 as it is, and its gradient passes unchanged.
+    The layer takes the sign of its input itself. A separate sign before it blocks the
+    gradient: at ±1 the layer's `ste`, strict in `|x| < 1`, is exactly zero. After a
+    separate sign, such as `RSign`, use `surrogate=None`: the layer then uses its ±1
+    input as it is and passes the gradient unchanged.
 
     `K` is 1, or with `input_scale` the paper's `A ∗ k`, where `A = mean |x|` over the
-    channels and `k` is a box filter `1/(kh·kw)` with the convolution's own geometry.
+    channels and `k` is a box filter `1/(kh·kw)` with the convolution's geometry.
 
     Args:
-      in_features: Channels in, `C`.
-      out_features: Channels out, `C_out`.
+      in_features: Input channels, `C`.
+      out_features: Output channels, `C_out`.
       kernel_size: The window, one number per spatial axis; one number for rank 1.
       strides: One number, or one per spatial axis.
       padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after).
       kernel_dilation: One number, or one per spatial axis.
-      feature_group_count: Groups of channels; kernels are `[*window, C/groups, C_out]`.
+      feature_group_count: Number of groups; the kernel is `[*window, C/groups, C_out]`.
       use_bias: Whether to add a real bias.
-      dropout: Probability in [0, 1) of dropping a sign, in training.
+      dropout: The probability in [0, 1) of dropping a sign in training.
       input_scale: Whether to multiply by `K`.
       rule: The kernel's gradient rule, a name or a function: see `xnor_jax.rules`.
       multiplier: A factor on the rule's gradient.
       surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`;
-        None for an input that is ±1 already.
-      weight_method: What is binarized: `"latent"`, the kernel as it is; `"libra"` or
-        `"recu"`, these functions of `xnor_jax.weights` of it; or your own.
+        None for an input that is already ±1.
+      weight_method: The function of the kernel whose result is binarized: `"latent"`,
+        the identity; `"libra"` or `"recu"`, of `xnor_jax.weights`; or a custom one.
       precision: Bits of weights and activations: `"1w1a"`; `"1w32a"`, the paper's
-        Binary-Weight-Network, whose input has no sign; or `"32w1a"`, whose kernel has
-        none, the first stage of a training in two.
+        Binary-Weight-Network, with a real input; or `"32w1a"`, with a real kernel, the
+        first stage of two-stage training.
       binary: False for the float twin, whatever the precision.
-      backend: `"auto"` for the compiled library on a CPU and XLA's floats elsewhere,
-        `"float"` or `"cpu"`, which raises for what the library cannot train: several
-        groups, three axes, other dtypes than float32. Others have no gradients, and
-        raise. The sums of signs are the same.
-      dtype: Of input and output; None for that of input and kernel together.
-      compute_dtype: Of the operands of the products of signs, float32 or bfloat16. The
-        sums are the same integers in both; gradients are rounded to it before they are
-        multiplied by signs, and those of signs after it too.
-      param_dtype: Of the latent kernel and the bias.
+      backend: `"auto"`, the compiled library on a CPU and XLA's float products
+        elsewhere; `"float"`, XLA's; or `"cpu"`, the library, which raises for several
+        groups, three spatial axes and dtypes other than float32. Other backends have no
+        gradients and raise. The sums of signs do not depend on the backend.
+      dtype: The dtype of input and output; None infers it from the input and kernel.
+      compute_dtype: The dtype of the operands in products of signs: float32 or
+        bfloat16. The sums are the same integers in both. Gradients are rounded to it
+        before they are multiplied by signs; those of the input's signs also afterwards.
+      param_dtype: The dtype of the latent kernel and the bias.
       kernel_init: Initializer of the latent kernel.
       bias_init: Initializer of the bias.
-      rngs: Keys `params` and, with dropout, `dropout`.
+      rngs: RNG streams `params` and, with dropout, `dropout`.
 
     Raises:
-      ValueError: If channels do not divide into the groups, a geometry does not fit, a
-        group has one input channel under the rules `corrected` or `paper`,
-        `compute_dtype` is another or not float32 where products are not of signs,
-        `weight_method` or `precision` is another, or, with `surrogate=None`, the input
-        is known not to be ±1.
+      ValueError: If an argument is unknown or out of range; the groups do not divide
+        the channels; the window does not fit; a group has one input channel under the
+        rules `corrected` or `paper`; `compute_dtype` is not float32 and products are
+        not of signs; `input_scale` is used with `1w32a`; or, with `surrogate=None`, a
+        concrete input is not ±1.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.2.
@@ -335,7 +335,7 @@ class BinaryConv(_Binary):
 
     @property
     def kernel_rank(self) -> int:
-        """The rank of one kernel: that of the window, and two for the channels."""
+        """The rank of one kernel: the window's axes and two axes of channels."""
         return len(self.kernel_size) + 2
 
     def __call__(self, x: ArrayLike) -> jax.Array:
@@ -343,7 +343,7 @@ class BinaryConv(_Binary):
         return self.then(x, relu=False)
 
     def then(self, x: ArrayLike, *, relu: bool) -> jax.Array:
-        """The layer and, where asked, a ReLU behind it, in one pass over memory."""
+        """Apply the layer and, if `relu`, a ReLU, fused with it where possible."""
         x = jnp.asarray(x)
         rank = len(self.kernel_size)
         if x.ndim != rank + 2 or x.shape[-1] != self.in_features:
@@ -365,45 +365,45 @@ class BinaryConv(_Binary):
 class BinaryLinear(_Binary):
     """A dense layer of signs: `K · α · (sign(x) · sign(w)) + bias`.
 
-    The layer takes the sign of its input itself; behind a sign of one's own give it
+    The layer takes the sign of its input itself; after a separate sign, use
     `surrogate=None`: see `BinaryConv`.
 
     `K` is 1, or with `input_scale` the paper's `mean |x|` over the features.
 
     Args:
-      in_features: Features in, `C_in`.
-      out_features: Features out, `C_out`.
+      in_features: Input features, `C_in`.
+      out_features: Output features, `C_out`.
       use_bias: Whether to add a real bias.
-      dropout: Probability in [0, 1) of dropping a sign, in training.
+      dropout: The probability in [0, 1) of dropping a sign in training.
       input_scale: Whether to multiply by `K`.
       rule: The kernel's gradient rule, a name or a function: see `xnor_jax.rules`.
       multiplier: A factor on the rule's gradient.
       surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`;
-        None for an input that is ±1 already.
-      weight_method: What is binarized: `"latent"`, the kernel as it is; `"libra"` or
-        `"recu"`, these functions of `xnor_jax.weights` of it; or your own.
+        None for an input that is already ±1.
+      weight_method: The function of the kernel whose result is binarized: `"latent"`,
+        the identity; `"libra"` or `"recu"`, of `xnor_jax.weights`; or a custom one.
       precision: Bits of weights and activations: `"1w1a"`; `"1w32a"`, the paper's
-        Binary-Weight-Network, whose input has no sign; or `"32w1a"`, whose kernel has
-        none, the first stage of a training in two.
+        Binary-Weight-Network, with a real input; or `"32w1a"`, with a real kernel, the
+        first stage of two-stage training.
       binary: False for the float twin, whatever the precision.
-      backend: `"auto"` for the compiled library on a CPU and XLA's floats elsewhere,
-        `"float"` or `"cpu"`, which raises for what the library cannot train: several
-        groups, three axes, other dtypes than float32. Others have no gradients, and
-        raise. The sums of signs are the same.
-      dtype: Of input and output; None for that of input and kernel together.
-      compute_dtype: Of the operands of the products of signs, float32 or bfloat16. The
-        sums are the same integers in both; gradients are rounded to it before they are
-        multiplied by signs, and those of signs after it too.
-      param_dtype: Of the latent kernel and the bias.
+      backend: `"auto"`, the compiled library on a CPU and XLA's float products
+        elsewhere; `"float"`, XLA's; or `"cpu"`, the library, which raises for several
+        groups, three spatial axes and dtypes other than float32. Other backends have no
+        gradients and raise. The sums of signs do not depend on the backend.
+      dtype: The dtype of input and output; None infers it from the input and kernel.
+      compute_dtype: The dtype of the operands in products of signs: float32 or
+        bfloat16. The sums are the same integers in both. Gradients are rounded to it
+        before they are multiplied by signs; those of the input's signs also afterwards.
+      param_dtype: The dtype of the latent kernel and the bias.
       kernel_init: Initializer of the latent kernel.
       bias_init: Initializer of the bias.
-      rngs: Keys `params` and, with dropout, `dropout`.
+      rngs: RNG streams `params` and, with dropout, `dropout`.
 
     Raises:
-      ValueError: If `compute_dtype` is another, or not float32 where products are not
-        of signs, there is one input feature under the rules `corrected` or `paper`,
-        `weight_method` or `precision` is another, or, with `surrogate=None`, the input
-        is known not to be ±1.
+      ValueError: If an argument is unknown or out of range; there is one input feature
+        under the rules `corrected` or `paper`; `compute_dtype` is not float32 and
+        products are not of signs; `input_scale` is used with `1w32a`; or, with
+        `surrogate=None`, a concrete input is not ±1.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.2.
@@ -459,7 +459,7 @@ class BinaryLinear(_Binary):
         return self.then(x, relu=False)
 
     def then(self, x: ArrayLike, *, relu: bool) -> jax.Array:
-        """The layer and, where asked, a ReLU behind it, in one pass over memory."""
+        """Apply the layer and, if `relu`, a ReLU, fused with it where possible."""
         x = jnp.asarray(x)
         if x.ndim < 1 or x.shape[-1] != self.in_features:
             raise ValueError(

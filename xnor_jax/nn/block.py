@@ -1,4 +1,4 @@
-"""The paper's block."""
+"""The block of XNOR-Net."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,29 +13,29 @@ from xnor_jax.nn.norm import BatchNorm
 
 
 class XnorBlock(nnx.Module):
-    """The paper's block: BatchNorm → sign → (dropout) → convolution or dense → ReLU.
+    """XNOR-Net's block: BatchNorm → sign → (dropout) → convolution or dense → ReLU.
 
     Args:
-      in_features: Channels (dense: features) into the product.
-      out_features: Channels or features out of it.
+      in_features: Input channels of the convolution, or features of the dense layer.
+      out_features: Output channels or features.
       kernel_size: The convolution's window; None for a dense layer.
-      norm_features: Channels that BatchNorm sees; None for `in_features`. A dense block
-        behind a convolution normalizes the channels, then flattens `[N, H, W, C]`.
+      norm_features: Channels of the BatchNorm; None for `in_features`. A dense block
+        after a convolution normalizes the channels, then flattens `[N, H, W, C]`.
       epsilon: BatchNorm's ε.
-      momentum: BatchNorm's momentum in Flax's sense.
-      relu: Whether a ReLU follows.
-      backend: What computes products and BatchNorm's sums: see `BinaryConv`.
+      momentum: BatchNorm's momentum, as in Flax: the decay rate of the averages.
+      relu: Whether to apply a ReLU to the result.
+      backend: The backend of the layer and of BatchNorm: see `BinaryConv`.
       rngs: Keys for the parameters and the dropout.
       **layer: Passed on to `BinaryConv` or `BinaryLinear`, such as `rule` and
         `surrogate`.
 
     Raises:
-      ValueError: If a setting is not one of the layer's, or `surrogate` is None:
+      ValueError: If a setting of the layer is invalid, or `surrogate` is None, because
         BatchNorm's output is not ±1.
 
     References:
-      Rastegari et al., XNOR-Net, 2016, §3.2 and Table 3: 44.2 % against 30.3 % for the
-      usual order.
+      Rastegari et al., XNOR-Net, 2016, §3.2 and Table 3: 44.2 %, against 30.3 % for
+      the usual order.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class XnorBlock(nnx.Module):
             rngs=rngs,
         )
         layer = {"backend": backend, "rngs": rngs, **layer}
-        # Not asked of the layer: packing puts another in its place.
+        # Not read from the layer, which a user may replace.
         self.flatten = kernel_size is None
         if kernel_size is None:
             self.layer = BinaryLinear(in_features, out_features, **layer)
@@ -74,7 +74,7 @@ class XnorBlock(nnx.Module):
         self.relu = relu
 
     def __call__(self, x: ArrayLike) -> jax.Array:
-        """Map `[N, *spatial, C]` to `[N, *out, C_out]`, dense to `[N, C_out]`."""
+        """Map `[N, *spatial, C]` to `[N, *out, C_out]`, or to `[N, C_out]` if dense."""
         x = self.norm(jnp.asarray(x))
         if self.flatten:
             x = x.reshape(x.shape[0], -1)

@@ -1,4 +1,4 @@
-"""Flax's convolution with a backend."""
+"""Flax's convolution with a choice of backend."""
 
 from collections.abc import Sequence
 
@@ -19,27 +19,27 @@ from xnor_jax.ops import backends, training
 
 
 class Conv(nnx.Conv):
-    """`nnx.Conv` whose product and gradients a backend computes: `x ⊛ w + bias`.
+    """`nnx.Conv` with a choice of backend: `x ⊛ w + bias`.
 
     Args:
-      in_features: Channels in, `C`.
-      out_features: Channels out, `C_out`.
+      in_features: Input channels, `C`.
+      out_features: Output channels, `C_out`.
       kernel_size: The window, one number per spatial axis; one number for rank 1.
       strides: One number, or one per spatial axis.
       padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after).
       kernel_dilation: One number, or one per spatial axis.
-      feature_group_count: Groups of channels; kernels are `[*window, C/groups, C_out]`.
+      feature_group_count: Number of groups; the kernel is `[*window, C/groups, C_out]`.
       use_bias: Whether to add a bias.
-      dtype: Of the product; None for that of input and parameters together.
-      param_dtype: Of kernel and bias.
+      dtype: The dtype of the result; None infers it from the input and parameters.
+      param_dtype: The dtype of kernel and bias.
       kernel_init: Initializer of the kernel.
       bias_init: Initializer of the bias.
-      backend: What computes the product: see `BinaryConv`.
-      rngs: Key `params`.
+      backend: The backend of the product and its gradients: see `BinaryConv`.
+      rngs: RNG stream `params`.
 
     Raises:
-      ValueError: If channels do not divide into the groups; when called, if a geometry
-        does not fit or the backend cannot do what is asked.
+      ValueError: If the groups do not divide the channels; when called, if the window
+        does not fit or the backend does not support the convolution.
     """
 
     def __init__(

@@ -1,8 +1,4 @@
-"""Networks that run their layers in order.
-
-`xnor_jax.pack` can read such a network, because the order of execution stands in one
-place: what `layers()` lists is what runs.
-"""
+"""A base class for networks whose layers run one after another."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,15 +9,13 @@ from flax import nnx
 class Layered(nnx.Module):
     """A network whose layers run one after another.
 
-    A subclass sets `image_shape`, says in `layers()` what runs, and leaves `__call__`
-    alone. Then `xnor_jax.pack` reads it; what it knows are `XnorBlock`, `BinaryConv`,
-    `BinaryLinear`, `Conv`, `BatchNorm`, Flax's `nnx.Conv`, `nnx.Linear`,
-    `nnx.BatchNorm`, `nnx.Dropout` and `nnx.relu`, `sign_ste`, the pools, `Flatten`, and
-    networks of these. A plain `nnx.Sequential` of them can be packed as well.
+    A subclass sets `image_shape` and lists its layers in `layers()`. `__call__` runs
+    them in that order, each under its own name in profiles and in errors of
+    `xnor_jax.pack`. This is a convenience: any `nnx.Module` can be trained and packed.
 
     Attributes:
-      image_shape: The input's shape without the batch, such as (height, width,
-        channels).
+      image_shape: The input's shape without the batch axis, such as (height, width,
+        channels). With it, `xnor_jax.pack` needs no example.
 
     Examples:
       >>> import jax, xnor_jax as xnor
@@ -44,14 +38,14 @@ class Layered(nnx.Module):
     image_shape: tuple[int, ...]
 
     def layers(self) -> Sequence[Callable[[jax.Array], jax.Array]]:
-        """What runs, in this order: modules and functions of one array."""
+        """The layers in order: modules and functions of one array."""
         raise NotImplementedError(f"{type(self).__name__}: expected a method layers()")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map images `[N, *image_shape]` to logits `[N, classes]`."""
         names = {id(value): name for name, value in vars(self).items()}
         for layer in self.layers():
-            # So that a profile of the compiled program tells the layers apart.
+            # Names the layer in profiles and in errors of `xnor_jax.pack`.
             with jax.named_scope(names.get(id(layer)) or _name(layer)):
                 x = layer(x)
         return x

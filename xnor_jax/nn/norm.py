@@ -1,4 +1,4 @@
-"""Flax's BatchNorm with a backend."""
+"""Flax's BatchNorm with a choice of backend."""
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +10,24 @@ from xnor_jax.ops import backends, norm
 
 
 class BatchNorm(nnx.BatchNorm):
-    """`nnx.BatchNorm` over the last axis, whose sums in training a backend computes.
+    """`nnx.BatchNorm` over the last axis, with a choice of backend in training.
 
-    In evaluation, under a mask, and where input or parameters are not float32, Flax's
-    own code runs.
+    Evaluation, a mask, and an input or parameters of another dtype than float32 use
+    Flax's implementation.
 
     Args:
-      num_features: Channels, `C`.
-      use_running_average: Whether the averages normalize, not the batch's statistics.
-      momentum: Of the averages, in Flax's sense.
+      num_features: Number of channels, `C`.
+      use_running_average: Whether to normalize with the running averages instead of the
+        batch's statistics.
+      momentum: The decay rate of the running averages, as in Flax.
       epsilon: ε, added to the variance.
       use_bias: Whether to add β.
       use_scale: Whether to multiply by γ.
-      param_dtype: Of β and γ.
+      param_dtype: The dtype of β and γ.
       bias_init: Initializer of β.
       scale_init: Initializer of γ.
-      backend: What computes the sums: see `BinaryConv`.
-      rngs: Key `params`.
+      backend: The backend of the sums: see `BinaryConv`.
+      rngs: RNG stream `params`.
 
     References:
       Ioffe and Szegedy, Batch Normalization, 2015.
@@ -69,7 +70,7 @@ class BatchNorm(nnx.BatchNorm):
         *,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        """Map `[N, ..., C]` to the same shape; in training, update the averages."""
+        """Map `[N, ..., C]` to the same shape; update the averages in training."""
         x = jnp.asarray(x)
         if x.ndim < 2 or x.shape[-1] != self.num_features:
             raise ValueError(

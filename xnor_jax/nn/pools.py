@@ -1,4 +1,4 @@
-"""Pools and reshapes: layers without parameters."""
+"""Pooling and flattening: layers without parameters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class _Pool:
     padding: Padding = "VALID"
 
     def __post_init__(self):
-        # Hashable, as a static attribute of a module has to be.
+        # A static attribute of a module has to be hashable.
         name = type(self).__name__
         for field in ("window", "strides"):
             value: Any = getattr(self, field)
@@ -39,8 +39,8 @@ class _Pool:
         """The windows on an image of these spatial sizes.
 
         Raises:
-          ValueError: If the pool is for another number of axes, the window does not fit
-            into the padded image, or is no larger than its padding.
+          ValueError: If the pool has another number of axes, or the window does not fit
+            into the padded image or is not larger than the padding.
         """
         return pool_geometry(
             type(self).__name__,
@@ -53,13 +53,13 @@ class _Pool:
 
 @dataclass(frozen=True)
 class MaxPool(_Pool):
-    """The largest value of each window; what lies outside the image is left out.
+    """Max-pooling: the largest value of each window, ignoring the padding.
 
     Args:
       window: One number, or one per spatial axis.
       strides: One number, or one per spatial axis.
-      padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after):
-        how far windows may hang over, less than the window.
+      padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after);
+        smaller than the window.
     """
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -69,13 +69,13 @@ class MaxPool(_Pool):
 
 @dataclass(frozen=True)
 class AvgPool(_Pool):
-    """The mean of each window, where what lies outside the image counts as zeros.
+    """Average-pooling: the mean of each window, counting the padding as zeros.
 
     Args:
       window: One number, or one per spatial axis.
       strides: One number, or one per spatial axis.
-      padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after):
-        how far windows may hang over, less than the window.
+      padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after);
+        smaller than the window.
     """
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -85,7 +85,7 @@ class AvgPool(_Pool):
 
 @dataclass(frozen=True)
 class GlobalAveragePool:
-    """The mean over all positions of an image."""
+    """The mean over all spatial positions."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, *spatial, C]` to `[N, C]`."""
@@ -98,7 +98,7 @@ class GlobalAveragePool:
 
 @dataclass(frozen=True)
 class Flatten:
-    """Everything but the batch on one axis, channels innermost."""
+    """Flatten all axes except the batch into one, channels innermost."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, ...]` to `[N, features]`."""

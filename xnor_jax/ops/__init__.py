@@ -1,15 +1,15 @@
-"""The ±1 arithmetic: one function an operation, several backends, the same integers.
+"""Operations on signs, with several backends that give identical integers.
 
-Signs come as floats (`binary_conv`, `binary_matmul`) or as bits (`packed_conv`,
-`packed_matmul`, the pools). Nothing outside this package knows how bits are laid out.
+Signs are given as floats (`binary_conv`, `binary_matmul`) or as bits (`packed_conv`,
+`packed_matmul`, the pools). No module outside this package depends on the bit layout.
 `run_network` runs a packed network in one call of the compiled backend.
 
-All of it runs under `jit`, `vmap` and `shard_map`. Under `jit` alone, images that are
-sharded along their first axis, and divide, stay on their devices; the compiled backend
-gathers what else is sharded. A program with it has one mesh, and `jax.export` takes it
-for a single device only. `pallas` gathers whatever is sharded, under `jit` alone, and
-its programs for CUDA cannot be exported, nor lowered for other platforms at once. Other
-backends have no such limits.
+All operations support `jit`, `vmap` and `shard_map`. Under `jit` alone, images sharded
+along their first axis stay on their devices if the axis divides evenly; the compiled
+backend gathers all other sharded arrays. A program that uses it has one mesh, and
+`jax.export` supports it for a single device only. `pallas` gathers all sharded arrays
+under `jit` alone, and its CUDA programs cannot be exported or lowered for several
+platforms at once. The other backends have no such limits.
 """
 
 from xnor_jax.ops.backends import available_backends

@@ -1,4 +1,4 @@
-"""Inference only: what may go in, and the refusal of a gradient."""
+"""Checks of inference-only operations: dtypes, and an error when differentiated."""
 
 from functools import partial
 from typing import Any, TypeVar
@@ -12,14 +12,14 @@ T = TypeVar("T")
 
 
 def no_gradient(where: str, tree: T) -> T:
-    """The same tree, from which a gradient raises: integers would give a silent zero.
+    """Guard a tree against differentiation: integers would give silent zero gradients.
 
     Args:
       where: The public function's name, for the error.
-      tree: A pytree; only its floating leaves matter.
+      tree: A pytree; only its floating leaves are guarded.
 
     Returns:
-      The tree. Differentiating what is computed from it raises a TypeError.
+      The tree. Differentiating anything computed from it raises a TypeError.
     """
 
     def guard(leaf: Any) -> Any:
@@ -31,10 +31,10 @@ def no_gradient(where: str, tree: T) -> T:
 
 
 def check_floating(where: str, name: str, x: Any) -> jax.Array:
-    """The argument as an array of real floating dtype.
+    """Convert an argument to an array and check that its dtype is real floating.
 
     Raises:
-      TypeError: If it is of another dtype.
+      TypeError: If it has another dtype.
     """
     x = x if isinstance(x, jax.Array) else jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):

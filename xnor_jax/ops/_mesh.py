@@ -1,8 +1,7 @@
-"""Arrays that are sharded over a mesh: images over Explicit axes, kernels over any.
+"""Sharded arrays: images over Explicit mesh axes, kernels over axes of any type.
 
-Inside `over_images` the axes are Auto ones: XLA decides where everything is, as in
-programs without types for shardings, and calls of the compiled library can be split
-over devices.
+Inside `over_images` the mesh axes are Auto: XLA chooses the shardings, as in programs
+without explicit sharding, and calls of the compiled library can be split over devices.
 """
 
 from collections.abc import Callable
@@ -19,12 +18,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def over_images(function: F, *, whole: int = 0) -> F:
-    """The same function, for images on any mesh.
+    """Extend a function to images on any mesh.
 
     Args:
-      function: Of images `[N, ...]`, or their bits, first, and of other arrays. What it
-        returns is sharded along its first axis as the images are.
-      whole: How many arrays it returns after that, each whole on every device.
+      function: Takes images `[N, ...]`, or their bits, then other arrays. Its first
+        result is sharded along its first axis like the images.
+      whole: The number of further results, each replicated.
     """
 
     @wraps(function)
@@ -50,14 +49,14 @@ def over_images(function: F, *, whole: int = 0) -> F:
 
 
 def whole(x: jax.Array) -> jax.Array:
-    """The same array, whole on every device.
+    """Replicate an array over all devices.
 
-    Words of a kernel that is sharded over its channels would be sharded in turn, and
-    there may be fewer of them than devices.
+    If a kernel were sharded over its channels, its words would be too, and there may be
+    fewer words than devices.
     """
 
     def rule(mesh: Any, args: Any, results: Any) -> tuple[str, dict[str, Any]]:
-        # Factors of its own for the result: it is not sharded as the argument is.
+        # The result has its own factors: its sharding differs from the argument's.
         given, made = ([f"{f}{i}" for i in range(args[0].rank)] for f in "gm")
         factors = {"need_replication_factors": (*given, *made)}
         return f"{' '.join(given)} -> {' '.join(made)}", factors

@@ -1,4 +1,4 @@
-"""The backends of products of signs: the same integers, at different speeds."""
+"""Backends for products of signs: identical integers at different speeds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,21 +23,21 @@ from xnor_jax.registry import BACKENDS, expected
 
 Function = Callable[..., jax.Array]
 
-# `n - 2 · popcount` of int32; the compiled library takes half of what that could hold.
+# `n - 2 · popcount` is int32; the compiled library supports half of its range.
 _LARGEST_FILTER = 2**30 - 1
 
 
 @dataclass(frozen=True)
 class Backend:
-    """How products of signs are computed, and what else a backend can do.
+    """An implementation of products of signs, and its capabilities.
 
     Attributes:
-      conv_words: `(words, kernel, epilogue, geometry) -> sums` or what the epilogue
-        makes of them: the convolution of packed signs.
-      numbers: The module that multiplies signs as numbers of its `DTYPE`; None where
-        they are multiplied as bits.
+      conv_words: `(words, kernel, epilogue, geometry) -> result`: the convolution of
+        packed signs, followed by the epilogue.
+      numbers: The module that multiplies signs as numbers of its `DTYPE`; None if they
+        are multiplied as bits.
       gradient: Whether layers can train with it.
-      axes: How many spatial axes it has at most.
+      axes: The largest number of spatial axes.
       is_available: Whether it can run here.
     """
 
@@ -73,7 +73,7 @@ def _pallas(words, kernel, epilogue, geometry):
 
 
 def _cpu(words, kernel, epilogue, geometry):
-    # Its thresholds make whole words of a group: others would share one.
+    # The library's thresholds need whole words per group: other groups would share one.
     each = kernel.out_features // kernel.groups
     if isinstance(epilogue, Threshold) and kernel.groups > 1 and each % WORD:
         return apply_epilogue(_cpu(words, kernel, Sums(), geometry), epilogue)
@@ -93,30 +93,30 @@ CPU = Backend(
 
 
 def available_backends() -> tuple[str, ...]:
-    """The backends that can be asked for by name here.
+    """The backends that can be selected by name here.
 
     Returns:
       `"float"`, `"xla"`, `"gpu"` and `"pallas"`, which run on every platform (the last
-      needs compute capability 8.0 on CUDA, and is `"xla"` elsewhere), and `"cpu"` where
+      needs compute capability 8.0 on CUDA, and is `"xla"` elsewhere), and `"cpu"` if
       the compiled library is loaded.
     """
     return tuple(name for name, found in BACKENDS.items() if found.is_available())
 
 
 def resolve(where: str, backend: str, rank: int = 2, *, gradient: bool = False) -> str:
-    """The backend that a name stands for, here and now.
+    """Check a backend's name and resolve `"auto"`.
 
     Args:
       where: The public function's name, for errors.
       backend: `"auto"` or one of the names.
-      rank: How many spatial axes the operation has.
-      gradient: Whether it has to have gradients.
+      rank: The operation's number of spatial axes.
+      gradient: Whether the operation needs gradients.
 
     Returns:
-      A name; `"auto"` where programs for a CPU take `"cpu"`, and others `"xla"`.
+      A name; `"auto"` stands for `"cpu"` in programs for a CPU and `"xla"` in others.
 
     Raises:
-      ValueError: If there is no such backend, or it has no such rank or no gradients.
+      ValueError: If the backend is unknown, or does not support the rank or gradients.
       RuntimeError: If it is not available here.
     """
     names = ("auto", *(n for n, b in BACKENDS.items() if b.gradient or not gradient))
@@ -149,7 +149,7 @@ def pack(backend: str, x: jax.Array) -> jax.Array:
     """Words of the signs of `x`, `[..., C]`: uint32 `[..., ceil(C / 32)]`.
 
     Args:
-      backend: What `resolve` gave.
+      backend: A result of `resolve`.
       x: Real numbers.
     """
     if not _compiles(backend, x):
@@ -166,20 +166,20 @@ def pack(backend: str, x: jax.Array) -> jax.Array:
 def product(
     backend: str, x: jax.Array, kernel: jax.Array, geometry: Geometry, groups: int = 1
 ) -> jax.Array:
-    """The sums of a product of signs that are not packed yet, by the backend.
+    """The sums of a product of unpacked signs, by the given backend.
 
     Args:
-      backend: What `resolve` gave.
+      backend: A result of `resolve`.
       x: Real numbers `[N, *spatial, C]`; their signs are taken.
       kernel: Real numbers `[*window, C / groups, C_out]`; their signs are taken.
       geometry: The windows over the image; `DENSE` for `[N, C]`.
-      groups: How many groups the channels fall into.
+      groups: The number of channel groups.
 
     Returns:
       int32 `[N, *out, C_out]`.
 
     Raises:
-      ValueError: If a filter has more weights than sums of 32 bits can count.
+      ValueError: If a filter has too many weights for the backend's sums.
     """
     numbers = BACKENDS[backend].numbers if backend in BACKENDS else None
     if numbers is not None:
@@ -211,20 +211,20 @@ def conv_words(
     epilogue: Epilogue,
     geometry: Geometry,
 ) -> jax.Array:
-    """The convolution of signs on words, by the backend.
+    """The convolution of packed signs, by the given backend.
 
     Args:
-      backend: What `resolve` gave.
+      backend: A result of `resolve`.
       words: uint32 `[N, *spatial, G, Cw]`.
-      kernel: The packed kernel, of `G` groups and `Cw` words a tap.
-      epilogue: What becomes of the sums.
+      kernel: The packed kernel, of `G` groups and `Cw` words per tap.
+      epilogue: Applied to the sums.
       geometry: The windows over the image.
 
     Returns:
       int32 or float32 `[N, *out, C_out]`, or uint32 `[N, *out, ceil(C_out / 32)]`.
 
     Raises:
-      ValueError: If a filter has more weights than sums of 32 bits can count.
+      ValueError: If a filter has too many weights for the backend's sums.
     """
     if words.size == 0:
         shape = (words.shape[0], *geometry.out, kernel.out_features)
@@ -244,15 +244,15 @@ def real_conv(
     geometry: Geometry,
     groups: int,
 ) -> jax.Array:
-    """A convolution of float32 numbers with an epilogue, by the backend.
+    """A float32 convolution followed by an epilogue, by the given backend.
 
     Args:
-      backend: What `resolve` gave.
+      backend: A result of `resolve`.
       x: Images `[N, *spatial, C]`.
       kernel: `[*window, C / groups, C_out]`.
-      epilogue: What becomes of the sums.
+      epilogue: Applied to the sums.
       geometry: The windows over the image.
-      groups: How many groups the channels fall into.
+      groups: The number of channel groups.
 
     Returns:
       float32 `[N, *out, C_out]`, or uint32 `[N, *out, ceil(C_out / 32)]`.
@@ -276,12 +276,12 @@ def real_conv(
 def sum_pool_bits(
     backend: str, x: jax.Array, threshold: Threshold, geometry: Geometry
 ) -> jax.Array:
-    """The bits of each window's sum, by the backend.
+    """The thresholded sums of windows as bits, by the given backend.
 
     Args:
-      backend: What `resolve` gave.
+      backend: A result of `resolve`.
       x: float32 `[N, *spatial, C]`.
-      threshold: Against which to compare the sums.
+      threshold: Applied to the sums.
       geometry: The windows over the image.
 
     Returns:
@@ -307,24 +307,24 @@ def sum_pool_bits(
 
 
 def choose(backend: str, compiled: Function, portable: Function, *args: Any) -> Any:
-    """The call of a compiled function, or of the portable one that computes the same.
+    """Call the compiled function, or the portable one that computes the same.
 
     Args:
-      backend: What `resolve` gave: `"auto"`, `"cpu"`, or one without compiled code.
+      backend: A result of `resolve`: `"auto"`, `"cpu"`, or one without compiled code.
       compiled: Calls the compiled library.
-      portable: JAX for any platform.
-      *args: What both take.
+      portable: The same in JAX, for any platform.
+      *args: The arguments of both.
     """
     if backend == "cpu":
         return compiled(*args)
     if backend == "auto":
-        # A program for another platform must not hold the CPU call.
+        # A program for another platform must not contain the CPU call.
         return lax.platform_dependent(*args, cpu=compiled, default=portable)
     return portable(*args)
 
 
 def _compiles(backend: str, x: jax.Array) -> bool:
-    # A float64 would have to be rounded to float32 first, to 0 if it is small.
+    # float64 would be rounded to float32 first, and small values to 0.
     narrow = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits <= 32
     return backend in ("auto", "cpu") and narrow and x.size > 0
 

@@ -1,8 +1,8 @@
-"""Signs as bits: 32 of them in a uint32 word.
+"""Signs as bits, 32 per uint32 word.
 
-Element k of the packed axis sits in word `k // 32`, at bit `k % 32` (counted from the
-least significant). Bit 1 stands for −1: `x >= 0` gives bit 0, so ±0 is +1, as in
-`xnor_jax.sign`. Unused bits of the last word are 0. Then, over n signs,
+Element k of the packed axis is bit `k % 32` of word `k // 32`, counted from the least
+significant bit. Bit 1 stands for −1: `x >= 0` gives bit 0, so ±0 is +1, as in
+`xnor_jax.sign`. Unused bits of the last word are 0. Thus, over n signs,
 `Σ aᵢbᵢ = n − 2·popcount(a xor b)`.
 """
 
@@ -26,7 +26,7 @@ class Bits:
 
     Attributes:
       words: uint32 `[..., ceil(size / 32)]`; unused bits are 0.
-      size: How many signs the last axis holds; static.
+      size: The number of signs in the last axis; static.
     """
 
     words: jax.Array
@@ -42,10 +42,10 @@ class Bits:
 
 
 def pack_bits(x: ArrayLike, axis: int = -1) -> jax.Array:
-    """The signs of `x` as bits: bit 1 where `xnor_jax.sign(x)` is −1.
+    """Pack the signs of `x` into bits: bit 1 where `xnor_jax.sign(x)` is −1.
 
     Args:
-      x: Real numbers of any shape with at least one axis.
+      x: An array with at least one axis, floating or integer.
       axis: The axis to pack.
 
     Returns:
@@ -53,7 +53,7 @@ def pack_bits(x: ArrayLike, axis: int = -1) -> jax.Array:
 
     Raises:
       ValueError: If there is no such axis.
-      TypeError: If `x` is not of real numbers; or when differentiated.
+      TypeError: If `x` is neither floating nor integer, or when differentiated.
 
     Examples:
       >>> import jax.numpy as jnp, xnor_jax as xnor
@@ -69,19 +69,19 @@ def pack_bits(x: ArrayLike, axis: int = -1) -> jax.Array:
 def unpack_bits(
     words: ArrayLike, size: int, axis: int = -1, dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
-    """The signs that words hold.
+    """Unpack words into signs.
 
     Args:
       words: uint32; the packed axis is `ceil(size / 32)` long.
-      size: How many signs the packed axis holds.
+      size: The number of signs in the packed axis.
       axis: The packed axis.
-      dtype: Of the signs.
+      dtype: The dtype of the signs.
 
     Returns:
       Signs in {−1, +1}; the packed axis is `size` long.
 
     Raises:
-      ValueError: If there is no such axis, or it cannot hold `size` signs.
+      ValueError: If there is no such axis, or its length does not match `size`.
       TypeError: If the words are not uint32.
     """
     words = jnp.asarray(words)
@@ -96,15 +96,15 @@ def unpack_bits(
 
 
 def words_for(size: int) -> int:
-    """How many words hold `size` bits: `ceil(size / 32)`."""
+    """The number of words for `size` bits: `ceil(size / 32)`."""
     return -(-size // WORD)
 
 
 def check_words(where: str, words: jax.Array) -> None:
-    """Refuse what is not an array of uint32 words.
+    """Check that words are uint32.
 
     Raises:
-      TypeError: If the dtype is another.
+      TypeError: If they have another dtype.
     """
     if getattr(words, "dtype", None) != jnp.uint32:
         raise TypeError(f"{where}: expected uint32 words, got {describe(words)}")
@@ -112,7 +112,7 @@ def check_words(where: str, words: jax.Array) -> None:
 
 def pack_signs(x: jax.Array, axis: int = -1) -> jax.Array:
     """Words of the signs of `x`: the axis of length `n` becomes `ceil(n / 32)` long."""
-    # The comparison of `xnor_jax.sign`: NaN is -1 there, and subnormals may be 0.
+    # The comparison of `xnor_jax.sign`, in which NaN is -1 and subnormals may be 0.
     return pack_negative(~(x >= 0), axis)
 
 
@@ -136,7 +136,7 @@ def unpack_negative(words: jax.Array, size: int) -> jax.Array:
 
 
 def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Booleans, each True with probability 1/2: a random bit each, and not a word."""
+    """Booleans, each True with probability 1/2, from one random bit each."""
     words = (*shape[:-1], words_for(shape[-1]))
     return unpack_negative(jax.random.bits(key, words, jnp.uint32), shape[-1])
 

@@ -1,4 +1,4 @@
-"""The convolution of signs: floats in, integers out."""
+"""Convolutions of signs: floats in, integers out."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,18 +22,17 @@ def binary_conv(
     dilation: int | Sequence[int] = 1,
     backend: str = "auto",
 ) -> jax.Array:
-    """The convolution of signs, `sign(x) ⊛ sign(kernel)`, rank 1 to 3.
+    """The convolution of signs, `sign(x) ⊛ sign(kernel)`, with 1 to 3 spatial axes.
 
-    A tap outside the image adds 0. The result is the same with every backend, to the
-    last bit.
+    Taps outside the image add 0. All backends give identical results.
 
     Args:
       x: Images `[N, *spatial, C]`, floating; their signs are taken, `sign(±0) = +1`.
       kernel: `[*window, C / groups, C_out]`, floating; its signs are taken.
       strides: One number, or one per spatial axis.
       padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after).
-      groups: How many groups the channels fall into.
-      dilation: Of the kernel; one number, or one per spatial axis.
+      groups: The number of channel groups.
+      dilation: The kernel's dilation; one number, or one per spatial axis.
       backend: `"auto"`, or one of `available_backends()`.
 
     Returns:
@@ -41,9 +40,9 @@ def binary_conv(
 
     Raises:
       ValueError: If shapes, channels, groups or the geometry do not fit, or the backend
-        is unknown or has no such rank.
-      TypeError: If an argument is not of floating point numbers; or when
-        differentiated: integers have no gradient.
+        is unknown or does not support the rank.
+      TypeError: If an argument is not floating point, or when differentiated: integers
+        have no gradient.
       RuntimeError: If the backend is not available.
 
     References:
@@ -72,19 +71,19 @@ def binary_conv(
 
 
 def check_channels(where: str, x: jax.Array, kernel: jax.Array, groups: int) -> int:
-    """Refuse images and a kernel that do not fit together.
+    """Check that the shapes of images and a kernel fit together.
 
     Args:
       where: The public function's name, for errors.
       x: Images `[N, *spatial, C]`.
       kernel: `[*window, C / groups, C_out]`.
-      groups: How many groups the channels fall into.
+      groups: The number of channel groups.
 
     Returns:
-      The groups.
+      `groups` as an int.
 
     Raises:
-      ValueError: If a rank is not 1 to 3 or not the same, or channels do not fit.
+      ValueError: If the ranks differ or are not 1 to 3, or the channels do not fit.
     """
     groups = positive(where, "groups", groups)
     try:

@@ -1,4 +1,4 @@
-"""What becomes of the sums: themselves, floats, or the bits of the next layer."""
+"""Epilogues: what is computed from a product's sums."""
 
 from dataclasses import dataclass, field
 
@@ -11,13 +11,13 @@ from xnor_jax.ops.bits import pack_negative, words_for
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sums:
-    """The sums as they are: int32, or float32 of a real convolution."""
+    """The sums unchanged: int32, or float32 for a real convolution."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Affine:
-    """`scale · acc + bias`, and with `relu` no less than 0: float32.
+    """`scale · acc + bias` in float32, with an optional ReLU.
 
     Attributes:
       scale: float32 `[C_out]`.
@@ -35,13 +35,13 @@ class Affine:
 class Threshold:
     """The sign of the sums as bits: `(acc < threshold) xor flip`.
 
-    A channel that is always +1 has the smallest threshold there is (−2³¹, or −inf) and
+    A channel that is always +1 has the smallest possible threshold (−2³¹, or −inf) and
     flip bit 0; one that is always −1 has the same threshold and flip bit 1.
 
     Attributes:
       threshold: `[C_out]`; int32 for sums of signs, float32 for real ones.
-      flip: uint32 words `[ceil(C_out / 32)]`: bit 1 turns a channel's comparison
-        round. Unused bits are 0.
+      flip: uint32 words `[ceil(C_out / 32)]`: bit 1 inverts a channel's comparison.
+        Unused bits are 0.
     """
 
     threshold: jax.Array
@@ -52,11 +52,11 @@ Epilogue = Sums | Affine | Threshold
 
 
 def apply_epilogue(acc: jax.Array, epilogue: Epilogue) -> jax.Array:
-    """What becomes of the sums, in one place for every backend.
+    """Apply an epilogue to sums.
 
     Args:
       acc: Sums `[..., C_out]`, int32 or float32.
-      epilogue: What to make of them.
+      epilogue: The epilogue.
 
     Returns:
       `Sums`: `acc`. `Affine`: float32 `[..., C_out]`. `Threshold`: uint32 words
@@ -69,22 +69,22 @@ def apply_epilogue(acc: jax.Array, epilogue: Epilogue) -> jax.Array:
             y = scale * acc.astype(jnp.float32) + bias
             return jnp.maximum(y, 0) if relu else y
         case Threshold(threshold, flip):
-            # As in the sign, NaN is -1.
+            # As in `sign`, NaN is -1.
             return pack_negative(~(acc >= threshold)) ^ flip
 
 
 def check_epilogue(where: str, epilogue: Epilogue, features: int, dtype: type) -> None:
-    """Refuse an epilogue that does not fit the sums.
+    """Check that an epilogue fits the sums.
 
     Args:
       where: The public function's name, for errors.
-      epilogue: What to look at.
-      features: How many output channels there are.
-      dtype: Of the sums.
+      epilogue: The epilogue.
+      features: The number of output channels.
+      dtype: The dtype of the sums.
 
     Raises:
-      ValueError: If a shape is not one entry (or bit) a channel.
-      TypeError: If it is no epilogue, or a dtype is another.
+      ValueError: If an array does not have one entry (or bit) per channel.
+      TypeError: If it is not an epilogue, or a dtype is wrong.
     """
     match epilogue:
         case Sums():

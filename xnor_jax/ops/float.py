@@ -1,7 +1,7 @@
-"""The `float` backend: the same integers as sums of ±1 floats.
+"""The `float` backend: integers as sums of ±1 floats.
 
-Float32 holds every integer up to 2²⁴, so the sums are exact for filters of up to
-16,777,216 weights; larger ones are refused.
+Float32 represents every integer up to 2²⁴, so the sums are exact for filters of up to
+16,777,216 weights; larger filters raise a ValueError.
 """
 
 from math import prod
@@ -27,16 +27,16 @@ def conv_signs(
     dilation: tuple[int, ...],
     groups: int = 1,
 ) -> jax.Array:
-    """The convolution of signs that are floats already.
+    """The convolution of signs given as floats.
 
     Args:
       x: Signs `[N, *spatial, C]`, float32.
       kernel: Signs `[*window, C / groups, C_out]`, float32.
-      epilogue: What becomes of the sums.
+      epilogue: Applied to the sums.
       strides: One per spatial axis.
       padding: Zeros (before, after) each spatial axis.
       dilation: One per spatial axis.
-      groups: How many groups the channels fall into.
+      groups: The number of channel groups.
 
     Raises:
       ValueError: If a filter has more than 2²⁴ weights.
@@ -59,5 +59,5 @@ def conv_signs(
             groups=groups,
             accumulator=jnp.float32,
         )
-    # A library's fast algorithm (Winograd) may be off by a little: the sums are whole.
+    # Fast algorithms (Winograd) may be slightly off; the exact sums are integers.
     return apply_epilogue(jnp.rint(acc).astype(jnp.int32), epilogue)

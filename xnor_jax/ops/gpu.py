@@ -1,8 +1,8 @@
-"""The `gpu` backend: the same integers as products of int8 with sums of int32.
+"""The `gpu` backend: int8 products with int32 sums.
 
-It runs on every platform and is meant for the int8 tensor cores of a GPU. Windows are
-laid side by side (im2col), so that all is one product of matrices: XLA's GPU compiler
-has no convolution of int8 with sums of int32 (jax-ml/jax#7637).
+It runs on every platform and targets the int8 tensor cores of GPUs. Im2col turns the
+convolution into one matrix product: XLA's GPU compiler has no int8 convolution with
+int32 sums (jax-ml/jax#7637).
 """
 
 from itertools import product
@@ -28,16 +28,16 @@ def conv_signs(
     dilation: tuple[int, ...],
     groups: int = 1,
 ) -> jax.Array:
-    """The convolution of signs that are int8 already.
+    """The convolution of signs given as int8.
 
     Args:
       x: Signs `[N, *spatial, C]`, int8.
       kernel: Signs `[*window, C / groups, C_out]`, int8.
-      epilogue: What becomes of the sums.
+      epilogue: Applied to the sums.
       strides: One per spatial axis.
       padding: Zeros (before, after) each spatial axis.
       dilation: One per spatial axis.
-      groups: How many groups the channels fall into.
+      groups: The number of channel groups.
     """
     window, features = kernel.shape[:-2], kernel.shape[-1]
     weights = prod(kernel.shape[:-1])

@@ -1,7 +1,7 @@
-"""The gradient of a convolution's images on a CPU, by the compiled library.
+"""The input gradient of a convolution on a CPU, by the compiled library.
 
-The place that decides how it is computed; `input_gradient.py` among the benchmarks
-measures what it chooses from.
+This module chooses the formulation; `experiments/benchmarks/input_gradient.py` measures
+the candidates.
 """
 
 from math import prod
@@ -17,18 +17,18 @@ from xnor_jax.ops.bits import WORD, words_for
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Sums
 
-# So many multiplications take the time of adding up a number of a patch in col2im.cc.
+# The number of multiplications that take as long as adding one value in col2im.cc.
 _ADDED = 16
-# Numbers of an image's patches that memory is taken for, a thread: 8 MiB.
+# The largest number of values in an image's patches: 8 MiB of memory per thread.
 _LARGEST = 1 << 21
 
 
 def input_gradient(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The images' gradient, float32 `[N, *spatial, C]`, from the result's.
+    """The gradient with respect to the images, float32 `[N, *spatial, C]`.
 
     Args:
       geometry: The windows over the images.
-      g: float32 `[N, *out, C_out]`.
+      g: The result's gradient, float32 `[N, *out, C_out]`.
       kernel: float32 `[*window, C, C_out]`.
     """
     single = prod(geometry.window) == prod(geometry.strides) == 1
@@ -40,11 +40,11 @@ def input_gradient(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.A
 
 
 def takes_col2im(geometry: Geometry, kernel: jax.Array) -> bool:
-    """Whether `col2im` is to be quicker than `transposed`.
+    """Whether to use `col2im`: it fits into memory and is estimated to be faster.
 
-    Both fill up their numbers for a pixel to whole panels. One multiplies at the pixels
-    of the result and adds up what overlaps, the other multiplies at those of the image,
-    zeros of padding and strides included.
+    Both formulations pad their columns to whole panels. `col2im` multiplies at each
+    pixel of the result and sums overlapping patches; `transposed` multiplies at each
+    pixel of the image, including the zeros of padding and strides.
     """
 
     def panels(columns: int) -> int:
@@ -59,7 +59,7 @@ def takes_col2im(geometry: Geometry, kernel: jax.Array) -> bool:
 
 
 def col2im(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The gradient of each window's patch, added up where patches overlap."""
+    """The gradient of each window's patch, summed where patches overlap."""
     channels, features = kernel.shape[-2:]
     unit = (1,) * len(geometry.window)
     taps = kernel.reshape(-1, features).swapaxes(0, 1).reshape(*unit, features, -1)
@@ -69,7 +69,7 @@ def col2im(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def transposed(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The transposed convolution: the gradient in windows that look the other way."""
+    """The transposed convolution: the gradient convolved with the flipped kernel."""
     flipped = jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2)
     window, strides = geometry.window, geometry.strides
     pads = geometry.transposed_padding

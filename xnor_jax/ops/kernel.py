@@ -1,4 +1,4 @@
-"""Kernels at one bit a weight, laid out for the product to read them in order."""
+"""Kernels with one bit per weight, stored in the order in which products read them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ from xnor_jax.ops import _inference
 from xnor_jax.ops._mesh import whole
 from xnor_jax.ops.bits import WORD, pack_signs, unpack_negative, words_for
 
-_BLOCK = 2**20  # signs that are taken apart at a time
+_BLOCK = 2**20  # signs unpacked at a time
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PackedKernel:
-    """The signs of a kernel as bits.
+    """The packed signs of a kernel.
 
     `words[g, p, i, j, c, n]` holds the input channels `32c … 32c + 31` of the tap
     `(i, j)` of output channel `32p + n` of group `g`. Columns beyond the last output
@@ -47,27 +47,27 @@ class PackedKernel:
 
     @property
     def groups(self) -> int:
-        """How many groups the channels fall into."""
+        """The number of channel groups."""
         return self.words.shape[0]
 
     @property
     def window(self) -> tuple[int, ...]:
-        """The spatial sizes, `()` for a dense kernel."""
+        """The window's sizes, `()` for a dense kernel."""
         return tuple(self.words.shape[2:-2])
 
     @property
     def whole_words(self) -> bool:
-        """Whether each group's channels begin at a word, on both sides."""
+        """Whether each group's input and output channels start at a word boundary."""
         each = self.out_features // self.groups
         return self.groups == 1 or (self.in_features % WORD == 0 == each % WORD)
 
 
 def pack_kernel(kernel: ArrayLike, groups: int = 1) -> PackedKernel:
-    """The signs of a kernel as bits.
+    """Pack the signs of a kernel into bits.
 
     Args:
       kernel: `[*window, C_in / groups, C_out]`, floating; its signs are taken.
-      groups: How many groups the output channels fall into.
+      groups: The number of channel groups.
 
     Returns:
       The packed kernel.
@@ -75,7 +75,7 @@ def pack_kernel(kernel: ArrayLike, groups: int = 1) -> PackedKernel:
     Raises:
       ValueError: If the kernel has rank below 2, is empty, or its output channels do
         not divide into the groups.
-      TypeError: If it is not of floating point numbers; or when differentiated.
+      TypeError: If it is not a floating point array, or when differentiated.
     """
     kernel = jnp.asarray(kernel)
     try:
@@ -97,13 +97,13 @@ def unpack_kernel(packed: PackedKernel) -> jax.Array:
 
 
 def kernel_to_bytes(packed: PackedKernel) -> np.ndarray:
-    """The signs in C order of `[*window, C_in / groups, C_out]`, for a file.
+    """The signs in C order of `[*window, C_in / groups, C_out]`, as stored in files.
 
     Bit 1 stands for −1, least significant bit first; unused bits of the last byte
     are 0.
 
     Returns:
-      uint8 `[ceil(signs / 8)]`, made in little more memory than it takes.
+      uint8 `[ceil(signs / 8)]`. Peak memory is little more than its size.
     """
     words = np.asarray(packed.words)
     groups, c_in, c_out = packed.groups, packed.in_features, packed.out_features
@@ -127,15 +127,15 @@ def kernel_to_bytes(packed: PackedKernel) -> np.ndarray:
 def kernel_from_bytes(
     stored: np.ndarray, shape: Sequence[int], groups: int = 1
 ) -> PackedKernel:
-    """The packed kernel of what `kernel_to_bytes` gave.
+    """The inverse of `kernel_to_bytes`.
 
     Args:
       stored: uint8 `[ceil(signs / 8)]`.
       shape: `[*window, C_in / groups, C_out]`.
-      groups: How many groups the output channels fall into.
+      groups: The number of channel groups.
 
     Returns:
-      The packed kernel, made in little more memory than it takes.
+      The packed kernel. Peak memory is little more than its size.
     """
     *window, c_in, c_out = shape
     each, taps = c_out // groups, prod(window)
@@ -159,7 +159,7 @@ def kernel_from_bytes(
 
 
 def _blocks(taps: int, c_in: int, c_out: int) -> Iterator[tuple[slice, slice]]:
-    """Parts of a kernel `[taps, C_in, C_out]`, contiguous, whole words, not large."""
+    """Contiguous blocks of a kernel `[taps, C_in, C_out]`, in whole words."""
     if c_in * c_out <= _BLOCK:
         rows = _BLOCK // (c_in * c_out)
         for tap in range(0, taps, rows):
@@ -177,7 +177,7 @@ def _word_slice(channels: slice) -> slice:
 
 def columns(packed: PackedKernel) -> jax.Array:
     """The words with a group's output channels last: `[G, *window, Cw, C_out / G]`."""
-    # Not a transposition: XLA's CPU compiler would fuse that into whatever reads it.
+    # Not a transpose: XLA's CPU compiler would fuse it into every consumer.
     panels = [packed.words[:, panel] for panel in range(packed.words.shape[1])]
     flat = jnp.concatenate(panels, axis=-1)
     return flat[..., : packed.out_features // packed.groups]
@@ -189,8 +189,8 @@ def _pack_kernel(kernel, *, groups):
     *window, c_in, c_out = kernel.shape
     count, each = words_for(c_in), c_out // groups
     panels = words_for(each)
-    # Only words move: XLA's CPU compiler would read a transposed kernel a cache line
-    # a weight.
+    # Transpose words, not weights: XLA's CPU compiler would read one cache line per
+    # weight of a transposed kernel.
     words = pack_signs(kernel, axis=-2).reshape(*window, count, groups, each)
     spare = [(0, 0)] * (words.ndim - 1) + [(0, panels * WORD - each)]
     words = jnp.pad(words, spare).reshape(*words.shape[:-1], panels, WORD)

@@ -1,4 +1,4 @@
-"""The product of two matrices of signs: floats in, integers out."""
+"""Matrix products of signs: floats in, integers out."""
 
 from functools import partial
 
@@ -12,9 +12,9 @@ from xnor_jax.ops._mesh import over_images
 
 
 def binary_matmul(a: ArrayLike, b: ArrayLike, *, backend: str = "auto") -> jax.Array:
-    """The product of signs, `sign(a) @ sign(b)`.
+    """The matrix product of signs, `sign(a) @ sign(b)`.
 
-    The result is the same with every backend, to the last bit.
+    All backends give identical results.
 
     Args:
       a: `[..., K]`, floating; its signs are taken, `sign(±0) = +1`.
@@ -26,8 +26,8 @@ def binary_matmul(a: ArrayLike, b: ArrayLike, *, backend: str = "auto") -> jax.A
 
     Raises:
       ValueError: If the shapes do not fit, or the backend is unknown.
-      TypeError: If an argument is not of floating point numbers; or when
-        differentiated: integers have no gradient.
+      TypeError: If an argument is not floating point, or when differentiated: integers
+        have no gradient.
       RuntimeError: If the backend is not available.
 
     Examples:

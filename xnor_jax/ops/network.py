@@ -14,13 +14,13 @@ def run_network(
     arrays: Sequence[jax.Array | PackedKernel],
     shape: tuple[int, ...],
 ) -> jax.Array:
-    """Run a packed network's graph, with no return to XLA between its nodes.
+    """Run a packed network's graph, without returning to XLA between its nodes.
 
     Args:
-      x: float32 images `[N, *image_shape]`, at least one.
-      nodes: JSON, a list of nodes as in a file; see `xnor_jax.packing.graph`.
-      arrays: Of each node in turn, in the order of its members.
-      shape: Of the result, without the batch.
+      x: float32 images `[N, *image_shape]`, `N ≥ 1`.
+      nodes: A list of nodes in JSON, as in a file; see `xnor_jax.packing.graph`.
+      arrays: The arrays of each node in turn, in the order of its members.
+      shape: The result's shape, without the batch axis.
 
     Returns:
       float32 `[N, *shape]`.

@@ -1,7 +1,7 @@
 """BatchNorm in training: its statistics and its gradient, each in one pass.
 
-XLA's CPU programs run through a batch once for each of its sums; the compiled library
-takes two at once. That was a tenth of NIN's step, too much to leave to Flax's layer.
+XLA's CPU programs read a batch once per sum; the compiled library computes two sums in
+one pass. This replacement of Flax's layer saves a tenth of NIN's training step.
 """
 
 from functools import partial
@@ -27,22 +27,23 @@ def batch_norm(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`(x − μ) / √(σ² + ε) · scale + bias`, with μ and σ² of the batch.
 
-    The gradient keeps `x` and a few numbers a channel. Differentiable in reverse mode
-    only, and with a backend of XLA's twice.
+    The residuals are `x` and a few values per channel. Differentiable in reverse mode
+    only; differentiable twice only if XLA computes it.
 
     Args:
       x: float32 `[N, ..., C]`; the statistics are over all but the last axis.
       scale: γ, float32 `[C]`, or None for 1.
       bias: β, float32 `[C]`, or None for 0.
       epsilon: ε, added to the variance.
-      backend: `"auto"` or `"cpu"` for the compiled library, `"float"` for XLA's; others
-        have no gradients.
+      backend: `"auto"` or `"cpu"` for the compiled library, `"float"` for XLA; the
+        others have no gradients.
 
     Returns:
-      The result, of the shape of `x`; μ and σ², `[C]`, through which no gradient goes.
+      The result, of the shape of `x`; μ and σ², `[C]`, which carry no gradient.
 
     Raises:
-      ValueError: If `x` has no axis besides the channels.
+      ValueError: If `x` has fewer than 2 axes, or the backend has no gradients.
+      RuntimeError: If the backend is not available.
 
     References:
       Ioffe and Szegedy, Batch Normalization, 2015, Algorithm 1 and §3.
@@ -51,7 +52,7 @@ def batch_norm(
         raise ValueError(f"batch_norm: expected [N, ..., C], got shape {x.shape}")
     backend = backends.resolve("batch_norm", backend, gradient=True)
     backend = backend if x.size else "xla"
-    # As in `training.binary_product`.
+    # Broadcast to a common varying type, as in `training.binary_product`.
     given = [array for array in (x, scale, bias) if array is not None]
     x = cpu.vary_as(x, *given)
     scale = None if scale is None else cpu.vary_as(scale, *given)
@@ -77,9 +78,9 @@ def _batch_norm_fwd(epsilon, backend, x, scale, bias):
 
 def _batch_norm_bwd(epsilon, backend, residuals, gradients):
     x, mean, variance, inverse, scale, bias = residuals
-    g = gradients[0]  # of μ and σ² they are zeros
-    of_g, centred = _means(backend, g, x, mean)  # of g and of g · (x − μ)
-    # What rounding has left no variance has no gradient through it.
+    g = gradients[0]  # those of μ and σ² are zero
+    of_g, centred = _means(backend, g, x, mean)  # means of g and g · (x − μ)
+    # No gradient flows through a variance that rounding reduced to 0.
     through_variance = jnp.where(variance > 0, inverse**2 * centred, 0)
     factor = inverse if scale is None else inverse * scale
     d_x = factor * (g - of_g - (x - mean) * through_variance)
@@ -104,4 +105,4 @@ def _means(backend, a, x, center):
 
 def _count(x):
     count = prod(x.shape[:-1])
-    return float(count) if isinstance(count, int) else count  # one of `jax.export`
+    return float(count) if isinstance(count, int) else count  # symbolic in `jax.export`

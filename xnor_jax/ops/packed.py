@@ -1,4 +1,4 @@
-"""Layers on bits: packed operands in, an epilogue on the sums."""
+"""Operations of packed networks: products with an epilogue, and pools."""
 
 from collections.abc import Sequence
 from functools import partial, reduce
@@ -25,7 +25,7 @@ from xnor_jax.ops.kernel import PackedKernel
 
 
 def sign_bits(x: ArrayLike, *, backend: str = "auto") -> Bits:
-    """The signs of the last axis as `Bits`.
+    """Pack the signs of the last axis into `Bits`.
 
     Args:
       x: `[..., C]`, floating.
@@ -36,7 +36,7 @@ def sign_bits(x: ArrayLike, *, backend: str = "auto") -> Bits:
 
     Raises:
       ValueError: If `x` has no axis, or the backend is unknown.
-      TypeError: If it is not of floating point numbers; or when differentiated.
+      TypeError: If it is not floating point, or when differentiated.
       RuntimeError: If the backend is not available.
     """
     x = _inference.check_floating("sign_bits", "x", x)
@@ -57,9 +57,9 @@ def packed_conv(
     groups: int = 1,
     backend: str = "auto",
 ) -> jax.Array | Bits:
-    """The convolution of signs on bits, rank 1 to 3, and what becomes of its sums.
+    """The convolution of packed signs with 1 to 3 spatial axes, and an epilogue.
 
-    A tap outside the image adds 0.
+    Taps outside the image add 0.
 
     Args:
       x: Bits of shape `[N, *spatial, C]`.
@@ -67,8 +67,8 @@ def packed_conv(
       epilogue: `Sums()`, `Affine(…)` or `Threshold(…)` with an int32 threshold.
       strides: One number, or one per spatial axis.
       padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after).
-      dilation: Of the kernel; one number, or one per spatial axis.
-      groups: How many groups the channels fall into, as the kernel was packed.
+      dilation: The kernel's dilation; one number, or one per spatial axis.
+      groups: The number of channel groups, as given to `pack_kernel`.
       backend: `"auto"`, or one of `available_backends()`.
 
     Returns:
@@ -76,8 +76,8 @@ def packed_conv(
 
     Raises:
       ValueError: If shapes, channels, groups or the geometry do not fit, or the backend
-        is unknown or has no such rank.
-      TypeError: If a dtype is another; or when differentiated.
+        is unknown or does not support the rank.
+      TypeError: If a dtype is wrong, or when differentiated.
       RuntimeError: If the backend is not available.
     """
     _check_operands("packed_conv", x, kernel, epilogue)
@@ -108,7 +108,7 @@ def packed_conv(
 def packed_matmul(
     x: Bits, kernel: PackedKernel, epilogue: Epilogue, *, backend: str = "auto"
 ) -> jax.Array | Bits:
-    """The product of signs on bits, and what becomes of its sums.
+    """The matrix product of packed signs, and an epilogue.
 
     Args:
       x: Bits of shape `[..., C]`.
@@ -121,7 +121,7 @@ def packed_matmul(
 
     Raises:
       ValueError: If the shapes do not fit, or the backend is unknown.
-      TypeError: If a dtype is another; or when differentiated.
+      TypeError: If a dtype is wrong, or when differentiated.
       RuntimeError: If the backend is not available.
     """
     _check_operands("packed_matmul", x, kernel, epilogue)
@@ -146,9 +146,9 @@ def real_conv(
     groups: int = 1,
     backend: str = "auto",
 ) -> jax.Array | Bits:
-    """A convolution of real numbers, rank 1 to 3, and what becomes of its sums.
+    """A convolution of float32 arrays with 1 to 3 spatial axes, and an epilogue.
 
-    The backends agree to rounding.
+    The backends agree up to rounding.
 
     Args:
       x: Images `[N, *spatial, C]`, float32.
@@ -156,18 +156,18 @@ def real_conv(
       epilogue: `Sums()`, `Affine(…)` or `Threshold(…)` with a float32 threshold.
       strides: One number, or one per spatial axis.
       padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after).
-      dilation: Of the kernel; one number, or one per spatial axis.
-      groups: How many groups the channels fall into.
-      backend: `"auto"`, or one of `available_backends()`; `"cpu"` has two spatial axes
-        and one group.
+      dilation: The kernel's dilation; one number, or one per spatial axis.
+      groups: The number of channel groups.
+      backend: `"auto"`, or one of `available_backends()`; `"cpu"` supports only two
+        spatial axes and one group.
 
     Returns:
       float32 `[N, *out, C_out]`, or Bits of that shape.
 
     Raises:
       ValueError: If shapes, channels, groups or the geometry do not fit, or the backend
-        is unknown or has no such rank or groups.
-      TypeError: If a dtype is another; or when differentiated.
+        is unknown or does not support the rank or groups.
+      TypeError: If a dtype is wrong, or when differentiated.
       RuntimeError: If the backend is not available.
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
@@ -205,10 +205,11 @@ def pool_bits(
     strides: int | Sequence[int],
     padding: Padding,
 ) -> Bits:
-    """The signs of a max-pool, from the signs of what it pools.
+    """The signs of a max-pool, computed from the signs of its input.
 
-    `sign(f(max xᵢ))` of the signs `sign(f(xᵢ))`, where `f` rises in a channel whose
-    flip bit is 0 and falls in one whose flip bit is 1. Taps outside are left out.
+    `sign(f(max xᵢ))` from the signs `sign(f(xᵢ))`, where `f` is increasing in channels
+    with flip bit 0 and decreasing in those with flip bit 1. Taps outside the image are
+    ignored.
 
     Args:
       x: Bits of shape `[N, *spatial, C]`, one to three spatial axes.
@@ -245,13 +246,13 @@ def sum_pool_bits(
     padding: Padding,
     backend: str = "auto",
 ) -> Bits:
-    """The sums of windows as bits, each added up one by one, row by row.
+    """The sums of windows, thresholded to bits.
 
-    Taps outside the image add 0.
+    Each sum is added one value at a time, row by row. Taps outside the image add 0.
 
     Args:
       x: Images `[N, H, W, C]`, float32.
-      threshold: Against which to compare the sums, float32.
+      threshold: The epilogue of the sums, with a float32 threshold.
       window: One number, or one per spatial axis.
       strides: One number, or one per spatial axis.
       padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after).
@@ -262,7 +263,7 @@ def sum_pool_bits(
 
     Raises:
       ValueError: If shapes or the geometry do not fit, or the backend is unknown.
-      TypeError: If a dtype is another; or when differentiated.
+      TypeError: If a dtype is wrong, or when differentiated.
       RuntimeError: If the backend is not available.
     """
     x = jnp.asarray(x)
@@ -334,12 +335,12 @@ def _pool(where, x, window, strides, padding) -> Geometry:
 
 
 def regroup(words: jax.Array, size: int, groups: int) -> jax.Array:
-    """Let each group of channels start at a word of its own.
+    """Align each group of channels to a word boundary.
 
     Args:
       words: uint32 `[..., ceil(size / 32)]`.
-      size: How many channels there are; a multiple of `groups`.
-      groups: How many groups they fall into.
+      size: The number of channels; a multiple of `groups`.
+      groups: The number of channel groups.
 
     Returns:
       uint32 `[..., groups, ceil(size / groups / 32)]`.
@@ -351,7 +352,7 @@ def regroup(words: jax.Array, size: int, groups: int) -> jax.Array:
     first = each * np.arange(groups)[:, None] + WORD * np.arange(words_for(each))
     low, shift = first // WORD, jnp.asarray(first % WORD, jnp.uint32)
     high = np.minimum(low + 1, words.shape[-1] - 1)
-    # In two steps: a shift by all 32 bits is undefined.
+    # In two steps, since a shift by 32 bits is undefined.
     above = (words[..., high] << 1) << (WORD - 1 - shift)
     used = np.minimum(each - WORD * np.arange(words_for(each)), WORD)
     mask = np.array([(1 << int(count)) - 1 for count in used], np.uint32)

@@ -1,9 +1,9 @@
-"""The `pallas` backend: in programs for CUDA, popcounts in a kernel of our own.
+"""The `pallas` backend: in programs for CUDA, popcounts in a custom kernel.
 
-It is the `xla` backend but for the step that costs: counting the bits in which rows and
-columns differ. Each block of threads keeps a tile of the counts in registers and walks
-along the words, so that no count goes through memory on the way. The GPU has to be of
-compute capability 8.0 or above, as XLA's Triton asks.
+It differs from the `xla` backend only in the most expensive step: counting the bits in
+which rows and columns differ. Each thread block keeps a tile of counts in registers and
+loops over the words, so that no intermediate count goes through memory. The GPU needs
+compute capability 8.0 or above, as XLA's Triton requires.
 """
 
 from functools import partial
@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# A tile of counts: rows and columns of one block of threads, powers of 2 as Triton
-# wants them. 64 · 64 int32 over 4 · 32 threads are 32 registers a thread.
+# Rows and columns of a thread block's tile of counts; Triton requires powers of 2.
+# 64 · 64 int32 over 4 · 32 threads are 32 registers per thread.
 TILE = 64
 WARPS = 4
 
@@ -24,7 +24,7 @@ def popcounts(a: jax.Array, b: jax.Array, *, interpret: bool = False) -> jax.Arr
     Args:
       a: uint32 `[R, G, W]`.
       b: uint32 `[G, W, N]`.
-      interpret: Run the kernel in plain XLA, on any platform: for tests.
+      interpret: Run the kernel in plain XLA, on any platform; for tests.
 
     Returns:
       int32 `[R, G, N]`.
@@ -33,7 +33,7 @@ def popcounts(a: jax.Array, b: jax.Array, *, interpret: bool = False) -> jax.Arr
 
     @count.def_vmap
     def over_rows(size, mapped, a, b):
-        # Tiles are filled with the rows of all, not with those of each.
+        # Merge the mapped axis into the rows, which fills the tiles better.
         if not mapped[1]:
             counts = popcounts(a.reshape(-1, *a.shape[2:]), b, interpret=interpret)
             return counts.reshape(*a.shape[:2], *counts.shape[1:]), True
@@ -44,26 +44,26 @@ def popcounts(a: jax.Array, b: jax.Array, *, interpret: bool = False) -> jax.Arr
 
 
 def _popcounts(interpret: bool, a: jax.Array, b: jax.Array) -> jax.Array:
-    # Here, for what is not on a GPU need not wait for it.
+    # Imported here, so that programs without a GPU do not wait for it.
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
     (rows, groups, words), columns = a.shape, b.shape[-1]
     if 0 in (rows, groups, words, columns):
         return jnp.zeros((rows, groups, columns), jnp.int32)
-    # Word by word, so that neighbouring threads read neighbouring numbers; whole tiles,
-    # for a kernel's reads and writes are not checked against the edges.
+    # Words before rows, so that neighbouring threads read neighbouring values; whole
+    # tiles, since a kernel's reads and writes are not checked for bounds.
     spare = ((0, 0), (0, 0))
     a = jnp.pad(a.transpose(1, 2, 0), (*spare, (0, -rows % TILE)))
     b = jnp.pad(b, (*spare, (0, -columns % TILE)))
 
-    # In `shard_map`, over which axes of the mesh the counts vary.
+    # Under `shard_map`, the mesh axes over which the counts vary.
     varying = jax.typeof(a[0, 0, 0] ^ b[0, 0, 0]).manual_axis_type
 
     def popcount(x):
         if interpret:
             return lax.population_count(x).astype(jnp.int32)
-        # XLA's Triton does not know `lax.population_count`.
+        # XLA's Triton does not support `lax.population_count`.
         (counts,) = triton.elementwise_inline_asm(
             "popc.b32 $0, $1;",
             args=[x],
@@ -85,7 +85,7 @@ def _popcounts(interpret: bool, a: jax.Array, b: jax.Array) -> jax.Array:
         out_shape=jax.ShapeDtypeStruct(
             (groups, a.shape[-1], b.shape[-1]), jnp.int32, manual_axis_type=varying
         ),
-        # CUDA bounds all axes but the first by 65,535 blocks.
+        # CUDA limits all axes but the first to 65,535 blocks.
         grid=(a.shape[-1] // TILE, b.shape[-1] // TILE, groups),
         in_specs=[
             pl.BlockSpec((None, words, TILE), lambda r, n, g: (g, 0, r)),

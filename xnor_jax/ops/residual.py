@@ -1,4 +1,4 @@
-"""The sum with a shortcut, kept in memory while a network trains."""
+"""The residual sum, materialized in training."""
 
 from functools import partial
 
@@ -13,25 +13,26 @@ from xnor_jax.ops._mesh import over_images
 def residual_sum(
     y: jax.Array, shortcut: jax.Array, *, backend: str = "auto"
 ) -> jax.Array:
-    """`y + shortcut`, of a branch and what went around it.
+    """`y + shortcut`, the sum of a residual branch and its shortcut.
 
-    Each sum of a stage is a term of the next. XLA's CPU compiler has no price for that:
-    it adds up the whole chain, back to the stage's first layer, in every loop that
-    needs one of its sums, and `lax.optimization_barrier` is gone by then. Where a
-    gradient is taken, the compiled library keeps the sum in memory, and its gradient.
-    That was a quarter of ResNet-20's training step.
+    Each sum of a stage is a term of the next. XLA's CPU cost model ignores this: XLA
+    recomputes the whole chain, back to the stage's first layer, in every loop that
+    reads one of the sums, and drops `lax.optimization_barrier` before it fuses. Under
+    differentiation, the compiled library keeps the sum and its gradient in memory. The
+    recomputation took a quarter of ResNet-20's training step.
 
     Args:
       y: Floats `[N, ...]`.
       shortcut: Floats of the same shape.
-      backend: `"auto"` or `"cpu"` for the compiled library, `"float"` for XLA's; others
-        have no gradients.
+      backend: `"auto"` or `"cpu"` for the compiled library, `"float"` for XLA; the
+        others have no gradients.
 
     Returns:
       The sum, of the same shape; differentiable in reverse mode only.
 
     Raises:
-      ValueError: If the shapes are not the same.
+      ValueError: If the shapes differ, or the backend is unknown or has no gradients.
+      RuntimeError: If the backend is not available.
     """
     if y.shape != shortcut.shape:
         raise ValueError(

@@ -1,11 +1,11 @@
-"""Products of signs in floats: integer sums, one scale a channel, and their gradient.
+"""Products of signs in floats: integer sums, one scale per channel, and the gradient.
 
-With operands of bfloat16 the sums are of float32. Signs are exact in the one and their
-sums in the other, so a GPU's tensor cores give the integers of float32. Going back, the
-incoming gradient is rounded; its other operand is signs. The gradient of the signs is
-rounded once more: cuDNN multiplies in bfloat16 only where the result is of it, and XLA
-widens the operands of any other convolution. That of the kernel stays in float32, in
-which several devices add it up.
+With bfloat16 operands the sums are float32. Signs are exact in bfloat16 and their sums
+in float32, so a GPU's tensor cores give the same integers as in float32. In the
+backward pass the incoming gradient is rounded; the other operand is signs. The gradient
+of the signs is rounded once more: cuDNN multiplies in bfloat16 only if the result is
+bfloat16, and XLA widens the operands of any other convolution. The gradient of the
+kernel stays in float32, in which it is summed over devices.
 """
 
 from functools import partial
@@ -22,9 +22,9 @@ from xnor_jax.geometry import DENSE, Geometry
 
 
 def rounded(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """The numbers that `dtype` has for `x`, in the dtype of `x`."""
-    # Not there and back by astype, which XLA may leave out: it may compute with more
-    # precision than it is asked for.
+    """`x` rounded to the precision of `dtype`, in the dtype of `x`."""
+    # Not a round trip through astype, which XLA may remove: it allows itself excess
+    # precision.
     kind = jnp.finfo(dtype)
     return lax.reduce_precision(x, kind.nexp, kind.nmant)
 
@@ -40,13 +40,13 @@ def scaled_product(
 ) -> jax.Array:
     """`α/keep_rate · (signs ⊛ sign(w))`, with the gradient of `signs ⊛ w̃/keep_rate`.
 
-    The kernel's gradient is that at `w̃ = α·sign(w)`: the rule is the caller's.
+    The kernel's gradient is that at `w̃ = α·sign(w)`; the caller applies the rule.
 
     Args:
       geometry: The windows over the image; `DENSE` for `[N, C]`.
-      groups: How many groups the channels fall into.
-      keep_rate: The share of signs that dropout keeps; 1 without dropout.
-      dtype: Of the products' operands, or None for that of `signs`.
+      groups: The number of channel groups.
+      keep_rate: The fraction of signs that dropout keeps; 1 without dropout.
+      dtype: The dtype of the products' operands; None for that of `signs`.
       signs: Activations in {−1, 0, +1}, `[N, *spatial, C]`.
       kernel: The latent kernel `w`, `[*window, C / groups, C_out]`.
 
@@ -57,7 +57,7 @@ def scaled_product(
 
 
 def _forward(geometry, groups, keep_rate, dtype, signs, kernel):
-    # A narrower dtype may have no room for α: it keeps the dtype of the kernel.
+    # α keeps the kernel's dtype: a narrower one may not represent it.
     alpha = scale(kernel) / keep_rate
     operand = signs if dtype is None else signs.astype(dtype)
     sums = _product(
@@ -85,7 +85,7 @@ def _backward(geometry, groups, keep_rate, dtype, residuals, g):
     )
     d_signs = _signs_gradient(geometry, groups, signs, kernel, scaled)
     d_kernel = _kernel_gradient(geometry, groups, signs, kernel, unscaled)
-    # XLA may have kept the precision of its sums.
+    # XLA may have kept the precision of the sums.
     d_signs = rounded(d_signs.astype(g.dtype), dtype)
     return d_signs, d_kernel.astype(kernel.dtype) / keep_rate
 
@@ -123,6 +123,6 @@ def _kernel_gradient(geometry, groups, signs, kernel, g):
 
 
 def _pointwise(geometry: Geometry, groups: int) -> bool:
-    """Whether the convolution is one product of matrices."""
+    """Whether the convolution is a single matrix product."""
     one = prod(geometry.window) == prod(geometry.strides) == groups == 1
     return one and not geometry.padded

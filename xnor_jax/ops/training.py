@@ -1,14 +1,15 @@
-"""Products with gradients: what a training step runs.
+"""Products with gradients, for training.
 
-On a CPU the compiled library takes them where it can: two or fewer spatial axes, one
-group, float32. Elsewhere they are XLA's, in the formulations of `convolution.py`. Both
-give the same integers, and the same floats to rounding.
+On a CPU the compiled library computes products with at most two spatial axes, one group
+and float32 arrays. XLA computes all others, in the formulations of `convolution.py`.
+Both give identical integers, and floats that agree up to rounding.
 
-A product of signs is one of bits going forward. Of its input it keeps words of signs,
-and with the surrogate `ste` of where the gradient passes: one bit or two. Any other
-surrogate than `identity` keeps the input. Going back it is one of floats.
-Where these are of bfloat16, the library rounds as a GPU would: a run's numbers do not
-hang on where it runs.
+In the library, the forward pass of a product of signs multiplies bits. Its residuals
+are the signs of the input and, with the surrogate `ste`, a mask of where the gradient
+passes: one or two bits per activation, and one more under dropout. Surrogates other
+than `ste` and `identity` also store the input. The backward pass multiplies floats.
+With bfloat16 operands the library rounds as a GPU does, so that rounding does not
+depend on the platform.
 """
 
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ def conv(
     accumulator: Any = None,
     backend: str = "auto",
 ) -> jax.Array:
-    """A convolution of floats, rank 1 to 3, channels last: `x ⊛ w + bias`.
+    """A convolution of floats with 1 to 3 spatial axes, channels last: `x ⊛ w + bias`.
 
     Differentiable in reverse mode only.
 
@@ -58,17 +59,18 @@ def conv(
       bias: `[C_out]`, in the dtype of `x`, or None.
       strides: One number, or one per spatial axis.
       padding: `"SAME"`, `"VALID"`, a number, or per axis a number or (before, after).
-      dilation: Of the kernel; one number, or one per spatial axis.
-      groups: How many groups the channels fall into.
+      dilation: The kernel's dilation; one number, or one per spatial axis.
+      groups: The number of channel groups.
       accumulator: The dtype of the sums and of the result; None for that of `x`.
-      backend: `"auto"` or `"cpu"` for the compiled library, `"float"` for XLA's; others
-        have no gradients.
+      backend: `"auto"` or `"cpu"` for the compiled library, `"float"` for XLA; the
+        others have no gradients.
 
     Returns:
       `[N, *out, C_out]`.
 
     Raises:
-      ValueError: If the geometry does not fit, or the backend cannot do it.
+      ValueError: If the geometry does not fit, or the backend does not support it.
+      RuntimeError: If the backend is not available.
     """
     geometry = conv_geometry(
         "conv",
@@ -113,35 +115,36 @@ def binary_product(
 ) -> jax.Array:
     """`α · (sign(x) ⊛ sign(w)) + bias` of a latent kernel `w`, and its gradient.
 
-    The sums are of integers, hence exact. The gradient is that of `s ⊛ w̃ + bias` at the
-    signs `s` and at `w̃ = α·sign(w)`; from them to `x` it passes through the surrogate,
-    and to `w` through the rule.
+    The sums are integers, hence exact. The gradient is that of `s ⊛ w̃ + bias` at
+    `s = sign(x)` and `w̃ = α·sign(w)`; the surrogate maps the gradient at `s` to that
+    at `x`, and the rule maps the gradient at `w̃` to that at `w`.
 
     Args:
       x: Activations `[N, *spatial, C]`; their signs are taken.
       kernel: `w`, `[*window, C / groups, C_out]`.
       bias: `[C_out]`, or None.
-      keep: Under dropout, the signs that stay: bool, as `x`. The others are 0.
+      keep: Dropout's mask, bool, of the shape of `x`; signs where it is False become 0.
       geometry: The windows over the image; `DENSE` for `[N, C]`.
-      groups: How many groups the channels fall into.
-      keep_rate: The share of signs that stay, in (0, 1]; what stays is divided by it.
+      groups: The number of channel groups.
+      keep_rate: The fraction of signs kept, in (0, 1]; kept signs are divided by it.
       relu: Whether a ReLU follows.
-      rule: The kernel's gradient rule, a name or a function: see `xnor_jax.rules`.
+      rule: The kernel's gradient rule, a name or a function; see `xnor_jax.rules`.
       multiplier: A factor on the rule's gradient.
-      surrogate: The sign's gradient, a name or a function: see `xnor_jax.quantizers`;
-        None for `"identity"`.
-      compute_dtype: Of the products' operands, where it is narrower than float32 and
-        than that of `x`: the sums stay the same integers, and gradients are rounded to
-        it before they are multiplied by signs, that of the signs after it too.
-      backend: `"auto"` or `"cpu"` for the compiled library, `"float"` for XLA's floats;
+      surrogate: The sign's surrogate gradient, a name or a function; see
+        `xnor_jax.quantizers`. None for `"identity"`.
+      compute_dtype: The dtype of the products' operands, if narrower than float32 and
+        the dtype of `x`. The sums are identical integers. Gradients are rounded to it
+        before they are multiplied by signs; the gradient of the signs is rounded again.
+      backend: `"auto"` or `"cpu"` for the compiled library, `"float"` for XLA; the
         others have no gradients.
 
     Returns:
       `[N, *out, C_out]`, in the dtype of `x`.
 
     Raises:
-      ValueError: If there is no such backend, rule or surrogate, or one of these does
-        not fit shapes, groups or dtypes.
+      ValueError: If the backend, rule or surrogate is unknown, or does not support the
+        shapes, groups or dtypes.
+      RuntimeError: If the backend is not available.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.1 and §3.2.
@@ -155,8 +158,8 @@ def binary_product(
     clipped = function is quantizers.ste
     x = x if clipped else quantizers.with_surrogate(function, x)
     kernel = _with_rule(rule, multiplier, kernel)
-    # In `shard_map`, so that JAX and not the gradients below sums what is the same on
-    # all devices: a branch for a platform forgets that it is.
+    # Under `shard_map`, mark replicated arguments as varying, so that JAX and not the
+    # gradients below sums their cotangents: `lax.platform_dependent` drops replication.
     x = cpu.vary_as(x, kernel)
     kernel = cpu.vary_as(kernel, x)
     bias = None if bias is None else cpu.vary_as(bias, x)
@@ -170,10 +173,10 @@ def binary_product(
 
 
 def _with_rule(rule, multiplier, kernel):
-    """The kernel itself, whose gradient, that at `w̃`, goes through the rule.
+    """Return the kernel; the rule maps its incoming gradient, that at `w̃`.
 
-    Outside of the products, so that a rule is given the sum over devices and uses of
-    one program, and not each part of it.
+    Applied outside the products, so that the rule's argument is the gradient summed
+    over a program's devices and uses of the kernel, not each summand.
     """
     function = rules.get(rule)
     rules.check(function, kernel)
@@ -196,9 +199,6 @@ def _in_floats(
     return jax.nn.relu(y) if relu else y
 
 
-# On bits, by the compiled library.
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))
 def _on_bits(geometry, keep_rate, relu, dtype, clipped, x, kernel, bias, keep):
     settings = geometry, keep_rate, relu, dtype, clipped
@@ -217,7 +217,7 @@ def _on_bits_fwd(geometry, keep_rate, relu, dtype, clipped, x, kernel, bias, kee
     if others is None:
         y = run(words, Affine(alpha, shift, relu), jnp.float32)
     else:
-        # {−1, 0, +1} is the mean of two signs that differ where it is 0.
+        # A value in {−1, 0, +1} is the mean of two signs, which differ if it is 0.
         sums = run(words, Sums(), jnp.int32) + run(others, Sums(), jnp.int32)
         y = (alpha / (2 * keep_rate)) * sums.astype(alpha.dtype) + shift
         y = jax.nn.relu(y) if relu else y
@@ -226,13 +226,13 @@ def _on_bits_fwd(geometry, keep_rate, relu, dtype, clipped, x, kernel, bias, kee
 
 
 def _planes(geometry, clipped, x, keep):
-    """Words of the signs, of where the gradient does not pass, of the other signs.
+    """Words of the signs, of where the gradient is blocked and of the second signs.
 
-    None for those that are not needed. Flags in a byte a number, and not the words at
-    once: so XLA computes them where it computes `x`, such as BatchNorm's result, which
-    then is never in memory.
+    Those that are not needed are None. The flags are first computed as one byte per
+    activation, not as words: XLA then fuses them with the computation of `x`, such as
+    BatchNorm's result, which is never materialized.
     """
-    negative = ~(x >= 0)  # of NaN too, as `sign` has it
+    negative = ~(x >= 0)  # NaN is negative, as in `sign`
     flags = [negative]
     if clipped:
         flags.append(~(jnp.abs(x) < 1))
@@ -262,7 +262,7 @@ def _on_bits_bwd(geometry, keep_rate, relu, dtype, clipped, residuals, g):
     if dtype is not None:
         unscaled, scaled, factor = rounded(g, dtype), rounded(alpha * g, dtype), signs
     options = {"shape": kernel.shape, **geometry.options}
-    # Nothing passes where `ste` clips, nor to what was dropped.
+    # No gradient passes where `ste` clips or a sign was dropped.
     blocked = [] if outside is None else [outside]
     if others is None:
         others = words
@@ -302,12 +302,12 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
 def _bias_gradient(g, bias):
-    # The sums of g · g are for nothing, but quicker than XLA's sums of g alone.
+    # The sums of g · g are unused; this is still faster than XLA's sums of g alone.
     return None if bias is None else cpu.channel_sums(g, g, jnp.zeros_like(bias))[0]
 
 
 def _compiles(where, backend, x, geometry, groups, *, known):
-    """Whether the compiled library takes it; refused if asked for by name in vain."""
+    """Whether the compiled library can be used; raises if requested but unsupported."""
     one = groups == 1 and x.dtype == jnp.float32 and known
     if backend == "cpu" and not one:
         raise ValueError(

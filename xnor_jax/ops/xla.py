@@ -1,8 +1,8 @@
 """The `xla` backend: popcounts in plain XLA, for any platform.
 
-The words of each window are laid side by side (im2col, 1/32 of the size of floats),
-then word by word `popcount(a xor b)` is added onto all sums at once: some words in one
-fused pass over the sums, and those passes in a loop.
+The words of each window form one row (im2col, 1/32 of the size of floats). A loop then
+makes fused passes over all sums, each of which adds `popcount(a xor b)` for several
+words.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from xnor_jax.geometry import Geometry, Pads
 from xnor_jax.ops.epilogue import Epilogue, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel, columns
 
-# How many words one pass adds. XLA's CPU compiler fuses the slicing of fewer than 16
-# words into the pass, which then is not vectorised: ten times slower.
+# Words per pass. XLA's CPU compiler fuses a slice of fewer than 16 words into the pass,
+# which is then not vectorized: ten times slower.
 _ONE_PASS = 32
 _PASS = 24
 
@@ -35,16 +35,16 @@ def conv_words(
     dilation: tuple[int, ...],
     count: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-    """The convolution of signs on words; a tap outside the image adds 0.
+    """The convolution of packed signs; taps outside the image add 0.
 
     Args:
-      words: uint32 `[N, *spatial, G, Cw]`, no spatial axis or more.
-      kernel: The packed kernel, of `G` groups and `Cw` words a tap.
-      epilogue: What becomes of the sums.
+      words: uint32 `[N, *spatial, G, Cw]`, with any number of spatial axes.
+      kernel: The packed kernel, of `G` groups and `Cw` words per tap.
+      epilogue: Applied to the sums.
       strides: One per spatial axis.
       padding: (before, after) each spatial axis.
       dilation: One per spatial axis.
-      count: What `popcounts`, the default, does.
+      count: A replacement for `popcounts`, the default.
 
     Returns:
       int32 or float32 `[N, *out, C_out]`, or uint32 `[N, *out, ceil(C_out / 32)]`.
@@ -56,10 +56,10 @@ def conv_words(
     matrix = matrix.reshape(groups, taps, -1, matrix.shape[-1])
     flat = matrix.reshape(groups, -1, matrix.shape[-1])
     different = count(_patches(words, geometry), flat)
-    # Modulo 2³², so a product that overflows on the way still ends at the right sum.
+    # Modulo 2³²: the sum is right even if the product overflows.
     acc = jnp.int32(taps * kernel.in_features) - 2 * different
     if geometry.padded:
-        # Words outside are 0, which is +1 in every channel: take their sums away again.
+        # Words outside are 0, which is +1 in every channel: subtract their sums.
         negative = lax.population_count(matrix).astype(jnp.int32)
         signs = kernel.in_features - 2 * jnp.sum(negative, axis=2, dtype=jnp.int32)
         missing = _outside_sums(geometry, signs)
@@ -90,7 +90,7 @@ def popcounts(a: jax.Array, b: jax.Array) -> jax.Array:
     count = a.shape[-1]
     passes = 1 if count <= _ONE_PASS else ceil(count / _PASS)
     size = ceil(count / passes)
-    # Words of 0 on both sides add nothing.
+    # Zero words on both sides add nothing.
     spare = (0, passes * size - count)
     a = jnp.pad(a, ((0, 0), (0, 0), spare))
     b = jnp.pad(b, ((0, 0), spare, (0, 0)))
@@ -106,7 +106,7 @@ def popcounts(a: jax.Array, b: jax.Array) -> jax.Array:
 
     if passes == 1:
         return one_pass(0)
-    # Zeros of the sums' own type: under shard_map, `jnp.zeros` varies over no axis.
+    # Zeros that vary like the sums: under `shard_map`, `jnp.zeros` varies over no axis.
     zeros = (a[:, :, :1] ^ b[:, 0]).astype(jnp.int32) & 0
     return lax.fori_loop(0, passes, lambda i, acc: acc + one_pass(i), zeros)
 
@@ -121,7 +121,7 @@ def _outside_sums(geometry: Geometry, signs: jax.Array) -> jax.Array:
     Returns:
       int32 `[out, G, O]`.
     """
-    # Few windows differ in which taps are outside: sum once for each, then look up.
+    # Few distinct sets of taps are outside: sum once per set, then look up.
     axes = [np.unique(along, axis=0, return_inverse=True) for along in geometry.inside]
     tables = [table for table, _ in axes]
     joint = reduce(np.logical_and.outer, tables)
@@ -136,6 +136,6 @@ def _outside_sums(geometry: Geometry, signs: jax.Array) -> jax.Array:
         return acc + jnp.where(there, these, 0)
 
     first = jnp.where(outside[:, 0], signs[:, 0], 0)
-    # A loop, lest XLA fuses it into the lookup and sums for every window again.
+    # A loop, so that XLA does not fuse it into the lookup and sum for every window.
     sums = lax.fori_loop(1, signs.shape[1], add, first)
     return sums[which.ravel()]

@@ -1,4 +1,4 @@
-"""Trained networks at one bit a weight: pack, run on integers, save, load."""
+"""Trained networks with one bit per weight: pack, run on integers, save, load."""
 
 from xnor_jax.packing.compiler import pack
 from xnor_jax.packing.file import FormatError, load, save

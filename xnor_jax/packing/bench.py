@@ -1,8 +1,8 @@
-"""How fast a packed network runs, beside the same network in floats.
+"""Timings of a packed network beside the same network in floats.
 
-XLA takes its number of threads from the processor cores that the process may run on,
-once, when it starts: every number of threads is measured in a process of its own. There
-the two networks run in turn.
+XLA sets its number of threads once, when it starts, to the number of cores that the
+process may run on. Each number of threads is therefore measured in a separate process,
+in which the two networks run in turn.
 """
 
 import json
@@ -24,7 +24,7 @@ from xnor_jax.ops import backends
 from xnor_jax.packing.file import load
 from xnor_jax.packing.unpacked import unpack
 
-# How long one side's turn lasts, unless a single call is longer.
+# Duration of one network's turn, unless a single call takes longer.
 _SECONDS = 0.05
 
 
@@ -38,14 +38,14 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """One number of threads and one batch size.
+    """Timings for one number of threads and one batch size.
 
     Attributes:
-      threads: Of XLA, each on a core of its own.
-      batch_size: Images a call.
-      packed: Seconds a call of the packed network.
-      floats: Seconds a call of the same network in floats.
-      ratio: How many times quicker the packed one was, round by round.
+      threads: Number of XLA's threads, one per core.
+      batch_size: Images per call.
+      packed: Seconds per call of the packed network.
+      floats: Seconds per call of the same network in floats.
+      ratio: Speedup of the packed network, computed in each round.
     """
 
     threads: int
@@ -56,7 +56,7 @@ class Result:
 
 
 def thread_numbers() -> tuple[int, ...]:
-    """One and all: how many threads to measure with."""
+    """The numbers of threads to measure: one, and one per core."""
     return tuple(sorted({1, len(_cores())}))
 
 
@@ -68,20 +68,20 @@ def measure(
     rounds: int,
     backend: str = "auto",
 ) -> list[Result]:
-    """Time a file's network on this machine's CPU, in a process of its own.
+    """Time a file's network on this machine's CPU, in a separate process.
 
     Args:
       path: A file that `xnor_jax.save` wrote.
-      threads: At most as many as this process has cores.
-      batch_sizes: Images a call, each at least 1.
-      rounds: How often each side has its turn, at least 1.
+      threads: Number of XLA's threads, at most the cores of this process.
+      batch_sizes: Images per call, each at least 1.
+      rounds: Number of turns of each network, at least 1.
       backend: `"auto"`, or one of `xnor_jax.ops.available_backends()`.
 
     Returns:
-      One result a batch size.
+      One result per batch size.
 
     Raises:
-      OSError: If the process fails; the message has the last line that it said.
+      OSError: If the process fails; the message has the last line of its stderr.
     """
     order = {
         "path": str(path),
@@ -90,7 +90,7 @@ def measure(
         "rounds": rounds,
         "backend": backend,
     }
-    # PJRT_NPROC is XLA's own word where a process cannot choose its cores.
+    # PJRT_NPROC sets XLA's threads where a process cannot set its CPU affinity.
     own = {"JAX_PLATFORMS": "cpu", "PJRT_NPROC": str(threads)}
     process = subprocess.run(
         [sys.executable, "-m", __name__, json.dumps(order)],
@@ -106,7 +106,7 @@ def measure(
 
 
 def describe_backend(backend: str = "auto") -> str:
-    """What a backend's name stands for on this machine's CPU, with its instructions.
+    """The backend that a name selects on this machine's CPU, and its instruction set.
 
     Raises:
       ValueError: If there is no such backend.
@@ -121,7 +121,7 @@ def describe_backend(backend: str = "auto") -> str:
 
 
 def describe_cpu() -> str:
-    """The processor's name, as the system gives it."""
+    """The processor's name, as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -152,14 +152,14 @@ def _measure_here(order: dict[str, Any]) -> list[Result]:
 
 
 def _caller(network: Callable, x: jax.Array) -> Callable[[], Any]:
-    """A call of the compiled network, its weights inside the program."""
+    """A call of the compiled network, with the weights as constants of the program."""
     compiled = jax.jit(lambda x: network(x))
     jax.block_until_ready(compiled(x))
     return lambda: jax.block_until_ready(compiled(x))
 
 
 def _in_turn(sides: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:
-    """Seconds a call of each side in each round; every second one runs backwards."""
+    """Seconds per call of each side in each round; every second round is reversed."""
     calls = [max(1, round(_SECONDS / min(_seconds(side, 1, 3)))) for side in sides]
     seconds: list[list[float]] = [[] for _ in sides]
     for turn in range(rounds):
@@ -170,7 +170,7 @@ def _in_turn(sides: Sequence[Callable[[], Any]], rounds: int) -> list[list[float
 
 
 def _seconds(call: Callable[[], Any], calls: int, times: int) -> list[float]:
-    """Seconds a call, taken over `calls` of them, a number of times."""
+    """Seconds per call, averaged over `calls` calls and measured `times` times."""
     found = []
     for _ in range(times):
         begin = perf_counter()

@@ -1,7 +1,7 @@
-"""Checks of a file: types, ranges and sizes, each refused with one line.
+"""Checks of a file's entries: types, ranges and sizes, with one-line errors.
 
-The limits are far above any network of this library; they keep a hostile file from
-asking for memory.
+The limits are far above any network of this library; they bound the memory that a
+malicious file can claim.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 LARGEST_INTEGER = 2**24  # a size, a stride, a padding, a number of channels
 LARGEST_IMAGE = 2**28  # numbers in an image, padded, or in any value computed from it
 LARGEST_KERNEL = 2**27  # weights
-LARGEST_PACKED = 2**25  # bytes of arrays in memory beyond twice those in the file
+LARGEST_PACKED = 2**25  # bytes of arrays in memory beyond twice their size in the file
 LARGEST_NETWORK = 2**30  # bytes of all arrays in memory
 LARGEST_FILE = 2**30  # bytes
 LARGEST_HEADER = 2**20  # bytes
@@ -23,20 +23,20 @@ LONGEST_STRING = 200
 
 
 def limit(what: str, size: int, largest: int) -> None:
-    """Refuse a size larger than allowed; `what` names its unit.
+    """Check a size against a limit; `what` names the quantity in the error.
 
     Raises:
-      ValueError: If it is.
+      ValueError: If `size` is larger than `largest`.
     """
     if size > largest:
         raise ValueError(f"expected {what} of at most {largest}, got {size}")
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """A JSON object.
+    """Check that a value is a JSON object, and return it.
 
     Raises:
-      ValueError: If it is none.
+      ValueError: If it is not an object.
     """
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, got {clip(value)}")
@@ -44,10 +44,10 @@ def mapping(value: Any) -> dict[str, Any]:
 
 
 def fields(found: Any, wanted: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    """A JSON object's entries, each through its check.
+    """Check each entry of a JSON object, and return the results.
 
     Raises:
-      ValueError: If one is missing, unknown, or refused by its check.
+      ValueError: If an entry is missing, unknown, or fails its check.
     """
     if unknown := sorted(mapping(found).keys() - wanted.keys()):
         raise ValueError(f"unknown entry {clip(unknown[0])}")
@@ -63,10 +63,10 @@ def fields(found: Any, wanted: Mapping[str, Callable[[Any], Any]]) -> dict[str, 
 
 
 def integer(value: Any, *, least: int = 0, largest: int = LARGEST_INTEGER) -> int:
-    """A whole number in a range.
+    """Check that a value is an integer in a range, and return it.
 
     Raises:
-      ValueError: If it is none, or outside.
+      ValueError: If it is not an integer, or outside the range.
     """
     if type(value) is not int or not least <= value <= largest:
         raise ValueError(
@@ -82,10 +82,11 @@ def integers(
     largest: int = LARGEST_INTEGER,
     length: int | None = None,
 ) -> tuple[int, ...]:
-    """A list of whole numbers.
+    """Check that a value is a list of integers in a range; return a tuple.
 
     Raises:
-      ValueError: If it is none, of another length, or a number is out of range.
+      ValueError: If it is not a list of integers, has another length than `length` (at
+        most 8 if None), or an integer is out of range.
     """
     if not isinstance(value, list) or len(value) not in (
         range(9) if length is None else (length,)
@@ -96,10 +97,10 @@ def integers(
 
 
 def a_list(value: Any, most: int, *, least: int = 0) -> list[Any]:
-    """A JSON list.
+    """Check that a value is a JSON list of `least` to `most` entries, and return it.
 
     Raises:
-      ValueError: If it is none, or shorter or longer than allowed.
+      ValueError: If it is not a list, or of another length.
     """
     if not isinstance(value, list) or not least <= len(value) <= most:
         raise ValueError(
@@ -109,10 +110,10 @@ def a_list(value: Any, most: int, *, least: int = 0) -> list[Any]:
 
 
 def real(value: Any, *, least: float = -math.inf, largest: float = math.inf) -> float:
-    """A finite number in a range.
+    """Check that a value is a number in a range, below 1e30 in magnitude; return it.
 
     Raises:
-      ValueError: If it is none, or outside.
+      ValueError: If it is not a number, or outside the range.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not least <= value <= largest or not abs(value) < 1e30:
@@ -121,27 +122,28 @@ def real(value: Any, *, least: float = -math.inf, largest: float = math.inf) -> 
 
 
 def string(value: Any) -> str:
-    """A short string that can be printed on one line.
+    """Check that a value is a short printable string, and return it.
 
     Raises:
-      ValueError: If it is none, longer, or holds control characters.
+      ValueError: If it is not a string, is longer than `LONGEST_STRING`, or has
+        unprintable characters.
     """
     if not isinstance(value, str) or len(value) > LONGEST_STRING:
         raise ValueError(
             f"expected a string of at most {LONGEST_STRING} characters, got "
             f"{clip(value)}"
         )
-    # Escape sequences would run in a terminal that an error or a table is printed to.
+    # A terminal that prints an error or a table would interpret escape sequences.
     if not value.isprintable():
         raise ValueError(f"expected printable characters, got {clip(value)}")
     return value
 
 
 def one_of(value: Any, *, choices: Sequence[Any]) -> Any:
-    """One of some values, of the same type.
+    """Check that a value equals one of `choices`, in type too, and return it.
 
     Raises:
-      ValueError: If it is none of them.
+      ValueError: If it equals none of them.
     """
     if not any(type(value) is type(one) and value == one for one in choices):
         raise ValueError(
@@ -151,7 +153,7 @@ def one_of(value: Any, *, choices: Sequence[Any]) -> Any:
 
 
 def clip(value: Any) -> str:
-    """A value for an error: JSON on one line, no longer than is readable."""
+    """Format a value for an error message, as one short line."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     if type(value) is int and abs(value) > 2**64:

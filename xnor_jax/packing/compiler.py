@@ -1,4 +1,4 @@
-"""`pack`: a model or function, traced, lowered, and run against itself."""
+"""`pack`: trace and lower a model or function, and compare the result with it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from xnor_jax.packing.report import report
 from xnor_jax.packing.trace import PackError, trace
 from xnor_jax.weights import binarize
 
-# What another order of rounding may do to a logit, as a fraction of the largest.
+# Largest difference of a logit due to rounding, as a fraction of the largest logit.
 _TOLERANCE = 1e-4
 _IMAGES = 16
 
@@ -35,41 +35,41 @@ def pack(
     example: ArrayLike | None = None,
     backend: str = "auto",
 ) -> PackedModel:
-    """Pack a trained network: one bit a weight, integer sums, thresholds between.
+    """Pack a trained network: one bit per weight, integer sums, thresholds.
 
-    The evaluation function is traced, whatever it is written in, and what it computes
-    becomes a graph for any batch size. Products of signs are found by value: an input
-    known to lie in {−1, +1} and a constant kernel of one magnitude an output channel.
-    Between two of them α, bias, ReLU, max-pool and BatchNorm fold into one integer
-    threshold a channel, with the very signs that the float network computes. What is
-    real stays real, and `report` names it.
+    The model's evaluation is traced into a graph for any batch size, whatever JAX
+    library it is written in. Products of signs are found by value: an input known to
+    lie in {−1, +1} and a constant kernel with one magnitude per output channel. α,
+    bias, ReLU, max-pooling and BatchNorm between two of them fold into one integer
+    threshold per channel, with exactly the signs that the float network computes.
+    Real-valued layers stay real-valued; `PackedModel.report` names them.
 
-    The meaning of a product is `α · n` with the integer sum `n`; where the network
-    multiplies by `α · sign(w)` instead, its floats round to that.
+    A product of signs is defined as `α · n` with the integer sum `n`. A network that
+    multiplies by `α · sign(w)` instead agrees with this up to rounding.
 
-    Before `pack` returns, the packed network is run against the model with that
-    meaning.
+    Before it returns, `pack` compares the packed network's outputs with those of the
+    model, whose products of signs are evaluated by this definition.
 
     Args:
-      model: An `nnx.Module` in evaluation, or any JAX function of one array
+      model: An `nnx.Module` in evaluation mode, or any JAX function of one array
         `[N, ...]`: a Linen `apply` or an Equinox module with its parameters, a closure.
-      mask: For a module, the kernels that are binary but stored latent, as for
+      mask: For a module, the binary kernels that are stored as latent weights, as in
         `binarize`: a bool tree of the structure of `nnx.state(model, nnx.Param)`, a
         prefix of one, or a callable. `BinaryConv`, `BinaryLinear` and `XnorBlock` need
         no mask.
-      example: A batch of inputs, float32. Needed where the model does not tell its
-        `image_shape`.
+      example: A batch of floating point inputs `[N, ...]`. Required if the model has no
+        attribute `image_shape`.
       backend: `"auto"`, or one of `xnor_jax.ops.available_backends()`.
 
     Returns:
       The packed network.
 
     Raises:
-      ValueError: If something cannot be packed as asked; the message names the layer or
-        the operation and its line. Nothing that should be packed is left float
-        silently: each kernel that is ±α is in a product of signs.
-      TypeError: If the model has no numbers, or is neither a module nor a function; if
-        the example is not of floating point numbers.
+      ValueError: If the model cannot be packed as asked; the message names the layer or
+        the operation and its line. No binary kernel is silently left in float: a ±α
+        kernel whose input is not known to be ±1 raises.
+      TypeError: If the model is abstract or traced, or is neither a module nor a
+        function; if the example is not floating point.
       RuntimeError: If the backend is not available.
 
     References:
@@ -100,7 +100,7 @@ def pack_unchecked(
     *,
     example: ArrayLike | None = None,
 ) -> PackedModel:
-    """`pack` without running the network: for what it would take, whatever its numbers.
+    """Pack without the final comparison, to report the costs of an untrained network.
 
     Args:
       model: As for `pack`.
@@ -110,7 +110,7 @@ def pack_unchecked(
 
 
 def _packed(model: Any, mask: Mask, example: ArrayLike | None, backend: str):
-    """The packed network, and the function and parameters that it was made from."""
+    """The packed network, and the function and parameters that it was built from."""
     backends.resolve("pack", backend)
     if not isinstance(model, nnx.Module) and not callable(model):
         raise TypeError(
@@ -137,9 +137,9 @@ def _packed(model: Any, mask: Mask, example: ArrayLike | None, backend: str):
 
 
 def _of_module(model: nnx.Module, mask: Mask):
-    """A module as a function, its state, and the paths of parameters and mask."""
+    """A module as a function, its state, its parameters' paths and the masked ones."""
     _check_numbers(model)
-    # The graph of a copy: own layers trace to JAX's operations whatever their backend.
+    # A copy, whose xnor_jax layers trace to JAX operations whatever their backend was.
     copy = nnx.merge(*nnx.split(model))
     for _, module in nnx.iter_modules(copy):
         if type(module).__module__.startswith("xnor_jax.") and hasattr(
@@ -159,7 +159,7 @@ def _of_module(model: nnx.Module, mask: Mask):
             raise PackError(
                 f"pack: the mask selects {path_string(path)}, which is no kernel"
             )
-    # A layer of signs binarizes its kernel itself.
+    # Binary layers binarize their kernels themselves.
     own = {
         "/".join(map(str, (*path, "kernel")))
         for path, module in nnx.iter_modules(copy)
@@ -179,7 +179,7 @@ def _of_module(model: nnx.Module, mask: Mask):
 
 
 def _concrete(leaf: Any) -> Any:
-    """A leaf; zeros for an abstract random stream, which evaluation does not read."""
+    """A leaf; an abstract one, such as unused random state, becomes a key or zeros."""
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -224,13 +224,14 @@ def _image_shape(model: Any, example: ArrayLike | None) -> tuple[int, ...]:
 def _check(
     packed: PackedModel, function: Callable, params: Any, example: ArrayLike | None
 ) -> None:
-    """Run the packed network against what the function means.
+    """Compare the packed network with the reference evaluation of the function.
 
-    The sums of a real layer may round another way and so turn a sign, in one image of
-    some thousands. So a single image that differs asks for a second opinion.
+    A real-valued layer may round its sums differently and so flip a sign, in one image
+    of some thousands. Hence a difference on the example is not final: random images
+    decide, of which one may differ.
 
     Raises:
-      PackError: If the two differ.
+      PackError: If more than one of the random images differs.
     """
     noise = np.random.default_rng(0).normal(size=(_IMAGES, *packed.image_shape))
     x = noise.astype(np.float32)
@@ -255,5 +256,5 @@ def _share_off(packed, function, params, x: np.ndarray) -> float:
     same = np.where(finite, 0, ~((found == wanted) | np.isnan(wanted)))
     off = np.where(finite, np.abs(found - np.where(finite, wanted, 0)), same)
     largest = np.abs(np.where(finite, wanted, 0)).max(initial=0)
-    # Not ≤: what is NaN in one alone differs.
+    # `~(off <= …)`, not `off > …`: a NaN in one of the two alone counts as different.
     return float((~(off <= _TOLERANCE * max(largest, 1e-30)).all(-1)).mean())

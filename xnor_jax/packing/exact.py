@@ -1,7 +1,7 @@
-"""What a function means: the function itself, with products of signs as integers.
+"""Reference evaluation of a function, with products of signs as integer sums.
 
-A product of signs is `α · n` with the integer sum `n`. Written as a convolution with
-`α · sign(w)`, float rounding decides whether an exact 0 is a little above or below it.
+A product of signs is `α · n` with the integer sum `n`. In a convolution with
+`α · sign(w)`, float rounding may turn an exact 0 into a small number of either sign.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ from xnor_jax.packing.trace import CALLS, Const, constant, evaluated
 
 
 def exactly(function: Callable, params: Any, x: jax.Array) -> np.ndarray:
-    """`function(params, x)`, kernels of one magnitude a channel taken as `α · signs`.
+    """Evaluate `function(params, x)` with each ±α kernel applied as signs, then α.
 
-    Sums of −1, 0 and +1 are exact in floats, so that only the multiplication by α
-    rounds. All else runs as the function has it.
+    Sums of −1, 0 and +1 are exact in floats, so only the multiplication by α rounds.
+    The rest of the function is unchanged.
 
     Args:
       function: A function of parameters and one array that returns one array.
@@ -33,7 +33,7 @@ def exactly(function: Callable, params: Any, x: jax.Array) -> np.ndarray:
         (y,) = _run(closed.jaxpr, consts, [*leaves, x])
         return _array(y)
 
-    # Constants stay arguments of the program: XLA would fold them in another way.
+    # Constants stay arguments of the program: folding them may change the rounding.
     exact = jax.make_jaxpr(meant)(x)
 
     @jax.jit
@@ -44,7 +44,7 @@ def exactly(function: Callable, params: Any, x: jax.Array) -> np.ndarray:
 
 
 def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """A program on tracers and constants, the latter evaluated at once."""
+    """Run a jaxpr on tracers and constants; equations of constants are evaluated."""
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
     def read(var: Any) -> Any:
@@ -100,7 +100,7 @@ def _dot(equation: Any, ins: Sequence[Any]) -> list[Any]:
         if found is not None:
             operands[at], scale = found
             (y,) = _bind(equation, operands)
-            # The free axes of the right operand are the last of the result.
+            # The right operand's free axes are the last axes of the result.
             behind = y.ndim - scale.ndim if at == 0 else 0
             return [y * scale.reshape(*scale.shape, *(1,) * behind)]
     return _bind(equation, ins)
@@ -110,13 +110,13 @@ _PRODUCTS = {"conv_general_dilated": _conv, "dot_general": _dot}
 
 
 def _signs(kernel: Any, axes: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
-    """A kernel's signs and its one magnitude along these axes, which are left out."""
+    """The signs and α of a kernel that is ±α along `axes`; else None."""
     if not isinstance(kernel, Const) or not np.issubdtype(kernel.dtype, np.floating):
         return None
     numbers = kernel.full()
     magnitudes, axes = np.abs(numbers), tuple(axes)
     scale = magnitudes.max(axes, keepdims=True, initial=0)
-    mixed = (numbers > 0).any() and (numbers < 0).any()  # no box filter of an average
+    mixed = (numbers > 0).any() and (numbers < 0).any()  # excludes box filters
     if not mixed or not (magnitudes == scale).all():
         return None
     signs = np.where(numbers >= 0, 1, -1).astype(numbers.dtype)

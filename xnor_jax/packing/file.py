@@ -1,27 +1,27 @@
-"""Packed networks in a file: safetensors, one JSON description in its metadata.
+"""File format of packed networks: safetensors with a JSON description as metadata.
 
-A file holds numbers and words, no code. All numbers are little-endian:
+A file holds data and no code. All numbers are little-endian:
 
-| bytes | what |
+| bytes | contents |
 |---|---|
 | 0 to 7 | H, the size of the header, uint64, at most 2²⁰ |
-| 8 to 7 + H | the header, one JSON object in UTF-8, spaces behind it up to 8 bytes |
-| from 8 + H | the data section: the arrays one behind the other, without gaps |
+| 8 to 7 + H | the header, a JSON object in UTF-8, space-padded to a multiple of 8 |
+| from 8 + H | the data section: the arrays in sequence, without gaps |
 
 The header's entry `__metadata__` is an object of two strings:
 
-* `xnor_jax`: the description, again a JSON object. It has the entries `format`,
-  `version`, `layout`, `image_shape`, `nodes`, and where they are known `name`,
-  `preprocessing`, `class_names`, `test_accuracy` and `dataset`. Each node has its
-  `kind` and those settings of `xnor_jax.packing.graph` that are not the default.
+* `xnor_jax`: the description, also a JSON object, with the entries `format`, `version`,
+  `layout`, `image_shape` and `nodes`, and if known `name`, `preprocessing`,
+  `class_names`, `test_accuracy` and `dataset`. Each node has its `kind` and the
+  settings of `xnor_jax.packing.graph` that differ from the default.
 * `crc32`: the CRC-32 of zlib, PNG and zip (polynomial 0xEDB88320, reflected, all ones
   before and after) over the UTF-8 bytes of the description's text and then the data
   section, as 8 lower-case hexadecimal digits.
 
-Every other entry is an array: its key is `NODE.MEMBER`, the node's index and the name
-of the member, its value `{"dtype", "shape", "data_offsets": [begin, end]}`, bytes
-counted from the start of the data section. The node's members, with `dtype` and
-`shape`, follow from the description:
+Every other entry is an array. Its key is `NODE.MEMBER`, the node's index and the
+member's name; its value is `{"dtype", "shape", "data_offsets": [begin, end]}`, with
+offsets in bytes from the start of the data section. A node's members and their `dtype`
+and `shape` follow from the description:
 
 | kind of member | dtype | shape |
 |---|---|---|
@@ -30,15 +30,16 @@ counted from the start of the data section. The node's members, with `dtype` and
 | indices | `I32` | the member's |
 | kernel, flip | `U8` | `[ceil(signs / 8)]` |
 
-Signs are stored without the padding that the products want: bit 1 for −1, least
-significant bit first, in C order (a kernel's is `[*window, C_in / groups, C_out]`), the
-last byte filled up with 0. An integer threshold of −bound stands for −2³¹, a channel
-whose sign is constant. Everything is exact: what comes back runs as what went in.
+Signs are stored without the padding that the kernels in memory have: bit 1 for −1,
+least significant bit first, in C order (`[*window, C_in / groups, C_out]` for a
+kernel), with unused bits of the last byte 0. An integer threshold of −bound stands for
+−2³¹, a channel whose sign is constant. A loaded network computes exactly what the saved
+one did.
 
-Reading refuses whatever does not add up before it takes memory: first the header, the
-version and the sum; then the description, checked field by field and followed node by
-node, until it is known which arrays of which size the file must have; then these, and
-no others. The limits on sizes are in `xnor_jax.packing.checks`.
+Before it allocates memory for the arrays, a reader checks the header, the version and
+the checksum; then the description, field by field, from which it computes the shapes of
+all values and the size of every array; then that the file has exactly these arrays. The
+limits on sizes are in `xnor_jax.packing.checks`.
 """
 
 import json
@@ -73,11 +74,11 @@ _LEAST = np.iinfo(np.int32).min
 
 
 class FormatError(ValueError):
-    """A file that is no packed network, is damaged, or is too new."""
+    """A file that is not a packed network, is damaged, or has another version."""
 
 
 class _Description(NamedTuple):
-    """The contents of a file's description."""
+    """The parsed contents of a file's description."""
 
     image_shape: tuple[int, ...]
     nodes: list[Node]  # without arrays
@@ -95,22 +96,22 @@ def save(
     name: str | None = None,
     dataset: str | None = None,
 ) -> None:
-    """Write a packed network to a file, and replace an older one as a whole.
+    """Write a packed network to a file, replacing an older file atomically.
 
-    Arguments that are left out are taken from `packed.info`. The same network gives the
-    same bytes.
+    Arguments that are left out are taken from `packed.info`. The same network always
+    gives the same bytes.
 
     Args:
       path: The file, such as `lenet5.safetensors`.
       packed: From `pack` or `load`.
-      preprocessing: How pixels become its input.
+      preprocessing: Normalization of the pixels.
       class_names: One per logit.
-      test_accuracy: A fraction of 1.
-      name: Name of the network or its recipe.
-      dataset: Data set that it was trained on, by its name in `xnor_jax.data`.
+      test_accuracy: Test accuracy, from 0 to 1.
+      name: Name of the network or of its recipe.
+      dataset: Name of the training data set in `xnor_jax.data`.
 
     Raises:
-      ValueError: If an argument does not fit the network, or it is too large.
+      ValueError: If an argument does not fit the network, or the network is too large.
       OSError: If the file cannot be written.
     """
     info = Info(
@@ -135,16 +136,16 @@ def load(path: str | os.PathLike[str], *, backend: str = "auto") -> PackedModel:
       backend: `"auto"`, or one of `xnor_jax.ops.available_backends()`.
 
     Returns:
-      The network, with the facts that the file has about it in its `info`.
+      The network, with the file's metadata as `info`.
 
     Raises:
-      FormatError: If the file is damaged, no packed network, or of a newer version.
-      OSError: If it cannot be read.
+      FormatError: If the file is damaged, not a packed network, or of another version.
+      OSError: If the file cannot be read.
       ValueError: If there is no such backend.
       RuntimeError: If the backend is not available.
     """
     path = Path(path)
-    # Before it is opened: a pipe would wait for a writer.
+    # Checked before opening: opening a pipe waits for a writer.
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise FormatError(f"{path}: expected a regular file")
@@ -162,10 +163,10 @@ def load(path: str | os.PathLike[str], *, backend: str = "auto") -> PackedModel:
 
 
 def to_bytes(packed: PackedModel, info: Info) -> bytes:
-    """A packed network as the bytes of a file.
+    """Serialize a packed network to the bytes of a file.
 
     Raises:
-      ValueError: If `info` does not fit it, or it is too large.
+      ValueError: If `info` does not fit the network, or the network is too large.
     """
     found = {
         "format": FORMAT,
@@ -184,7 +185,7 @@ def to_bytes(packed: PackedModel, info: Info) -> bytes:
     }
     bare = safetensors.numpy.save(tensors)
     start = _data_start(bare)
-    # The library writes several metadata in an order that changes from call to call.
+    # safetensors writes metadata entries in an order that varies between calls.
     metadata = {_KEY: text, _SUM: _checksum(text, memoryview(bare)[start:])}
     entries = {"__metadata__": metadata} | json.loads(bare[8:start])
     header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
@@ -194,10 +195,10 @@ def to_bytes(packed: PackedModel, info: Info) -> bytes:
 
 
 def from_bytes(data: bytes) -> PackedModel:
-    """The packed network in the bytes of a file.
+    """Parse a packed network from the bytes of a file.
 
     Raises:
-      ValueError: If they are none.
+      ValueError: If the bytes are not a valid packed network.
     """
     start = _data_start(data)
     entries = _strict_json(data[8:start], "the header")
@@ -220,7 +221,7 @@ def from_bytes(data: bytes) -> PackedModel:
         for index, members in enumerate(description.members)
         for name, member in members.items()
     }
-    # All of them, before one is taken apart.
+    # Check all arrays before unpacking any.
     for name, member in wanted.items():
         _check_stored(entries.get(name), name, member)
     if unknown := sorted(entries.keys() - wanted.keys()):
@@ -247,7 +248,7 @@ def from_bytes(data: bytes) -> PackedModel:
 
 
 def stored_sizes(nodes: Sequence[Node], image_shape: tuple[int, ...]) -> list[int]:
-    """How many bytes each node's arrays take in a file."""
+    """The size in bytes of each node's arrays in a file."""
     specs = [Spec(image_shape)]
     sizes = []
     for node in nodes:
@@ -258,7 +259,7 @@ def stored_sizes(nodes: Sequence[Node], image_shape: tuple[int, ...]) -> list[in
 
 
 def _from_json(found: Any) -> Node:
-    """A node without its arrays, its fields each checked for itself."""
+    """Make a node without its arrays, checking each setting on its own."""
     kind = checks.mapping(found).get("kind")
     if not isinstance(kind, str) or kind not in NODES:
         raise ValueError(f"unknown kind of node {checks.clip(kind)}")
@@ -269,7 +270,7 @@ def _from_json(found: Any) -> Node:
 
 
 def _stored_shape(member: Member) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of an array in the file."""
+    """The shape and dtype of an array in the file."""
     if member.kind in _SIGNS:
         return (-(-prod(member.shape) // 8),), np.dtype("u1")
     if member.kind == "integers":
@@ -284,7 +285,7 @@ def _stored_bytes(member: Member) -> int:
 
 
 def _memory(member: Member) -> int:
-    """Bytes in memory, where a kernel's channels in and out fill words of 32."""
+    """Bytes in memory, where a kernel's channels are padded to multiples of 32."""
     if member.kind != "kernel":
         return 4 * prod(member.shape)
     *window, c_in, c_out = member.shape
@@ -306,9 +307,9 @@ def _store(array: Any, member: Member) -> np.ndarray:
     if numbers.shape != member.shape:
         raise ValueError(f"expected an array {member.shape}, got {numbers.shape}")
     if member.kind == "integers":
-        # Below the smallest sum every threshold is the same: always +1, or −1.
+        # At or below the smallest sum all thresholds are equivalent: a constant sign.
         numbers = np.maximum(numbers, -member.bound)
-    # A number too: `ascontiguousarray` alone would give it an axis.
+    # `ascontiguousarray` gives a scalar an axis, so the shape is restored.
     shape, dtype = _stored_shape(member)
     stored = np.ascontiguousarray(numbers, dtype).reshape(shape)
     _check_numbers(stored, member)
@@ -339,7 +340,7 @@ def _restore(data: Any, member: Member) -> Any:
             stored = stored.astype(np.int32)
             stored = np.where(stored == -member.bound, _LEAST, stored)
         return jnp.asarray(stored)
-    # Of the last byte alone: all bits of a kernel at once take eight times its bytes.
+    # Only the last byte: unpacking all of a kernel's bits takes eight times its bytes.
     spare = -prod(member.shape) % 8
     if spare and int(stored[-1]) >> (8 - spare):
         raise ValueError("expected 0 in the unused bits")
@@ -364,7 +365,7 @@ def _check_stored(found: Any, name: str, member: Member) -> None:
 
 
 def _check_entries(entries: dict[str, Any], size: int) -> None:
-    """Refuse arrays that do not lie one behind the other in a section of this size."""
+    """Check that the arrays fill a section of this size without gaps or overlaps."""
     places = []
     for name, entry in entries.items():
         wanted = {
@@ -392,12 +393,12 @@ def _check_entries(entries: dict[str, Any], size: int) -> None:
 
 
 def _checksum(text: str, section: memoryview) -> str:
-    # A lone surrogate is no UTF-8: it gives some other sum.
+    # A lone surrogate has no UTF-8 encoding; it counts as a question mark.
     return f"{zlib.crc32(section, zlib.crc32(text.encode(errors='replace'))):08x}"
 
 
 def _data_start(data: bytes) -> int:
-    """Where a safetensors file's header ends."""
+    """The offset of the data section in a safetensors file."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= size <= min(len(data) - 8, checks.LARGEST_HEADER):
         raise ValueError(
@@ -440,7 +441,7 @@ def _check_version(found: dict[str, Any]) -> None:
 
 
 def _describe(found: dict[str, Any]) -> _Description:
-    """Check a description, and follow the shapes through its nodes."""
+    """Check a description, and compute the shapes of all values and arrays."""
     wanted = {
         "format": checks.string,
         "version": checks.integer,
@@ -469,7 +470,7 @@ def _describe(found: dict[str, Any]) -> _Description:
             raise ValueError(f"node {index}: {error}") from None
         memory += sum(map(_memory, own.values()))
         stored += sum(map(_stored_bytes, own.values()))
-        # The bytes of the file are in memory, too: together at most three times those.
+        # With the file's own bytes the total is three times those, plus a constant.
         most = min(2 * stored + checks.LARGEST_PACKED, checks.LARGEST_NETWORK)
         checks.limit("the bytes of a network in memory", memory, most)
         specs.append(spec)
@@ -571,7 +572,7 @@ _INFO_DEFAULTS: dict[str, Any] = {
 
 
 def _write(path: Path, data: bytes) -> None:
-    # In the same folder: only there is the last step atomic.
+    # In the same folder: a rename across file systems is not atomic.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -1,16 +1,16 @@
-"""Chains between a product and a sign, as one threshold a channel.
+"""Fold the operations between a product and a sign into one threshold per channel.
 
-Each sign is traced back to the deepest value of which it is a function channel by
-channel, through max-pools. Where that is the integer sum of a product of signs, and
-nothing else reads what lies between, the sign becomes an integer threshold; where it is
-a float, a float threshold, if each operation on the way is known to be monotone. Else
-the sign compares what the float network compares.
+Each sign is traced back, through max-pools, to the earliest value of which it is a
+per-channel function. If that value is the integer sum of a product of signs, and
+nothing else reads the values in between, the sign becomes an integer threshold. If it
+is a float, and each operation in between is known to be monotone, the sign becomes a
+float threshold. Otherwise the sign keeps the float network's comparison.
 
 Operations besides those of `normal` and `signs`:
 
-* `binary`, `conv`, `dense` or `sumpool` with {threshold}: bits of its sums;
+* `binary`, `conv`, `dense` or `window` with {threshold}: bits of the sums;
 * `bits` {threshold}: bits of any value;
-* `bitpool` {falls, window, strides, padding}: of the signs of what a max-pool pools.
+* `bitpool` {falls, window, strides, padding}: a max-pool, on the signs of its input.
 """
 
 from collections.abc import Callable
@@ -39,12 +39,12 @@ _RISING = (
     *("tanh", "logistic", "exp", "exp2", "expm1", "erf", "sqrt", "log", "log1p"),
     *("floor", "ceil", "round", "cbrt", "to_float"),
 )
-# A value's function, its constants, and whether only its nodes read it.
+# `f(consts, values [rows, C])`, of each channel on its own.
 Chain = Callable[[Any, jax.Array], jax.Array]
 
 
 def fold_signs(x: Node, output: Node) -> Node:
-    """The result, each `sign` as a threshold."""
+    """Rewrite each `sign` as a threshold; return the new output."""
     return rewrite(_Fold(output), x, output)
 
 
@@ -61,7 +61,7 @@ class _Fold:
         constant = per_channel(sign.attrs["constant"])
         if constant is None:
             return _compared(sign)
-        # From the sign upwards: functions of a channel with max-pools between them.
+        # From the sign backwards: per-channel functions with max-pools between them.
         segments: list[tuple[Node, Node]] = []
         pools: list[Node] = []
         top, reader = sign.nodes[0], sign
@@ -88,7 +88,7 @@ class _Fold:
             return Answer(heads[:-1], plus, jnp.isnan(v))
 
         params = (constant, [consts for _, consts in chains])
-        if "threshold" in source.attrs:  # these are signs already
+        if "threshold" in source.attrs:  # its values are signs already
             made = None
         elif source.op == "binary" and alone:
             made = _integer(sign, source, ask, params, len(pools))
@@ -113,7 +113,7 @@ class _Fold:
         return y
 
     def _cut(self, top: Node) -> Node:
-        """The deepest value of which another is a function, channel by channel."""
+        """The earliest value of which `top` is a per-channel function."""
         current, best = {top}, top
         while True:
             if len(current) == 1:
@@ -125,7 +125,7 @@ class _Fold:
             current.update(last.nodes)
 
     def _alone(self, source: Node, top: Node, reader: Node) -> bool:
-        """Whether a value, and what lies between it and its reader, has no other."""
+        """Whether no other node reads `source` or a value between it and `reader`."""
         inside = {*between(source, top), reader}
         return all(
             user in inside
@@ -181,12 +181,12 @@ def _integer(sign, source, ask, params, pools):
 
 
 def _compared(sign: Node) -> Node:
-    """The sign of what the float network compares, with its own constant."""
+    """The sign as a `bits` node that makes the float network's own comparison."""
     x, a = sign.nodes[0], sign.attrs
     constant = per_channel(a["constant"])
     features, flipped = x.shape[-1], a["flip"]
     if constant is None or len(x.shape) < 2:
-        # A constant an entry: the comparison stays, and its answer is compared.
+        # Not one constant per channel: keep the comparison, and threshold its result.
         ins = [x, a["constant"]]
         held = make("function", ins, x.shape, sign, name=a["kind"])
         held.dtype = np.dtype(bool)
@@ -194,7 +194,7 @@ def _compared(sign: Node) -> Node:
         bound = np.full(features, 0.5, np.float32)
     else:
         bound = np.broadcast_to(constant.astype(np.float32), (features,))
-        if a["kind"] == "gt":  # the contrary of −x ≥ −constant
+        if a["kind"] == "gt":  # the negation of −x ≥ −constant
             x = make("function", [x], x.shape, x, name="neg")
             bound, flipped = -bound, not flipped
     flip = flip_words(np.full(features, flipped))
@@ -205,7 +205,7 @@ def _compared(sign: Node) -> Node:
 
 
 def _is_pool(node: Node) -> bool:
-    """Whether a window stays within the spatial axes and is larger than its padding."""
+    """Whether a window covers spatial axes only and is larger than its padding."""
     a = node.attrs
     edges = all(a[key][at] == 1 for key in ("window", "strides") for at in (0, -1))
     pads = zip(a["window"], a["padding"], strict=True)
@@ -222,7 +222,7 @@ def _is_max_pool(node: Node) -> bool:
 
 
 def _pointwise(node: Node) -> bool:
-    """Whether each channel of a value is a function of the same place's alone."""
+    """Whether a node is a function of values of its shape and per-channel constants."""
     return node.op == "function" and all(
         i.shape == node.shape if isinstance(i, Node) else per_channel(i) is not None
         for i in node.ins
@@ -230,7 +230,7 @@ def _pointwise(node: Node) -> bool:
 
 
 def between(source: Node, top: Node) -> list[Node]:
-    """The nodes from a value (left out) to another, operands first."""
+    """The nodes after `source` up to `top`, operands first."""
     seen, order = {source}, []
 
     def visit(node: Node) -> None:
@@ -245,7 +245,7 @@ def between(source: Node, top: Node) -> list[Node]:
 
 
 def chain(source: Node, top: Node) -> tuple[Chain, list[Any]]:
-    """`f(consts, values [rows, C])` and its constants, as the network computes it."""
+    """The function `f(consts, values [rows, C])` to `top`, with its constants."""
     nodes = between(source, top)
     consts = [
         [per_channel(i) if isinstance(i, Const) else None for i in node.ins]
@@ -266,7 +266,7 @@ def chain(source: Node, top: Node) -> tuple[Chain, list[Any]]:
 
 
 def slope_of(source: Node, top: Node, features: int) -> np.ndarray | None:
-    """Per channel 1 where a value rises with its source, −1 where it falls, else 0.
+    """Per channel 1 if `top` rises with `source`, −1 if it falls, 0 if it is constant.
 
     None if that is not known.
     """
@@ -317,7 +317,7 @@ def _slope(node, slopes, source, features) -> np.ndarray | None:
 
 
 def _agreeing(slopes: list[np.ndarray]) -> np.ndarray | None:
-    """The slope of a sum, if no term falls where another rises."""
+    """The slope of a sum; None if in some channel one term rises and another falls."""
     both = np.stack(slopes)
     if ((both > 0).any(0) & (both < 0).any(0)).any():
         return None
@@ -325,7 +325,7 @@ def _agreeing(slopes: list[np.ndarray]) -> np.ndarray | None:
 
 
 def _selected(node, ins, source, features) -> np.ndarray | None:
-    """Both sides rise, or both fall, and so does the value where they meet."""
+    """The slope of a `select` if both branches and the jump between them agree."""
     which, if_false, if_true = ins
     compared = node.ins[0]
     if not isinstance(compared, Node) or compared.attrs.get("name") not in COMPARISONS:

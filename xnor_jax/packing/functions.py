@@ -1,4 +1,4 @@
-"""The elementwise functions that a packed network can hold, by name."""
+"""The elementwise functions that a packed network can contain, by name."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -58,12 +58,12 @@ _BINARY: dict[str, Callable[..., jax.Array]] = {
 _TERNARY: dict[str, Callable[..., jax.Array]] = {
     "clamp": lambda low, x, high: jnp.maximum(low, jnp.minimum(x, high)),
     "select": lambda which, if_false, if_true: jnp.where(which, if_true, if_false),
-    # Rounded once where the processor can, by XLA and by the engine.
+    # XLA and the engine round these once if the processor has fused multiply-add.
     "multiply_add": lambda a, b, c: a * b + c,
     "multiply_sub": lambda a, b, c: a * b - c,
     "sub_multiply": lambda c, a, b: c - a * b,
 }
-# Functions of floats, but for `LOGICAL`, "to_float" and the choice of "select".
+# Functions of floats, except `LOGICAL`, "to_float" and the condition of "select".
 FUNCTIONS = _UNARY | _BINARY | _TERNARY
 ARITIES = {
     name: arity
@@ -77,7 +77,7 @@ PREDICATES = (*COMPARISONS, *LOGICAL, "eq", "ne", "is_finite")
 
 
 def apply_function(name: str, args: Sequence[Any], exponent: int = 0) -> jax.Array:
-    """One of `FUNCTIONS`; `exponent` is that of `integer_pow`."""
+    """Apply one of `FUNCTIONS`; `exponent` is for `integer_pow` alone."""
     if name == "integer_pow":
         return lax.integer_pow(args[0], exponent)
     return FUNCTIONS[name](*args)

@@ -1,15 +1,16 @@
-"""The operations that a packed network can consist of, each declared once.
+"""The operations of a packed network, each declared once.
 
-A graph is a sequence of nodes. Value 0 is the input, value `i` the result of node
-`i − 1`; a node names the values that it reads. Every value has the batch as its first
-axis, and is packed signs, float32 or bool. The file, the report, the run in JAX and the
-check of shapes all read a node's declaration here:
+A graph is a sequence of nodes. Value 0 is the input and value `i` is the result of node
+`i − 1`; a node lists the values that it reads. A value is packed signs, float32 or
+bool, with the batch as its first axis. The file format, the report, execution in JAX
+and the shape checks all use the same declaration of a node:
 
-* fields: its settings, each with the check that it passes in a file;
+* fields: its settings, each with a check for values read from a file;
 * `members`: the names, kinds and shapes of its arrays;
 * `out`: the shape and dtype of its result, or a ValueError;
-* `__call__`: what it computes, in JAX. The engine's declarations of the same nodes are
-  in engine/nodes.cc, windows.cc and moves.cc.
+* `__call__`: its computation in JAX.
+
+The engine declares the same nodes in engine/nodes.cc, windows.cc and moves.cc.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,30 +41,31 @@ Value = jax.Array | Bits
 
 AFFINE, RELU, THRESHOLD = EPILOGUES = ("affine", "affine_relu", "threshold")
 
-# The kinds of nodes by name, in a file too.
+# Node classes by kind, the name used in a file.
 NODES: dict[str, type["Node"]] = {}
 
 
 class Spec(NamedTuple):
-    """A value of one image."""
+    """Shape and dtype of a value, for one image."""
 
     shape: tuple[int, ...]  # without the batch
     dtype: str = "float32"  # or "bits", along the last axis, or "bool"
 
     @property
     def bits(self) -> bool:
-        """Whether it is packed signs."""
+        """Whether the value is packed signs."""
         return self.dtype == "bits"
 
 
 class Member(NamedTuple):
-    """An array of a node.
+    """Kind and shape of one of a node's arrays.
 
     Attributes:
-      kind: `"floats"`; `"reals"`, which may be −inf; `"integers"` of at most `bound`;
-        `"indices"` below `bound`; `"flip"`, a sign a channel; `"kernel"`, signs.
-      shape: Its shape; for signs, how many there are along each axis.
-      bound: The largest magnitude of integers.
+      kind: `"floats"`, finite; `"reals"`, which may be infinite; `"integers"` of
+        magnitude at most `bound`; `"indices"` below `bound`; `"flip"`, one sign per
+        channel; `"kernel"`, signs.
+      shape: The array's shape; for signs, the shape before packing.
+      bound: The largest magnitude of integers; the upper bound of indices, exclusive.
       groups: Groups of a kernel of signs.
     """
 
@@ -81,7 +83,7 @@ def _threshold_members(
 
 
 def setting(check: Callable[[Any], Any], default: Any = None) -> Any:
-    """A static field, with its check for a file."""
+    """Declare a static field, with a check for values read from a file."""
     return field(default=default, metadata={"static": True, "check": check})
 
 
@@ -92,7 +94,7 @@ def setting(check: Callable[[Any], Any], default: Any = None) -> Any:
     field_specifiers=(field,),
 )
 def _node(cls: type[T]) -> type[T]:
-    """A frozen dataclass that is a pytree, in `NODES` if it has a kind of its own."""
+    """Make a class a frozen dataclass and a pytree; add it to `NODES` by its kind."""
     made: Any = dataclass(frozen=True, kw_only=True, eq=False)(cls)
     if "kind" in vars(made):
         NODES[made.kind] = made
@@ -119,9 +121,9 @@ class Node:
     """One operation of a packed network.
 
     Attributes:
-      inputs: The values it reads.
+      inputs: Indices of the values that it reads.
       name: The layer's path in the model, or its scope in the program.
-      parameters: How many parameters of the float model went into it.
+      parameters: Number of the float model's parameters that it replaces.
       arrays: Its arrays, by the names of `members`.
     """
 
@@ -132,41 +134,41 @@ class Node:
     arrays: dict[str, Any] = field(default_factory=dict)
 
     def members(self, specs: Sequence[Spec]) -> dict[str, Member]:
-        """The arrays that it needs for inputs of these shapes.
+        """The arrays that the node needs for inputs of these shapes and dtypes.
 
         Raises:
-          ValueError: If it cannot take them.
+          ValueError: If the inputs do not fit the node.
         """
         return {}
 
     def out(self, specs: Sequence[Spec]) -> Spec:
-        """The shape and dtype of its result for inputs of these shapes.
+        """The shape and dtype of the result for inputs of these shapes and dtypes.
 
         Raises:
-          ValueError: If it cannot take them.
+          ValueError: If the inputs do not fit the node.
         """
         raise NotImplementedError
 
     def __call__(self, args: Sequence[Any], backend: str) -> Any:
-        """Compute a batch."""
+        """Compute the result for a batch."""
         raise NotImplementedError
 
     def macs(self, specs: Sequence[Spec]) -> int:
-        """Multiplications and additions of its kernel for one image."""
+        """Number of multiply-accumulates for one image."""
         return 0
 
     @property
     def _threshold(self) -> Threshold:
-        """What its sums are compared with, where it gives signs."""
+        """The threshold of the sums, for a node whose result is signs."""
         return Threshold(self.arrays["threshold"], self.arrays["flip"])
 
     @property
     def weights(self) -> int:
-        """How many weights its kernel has."""
+        """Number of weights in the kernel."""
         return 0
 
     def to_json(self) -> dict[str, Any]:
-        """Its kind and settings for JSON; defaults are left out."""
+        """The kind and settings for JSON; defaults are left out."""
         found: dict[str, Any] = {"kind": self.kind}
         for name, setting in self.settings().items():
             value = getattr(self, name)
@@ -176,14 +178,14 @@ class Node:
 
     @classmethod
     def settings(cls) -> dict[str, Any]:
-        """The dataclass fields beside `arrays`, by name."""
+        """The dataclass fields except `arrays`, by name."""
         return {f.name: f for f in fields(cls) if f.name != "arrays"}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
-    # JSON has no infinity: −inf, around a max-pool, is null.
+    # JSON has no infinity: −inf, a max-pool's padding, is stored as null.
     return None if value == -np.inf else value
 
 
@@ -200,7 +202,7 @@ def _expect(spec: Spec, dtype: str) -> Spec:
 
 
 def _floats(spec: Spec) -> Spec:
-    """Floats, or signs that are read as such."""
+    """The spec of numbers, floats or signs, as float32."""
     if spec.dtype == "bool":
         raise ValueError("expected numbers, got bool")
     return spec._replace(dtype="float32")
@@ -213,12 +215,12 @@ def _with_channels(spec: Spec) -> Spec:
 
 
 def as_floats(x: Value) -> jax.Array:
-    """Signs as float32; floats and bool as they are."""
+    """Unpack signs to float32; return floats and bool unchanged."""
     return ops.unpack_bits(x.words, x.size) if isinstance(x, Bits) else x
 
 
 def as_bits(x: Value, backend: str) -> Bits:
-    """Signs as bits."""
+    """Pack floats to their signs; return bits unchanged."""
     return x if isinstance(x, Bits) else ops.sign_bits(x, backend=backend)
 
 
@@ -231,7 +233,7 @@ def _limit_padded(geometry: Geometry) -> Geometry:
 
 @_node
 class _Product(Node):
-    """A convolution, or without a window a dense layer of the last axis."""
+    """A convolution or, without a window, a dense layer over the last axis."""
 
     window: tuple[int, ...] = setting(_sizes(1), ())
     features: int = setting(partial(checks.integer, least=1), 1)
@@ -293,12 +295,12 @@ class _Product(Node):
 
 @_node
 class BinaryConv(_Product):
-    """A convolution or dense layer of signs, and the epilogue of its integer sums."""
+    """A convolution or dense layer of signs, with an epilogue on the integer sums."""
 
     kind = "binary_conv"
 
     def members(self, specs):
-        """Signs, and for each channel α and a bias, or an integer threshold."""
+        """A kernel of signs, and per channel α and a bias, or an integer threshold."""
         shape = self._kernel_shape(_expect(_one(specs), "bits"))
         found = {"kernel": Member("kernel", shape, groups=self.groups)}
         if self.epilogue == THRESHOLD:
@@ -324,7 +326,7 @@ class BinaryConv(_Product):
 
     @property
     def weights(self) -> int:
-        """How many weights its kernel has."""
+        """Number of weights in the kernel."""
         kernel = self.arrays["kernel"]
         return prod((*self.window, kernel.in_features, kernel.out_features))
 
@@ -336,7 +338,7 @@ class Conv(_Product):
     kind = "conv"
 
     def members(self, specs):
-        """Floats, and for each channel a bias or a threshold."""
+        """A kernel of floats, and per channel a bias or a threshold."""
         shape = self._kernel_shape(_floats(_one(specs)))
         found = {"kernel": Member("floats", shape)}
         if self.epilogue == THRESHOLD:
@@ -360,18 +362,18 @@ class Conv(_Product):
 
     @property
     def weights(self) -> int:
-        """How many weights its kernel has."""
+        """Number of weights in the kernel."""
         return self.arrays["kernel"].size
 
 
 @_node
 class Sign(Node):
-    """Signs: `(x < threshold) xor flip` is −1, per channel."""
+    """The sign per channel: −1 where `(x < threshold) xor flip`, else +1."""
 
     kind = "sign"
 
     def members(self, specs):
-        """A threshold and a direction a channel."""
+        """One threshold and one flip bit per channel."""
         return _threshold_members("reals", self.out(specs).shape[-1:])
 
     def out(self, specs):
@@ -412,16 +414,16 @@ class _Pool(Node):
 
 @_node
 class MaxPoolBits(_Pool):
-    """The sign of a max-pool, from the signs of its input: `ops.pool_bits`."""
+    """The signs of a max-pool, from the signs of its input: `ops.pool_bits`."""
 
     kind = "max_pool_bits"
 
     def members(self, specs):
-        """A bit a channel: whether the function behind the pool falls."""
+        """One bit per channel: whether the function after the pool falls."""
         return {"flip": Member("flip", self.out(specs).shape[-1:])}
 
     def out(self, specs):
-        """Bits of other positions."""
+        """Bits at the output positions."""
         return Spec(self._pooled(_expect(_one(specs), "bits")), "bits")
 
     def __call__(self, args, backend):
@@ -432,16 +434,16 @@ class MaxPoolBits(_Pool):
 
 @_node
 class SumPoolBits(_Pool):
-    """The sign of each window's sum: an average-pool and the threshold behind it."""
+    """The sign of each window's sum: an average-pool with a threshold."""
 
     kind = "sum_pool_bits"
 
     def members(self, specs):
-        """A threshold and a direction a channel."""
+        """One threshold and one flip bit per channel."""
         return _threshold_members("reals", self.out(specs).shape[-1:])
 
     def out(self, specs):
-        """Bits of other positions."""
+        """Bits at the output positions."""
         spec = _floats(_one(specs))
         if len(spec.shape) != 3:
             raise ValueError(f"expected 2 spatial axes, got shape {spec.shape}")
@@ -455,13 +457,13 @@ class SumPoolBits(_Pool):
 
 @_node
 class Pool(_Pool):
-    """The largest value or the sum of each window, as floats."""
+    """The maximum, minimum or sum of each window, as floats."""
 
     kind = "pool"
     function: str = setting(_choice(("max", "min", "sum")), "max")
 
     def out(self, specs):
-        """Floats of other positions."""
+        """Floats at the output positions."""
         spec = _floats(_one(specs))
         return Spec(self._pooled(spec))
 
@@ -478,12 +480,12 @@ class Pool(_Pool):
 
 @_node
 class Norm(Node):
-    """BatchNorm of evaluation, `(x − mean) · scale + bias`, per channel."""
+    """BatchNorm in evaluation: `(x − mean) · scale + bias`, per channel."""
 
     kind = "norm"
 
     def members(self, specs):
-        """Three numbers a channel."""
+        """Three numbers per channel."""
         channels = self.out(specs).shape[-1:]
         names = ("mean", "scale", "bias")
         return {name: Member("floats", channels) for name in names}
@@ -500,12 +502,12 @@ class Norm(Node):
 
 @_node
 class Mean(Node):
-    """The mean over all positions of an image, added up one after another."""
+    """The mean over all positions of an image, summed sequentially."""
 
     kind = "mean"
 
     def out(self, specs):
-        """Floats, the channels alone."""
+        """Floats `[C]`."""
         spec = _floats(_one(specs))
         if not 2 <= len(spec.shape) <= 4:
             raise ValueError(f"expected 1 to 3 spatial axes, got shape {spec.shape}")
@@ -527,11 +529,11 @@ def _function(value: Any) -> str:
 
 @_node
 class Elementwise(Node):
-    """A function of numbers, some of them constants, broadcast against each other.
+    """An elementwise function of values and constants, with broadcasting.
 
     Attributes:
       function: One of `FUNCTIONS`.
-      operands: Each operand's place in `inputs`, or −1 for a constant.
+      operands: Each operand's index in `inputs`, or −1 for a constant.
       shapes: Each constant's shape, without a batch; `()` for the other operands.
       exponent: The power of `integer_pow`.
     """
@@ -557,7 +559,7 @@ class Elementwise(Node):
         }
 
     def out(self, specs):
-        """Floats or bool of the shape that all broadcast to."""
+        """Floats or bool of the broadcast shape."""
         name, count = self.function, ARITIES[self.function]
         if not len(self.operands) == len(self.shapes) == count:
             raise ValueError(f"{name}: expected {count} operands")
@@ -588,7 +590,7 @@ class Elementwise(Node):
         return Spec(tuple(shape), "bool" if name in PREDICATES else "float32")
 
     def __call__(self, args, backend):
-        """Map values `[N, ...]` to one."""
+        """Map values `[N, ...]` to one value `[N, ...]`."""
         values = [
             self.arrays[f"constant{at}"] if operand < 0 else as_floats(args[operand])
             for at, operand in enumerate(self.operands)
@@ -598,7 +600,7 @@ class Elementwise(Node):
 
 @_node
 class Reduce(Node):
-    """The sum or the extreme over some axes, counted with the batch as axis 0."""
+    """The sum, maximum or minimum over axes, counted with the batch as axis 0."""
 
     kind = "reduce"
     function: str = setting(_choice(("sum", "max", "min")), "sum")
@@ -622,7 +624,7 @@ class Reduce(Node):
 
 @_node
 class _Move(Node):
-    """A move of values, of which signs stay bits."""
+    """A node that only moves values; signs stay bits."""
 
     def out(self, specs):
         if not specs:
@@ -660,7 +662,7 @@ def _single(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
 
 @_node
 class Reshape(_Move):
-    """The same numbers in another shape, image by image."""
+    """A reshape of each image."""
 
     kind = "reshape"
     shape: tuple[int, ...] = setting(_sizes(1), ())
@@ -676,7 +678,7 @@ class Reshape(_Move):
         return args[0].reshape(args[0].shape[0], *self.shape)
 
     def __call__(self, args, backend):
-        """Bits keep their words where the last axis stays."""
+        """Reshape a batch; bits keep their words if the last axis is unchanged."""
         x = args[0]
         if isinstance(x, Bits) and self.shape and x.size == self.shape[-1]:
             words = x.words
@@ -687,7 +689,7 @@ class Reshape(_Move):
 
 @_node
 class Transpose(_Move):
-    """Axes in another order; the batch, axis 0, stays first."""
+    """A permutation of the axes; the batch, axis 0, stays first."""
 
     kind = "transpose"
     order: tuple[int, ...] = setting(_sizes(1), ())
@@ -704,7 +706,7 @@ class Transpose(_Move):
 
 @_node
 class Broadcast(_Move):
-    """Axes of size 1 repeated."""
+    """A broadcast of axes of size 1."""
 
     kind = "broadcast"
     shape: tuple[int, ...] = setting(_sizes(1), ())
@@ -723,7 +725,7 @@ class Broadcast(_Move):
 
 @_node
 class Slice(_Move):
-    """A part of each axis, the batch left out."""
+    """A strided slice of each axis except the batch."""
 
     kind = "slice"
     start: tuple[int, ...] = setting(_sizes(0), ())
@@ -748,7 +750,7 @@ class Slice(_Move):
 
 @_node
 class Pad(_Move):
-    """A constant around each axis but the batch."""
+    """Constant padding of each axis except the batch."""
 
     kind = "pad"
     padding: Pads = setting(_pads, ())
@@ -770,7 +772,7 @@ class Pad(_Move):
 
 @_node
 class Concatenate(_Move):
-    """Values behind each other along an axis, counted with the batch as axis 0."""
+    """Values concatenated along an axis, counted with the batch as axis 0."""
 
     kind = "concatenate"
     axis: int = setting(partial(checks.integer, least=1, largest=8), 1)
@@ -795,13 +797,13 @@ class Concatenate(_Move):
 
 @_node
 class Take(_Move):
-    """Numbers of an image, picked by their place in it."""
+    """Entries of an image, gathered by their index in the flattened image."""
 
     kind = "take"
     shape: tuple[int, ...] = setting(_sizes(1), ())
 
     def members(self, specs):
-        """The places."""
+        """The indices."""
         self.out(specs)
         return {"places": Member("indices", self.shape, prod(specs[0].shape))}
 
@@ -816,13 +818,13 @@ class Take(_Move):
 
 @_node
 class Constant(Node):
-    """The same numbers for each image; its input tells the batch's size alone."""
+    """The same array for each image; its input gives only the batch size."""
 
     kind = "constant"
     shape: tuple[int, ...] = setting(_sizes(1), ())
 
     def members(self, specs):
-        """The numbers."""
+        """The array."""
         return {"value": Member("reals", self.shape)}
 
     def out(self, specs):
@@ -831,14 +833,14 @@ class Constant(Node):
         return Spec(self.shape)
 
     def __call__(self, args, backend):
-        """Give `[N, *shape]`."""
+        """Return float32 `[N, *shape]`."""
         x = args[0].words if isinstance(args[0], Bits) else args[0]
         return jnp.broadcast_to(self.arrays["value"], (x.shape[0], *self.shape))
 
 
 @_node
 class MatMul(Node):
-    """A product of two values: `[N, ..., M, K] × [N, ..., K, P]`."""
+    """A matrix product of two values: `[N, ..., M, K] × [N, ..., K, P]`."""
 
     kind = "matmul"
 
@@ -852,15 +854,15 @@ class MatMul(Node):
         return Spec((*a[:-1], b[-1]))
 
     def __call__(self, args, backend):
-        """Multiply, image by image."""
+        """Multiply the matrices of each image."""
         return jnp.matmul(*(as_floats(x) for x in args))
 
     def macs(self, specs):
-        """Products of floats."""
+        """Number of multiply-accumulates of floats for one image."""
         return prod(self.out(specs).shape) * specs[0].shape[-1]
 
 
-# The moves of signs as well as floats.
+# Nodes that move bits and floats alike.
 MOVES = (Reshape, Transpose, Broadcast, Slice, Concatenate, Take)
 
 
@@ -868,7 +870,7 @@ def specs_of(nodes: Sequence[Node], image_shape: tuple[int, ...]) -> list[Spec]:
     """Each value's shape and dtype: the input, then the result of each node.
 
     Raises:
-      ValueError: If a node reads a value behind it or one that it cannot take.
+      ValueError: If a node reads a later value or one that does not fit it.
     """
     specs = [Spec(tuple(image_shape))]
     for at, node in enumerate(nodes):

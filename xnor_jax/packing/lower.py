@@ -1,4 +1,4 @@
-"""From a traced function to the nodes of a packed network."""
+"""Lowering of a traced function to the nodes of a packed network."""
 
 from collections.abc import Iterable
 from math import prod
@@ -29,14 +29,14 @@ _SPATIAL = ("window", "strides", "padding")
 
 
 def lower(traced: Trace, masked: Iterable[str] = ()) -> tuple[graph.Node, ...]:
-    """The nodes that compute a traced function.
+    """Lower a traced function to the nodes of a packed network.
 
     Args:
-      traced: A function's graph.
-      masked: The paths of kernels that have to be in a product of signs.
+      traced: The function's graph.
+      masked: Paths of the kernels that must be in a product of signs.
 
     Raises:
-      PackError: If something cannot be packed; the message says where.
+      PackError: If an operation cannot be packed; the message gives its location.
     """
     x, output = traced.input, traced.output
     output = translate(x, output)
@@ -66,11 +66,11 @@ def _check_constants(output: Node) -> None:
                 raise refuse(node, f"what is computed from {names} is no number")
 
 
-# Chains that have a node of their own.
+# Chains of operations that become one node.
 
 
 def _operands(node: Node, name: str) -> tuple[Node, np.ndarray, Const] | None:
-    """A function's value and its constant a channel, if it is of one of each."""
+    """The value and per-channel constant of a function `name` of the two; else None."""
     if node.op != "function" or node.attrs["name"] != name or len(node.ins) != 2:
         return None
     consts = node.consts
@@ -91,7 +91,7 @@ def _absorbed(product: Node, node: Node, const: Const, **attrs: Any) -> Node:
 
 
 def _is_open(node: Node, users: Users, *taken: str) -> bool:
-    """Whether a product's sums are read once and have none of these behind them."""
+    """Whether a float32 product has one user and no threshold, ReLU or `taken` yet."""
     return (
         node.op in _PRODUCTS
         and len(users[node]) == 1
@@ -101,7 +101,7 @@ def _is_open(node: Node, users: Users, *taken: str) -> bool:
 
 
 def _with_bias(node: Node, users: Users) -> Node:
-    """α and a bias in the network's own order, which rounds no other way."""
+    """Absorb α and a bias in the network's order, so that the rounding is the same."""
     if found := _operands(node, "mul"):
         product, constant, const = found
         if product.op == "binary" and _is_open(product, users, "bias"):
@@ -125,13 +125,13 @@ def _with_relu(node: Node, users: Users) -> Node:
 
 
 def _norm(node: Node, users: Users) -> Node:
-    """`(x − mean) · scale + bias`; the bias may be missing."""
+    """Rewrite `(x − mean) · scale + bias` as `norm`; the bias is optional."""
     found = _operands(node, "add")
     below = found[0] if found else node
     if not found and [u.op == "function" for u in users[node] if u] == [True]:
         (user,) = users[node]
         if user is not None and _operands(user, "add"):
-            return node  # Its bias follows.
+            return node  # The rule matches at the addition of the bias.
     scaled = _operands(below, "mul")
     shifted = scaled and _operands(scaled[0], "sub")
     if not scaled or not shifted or node.dtype != np.float32:
@@ -150,7 +150,7 @@ def _norm(node: Node, users: Users) -> Node:
 
 
 def _multiply_add(node: Node, users: Users) -> Node:
-    """A sum and a product that it alone reads: XLA rounds the two at once."""
+    """Fuse a sum and a product that only it reads: XLA rounds them once."""
     name = node.attrs.get("name")
     if node.op != "function" or name not in ("add", "sub") or node.dtype != np.float32:
         return node
@@ -172,10 +172,10 @@ def _multiply_add(node: Node, users: Users) -> Node:
 
 
 class _Mean:
-    """The mean over all positions.
+    """A rule that rewrites the mean over all positions as `mean`.
 
-    It adds up as a window of the image's size does. `jnp.mean` adds in another order,
-    which may turn a sign behind it.
+    The node adds in the order of a window of the image's size. `jnp.mean` adds in
+    another order, which may flip a sign that follows, so one before a sign is kept.
     """
 
     def __init__(self, output: Node):
@@ -217,14 +217,14 @@ class _Mean:
         )
 
 
-# Nodes.
+# Nodes of the packed network.
 
 
 class _Emitter:
-    """Makes the nodes one by one, and follows the shapes of their results."""
+    """A builder of the nodes that tracks the shapes and dtypes of their results."""
 
     def __init__(self, parameters: dict[str, int]):
-        self.left = dict(parameters)  # not yet counted
+        self.left = dict(parameters)  # not yet counted in a node
         self.nodes: list[graph.Node] = []
         self.specs: list[Spec] = []
         self.values: dict[Node, int] = {}
@@ -275,7 +275,7 @@ class _Emitter:
         return len(self.nodes)
 
     def _inputs(self, node: Node) -> list[int]:
-        """The values that a node reads, its constants among them."""
+        """Indices of the values that a node reads; adds nodes for its constants."""
         inputs = []
         for operand in node.ins:
             if isinstance(operand, Node):
@@ -292,7 +292,7 @@ class _Emitter:
         return inputs
 
     def _bits_of(self, node: Node) -> int:
-        """A value of signs as bits."""
+        """Index of a value of signs as bits; adds a `Sign` node if they are floats."""
         value = self.values[node]
         if self.specs[value].bits:
             return value
@@ -448,7 +448,7 @@ class _Emitter:
         if node.attrs["axis"] == 0:
             raise refuse(node, "joins batches")
         inputs, axis = self._inputs(node), node.attrs["axis"]
-        while len(inputs) > checks.MOST_AXES:  # A file's node has no more.
+        while len(inputs) > checks.MOST_AXES:  # the limit of a file's node
             first, rest = inputs[: checks.MOST_AXES], inputs[checks.MOST_AXES :]
             part = graph.Concatenate(inputs=tuple(first), axis=axis)
             self.specs.append(part.out([self.specs[i] for i in first]))
@@ -485,7 +485,7 @@ def _epilogue(attrs: dict[str, Any], features: int, arrays: dict[str, Any]):
 
 
 def _name(node: Node, sources: Iterable[str]) -> str:
-    """The layer's path, from its kernel's or any one parameter's; else the scope."""
+    """The layer's path, from that of its kernel or a parameter; else the scope."""
     own = sorted(node.attrs.get("sources", ())) or sorted(sources)
     named = [s for s in own if not s.startswith("closure/")]
     name = named[0].rpartition("/")[0] if named else node.where

@@ -1,4 +1,4 @@
-"""A trained network at one bit a weight, as a pytree that runs on bits."""
+"""A trained network at one bit per weight, as a pytree that runs on bits."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ from xnor_jax.packing.running import run_compiled, run_nodes
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pixels become what the network was trained on: `(x / 255 − mean) / std`.
+    """Normalization of pixels as in training: `(x / 255 − mean) / std`.
 
     Attributes:
-      mean: Mean of the pixels as fractions of 255, one per channel.
-      std: Their standard deviation, one per channel, above 0.
-      resize: Length to which the shorter side of a picture is brought before the
-        centre, as large as the network's images, is cut out; None stretches a picture
-        to their size.
+      mean: Mean of the pixels scaled to [0, 1], one per channel.
+      std: Standard deviation of the scaled pixels, one per channel, above 0.
+      resize: Length to which a picture's shorter side is resized before its centre is
+        cropped to the network's image size; None resizes to that size, regardless of
+        the aspect ratio.
     """
 
     mean: tuple[float, ...]
@@ -45,14 +45,14 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Info:
-    """Facts about a network that its file keeps.
+    """A network's metadata, stored in its file.
 
     Attributes:
-      name: Its name, such as the recipe's.
-      preprocessing: How images are prepared, if it is known.
-      class_names: One per logit; empty if they are not known.
-      test_accuracy: A fraction of 1, measured when the network was packed.
-      dataset: Data set that it was trained on, by its name in `xnor_jax.data`.
+      name: The network's name, such as the recipe's.
+      preprocessing: Normalization of the pixels, if known.
+      class_names: One per logit; empty if not known.
+      test_accuracy: From 0 to 1, measured when the network was packed.
+      dataset: Name of the training data set in `xnor_jax.data`.
     """
 
     name: str | None = None
@@ -69,17 +69,17 @@ def _static(default: Any = dataclasses.MISSING) -> Any:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedModel:
-    """A network of packed kernels, thresholds and what stays real: a pytree.
+    """A packed network: a pytree of packed kernels, thresholds and float arrays.
 
     Call it on float images to get logits. `jax.jit`, `jax.vmap`, `jax.shard_map` and
-    inputs sharded over a mesh's Auto axes work: each device computes its own images. It
-    has no gradient. Images of another shape than `image_shape` are refused.
+    inputs sharded over a mesh's Auto axes work: each device computes its own images.
+    The network is not differentiable.
 
     Attributes:
-      nodes: Its operations in their order; see `xnor_jax.packing.graph`.
+      nodes: The operations in order; see `xnor_jax.packing.graph`.
       image_shape: The input's shape without the batch; static.
-      report: One row a layer; static.
-      info: Facts about the network; static.
+      report: Sizes and MACs, one row per layer; static.
+      info: The network's metadata; static.
       backend: `"auto"`, or one of `xnor_jax.ops.available_backends()`; static.
     """
 
@@ -93,9 +93,9 @@ class PackedModel:
         """Map float images `[N, *image_shape]` to logits, float32 `[N, classes]`.
 
         Raises:
-          ValueError: If the images are of another shape, or sharded over a mesh's
+          ValueError: If the images have another shape, or are sharded over a mesh's
             Explicit axes.
-          TypeError: If they are not of floating point numbers; or when differentiated.
+          TypeError: If the images are not floating point, or when differentiated.
         """
         x = jnp.asarray(x)
         if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -110,9 +110,10 @@ class PackedModel:
         return _run(self, x.astype(jnp.float32))
 
     def with_backend(self, backend: str) -> "PackedModel":
-        """The same network on another backend; all give the same integers.
+        """Return the same network on another backend; all give the same integers.
 
-        A real layer before them is rounded by each backend in an order of its own.
+        A float layer before them may round differently: backends differ in the order of
+        their sums.
 
         Raises:
           ValueError: If there is no such backend.

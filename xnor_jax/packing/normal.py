@@ -1,16 +1,15 @@
-"""From JAX's primitives to a few operations: one form for each thing.
+"""Normalization of a traced graph: JAX's primitives become a few operations.
 
-Pools come as `reduce_window` or as maxima of shifted slices, a dense layer as any
-`dot_general`, an image as channels first or last. Here each becomes one operation with
-the channels last; transpositions and flattenings go down the graph until they cancel.
-This file, `trace` and `exact` are the only ones that know the names of JAX's
-primitives.
+A pool may be a `reduce_window` or a maximum of shifted slices, a dense layer any
+`dot_general`, an image channels first or last. Each becomes one operation with the
+channels last; transposes and reshapes move towards the output until they cancel. Only
+this module, `trace` and `exact` depend on the names of JAX's primitives.
 
-Operations, with their attributes; axes count the batch as axis 0, which stays there:
+Operations and their attributes; axis 0 is the batch, `conv` lists spatial axes alone:
 
 * `input`; `function` {name, exponent, dtype}, elementwise;
 * `conv` {kernel, strides, padding, dilation, groups, sources}; `dense` {kernel,
-  sources}; `matmul`, of two values;
+  sources}; `matmul` of two values;
 * `window` {kind, window, strides, padding}; `reduce` {kind, axes};
 * `reshape`; `transpose` {order}; `broadcast`; `slice` {start, stop, strides};
   `pad` {padding, value}; `concat` {axis}; `take` {places}.
@@ -45,16 +44,17 @@ _OWN = (
 
 
 def translate(x: Node, output: Node) -> Node:
-    """The result of primitives, computed by the operations above.
+    """Rewrite a graph of primitives as one of the operations above, normalized.
 
     Raises:
-      PackError: If a primitive is not known; the message names it and its line.
+      PackError: If a primitive or its use is not supported; the message names it and
+        its line.
     """
     return normalize(x, rewrite(_translate, x, output))
 
 
 def normalize(x: Node, output: Node) -> Node:
-    """The same result, what only moves numbers as far down as it goes."""
+    """Find pools and move transposes and reshapes towards the output."""
     for _ in range(100):
         before = output
         changed = False
@@ -67,12 +67,12 @@ def normalize(x: Node, output: Node) -> Node:
 
 
 def rewrite(rule: Rule, x: Node, output: Node) -> Node:
-    """Every node through a rule, once, operands first."""
+    """Apply a rule to every node once, operands first."""
     return rewrite_once(rule, x, output)[0]
 
 
 def rewrite_once(rule: Rule, x: Node, output: Node) -> tuple[Node, bool]:
-    """The same, and whether anything changed."""
+    """Apply a rule as `rewrite` does; also return whether anything changed."""
     done, changed = {x: x}, False
     nodes = live(output)
     users = users_of(nodes, output)
@@ -89,7 +89,7 @@ def rewrite_once(rule: Rule, x: Node, output: Node) -> tuple[Node, bool]:
 
 
 def users_of(nodes: Sequence[Node], output: Node) -> Users:
-    """Who reads each node; the result is read by None."""
+    """The users of each node; None stands for the user of the output."""
     users: Users = defaultdict(list)
     for node in nodes:
         for operand in node.nodes:
@@ -99,7 +99,7 @@ def users_of(nodes: Sequence[Node], output: Node) -> Users:
 
 
 def evaluate(node: Node, args: Sequence[Any]) -> jax.Array:
-    """A `function` node on arrays."""
+    """Evaluate a `function` node on arrays."""
     name = node.attrs["name"]
     if name == "convert":
         return jnp.asarray(args[0]).astype(node.attrs["dtype"])
@@ -107,18 +107,18 @@ def evaluate(node: Node, args: Sequence[Any]) -> jax.Array:
 
 
 def per_channel(const: Const) -> np.ndarray | None:
-    """A constant as `[C]` or `[1]`; None where it changes along another axis."""
+    """A constant as `[C]` or `[1]`; None if it varies along another axis."""
     value = const.value
     if value.size == 1 or (value.ndim and value.size == value.shape[-1]):
         return value.reshape(-1)
     return None
 
 
-# Making nodes.
+# Constructors of nodes.
 
 
 def make(op: str, ins: Sequence[Any], shape: Sequence[int], like: Node, **attrs: Any):
-    """A node of the dtype and place of another."""
+    """Make a node with the dtype and location of the node `like`."""
     made = Node(op, list(ins), attrs, tuple(shape), like.dtype, like.where, like.line)
     made.sources = like.sources if like.op == op else frozenset()
     made.primitive = like.primitive
@@ -156,12 +156,12 @@ def _size(shape: Sequence[int]) -> int:
 
 
 def refuse(node: Node, why: str) -> PackError:
-    """An error that says where."""
+    """An error that names the node's primitive and location."""
     what = node.primitive or node.op
     return PackError(f"pack: {what} {node.place}: {why}".replace(" :", ":"))
 
 
-# One primitive at a time.
+# Translation of single primitives.
 
 
 def _translate(node: Node, users: Users) -> Node:
@@ -315,7 +315,7 @@ def _dot(node: Node) -> Node:
 
 
 def _batched(node: Node) -> Node:
-    """A product with a constant that has batch axes: a kernel for each head, say."""
+    """Refuse a product with a constant that has batch axes: a kernel per head, say."""
     raise refuse(
         node,
         "expected a kernel that is the same for all rows, got one with batch axes; "
@@ -343,7 +343,7 @@ def _matmul(node, a, b, a_axes, b_axes, a_batch, b_batch) -> Node:
 
 
 def _signed(shape: Sequence[int]) -> int:
-    """The number of entries, negative if it counts the batch."""
+    """The number of entries, negative if it is a multiple of the batch size."""
     return -_size(shape) if any(d < 0 for d in shape) else _size(shape)
 
 
@@ -358,7 +358,7 @@ def _slice(x: Node, start, stop, strides, node: Node) -> Node:
 
 
 def _dynamic_slice(node: Node) -> Node:
-    """A slice whose start is known after all."""
+    """A `dynamic_slice` with constant starts as a `slice`."""
     (x,), starts = node.nodes, node.consts
     sizes = node.attrs["original"]["slice_sizes"]
     start, stop = [], []
@@ -387,11 +387,11 @@ def _pad(node: Node) -> Node:
 
 
 def _take(node: Node) -> Node:
-    """A choice of numbers by constant places, found by running it on the places."""
+    """A gather with constant indices as `take`, found by evaluating it on `arange`."""
     x, others = node.ins[0], node.consts
     if not isinstance(x, Node) or len(node.nodes) > 1:
         raise refuse(node, "expected places that do not depend on the input")
-    n = 2  # as in the first of the two traces
+    n = 2  # the batch size of the first trace
     if x.shape[0] != -1 or node.shape[:1] != (-1,):
         raise refuse(node, "expected the batch as the first axis")
 
@@ -419,7 +419,7 @@ def _window(x: Node, kind: str, window, strides, padding, like: Node) -> Node:
         for d, k, s, pads in zip(x.shape, window, strides, padding, strict=True)
     )
     if x.op == "reshape" and len(x.nodes[0].shape) < len(x.shape):
-        # Axes of size 1 that `vmap` or a library put there.
+        # Axes of size 1 that `vmap` or a library inserted.
         inner, keep, at = x.nodes[0], [], 0
         for axis, d in enumerate(x.shape):
             if at < len(inner.shape) and inner.shape[at] == d:
@@ -427,7 +427,7 @@ def _window(x: Node, kind: str, window, strides, padding, like: Node) -> Node:
                 at += 1
             elif not d == window[axis] == 1:
                 break
-        # What slides over the last axis keeps a channel of size 1 behind it.
+        # A window over the last axis keeps a channel axis of size 1 after it.
         if at == len(inner.shape) == len(keep) and window[keep[-1]] == 1:
             k, s, p = ([v[i] for i in keep] for v in (window, strides, padding))
             return reshaped(_window(inner, kind, k, s, p, like), shape)
@@ -449,7 +449,7 @@ def _window(x: Node, kind: str, window, strides, padding, like: Node) -> Node:
     if x.op == "pad" and x.attrs["value"] == outside:
         pads = zip(padding, x.attrs["padding"], strict=True)
         both = tuple((p[0] + q[0], p[1] + q[1]) for p, q in pads)
-        # A window along one axis leaves the padding of another to the next window.
+        # Padding of an axis that this window does not cover is left to the next one.
         if all(max(pad) < k for k, pad in zip(window, both, strict=True)):
             return _window(x.nodes[0], kind, window, strides, both, like)
     if window[-1] != 1:
@@ -460,11 +460,11 @@ def _window(x: Node, kind: str, window, strides, padding, like: Node) -> Node:
     return make("window", [x], shape, like, **attrs, padding=tuple(padding))
 
 
-# Several nodes at a time.
+# Rules for several nodes.
 
 
 def _simplify(node: Node, users: Users) -> Node:
-    """A node again, where a rewritten operand now allows more."""
+    """Merge a node with its operand if rewriting the operand made that possible."""
     if node.op not in _OWN:
         return node
     if node.op == "reshape":
@@ -487,7 +487,7 @@ def _simplify(node: Node, users: Users) -> Node:
 
 
 def _max_of_slices(node: Node, users: Users) -> Node:
-    """The largest of shifted slices is a max-pool along one axis."""
+    """Rewrite a maximum of shifted slices as a max-pool along one axis."""
 
     def is_max(n: Node | None) -> bool:
         return (
@@ -504,7 +504,7 @@ def _max_of_slices(node: Node, users: Users) -> Node:
             found += leaves(operand) if inside else [operand]
         return found
 
-    # One further down may still add slices: it is left to the outermost.
+    # Only the outermost maximum is rewritten, since it has all the slices.
     below = users[node]
     if not is_max(node) or (len(below) == 1 and is_max(below[0])):
         return node
@@ -536,7 +536,7 @@ def _max_of_slices(node: Node, users: Users) -> Node:
 
 
 def _sum_of_slices(node: Node, users: Users) -> Node:
-    """Shifted slices added one after another, row by row, are the sum of a window."""
+    """Rewrite shifted slices, added in row-major order, as a window's sum."""
 
     def is_add(n: Node | None) -> bool:
         return (
@@ -573,7 +573,7 @@ def _none(window: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 def _no_negative_zero(x: Node) -> Node:
-    """Without `where(x == 0, 0, x)`, which stands before a window's sum."""
+    """Strip the `where(x == 0, 0, x)` that precedes a window's sum."""
     if x.op == "pad" and x.attrs["value"] == 0:
         inner = _no_negative_zero(x.nodes[0])
         return x if inner is x.nodes[0] else make("pad", [inner], x.shape, x, **x.attrs)
@@ -590,7 +590,7 @@ def _no_negative_zero(x: Node) -> Node:
 
 
 def _push(node: Node, users: Users) -> Node:
-    """Transpositions and reshapes go down, until they cancel or a kernel takes them."""
+    """Move an operand's transpose, reshape or zero padding past or into the node."""
     if not node.nodes:
         return node
     x = node.nodes[0]
@@ -656,7 +656,7 @@ def _const_transposed(const: Const, order: Sequence[int]) -> Const:
 def _push_reshape(node: Node, x: Node) -> Node:
     inner = x.nodes[0]
     if node.op == "dense" and inner.op == "transpose" and len(x.shape) == 2:
-        # A flattened image, channels first: the kernel's rows change places.
+        # An image flattened with channels first: permute the kernel's rows instead.
         order, image = inner.attrs["order"], inner.nodes[0]
         if inner.shape[0] == x.shape[0] and order[0] == 0:
             matrix = node.attrs["kernel"]
@@ -667,7 +667,7 @@ def _push_reshape(node: Node, x: Node) -> Node:
             return make("dense", [reshaped(image, x.shape)], node.shape, node, **attrs)
     if inner.shape[:1] != (-1,):
         return node
-    rows = x.shape[0] != -1  # the batch and other axes in one
+    rows = x.shape[0] != -1  # axis 0 merges the batch with other axes
     if node.op == "dense" and rows:
         if inner.shape[-1] != x.shape[-1]:
             inner = reshaped(inner, (-1, -x.shape[0], *x.shape[1:]))
@@ -692,7 +692,7 @@ def _push_reshape(node: Node, x: Node) -> Node:
 
 
 def _const_reshaped(const: Const, old: Sequence[int], new: Sequence[int]):
-    """A constant beside a reshaped value, as it stands beside the value before."""
+    """A constant operand reshaped from `old` to `new`; None if that is not possible."""
     value = const.value
     if value.size == 1:
         return Const(value.reshape(()), (), const.sources)

@@ -1,4 +1,4 @@
-"""A packed network's sizes and products: one row a layer."""
+"""A packed network's sizes and MACs: one row per layer."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from xnor_jax.packing.graph import BinaryConv, Node, specs_of
 
 @dataclass(frozen=True)
 class Row:
-    """A layer with weights, with the nodes behind it up to the next one.
+    """A layer with weights, and the nodes after it up to the next such layer.
 
     Attributes:
       name: The layer's path in the model.
-      kind: Whether its weights are signs.
-      bits: Bits a weight.
-      weights: How many weights its kernel has.
-      bytes_before: Bytes of its parameters in the float model, 4 each: kernel, bias and
-        the BatchNorms that went into it.
-      bytes_after: Bytes of its arrays in the file.
-      binary_macs: Products of signs and their sums, for one image.
-      real_macs: Multiplications and additions of floats, for one image.
+      kind: `"binary"` if the weights are signs, else `"real"`.
+      bits: Bits per weight.
+      weights: Number of weights in the kernel.
+      bytes_before: Bytes of the layer's parameters in the float model, 4 each: kernel,
+        bias and the BatchNorms folded into it.
+      bytes_after: Bytes of the layer's arrays in the file.
+      binary_macs: Multiply-accumulates of signs, for one image.
+      real_macs: Multiply-accumulates of floats, for one image.
       output: Whether the next layer reads bits or floats.
     """
 
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """One row a layer, in the order of execution; `str(report)` is a table.
+    """One row per layer, in the order of execution; `str(report)` is a table.
 
     Attributes:
       rows: The layers with weights.
@@ -57,7 +57,7 @@ class Report:
         return sum(row.bytes_after for row in self.rows)
 
     def table(self) -> list[tuple[str, ...]]:
-        """The report in words: a line of titles, one a row, one of totals."""
+        """The report as strings: titles, one line per row, and totals."""
         titles = ("layer", "kind", "bits", "weights", "bytes before", "after")
         lines: list[tuple[str, ...]] = [(*titles, "binary MACs", "real MACs", "output")]
         for row in self.rows:
@@ -104,10 +104,10 @@ class Report:
 def report(
     nodes: Sequence[Node], image_shape: tuple[int, ...], sizes: Sequence[int]
 ) -> Report:
-    """The rows of a packed network.
+    """Compute a packed network's report.
 
-    Nodes without weights count with the layer before them, those before the first
-    layer with that.
+    Nodes without weights count towards the layer before them; before the first layer,
+    towards that layer.
 
     Args:
       nodes: The network's operations.
@@ -115,14 +115,15 @@ def report(
       sizes: Bytes of each node's arrays in the file.
     """
     rows: list[Row] = []
-    before = after = 0  # of the nodes before the first layer with weights
+    before = after = real = 0  # of the nodes before the first layer with weights
     specs = specs_of(nodes, image_shape)
     for at, (node, size) in enumerate(zip(nodes, sizes, strict=True)):
         macs = node.macs([specs[i] for i in node.inputs])
         output = "bits" if specs[at + 1].bits else "float"
         before, after = before + 4 * node.parameters, after + size
+        binary = isinstance(node, BinaryConv)
+        real += 0 if binary else macs
         if node.weights:
-            binary = isinstance(node, BinaryConv)
             rows.append(
                 Row(
                     name=node.name,
@@ -132,7 +133,7 @@ def report(
                     bytes_before=before,
                     bytes_after=after,
                     binary_macs=macs if binary else 0,
-                    real_macs=0 if binary else macs,
+                    real_macs=real,
                     output=output,
                 )
             )
@@ -142,10 +143,10 @@ def report(
                 last,
                 bytes_before=last.bytes_before + before,
                 bytes_after=last.bytes_after + after,
-                real_macs=last.real_macs + macs,
+                real_macs=last.real_macs + real,
                 output=output,
             )
         else:
             continue
-        before = after = 0
+        before = after = real = 0
     return Report(tuple(rows))

@@ -1,4 +1,4 @@
-"""Running a packed network's nodes: one by one, or in one call of the engine."""
+"""Execution of a packed network's nodes: one by one, or in one call of the engine."""
 
 import json
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ import jax
 from xnor_jax import ops
 from xnor_jax.packing.graph import Node, as_floats, specs_of
 
-# Settings that say where a node comes from: programs with others are the same.
+# Settings that describe a node's origin and do not change the program.
 _TOLD = ("name", "parameters")
 
 
 def run_nodes(nodes: Sequence[Node], x: jax.Array, backend: str) -> jax.Array:
-    """Map a batch through the nodes.
+    """Run the nodes one by one on a batch.
 
     Args:
       nodes: The operations to run.
@@ -28,7 +28,7 @@ def run_nodes(nodes: Sequence[Node], x: jax.Array, backend: str) -> jax.Array:
 
 
 def run_compiled(nodes: Sequence[Node], x: jax.Array) -> jax.Array:
-    """The same in one call of the compiled engine, to rounding.
+    """Run the nodes in one call of the engine; equal to `run_nodes` up to rounding.
 
     Args:
       nodes: The operations to run.

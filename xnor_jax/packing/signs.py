@@ -1,14 +1,15 @@
-"""Signs and products of signs, found by value.
+"""Detection of signs and products of signs by value.
 
 A sign is any function of one comparison whose two values are −1 and +1. A product of
-signs has an input that is known to be −1 or +1 (a tap outside the image adds 0) and a
-constant kernel of one magnitude an output channel.
+signs has an input that is known to be ±1 (padding adds 0) and a constant kernel with
+one magnitude per output channel.
 
-Operations besides those of `normal`:
+Operations in addition to those of `normal`:
 
-* `sign` {kind, constant, flip}: `(x kind constant) xor flip` is +1, kind `ge` or `gt`;
-* `binary` {kernel, alpha, strides, padding, dilation, groups, sources}: the sums of
-  signs, times α.
+* `sign` {kind, constant, flip}: +1 where `(x kind constant) xor flip`, else −1; `kind`
+  is `ge` or `gt`;
+* `binary` {kernel, alpha, strides, padding, dilation, groups, sources}: a convolution
+  or dense layer of signs, times α.
 """
 
 from typing import Any
@@ -27,12 +28,12 @@ _CONTRARY = {"lt": "ge", "le": "gt"}
 
 
 def find_signs(x: Node, output: Node) -> Node:
-    """The result, its signs as `sign`."""
+    """Rewrite the signs of a graph as `sign`."""
     return rewrite(_Signs(), x, output)
 
 
 def find_products(x: Node, output: Node) -> Node:
-    """The result, its products of signs as `binary`."""
+    """Rewrite the products of signs of a graph as `binary`."""
     return rewrite(_product, x, output)
 
 
@@ -40,12 +41,13 @@ def check_coverage(output: Node, masked: frozenset[str]) -> None:
     """Refuse a binary kernel that is in no product of signs.
 
     Args:
-      output: After `find_products`.
-      masked: Paths of the kernels that are binary by the mask.
+      output: The output of a graph after `find_products`.
+      masked: Paths of the kernels that the mask selects as binary.
 
     Raises:
-      PackError: If one is in another product, naming what its input is; if a masked
-        kernel is in none at all; or if there is no product of signs.
+      PackError: If the input of a binary kernel is not known to be ±1 (the message
+        names the operation that it comes from); if a masked kernel is in no product of
+        signs; or if there is no product of signs.
     """
     nodes = live(output)
     for node in nodes:
@@ -70,10 +72,10 @@ def check_coverage(output: Node, masked: frozenset[str]) -> None:
 
 
 class _Signs:
-    """Follows each comparison's two answers through what is computed from it alone."""
+    """A rule that evaluates each function of one comparison for both outcomes."""
 
     def __init__(self):
-        # To (comparison, value where it is false, value where it is true).
+        # Node to (comparison, value if it is false, value if it is true).
         self.values: dict[Node, tuple[Node, Any, Any]] = {}
 
     def __call__(self, node: Node, users: Users) -> Node:
@@ -123,7 +125,7 @@ class _Signs:
 
 
 def _straight_through(node: Node) -> Node | None:
-    """`x + (s − x)` and `x − (x − s)` for signs `s`, which are meant as `s`."""
+    """The signs `s` of a straight-through `x + (s − x)` or `x − (x − s)`; else None."""
     if len(node.nodes) != 2:
         return None
     a, b = node.nodes
@@ -142,12 +144,12 @@ def _straight_through(node: Node) -> Node | None:
 
 
 def is_signs(node: Node) -> bool:
-    """Whether every number of a value is known to be −1 or +1."""
+    """Whether every entry of a value is known to be −1 or +1."""
     return _not_signs(node) is None
 
 
 def _not_signs(node: Node) -> Node | None:
-    """The first value on the way to this one that need not be ±1."""
+    """The operation from which entries other than ±1 may come; else None."""
     op, a = node.op, node.attrs
     if op == "sign":
         return None
@@ -184,15 +186,15 @@ def _why_not_signs(node: Node) -> str:
 
 
 def _magnitudes(kernel: np.ndarray) -> np.ndarray | None:
-    """α of a kernel `[..., C_out]` that is ±α; else None."""
+    """The α of a kernel `[..., C_out]` that is ±α; else None."""
     flat = np.abs(np.asarray(kernel, np.float32)).reshape(-1, kernel.shape[-1])
     return flat[0] if (flat == flat[:1]).all() else None
 
 
 def _is_binary(kernel: np.ndarray) -> bool:
-    """Whether a kernel is ±α, and no box filter."""
+    """Whether a kernel is ±α, with both signs and several weights per filter."""
     kernel = np.asarray(kernel, np.float32)
-    mixed = (kernel > 0).any() and (kernel < 0).any()
+    mixed = (kernel > 0).any() and (kernel < 0).any()  # excludes box filters
     many = kernel.size > kernel.shape[-1]
     return bool(mixed and many and _magnitudes(kernel) is not None)
 
@@ -213,7 +215,7 @@ def _product(node: Node, users: Users) -> Node:
     image = x.nodes[0] if x.op == "reshape" else x
     flat = len(x.shape) == 2 and 3 <= len(image.shape) <= 5
     if node.op == "dense" and flat and image.shape[0] == x.shape[0]:
-        # A dense layer on an image is a convolution with a window of its size.
+        # A dense layer on an image is a convolution with a window of the image's size.
         rank = len(image.shape) - 2
         attrs |= {
             "kernel": signs.reshape(*image.shape[1:], -1),

@@ -8,12 +8,12 @@ from rich.table import Table
 from xnor_jax.packing.bench import Result, Spread
 from xnor_jax.packing.report import Report
 
-# The columns of `Report.table` without the kind, which the bits tell, and the weights.
+# The columns of `Report.table` except the kind, implied by the bits, and the weights.
 _REPORT_COLUMNS = (0, 2, 4, 5, 6, 7, 8)
 
 
 def report_table(title: str, report: Report) -> Table:
-    """The layers: bits a weight, bytes before and after, products by precision.
+    """A table of the layers: bits per weight, bytes before and after, and MACs.
 
     Args:
       title: The table's title, such as the network's name.
@@ -31,7 +31,7 @@ def report_table(title: str, report: Report) -> Table:
 
 
 def bench_table(results: Sequence[Result]) -> Table:
-    """The timings: a row a number of threads and batch size."""
+    """A table of the timings: one row per number of threads and batch size."""
     columns = ("threads", "batch", "packed, ms", "float, ms", "images/s")
     table = _table(None, (*columns, "times quicker"))
     for result in results:

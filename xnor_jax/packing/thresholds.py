@@ -1,10 +1,10 @@
-"""From a function between two signs to one comparison of the sum before it.
+"""Reduce the function between two signs to one comparison of the sum.
 
-Between two binary layers stand α, a bias, ReLU, max-pooling and BatchNorm: per channel
-a monotone function `f` of the integer sum, in floating point as in real numbers, since
-rounding is monotone. Its sign is then `sum < threshold`, or the contrary. The threshold
-is not solved for, which would round differently: `f` itself, as the model computes it,
-is asked where its sign changes.
+Between two binary layers, α, the bias, ReLU, max-pooling and BatchNorm form a monotone
+function `f` of the integer sum in each channel, also in floating point, since rounding
+is monotone. The sign of `f` is then `sum < threshold` or its negation. Solving for the
+threshold would round differently, so it is found by evaluating `f` as the model
+computes it.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from xnor_jax.ops import Threshold, pack_bits
 
 
 class Answer(NamedTuple):
-    """What becomes of sums `[rows, C]` on their way to a sign.
+    """The function between two signs, evaluated on sums `[rows, C]`.
 
     Attributes:
-      heads: The values `[rows, C]` that each max-pool on the way is given.
-      plus: Whether the sign is +1.
-      nan: Whether what is compared is no number.
+      heads: The input `[rows, C]` of each max-pool.
+      plus: Whether the sign is +1, `[rows, C]`.
+      nan: Whether the compared value is NaN, `[rows, C]`.
     """
 
     heads: list[jax.Array]
@@ -31,40 +31,40 @@ class Answer(NamedTuple):
     nan: jax.Array
 
 
-# Jitted with the constants as arguments, as in the model: folded into the program they
-# might be rounded another way.
+# Jitted with the constants as arguments, as in the model: folded into the program, they
+# might round differently.
 Ask = Callable[[Any, jax.Array], Answer]
 
 
 class Found(NamedTuple):
-    """A threshold, and per max-pool the channels in which what follows it falls."""
+    """A threshold, and per max-pool the channels where the function after it falls."""
 
     threshold: Threshold
     falls: list[np.ndarray]
 
 
-_CHUNK = 2**21  # Values at a time: 8 MB of float32.
+_CHUNK = 2**21  # Values per evaluation: 8 MB of float32.
 _LARGEST = int(np.float32(np.finfo(np.float32).max).view(np.int32))
 
 
 def integer_threshold(
     ask: Ask, params: Any, *, bound: int, features: int, pools: int = 0
 ) -> Found | None:
-    """The threshold on integer sums at which a sign changes.
+    """Find the threshold on integer sums at which a sign changes.
 
-    Every integer in `[−bound, bound]` is tried, so that the answer holds for all and
-    needs no proof.
+    Every integer in `[−bound, bound]` is evaluated, so the function need not be known
+    to be monotone.
 
     Args:
-      ask: `(params, sums) -> Answer`, of float32 sums `[rows, C]`.
+      ask: `(params, sums) -> Answer`, on float32 sums `[rows, C]`.
       params: A pytree of arrays that `ask` reads.
       bound: The largest magnitude of a sum, `n` for a filter of `n` weights.
       features: `C`.
-      pools: How many max-pools there are on the way.
+      pools: Number of max-pools in the function.
 
     Returns:
       An int32 threshold with `(sum < threshold) xor flip == (sign == −1)`; None if in
-      some channel the sign changes more than once, or a max-pool gets what is not
+      some channel the sign changes more than once, or the input of a max-pool is not
       monotone in the sum.
     """
     rows = min(2 * bound + 1, max(1, _CHUNK // features))
@@ -93,19 +93,18 @@ def integer_threshold(
         changes += (both[0][1:] != both[0][:-1]).sum(0)
         for at, head in enumerate(both[1:]):
             rises[at] |= (head[1:] > head[:-1]).any(0)
-            # NaN is neither larger nor smaller: it counts as both.
+            # NaN compares as neither larger nor smaller: it counts as both.
             drops[at] |= (head[1:] < head[:-1]).any(0) | np.isnan(head).any(0)
             rises[at] |= np.isnan(head).any(0)
         last = [a[-1:] for a in now]
     if (changes > 1).any() or (rises & drops).any():
         return None
     total = 2 * bound + 1
-    # Sums below the threshold: the negative ones where the sign rises, else the others.
+    # The number of sums below the threshold, all of which have the first sum's sign.
     below = np.where(first, positive, total - positive)
     constant = changes == 0
     threshold = np.where(constant, np.iinfo(np.int32).min, below - bound)
-    # The sign over the sum, and the pool's values over the sum: together the sign over
-    # the values.
+    # The sign falls over a pool's input if exactly one of the two falls over the sum.
     falls = [~constant & (first ^ down) for down in drops]
     return Found(_threshold(threshold.astype(np.int32), first, constant), falls)
 
@@ -113,21 +112,21 @@ def integer_threshold(
 def float_threshold(
     ask: Ask, params: Any, *, features: int, slopes: list[np.ndarray]
 ) -> Found | None:
-    """The threshold on float32 sums at which a sign changes.
+    """Find the threshold on float32 sums at which a sign changes.
 
-    A binary search over the 2³² float32 numbers in their order.
+    A binary search over the finite float32 numbers in order.
 
     Args:
-      ask: `(params, sums) -> Answer`, of float32 sums `[rows, C]`, monotone
+      ask: `(params, sums) -> Answer`, on float32 sums `[rows, C]`, monotone
         (rising, falling or constant) in each channel.
       params: A pytree of arrays that `ask` reads.
       features: `C`.
-      slopes: Per max-pool the sign of its values' slope over the sum, −1, 0 or 1 a
-        channel.
+      slopes: Per max-pool the sign of its input's slope over the sum, −1, 0 or 1 for
+        each channel.
 
     Returns:
       A float32 threshold with `(sum < threshold) xor flip == (sign == −1)`; None if
-      what is compared is NaN at a sum of 0 in some channel.
+      the compared value is NaN at a sum of 0 in some channel.
     """
 
     @jax.jit
@@ -141,8 +140,8 @@ def float_threshold(
     zero = np.zeros(features, np.int64)
     if reply(zero)[1].any():
         return None
-    # Beyond some magnitude the function itself may overflow: infinity times a scale of
-    # 0 is NaN. The sums that a network meets lie within.
+    # Large sums may overflow in the function, and infinity times a scale of 0 is NaN:
+    # the search covers the range without NaN, in which a network's sums lie.
     low = _bisect(lambda codes: ~reply(codes)[1], zero - _LARGEST, zero)
     high = _bisect(lambda codes: reply(codes)[1], zero, zero + _LARGEST) - 1
     high = np.where(reply(zero + _LARGEST)[1], high, _LARGEST)
@@ -155,7 +154,7 @@ def float_threshold(
 
 
 def flip_words(flip: np.ndarray) -> jax.Array:
-    """Words with bit 1 where `flip` is true, `[C]`."""
+    """uint32 words with bit 1 where `flip`, bool `[C]`, is true."""
     return pack_bits(np.where(flip, np.float32(-1), np.float32(1)))
 
 
@@ -165,12 +164,12 @@ def step_values(
     params: Any,
     features: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A function's values just below and just at where a comparison changes.
+    """A function's values just below and at the point where a comparison changes.
 
     Args:
-      compare: `(params, sums [rows, C]) -> bool`; it changes at most once a channel.
+      compare: `(params, sums [rows, C]) -> bool`; it changes at most once per channel.
       value: `(params, sums [rows, C]) -> values`.
-      params: What both read.
+      params: A pytree of arrays that both read.
       features: `C`.
     """
     holds = jax.jit(lambda p, codes: compare(p, codes[None])[0])
@@ -190,7 +189,7 @@ def step_values(
 
 
 def _threshold(threshold: np.ndarray, first: np.ndarray, constant: np.ndarray):
-    """Flip where the smallest sums are +1 and others are not, or all are −1."""
+    """Flip channels where only the smallest sums are +1, or all sums are −1."""
     flip = np.where(constant, ~first, first)
     return Threshold(jnp.asarray(threshold), flip_words(flip))
 
@@ -198,9 +197,9 @@ def _threshold(threshold: np.ndarray, first: np.ndarray, constant: np.ndarray):
 def _bisect(
     holds: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
-    """The smallest code in `[low, high]` at which `holds`, which it then goes on to do.
+    """The smallest code in `[low, high]` at which `holds` is true.
 
-    `high` where it holds nowhere below it.
+    `holds` stays true above that code; `high` if it is false everywhere below.
     """
     low, high = low.copy(), high.copy()
     while (low < high).any():
@@ -213,6 +212,6 @@ def _bisect(
 
 
 def _from_codes(codes: np.ndarray) -> np.ndarray:
-    """Float32 numbers from consecutive integers in their order; 0 is 0."""
+    """Map consecutive integers to float32 numbers in order; 0 maps to 0."""
     magnitudes = np.abs(codes).astype(np.int32).view(np.float32)
     return np.where(codes < 0, -magnitudes, magnitudes)

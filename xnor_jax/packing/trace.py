@@ -1,11 +1,10 @@
 """A JAX function as a flat graph: calls inlined, constants evaluated, any batch size.
 
-The function is traced twice, with batches of 2 and 3. What differs between the two is a
-multiple of the batch and is written as a negative number: −k stands for `k·N`.
-Symbolic shapes would do it in one trace, but break code such as `len(x)`.
+The function is traced twice, with batch sizes 2 and 3. A number that differs between
+the traces is a multiple of the batch size `N` and is stored as a negative number: −k
+stands for `k·N`. Symbolic shapes need one trace only, but break code such as `len(x)`.
 
-This file, `normal` and `exact` are the only ones that know the names of JAX's
-primitives.
+Only this module, `normal` and `exact` depend on the names of JAX's primitives.
 """
 
 import traceback
@@ -24,7 +23,7 @@ from jax.extend import source_info_util
 from xnor_jax.masks import path_string
 
 _BATCHES = (2, 3)
-# Primitive to the parameter that holds its program.
+# Primitive to the parameter that holds its jaxpr.
 CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -48,7 +47,7 @@ _MOVES = (
     "slice",
     "pad",
 )
-# What NumPy rounds as XLA does.
+# Operations that NumPy rounds as XLA does.
 _ELEMENTWISE = {
     "abs": np.abs,
     "add": np.add,
@@ -67,17 +66,17 @@ _ELEMENTWISE = {
 }
 _WIDENED = (np.dtype(bool), np.dtype(np.int32), np.dtype(np.float32))
 _OPAQUE = ("ffi_call", "pure_callback", "io_callback", "pallas_call", "shard_map")
-# Run on the places of numbers to see which they pick.
+# Evaluated on the indices of the entries, to find which entries they pick.
 _RUN_ON_PLACES = ("gather", "rev", "dynamic_slice")
 _UNCOMPARED = ("sharding", "out_sharding", "primitive", "original")
 _LONGEST_LOOP = 1024
 _DRAWN = "drawn at random"
-# Their frames are none of the user's program.
+# Packages whose stack frames are not part of the user's program.
 _LIBRARIES = (
     *(str(Path(str(module.__file__)).parent) for module in (jax, flax, np)),
     str(Path(__file__).parents[1]),
 )
-# Python or NumPy asks for numbers where there are none yet.
+# Raised when Python or NumPy needs the value of a tracer.
 _ON_VALUES = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -87,7 +86,7 @@ _ON_VALUES = (
 
 
 class PackError(ValueError):
-    """A function or model that cannot be packed."""
+    """Raised when a function or model cannot be packed."""
 
 
 @dataclass(eq=False)
@@ -95,9 +94,9 @@ class Const:
     """A value that does not depend on the input.
 
     Attributes:
-      value: Of size 1 along the axes on which nothing changes.
-      shape: The shape that it stands for; −k for `k·N`.
-      sources: The paths of the parameters that it was computed from.
+      value: The entries, with size 1 along each axis on which they are constant.
+      shape: The full shape; −k stands for `k·N`.
+      sources: Paths of the parameters that it was computed from.
     """
 
     value: np.ndarray
@@ -106,15 +105,15 @@ class Const:
 
     @property
     def dtype(self) -> np.dtype:
-        """The value's."""
+        """The dtype of `value`."""
         return self.value.dtype
 
     def full(self) -> np.ndarray:
-        """The value in its whole shape."""
+        """The value in its full shape."""
         return np.broadcast_to(self.value, self.shape)
 
     def array(self) -> Any:
-        """The same as an operand of a primitive."""
+        """The full value, or the PRNG key, as an operand of a primitive."""
         return self.value[()] if self.dtype == object else np.array(self.full())
 
 
@@ -123,15 +122,15 @@ class Node:
     """A value that depends on the input, and how it is computed.
 
     Attributes:
-      op: A primitive's name, later one of `normal`'s.
-      ins: Its operands.
-      attrs: Its parameters.
-      shape: −k stands for `k·N`.
-      dtype: Its dtype.
-      where: The scope in the user's program, such as a Linen layer's name.
-      line: The line of the user's program.
-      sources: Parameters that were folded into it.
-      primitive: JAX's name of what it was made from, for errors.
+      op: Name of a primitive, or of an operation after `normal.translate`.
+      ins: The operands.
+      attrs: The parameters of the operation.
+      shape: The shape; −k stands for `k·N`.
+      dtype: The dtype.
+      where: Scope in the user's program, such as a Linen layer's name.
+      line: Line of the user's program.
+      sources: Paths of the parameters that were folded into it.
+      primitive: Name of the primitive that it was made from, for error messages.
     """
 
     op: str
@@ -151,12 +150,12 @@ class Node:
 
     @property
     def consts(self) -> list[Const]:
-        """The operands that do not depend on it."""
+        """The operands that do not depend on the input."""
         return [i for i in self.ins if isinstance(i, Const)]
 
     @property
     def place(self) -> str:
-        """Where it is, for an error: its layer or the one before, and its line."""
+        """Scope, layer (its own or the one before) and line, for error messages."""
         node, layer, behind = self, self._layer, ""
         while not layer and node.nodes:
             node, behind = node.nodes[0], "behind "
@@ -167,7 +166,7 @@ class Node:
 
     @property
     def _layer(self) -> str:
-        """The path of the layer whose parameters it reads, if any."""
+        """Path of the layer whose parameters the node reads; empty if there is none."""
         found = {s for i in self.consts for s in i.sources}
         found |= {*self.sources, *self.attrs.get("sources", ())}
         named = sorted(s for s in found if "/" in s and not s.startswith("closure/"))
@@ -179,9 +178,9 @@ class Trace:
     """A function's graph.
 
     Attributes:
-      input: The argument.
+      input: The array argument.
       output: The result.
-      parameters: How many numbers each parameter has, by its path.
+      parameters: Size of each parameter, by its path.
     """
 
     input: Node
@@ -197,14 +196,15 @@ def trace(
     """Trace `function(params, x)` for float32 `x` of shape `[N, *image_shape]`.
 
     Args:
-      function: The function. Arrays that it closes over are parameters, too.
+      function: The function. Arrays that it closes over count as parameters.
       params: A pytree of arrays.
       image_shape: The input's shape without the batch.
 
     Raises:
-      PackError: If its program depends on the batch size, on random numbers, on the
-        input's values, or on a call that cannot be looked into; or if it does not
-        return one array.
+      PackError: If the program depends on the batch size, on random numbers or on the
+        input's values; if it has a loop that cannot be unrolled or an opaque call, such
+        as a callback; if a parameter is not finite; or if the result is not one array
+        that depends on the input.
     """
     first, second = (_flatten(function, params, (n, *image_shape)) for n in _BATCHES)
     nodes, others = (live(f.output) for f in (first, second))
@@ -217,7 +217,7 @@ def trace(
 
 
 def live(output: Node) -> list[Node]:
-    """The nodes that a value is computed from, operands first, itself last."""
+    """The nodes that a value depends on, operands first, then the value itself."""
     seen: set[Node] = set()
     order: list[Node] = []
     stack: list[tuple[Node, bool]] = [(output, False)]
@@ -233,7 +233,7 @@ def live(output: Node) -> list[Node]:
 
 
 def compact(value: Any) -> np.ndarray:
-    """The value with size 1 along the axes on which nothing changes."""
+    """The value with size 1 along each axis on which it is constant."""
     value = np.asarray(value)
     for axis in range(value.ndim):
         if value.shape[axis] > 1:
@@ -271,19 +271,22 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
             f"{len(closed.jaxpr.outvars)}"
         )
     flattener = _Flattener()
-    parameters = {n: np.size(a) for n, a in zip(names, leaves, strict=True)}
     arguments: list[Node | Const] = [
         constant(leaf, frozenset({name}))
         for leaf, name in zip(leaves, names, strict=True)
     ]
-    constants = []
-    for at, value in enumerate(closed.consts):
-        if jnp.issubdtype(getattr(value, "dtype", int), jnp.floating) and np.ndim(
-            value
-        ):
+    constants = [
+        constant(value, frozenset({f"closure/{at}"}))
+        for at, value in enumerate(closed.consts)
+    ]
+    parameters = {n: np.size(a) for n, a in zip(names, leaves, strict=True)}
+    named = [*zip(names, arguments, strict=True)]
+    for at, (value, const) in enumerate(zip(closed.consts, constants, strict=True)):
+        # The program's own numbers may be infinite.
+        if np.ndim(value) and jnp.issubdtype(const.value.dtype, jnp.floating):
             parameters[f"closure/{at}"] = np.size(value)
-        constants.append(constant(value, frozenset({f"closure/{at}"})))
-    for name, argument in zip(parameters, [*arguments, *constants], strict=False):
+            named.append((f"closure/{at}", const))
+    for name, argument in named:
         value = argument.value if isinstance(argument, Const) else np.zeros(())
         if jnp.issubdtype(value.dtype, jnp.floating):
             if not np.isfinite(value.astype(np.float32)).all():
@@ -298,7 +301,7 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
 
 
 def _last_line(error: Exception) -> str:
-    """Where the user's program was when JAX refused to go on."""
+    """The line of the user's program that raised the error."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not f.filename.startswith(_LIBRARIES)]
     last = (own or frames)[-1]
@@ -306,7 +309,7 @@ def _last_line(error: Exception) -> str:
 
 
 class _Flattener:
-    """Runs a program on nodes and constants."""
+    """An interpreter of jaxprs on nodes and constants."""
 
     def run(
         self,
@@ -337,7 +340,7 @@ class _Flattener:
         name, params = equation.primitive.name, equation.params
         stack = str(equation.source_info.name_stack)
         scope = "/".join(filter(None, (scope, stack)))
-        # A function of JAX's own has no line of the user's, but its call has.
+        # Equations inside JAX's own functions have no user line: take that of the call.
         found = source_info_util.summarize(equation.source_info)
         line = line if not found or found == "unknown" else found
         if name in CALLS:
@@ -393,11 +396,11 @@ class _Flattener:
     def _unroll(
         self, equation: Any, ins: list[Any], scope: str, line: str
     ) -> list[Any]:
-        """A loop of known length, written out, as `fori_loop` and `nnx.scan` make."""
+        """Unroll a `scan`, as a `fori_loop` of known length or `nnx.scan` makes it."""
         params, length = equation.params, equation.params["length"]
         body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
-        # Versions of JAX name the counts of operands in other ways. What has an axis
-        # more than the body's is a row of each round, or a result of each.
+        # The parameters that count the operands differ between JAX versions. An operand
+        # with one axis more than in the body is scanned over; such a result is stacked.
         rowed, stacked = (
             sum(a.aval.ndim != b.aval.ndim for a, b in zip(outer, inner, strict=True))
             for outer, inner in (
@@ -427,11 +430,11 @@ class _Flattener:
 
 
 def constant(value: Any, sources: frozenset[str] = frozenset()) -> Const:
-    """A value as a `Const`; one stays as it is."""
+    """Convert a value to a `Const`; a `Const` is returned unchanged."""
     if isinstance(value, Const):
         return value
     if jnp.issubdtype(getattr(value, "dtype", np.float32), jax.dtypes.prng_key):
-        # A key is no array of NumPy's: it goes along as it is.
+        # NumPy has no dtype for a PRNG key: store it as an object.
         key = np.empty((), object)
         key[()] = value
         return Const(key, tuple(value.shape), sources)
@@ -440,7 +443,7 @@ def constant(value: Any, sources: frozenset[str] = frozenset()) -> Const:
 
 
 def evaluated(equation: Any, ins: Sequence[Const]) -> list[Const]:
-    """The results of an equation of constants."""
+    """Evaluate an equation whose operands are all constants."""
     sources = frozenset().union(*(i.sources for i in ins))
     if (value := _by_numpy(equation, ins)) is not None:
         return [constant(value, sources)]
@@ -453,7 +456,7 @@ def evaluated(equation: Any, ins: Sequence[Const]) -> list[Const]:
 
 
 def _by_numpy(equation: Any, ins: Sequence[Const]) -> np.ndarray | None:
-    """The value where NumPy gives it to the last bit: XLA would compile a program."""
+    """Evaluate by NumPy to save a compilation; None if XLA might round differently."""
     name, params = equation.primitive.name, equation.params
     if any(const.dtype == object for const in ins):
         return None
@@ -472,7 +475,7 @@ def _by_numpy(equation: Any, ins: Sequence[Const]) -> np.ndarray | None:
     with np.errstate(all="ignore"):
         value = function(*(const.value for const in ins))
     if any(_subnormal(x) for x in (value, *(const.value for const in ins))):
-        return None  # XLA takes such numbers as zeros.
+        return None  # XLA flushes subnormals to zero.
     return np.broadcast_to(value, equation.outvars[0].aval.shape)
 
 
@@ -485,7 +488,7 @@ def _subnormal(x: np.ndarray) -> bool:
 def _moved(
     name: str, params: Any, shape: tuple[int, ...], ins: Sequence[Const]
 ) -> np.ndarray | None:
-    """A move or copy of numbers."""
+    """Evaluate one of `_MOVES`; None if its parameters are not supported."""
     x = ins[0].full()
     if name == "broadcast_in_dim":
         if len(ins) > 1:
@@ -515,7 +518,7 @@ def _at(scope: str) -> str:
 
 
 def _check_reduction(node: Node, other: Node) -> None:
-    """Refuse what reduces over the batch."""
+    """Refuse a reduction over the batch."""
     if "axes" not in node.attrs or not node.op.startswith(("reduce_", "arg")):
         return
     (x,), (y,) = node.ins, other.ins
@@ -539,7 +542,7 @@ def _unify_nodes(node: Node, other: Node) -> None:
             raise PackError(
                 f"pack: {node.op} {node.place}: the program depends on the batch size"
             )
-        if all(d >= 0 for d in a.shape):  # the other users of a constant see it, too
+        if all(d >= 0 for d in a.shape):  # else unified already, for another user
             a.shape = _unify(node, a.shape, b.shape)
 
 
@@ -548,7 +551,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _unify(node: Node, a: Any, b: Any) -> Any:
-    """The parameters of two traces as one; multiples of the batch become negative."""
+    """Merge a parameter of two traces; multiples of the batch size become negative."""
     if isinstance(a, bool | np.bool_ | str) or a is None:
         if a != b:
             raise PackError(

@@ -1,8 +1,8 @@
-"""A packed network in floats again: what its speed is compared with.
+"""A packed network computed in floats: the baseline of its timings.
 
-The layers are those of training's evaluation as XLA runs them: float products of
-signs, α, bias, ReLU and max-pools; in place of a threshold, one multiplication and one
-addition a channel before the next sign, as BatchNorm's are.
+The layers are those of an evaluation in training, as XLA runs them: float products of
+signs, α, bias, ReLU and max-pools. A threshold becomes one multiplication and one
+addition per channel before the next sign, as in BatchNorm.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,22 +21,22 @@ from xnor_jax.weights import sign
 
 
 def unpack(packed: PackedModel, *, xla_conv: bool = False) -> Callable:
-    """The network in floats alone, which no backend of `xnor_jax.ops` runs.
+    """Return the network in floats, without the backends of `xnor_jax.ops`.
 
     Args:
       packed: From `xnor_jax.pack` or `xnor_jax.load`.
-      xla_conv: Whether every convolution is XLA's own; otherwise each is written as
-        `xnor_jax.convolution` finds it quickest.
+      xla_conv: Whether every convolution is XLA's own; otherwise `xnor_jax.convolution`
+        chooses the formulation of each.
 
     Returns:
       A function from float images `[N, *image_shape]` to the packed network's logits,
-      to rounding. Under `jax.jit` the weights are constants of the program.
+      up to rounding. Under `jax.jit` the weights are constants of the program.
     """
     conv = convolution.xla_conv if xla_conv else convolution.conv
     specs = specs_of(packed.nodes, packed.image_shape)
 
     def run(x: ArrayLike) -> jax.Array:
-        # Where the packed network has bits, what has their signs.
+        # Where the packed network has bits, these are floats of the same signs.
         values = [jnp.asarray(x, jnp.float32)]
         for node in packed.nodes:
             args = [values[i] for i in node.inputs]
@@ -86,7 +86,7 @@ def _product(node: Any, x: jax.Array, kernel: jax.Array, conv: Callable) -> jax.
         return convolution.dot(x, kernel)
     pads = any(map(any, node.padding))
     if x.shape[1:-1] == node.window and node.groups == 1 and not pads:
-        # A dense layer on an image, as it was before it was packed.
+        # A dense layer on a flattened image, as before packing.
         y = convolution.dot(
             x.reshape(x.shape[0], -1), kernel.reshape(-1, node.features)
         )
@@ -95,10 +95,10 @@ def _product(node: Any, x: jax.Array, kernel: jax.Array, conv: Callable) -> jax.
 
 
 def _before_sign(node: Node, sums: jax.Array) -> jax.Array:
-    """Scaled and shifted, so that the sign is what the threshold gives."""
+    """Scale and shift the sums so that their sign is that of the threshold."""
     threshold = node.arrays["threshold"]
     scale = ops.unpack_bits(node.arrays["flip"], threshold.shape[-1])
-    # Turned round, a sum at the threshold is −1 and the one below it +1.
+    # Where flipped, a sum at the threshold is −1 and the next one below it is +1.
     if jnp.issubdtype(threshold.dtype, jnp.integer):
         threshold = threshold.astype(jnp.float32)
         below = threshold - 1

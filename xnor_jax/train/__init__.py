@@ -1,6 +1,6 @@
 """Training: recipes, the step, the loop, checkpoints and the report.
 
-Importing this package imports nothing that training needs.
+Submodules are imported on first use; importing the package loads none of them.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Training from Python: what `xnor-jax train` does, with the model in return."""
+"""Training from Python: `xnor-jax train` as functions that return the model."""
 
 import dataclasses
 import statistics
@@ -23,10 +23,10 @@ from xnor_jax.train.recipe import Recipe, RecipeError
 
 
 class Run(NamedTuple):
-    """A run that has ended."""
+    """A completed run."""
 
     folder: Path
-    history: History  # one record an epoch, keyed as `metrics.jsonl`
+    history: History  # one record per epoch: `metrics.jsonl` and `flip_ratios`
     model: nnx.Module  # after the last epoch, in evaluation mode
 
 
@@ -41,23 +41,24 @@ def run(
     workers: int = 0,
     console: Console | None = None,
 ) -> Run:
-    """Train a recipe to its end, as `xnor-jax train` does.
+    """Train a recipe for all its epochs, as `xnor-jax train` does.
 
-    A KeyboardInterrupt leaves the checkpoints of the epochs that are done.
+    A KeyboardInterrupt leaves the checkpoints of the completed epochs.
 
     Args:
       recipe: A recipe, a preset's name, or MODULE:NAME.
-      name: The run's name. MODULE:NAME of the recipe lets the commands find parts of
-        one's own that have no name, such as lambdas. None: the name that was given as
-        recipe, or one made of the data set's and the model's.
-      output: The run's folder. None: `runs/NAME`, or the next free `runs/NAME-2`, …;
-        with `resume` the newest of these.
-      data_dir: The data set's folder; None asks the Hugging Face hub.
-      resume: Whether to go on with the run in the folder.
-      devices: How many of JAX's devices share each batch, which they divide; None for
-        one, and in several processes for all.
-      workers: Processes that prepare pictures which stay on disk; 0 for threads.
-      console: Where to print what the command prints; None for nowhere.
+      name: The run's name. If it is the recipe's MODULE:NAME, the commands can import
+        custom parts without a name, such as lambdas. None for the string passed as
+        `recipe`, or for the names of data set and model, `DATASET-MODEL`.
+      output: The run's folder. None for `runs/NAME`, or the next free `runs/NAME-2`, …;
+        with `resume`, for the newest of these.
+      data_dir: The data set's folder; None reads it from the Hugging Face hub.
+      resume: Whether to resume the run in the folder.
+      devices: The number of JAX devices that share each batch; must divide the batch
+        size. None for one device, or for all if there are several processes.
+      workers: The number of processes that prepare batches of a data set on disk; 0 for
+        threads.
+      console: The console for the command's output; None prints nothing.
 
     Returns:
       The folder, the history of all epochs, and the trained model.
@@ -65,8 +66,8 @@ def run(
     Raises:
       RecipeError: If the recipe cannot be trained.
       DataError: If the data set cannot be read.
-      RunError: If the folder is not the run's, cannot be written, or the loss is not
-        finite.
+      RunError: If the folder holds something else or cannot be written, or the loss is
+        not finite.
 
     Examples:
       >>> import xnor_jax as xnor
@@ -96,19 +97,18 @@ def run_seeds(
     workers: int = 0,
     console: Console | None = None,
 ) -> tuple[Run, ...]:
-    """Train a recipe once a seed, as `xnor-jax train --seeds` does.
+    """Train a recipe once per seed, as `xnor-jax train --seeds` does.
 
-    The runs follow one another: a step keeps all cores of a CPU busy by itself, and
-    each run can be resumed, evaluated and packed.
+    The runs are sequential, since one step already uses all cores of a CPU. Each run
+    can be resumed, evaluated and packed.
 
     Args:
-      recipe: As for `run`; its own seed is left aside.
-      seeds: The seeds, each once.
+      recipe: As for `run`; its own seed is ignored.
+      seeds: The seeds, without duplicates.
       name: As for `run`.
-      output: The folder of the runs' folders, `seed0`, …. None: as for `run`.
+      output: The parent of the runs' folders, `seed0`, …. None as for `run`.
       data_dir: As for `run`.
-      resume: Whether to go on with the runs in the folder; those that are not there yet
-        are begun.
+      resume: Whether to resume the runs in the folder; missing runs are started.
       devices: As for `run`.
       workers: As for `run`.
       console: As for `run`; the mean and the spread are printed at the end.
@@ -117,7 +117,7 @@ def run_seeds(
       The runs, in the order of the seeds.
 
     Raises:
-      RecipeError: If the recipe cannot be trained, or a seed comes twice.
+      RecipeError: If the recipe cannot be trained, or seeds are empty or repeated.
       DataError: As for `run`.
       RunError: As for `run`.
     """
@@ -134,16 +134,17 @@ def run_seeds(
 def load(
     run: Run | str | Path, *, best: bool = False, recipe: Recipe | None = None
 ) -> nnx.Module:
-    """The trained model of a run, in evaluation mode.
+    """Load the trained model of a run, in evaluation mode.
 
     Args:
       run: The run, or its folder.
-      best: Whether to take the epoch of the highest test accuracy; the newest without.
-      recipe: The run's recipe, if it has parts of one's own that cannot be imported.
+      best: Whether to load the epoch with the highest test accuracy instead of the
+        newest.
+      recipe: The run's recipe, if it has custom parts that cannot be imported.
 
     Raises:
-      RunError: If there is no such run or checkpoint, it is damaged, or its recipe
-        cannot be imported or is not the one given.
+      RunError: If there is no such run or checkpoint, it is damaged, or a custom part
+        cannot be imported and does not match `recipe`.
     """
     folder = run.folder if isinstance(run, Run) else Path(run)
     info = folders.read_info(folder, recipe)
@@ -152,7 +153,7 @@ def load(
 
 
 def describe_spread(runs: Sequence[Run]) -> str:
-    """Lines on the runs' test accuracies: mean, sample deviation, least and most."""
+    """Describe the runs' test accuracies: mean, sample standard deviation, range."""
 
     def spread(accuracies: list[float]) -> str:
         mean = statistics.fmean(accuracies)
@@ -181,7 +182,7 @@ def train(
     workers: int,
     console: Console | None,
 ) -> Run:
-    """`run` with a name, a data set, a folder and a mesh of devices."""
+    """Train as `run` does, given the name, the data set, the folder and the mesh."""
     console = console or Console(quiet=True)
     info = RunInfo.of(name, recipe, dataset)
     if obstacle := ship.obstacle(info):
@@ -199,7 +200,7 @@ def train(
         f"done in {result.seconds:.0f} s: {folder}/ holds\n"
         "metrics.jsonl, report.png, tensorboard/ and checkpoints/"
     )
-    # Of equal ones the last, which is the checkpoint that is kept.
+    # The last of equally accurate epochs: its checkpoint is the one that is kept.
     last, history = result.history[-1], reversed(result.history)
     best = max(history, key=lambda epoch: epoch["test_accuracy"])
     console.print(
@@ -211,10 +212,10 @@ def train(
 
 
 def with_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
-    """The recipe once a seed.
+    """Copy the recipe once per seed.
 
     Raises:
-      RecipeError: If there is no seed, one comes twice, or one cannot be.
+      RecipeError: If the recipe or a seed is invalid, or seeds are empty or repeated.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise RecipeError(
@@ -230,10 +231,10 @@ def with_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
 
 
 def check_workers(recipe: Recipe, workers: int) -> None:
-    """See that there is work for processes that prepare pictures.
+    """Check the number of processes that prepare batches.
 
     Raises:
-      RecipeError: If there is none, or their number cannot be.
+      RecipeError: If it is negative, or positive for a data set in memory.
     """
     if workers < 0:
         raise RecipeError(
@@ -258,16 +259,16 @@ def train_each(
     console: Console | None,
     **given: Any,
 ) -> tuple[Run, ...]:
-    """`train` for each of the recipes, which differ in their seeds.
+    """Call `train` for each of the recipes, which differ in their seeds.
 
     Args:
-      name: Of the runs.
+      name: The runs' name.
       each: The recipes.
-      dataset: Of the first one.
-      folder: The folder of the runs' folders.
-      load: Reads a recipe's data set, for those whose split the seed decides.
-      resume: Whether to go on with the runs in the folder.
-      console: Where to print; None for nowhere.
+      dataset: The first recipe's data set.
+      folder: The parent of the runs' folders.
+      load: Reads a recipe's data set, if its split depends on the seed.
+      resume: Whether to resume the runs in the folder.
+      console: The console to print to; None prints nothing.
       **given: As for `train`.
     """
     if (folder / "recipe.json").exists():

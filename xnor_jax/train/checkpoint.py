@@ -1,4 +1,4 @@
-"""Checkpoints: a run's state through Orbax, its history, a checksum of every file."""
+"""Checkpoints: a run's state, saved by Orbax, its history, and a checksum per file."""
 
 import contextlib
 import hashlib
@@ -26,8 +26,8 @@ _STATE, _HISTORY, _CHECKSUMS = "state", "history.json", "checksums.json"
 class Checkpoints:
     """The checkpoints of a run: the two newest epochs, and the best.
 
-    Each is a folder named by its epoch. It appears whole, with the SHA-256 of its
-    files, and is read only where these still hold.
+    Each is a folder named after its epoch. It is created atomically, with the SHA-256
+    of its files; `newest` and `best` skip it if these no longer match.
 
     Args:
       folder: The run's folder.
@@ -38,9 +38,9 @@ class Checkpoints:
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
     def newest(self) -> int | None:
-        """The last saved epoch whose files are undamaged; None where none was saved.
+        """Return the last saved epoch with undamaged files; None if none was saved.
 
-        A damaged one that is passed over is a `RunWarning`.
+        Each damaged checkpoint that is skipped causes a `RunWarning`.
 
         Raises:
           RunError: If all are damaged.
@@ -48,7 +48,7 @@ class Checkpoints:
         return self._first_undamaged(self._epochs())
 
     def best(self) -> int | None:
-        """As `newest`, the highest test accuracy first; of equal ones the last."""
+        """Return the undamaged epoch of highest test accuracy; of equals, the last."""
         newest = self.newest()
         if newest is None:
             return None
@@ -60,10 +60,10 @@ class Checkpoints:
     def save(self, epoch: int, state: TrainState, history: History) -> None:
         """Save the state after an epoch, and the metrics of all epochs so far.
 
-        Later epochs that are there were damaged, or follow a damaged one: they go.
+        Checkpoints of later epochs, which `newest` skipped as damaged, are removed.
 
         Raises:
-          RunError: If it cannot be written; what was saved before is still there.
+          RunError: If it cannot be written; earlier checkpoints remain.
         """
         first = jax.process_index() == 0
         temporary = self._folder / f"{epoch}.tmp"
@@ -86,17 +86,17 @@ class Checkpoints:
                 self._remove(epoch)
                 temporary.rename(self._folder / str(epoch))
                 self._prune(epoch, history)
-        except Exception as error:  # Orbax and TensorStore raise their own, of any kind
+        except Exception as error:  # Orbax and TensorStore raise many types
             raise RunError(
                 f"cannot save epoch {epoch} in {self._folder}: {_reason(error)}; see "
                 "to its room and its rights, then go on with --resume"
             ) from error
 
     def restore(self, epoch: int, like: TrainState) -> tuple[TrainState, History]:
-        """Read the state and the metrics that were saved after `epoch`.
+        """Restore the state and the metrics that were saved after `epoch`.
 
         Args:
-          epoch: What `newest` or `best` gave.
+          epoch: An epoch returned by `newest` or `best`.
           like: A state of the same structure, such as the initial one.
 
         Raises:
@@ -109,7 +109,7 @@ class Checkpoints:
                     place / _STATE, args=ocp.args.StandardRestore()
                 )
             return _from_arrays(arrays, like), self._history(epoch)
-        except Exception as error:  # Orbax and TensorStore raise their own, of any kind
+        except Exception as error:  # Orbax and TensorStore raise many types
             raise RunError(
                 f"cannot read the checkpoint of epoch {epoch} in {self._folder}: "
                 f"{_reason(error)}; restore its files from a copy, or train anew in "
@@ -117,7 +117,7 @@ class Checkpoints:
             ) from error
 
     def _epochs(self) -> list[int]:
-        """The saved ones, newest first."""
+        """The saved epochs, newest first."""
         if not self._folder.is_dir():
             return []
         names = (path.name for path in self._folder.iterdir() if path.is_dir())
@@ -147,7 +147,7 @@ class Checkpoints:
         )
 
     def _damage(self, epoch: int) -> str | None:
-        """What is wrong with the files of a checkpoint; None where nothing is."""
+        """Describe the damage to the files of a checkpoint; None if there is none."""
         place = self._folder / str(epoch)
         try:
             text = (place / _CHECKSUMS).read_text()
@@ -169,7 +169,7 @@ class Checkpoints:
         return json.loads((self._folder / str(epoch) / _HISTORY).read_text())
 
     def _prune(self, epoch: int, history: History) -> None:
-        """Keep `epoch`, the one saved before it and the best of all up to it."""
+        """Keep `epoch`, the epoch saved before it, and the best epoch up to it."""
         saved = [number for number in self._epochs() if number <= epoch]
         accuracy = {number: history[number - 1]["test_accuracy"] for number in saved}
         best = max(saved, key=lambda number: (accuracy[number], number))
@@ -178,14 +178,14 @@ class Checkpoints:
                 self._remove(number)
 
     def _remove(self, epoch: int) -> None:
-        """Remove a checkpoint, if it is there; what is half removed has no epoch."""
+        """Remove a checkpoint if it exists, renaming it first to make this atomic."""
         place, gone = self._folder / str(epoch), self._folder / f"{epoch}.old.tmp"
         if place.exists():
             place.rename(gone)
             shutil.rmtree(gone)
 
     def _sweep(self) -> None:
-        """Remove what a killed process left half written or half removed."""
+        """Remove partly written and partly removed checkpoints of a killed process."""
         for path in self._folder.glob("*.tmp"):
             shutil.rmtree(path)
 
@@ -202,7 +202,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Orbax from logging what it raises too, where it can be told in a line."""
+    """Silence Orbax's logging of errors: it also raises them."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -217,7 +217,7 @@ def _is_key(leaf: jax.Array) -> bool:
 
 
 def _to_arrays(state: TrainState) -> dict[str, np.ndarray]:
-    """By path, so that a file does not depend on how a library nests its pytrees."""
+    """Key the leaves by path, so that files do not depend on pytree nesting."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(
             jax.random.key_data(leaf) if _is_key(leaf) else leaf
@@ -235,7 +235,7 @@ def _from_arrays(arrays: dict[str, Any], like: TrainState) -> TrainState:
             raise ValueError(f"{name} has shape {np.shape(new)}, not {shape}")
         if _is_key(old):
             return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
-        # A copy: JAX may otherwise alias the reader's buffer, and a step donates it.
+        # A copy: JAX could alias the reader's buffer, and a step donates its input.
         return jnp.array(new, old.dtype)
 
     return jax.tree.map_with_path(leaf, like)

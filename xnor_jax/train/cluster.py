@@ -1,10 +1,10 @@
-"""The options that say which process of which cluster this is."""
+"""The options that identify this process in a cluster."""
 
 import dataclasses
 
 
 class OptionError(ValueError):
-    """Options that do not say which process of which cluster this is."""
+    """Options that do not identify this process in a cluster."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,20 +12,20 @@ class Cluster:
     """One run in several processes: start the same command once on each host."""
 
     coordinator: str | None = None
-    """HOST:PORT at which process 0 listens and the others find it; give --process-id
-    and --num-processes with it."""
+    """HOST:PORT at which process 0 listens and the others connect; requires
+    --process-id and --num-processes."""
     process_id: int | None = None
-    """Which of the processes this is, from 0."""
+    """The index of this process, from 0."""
     num_processes: int | None = None
-    """How many processes there are."""
+    """The number of processes."""
     cluster: bool = False
-    """Ask JAX for these three: it knows Slurm, Open MPI, Kubernetes and Cloud TPU."""
+    """Let JAX detect these three, under Slurm, Open MPI, Kubernetes or Cloud TPU."""
     start_timeout: int = 120
     """Seconds to wait for the other processes at the start."""
 
     @property
     def named(self) -> bool:
-        """Whether the options name a cluster at all."""
+        """Whether the options name a cluster."""
         return self.cluster or self.coordinator is not None
 
 
@@ -33,7 +33,7 @@ def validate(cluster: Cluster) -> Cluster:
     """Check the options, and return them.
 
     Raises:
-      OptionError: If they do not say which process of how many this is.
+      OptionError: If they are inconsistent, incomplete or out of range.
     """
     by_hand = {
         "--coordinator": cluster.coordinator,

@@ -1,4 +1,4 @@
-"""Runs side by side: a table of their accuracies, and one picture of their curves."""
+"""Comparison of runs: a table of their accuracies and a figure of their curves."""
 
 import dataclasses
 import json
@@ -19,18 +19,18 @@ from xnor_jax.train.folder import RunError
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs of one recipe, which differ in their seeds.
+    """Runs of one recipe that differ only in their seeds.
 
     Attributes:
-      label: What tells it from the other groups.
-      histories: Of each run, one record an epoch.
+      label: The settings that distinguish it from the other groups.
+      histories: One history per run, with one record per epoch.
     """
 
     label: str
     histories: tuple[list[dict[str, Any]], ...]
 
     def values(self, key: str) -> list[float]:
-        """The last epoch's of each run."""
+        """The value of `key` in the last epoch of each run."""
         return [history[-1][key] for history in self.histories]
 
     @property
@@ -40,13 +40,13 @@ class Group:
 
 
 def read(runs: Sequence[Path]) -> list[Group]:
-    """Read runs, and put those together that differ in their seeds alone.
+    """Read runs, and group those that differ only in their seeds.
 
     Args:
-      runs: Folders of runs, or of the runs of several seeds.
+      runs: Folders of single runs, or of the runs of several seeds.
 
     Raises:
-      RunError: If one is no run, is damaged, or has no epoch yet.
+      RunError: If one is not a run, is damaged, has no epoch yet, or is given twice.
     """
     found: dict[str, list[tuple[Path, dict[str, Any], Any]]] = {}
     for run in runs:
@@ -65,7 +65,7 @@ def read(runs: Sequence[Path]) -> list[Group]:
         for key in every[0]
         if key != "seed" and len({json.dumps(fields[key]) for fields in every}) > 1
     ]
-    named = ("name", *recipes.PARTS)  # Their values tell by themselves what they are.
+    named = ("name", *recipes.PARTS)  # Their values need no label.
     groups = []
     for rows in found.values():
         place, fields, _ = rows[0]
@@ -79,7 +79,7 @@ def read(runs: Sequence[Path]) -> list[Group]:
 
 
 def table(groups: Sequence[Group]) -> Table:
-    """Accuracies by group: mean ± sample standard deviation over its seeds."""
+    """Tabulate accuracies by group: mean ± sample standard deviation over its seeds."""
     result = Table(
         box=box.SIMPLE, collapse_padding=True, pad_edge=False, show_edge=False
     )
@@ -100,7 +100,7 @@ def table(groups: Sequence[Group]) -> Table:
 
 
 def picture(groups: Sequence[Group]) -> Any:
-    """Test error, test loss and turned signs by epoch: the mean, and its seeds' band.
+    """Plot test error, test loss and flip ratio: mean and range over the seeds.
 
     Returns:
       A matplotlib figure.

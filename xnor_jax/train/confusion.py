@@ -1,4 +1,4 @@
-"""Which classes a network takes for which: a matrix, as table and picture."""
+"""The confusion matrix of a network, as a table and as a figure."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,17 +10,17 @@ from rich.table import Table
 from xnor_jax.data import ImageSet
 from xnor_jax.train import report
 
-# More classes than that are too wide for a terminal; their worst pairs are listed.
+# A matrix of more classes is too wide for a terminal; its worst pairs are listed.
 _WIDE = 12
 _PAIRS = 20
 
 
 def matrix(logits: Callable[[np.ndarray], np.ndarray], dataset: ImageSet) -> np.ndarray:
-    """How many test images of each class are taken for each.
+    """Count test images by true and predicted class.
 
     Args:
-      logits: Of images, uint8 `[N, *image_shape]`.
-      dataset: Whose test images are looked at.
+      logits: Maps images, uint8 `[N, *image_shape]`, to logits `[N, classes]`.
+      dataset: The data set with the test images.
 
     Returns:
       int `[classes, classes]`: rows are the true classes, columns the predicted ones.
@@ -33,11 +33,11 @@ def matrix(logits: Callable[[np.ndarray], np.ndarray], dataset: ImageSet) -> np.
 
 
 def table(counts: np.ndarray, names: Sequence[str]) -> Table:
-    """The matrix; of many classes each one's share, and the pairs most often mixed up.
+    """Tabulate the matrix, or, for many classes, the pairs most often confused.
 
     Args:
       counts: From `matrix`.
-      names: Of the classes.
+      names: The class names.
     """
     result = Table(
         box=box.SIMPLE, collapse_padding=True, pad_edge=False, show_edge=False
@@ -70,7 +70,7 @@ def table(counts: np.ndarray, names: Sequence[str]) -> Table:
 
 
 def picture(counts: np.ndarray, names: Sequence[str], title: str) -> Any:
-    """The matrix as a matplotlib figure: shares of each true class."""
+    """Plot the matrix as a matplotlib figure, coloured by share of the true class."""
     side = max(4.5, min(14, 0.45 * len(names)))
     figure = report.make_figure(side + 1.5, side)
     axis = figure.subplots()

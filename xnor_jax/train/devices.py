@@ -1,9 +1,9 @@
-"""Data parallel training: each batch is split over devices, everything else is on all.
+"""Data-parallel training: batches are split over devices, all else is replicated.
 
-The program is the one of a single device; XLA splits it by the batch's sharding. So
-BatchNorm's statistics are those of the whole batch, and gradients are summed over the
-devices before the rule of binarization sees them. Where there is a single device the
-mesh is None, and its program holds no sharding at all.
+The program is the same as for a single device; XLA partitions it by the batch's
+sharding. BatchNorm's statistics are therefore those of the whole batch, and gradients
+are summed over the devices before the gradient rule is applied. For a single device the
+mesh is None, and the program has no sharding.
 """
 
 from functools import partial
@@ -22,15 +22,15 @@ _AXIS = "batch"
 
 
 def make_mesh(devices: int | None, batch_size: int) -> Mesh | None:
-    """The devices that share a batch; None for a single one.
+    """Make the mesh of the devices that share a batch; None for a single device.
 
     Args:
-      devices: How many of JAX's devices, at least 1; None for one, and in several
-        processes for all of theirs, of which none can be left out.
-      batch_size: Images a step.
+      devices: The number of JAX devices, at least 1. None for one device, or for all if
+        there are several processes; any other number is then an error.
+      batch_size: Images per step.
 
     Raises:
-      RecipeError: If there are not so many, or the batch does not divide among them.
+      RecipeError: If the number is not allowed or does not divide the batch size.
     """
     found, processes = jax.devices(), jax.process_count()
     if devices is None:
@@ -57,18 +57,18 @@ def make_mesh(devices: int | None, batch_size: int) -> Mesh | None:
 
 
 def replicate(tree: T, mesh: Mesh | None) -> T:
-    """The tree on every device of the mesh."""
+    """Replicate the tree on every device of the mesh."""
     if mesh is None:
         return tree
     everywhere = NamedSharding(mesh, PartitionSpec())
     if jax.process_count() > 1:
-        # device_put knows no keys there, and sends all values round to compare them.
+        # Across processes, device_put fails on keys and sends all values to compare.
         return jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)
     return jax.device_put(tree, everywhere)
 
 
 def put_batch(batch: T, mesh: Mesh | None) -> T:
-    """This process's rows of a batch, onto its devices: together they are the batch."""
+    """Put this process's rows of a batch on its devices; return the global batch."""
     if mesh is None:
         return jax.device_put(batch)
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
@@ -77,14 +77,14 @@ def put_batch(batch: T, mesh: Mesh | None) -> T:
 
 
 def constrain_batch(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """In a program: the first axis is split over the devices of the mesh."""
+    """Split the first axis over the devices of the mesh, in a jitted function."""
     if mesh is None:
         return x
     return with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(_AXIS)))
 
 
 def constrain_replicated(tree: T, mesh: Mesh | None) -> T:
-    """In a program: the tree is on every device of the mesh."""
+    """Replicate the tree on every device of the mesh, in a jitted function."""
     if mesh is None:
         return tree
     return with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))

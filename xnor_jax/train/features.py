@@ -1,4 +1,4 @@
-"""What a packed network sees: the signs that reach its first binary convolutions."""
+"""Feature maps of a packed network: the signs into its first binary convolutions."""
 
 from typing import Any, NamedTuple
 
@@ -10,11 +10,11 @@ from xnor_jax.packing import PackedModel
 from xnor_jax.packing.graph import BinaryConv, as_floats
 from xnor_jax.train import report
 
-_CHANNELS = 32  # drawn of a layer's input
+_CHANNELS = 32  # of a layer's input that are drawn
 
 
 class Layer(NamedTuple):
-    """A binary convolution, and what reaches it."""
+    """A binary convolution and its input."""
 
     name: str
     kernel: np.ndarray  # signs [*window, C_in / groups, C_out]
@@ -22,12 +22,12 @@ class Layer(NamedTuple):
 
 
 def layers(packed: PackedModel, pixels: np.ndarray, most: int = 2) -> list[Layer]:
-    """The first binary convolutions of a network, with an image's signs before them.
+    """Find the first binary convolutions of a network, and their inputs for an image.
 
     Args:
-      packed: With preprocessing in its `info`.
+      packed: A network with preprocessing in its `info`.
       pixels: An image, uint8 `[H, W, C]`.
-      most: How many layers.
+      most: The maximum number of layers.
     """
     assert packed.info.preprocessing is not None
     values: list[Any] = [packed.info.preprocessing(jnp.asarray(pixels)[None])]
@@ -46,15 +46,15 @@ def layers(packed: PackedModel, pixels: np.ndarray, most: int = 2) -> list[Layer
 
 
 def picture(packed: PackedModel, pixels: np.ndarray, title: str) -> Any:
-    """An image, the signs that reach the first binary convolutions, and their kernels.
+    """Plot an image, the inputs of the first binary convolutions, and their kernels.
 
     Args:
-      packed: With preprocessing in its `info`.
+      packed: A network with preprocessing in its `info`.
       pixels: An image, uint8 `[H, W, C]`.
-      title: Over the whole picture.
+      title: The title of the figure.
 
     Returns:
-      A matplotlib figure; None where the network has no such layer.
+      A matplotlib figure; None if the network has no such layer.
     """
     rows = layers(packed, pixels)
     if not rows:

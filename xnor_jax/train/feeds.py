@@ -1,4 +1,4 @@
-"""How a run's images reach its programs: from memory, or batch by batch from disk."""
+"""Input feeds of a run: images in memory, or batches read from disk."""
 
 import contextlib
 import time
@@ -22,36 +22,36 @@ from xnor_jax.train.folder import RunError
 from xnor_jax.train.pieces import heard_while_compiling
 from xnor_jax.train.step import Metrics, Trainer, TrainState
 
-OnSteps = Callable[[int, Metrics], None]  # steps of the epoch so far, their means
+OnSteps = Callable[[int, Metrics], None]  # steps of the epoch so far, mean metrics
 
 
 class Feed(Protocol):
-    """The three passes of an epoch, called in this order, the next epoch's after it."""
+    """The three passes of an epoch, called in this order, epoch by epoch."""
 
     waited: float | None
-    """For how many seconds of the last `train_epoch` the devices waited for data; None
-    where they cannot."""
+    """The seconds of the last `train_epoch` for which the devices waited for data; None
+    for images in memory."""
 
     def train_epoch(
         self, state: TrainState, epoch: int
     ) -> tuple[TrainState, Metrics, Any]:
-        """Train on all images; the state, the means of metrics and flip ratios."""
+        """Train for an epoch; return the state and the mean metrics and flip ratios."""
         ...
 
     def calibrate(self, state: TrainState, epoch: int) -> Any:
-        """Re-estimate BatchNorm's statistics; the new `rest`."""
+        """Re-estimate BatchNorm's statistics; return the new `rest`."""
         ...
 
     def evaluate(self, state: TrainState) -> Metrics:
-        """The means over the test images, each counted once."""
+        """Return the mean metrics over the test images, each counted once."""
         ...
 
     def __enter__(self) -> "Feed":
-        """Begin to read."""
+        """Start reading."""
         ...
 
     def __exit__(self, *error: object) -> None:
-        """End what reads."""
+        """Stop reading."""
         ...
 
 
@@ -64,16 +64,17 @@ def make_feed(
     done: int,
     workers: int,
 ) -> Feed:
-    """The feed that fits the set.
+    """Make the feed for a data set.
 
     Args:
-      trainer: What stays.
+      trainer: The network, optimizer and schedule.
       dataset: The images.
-      on_steps: Called now and then with the steps of the epoch so far and the means of
-        their metrics.
+      on_steps: Called repeatedly with the number of steps of the epoch so far and the
+        means of their metrics.
       mesh: The devices that share each batch; None for one.
-      done: Epochs that are done already.
-      workers: Processes that prepare the batches of a set on disk; 0 for threads.
+      done: The number of completed epochs.
+      workers: The number of processes that prepare the batches of a data set on disk; 0
+        for threads.
     """
     if isinstance(dataset, PictureSet):
         return Streamed(
@@ -85,7 +86,7 @@ def make_feed(
 def evaluate(
     trainer: Trainer, state: TrainState, dataset: Dataset | PictureSet
 ) -> tuple[Metrics, int]:
-    """The means over a set's test images, and their number."""
+    """Return the mean metrics over a data set's test images, and their number."""
     if isinstance(dataset, PictureSet):
         batches = dataset.test_batches(trainer.recipe.batch_size)
         with Ahead(batches) as ahead:
@@ -98,9 +99,9 @@ def evaluate(
 
 
 def logits(trainer: Trainer, state: TrainState) -> Callable[[np.ndarray], np.ndarray]:
-    """The network of a state, from images, uint8 `[N, H, W, C]`, to logits."""
+    """Return a state's network, from images, uint8 `[N, H, W, C]`, to logits."""
 
-    # The weights are arguments: XLA spends seconds on folding constants.
+    # The weights are arguments: XLA would spend seconds folding constants.
     @jax.jit
     def compute(params, rest, images):
         model = nnx.merge(trainer.graphdef, params, rest, copy=True)
@@ -112,7 +113,7 @@ def logits(trainer: Trainer, state: TrainState) -> Callable[[np.ndarray], np.nda
 
 
 class InMemory:
-    """Each pass is compiled loops that pick their batches themselves."""
+    """A feed of images in memory: compiled loops gather their own batches."""
 
     waited: float | None = None
 
@@ -133,25 +134,25 @@ class InMemory:
         self._evaluate = step.make_evaluate(trainer, mesh=mesh)
 
     def __enter__(self) -> "InMemory":
-        """Nothing is left to read."""
+        """Do nothing: the images are in memory."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing reads."""
+        """Do nothing."""
 
     def train_epoch(
         self, state: TrainState, epoch: int
     ) -> tuple[TrainState, Metrics, Any]:
-        """Train on all images; the state, the means of metrics and flip ratios."""
+        """Train for an epoch; return the state and the mean metrics and flip ratios."""
         return self._train_epoch(state, *self._train, self._keys(epoch)[0])
 
     def calibrate(self, state: TrainState, epoch: int) -> Any:
-        """Re-estimate BatchNorm's statistics; the new `rest`."""
+        """Re-estimate BatchNorm's statistics; return the new `rest`."""
         images, key = self._train.images, self._keys(epoch)[1]
         return self._calibrate(state.evaluated, state.rest, images, key)
 
     def evaluate(self, state: TrainState) -> Metrics:
-        """The means over the test images, each counted once."""
+        """Return the mean metrics over the test images, each counted once."""
         return self._evaluate(state.evaluated, state.rest, *self._test)
 
     def _keys(self, epoch: int) -> jax.Array:
@@ -159,10 +160,10 @@ class InMemory:
 
 
 class Streamed:
-    """Each pass is a jitted step a batch; the next batch comes while one computes.
+    """A feed of images on disk: a jitted step per batch, with the next one prefetched.
 
-    The batches of all passes and epochs are one sequence, so that what prepares them
-    runs on through the ends of passes, and a run's place in it is its epoch.
+    The batches of all passes and epochs form one sequence, so prefetching continues
+    from one pass to the next, and the epoch determines a run's position in it.
     """
 
     def __init__(
@@ -199,26 +200,26 @@ class Streamed:
         self.waited: float | None = None
 
     def __enter__(self) -> "Streamed":
-        """Begin to prepare batches."""
+        """Start preparing batches."""
         self._batches.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the threads and processes that prepare them."""
+        """Stop the threads and processes that prepare batches."""
         self._batches.__exit__(*error)
 
     def train_epoch(
         self, state: TrainState, epoch: int
     ) -> tuple[TrainState, Metrics, Any]:
-        """Train on all images; the state, the means of metrics and flip ratios."""
-        del epoch  # the sequence knows
+        """Train for an epoch; return the state and the mean metrics and flip ratios."""
+        del epoch  # given by the position in the sequence
         before = self._batches.waited
         total = replicate(step.zero_total(state), self._mesh)
         running = None
         for at in range(1, self._steps + 1):
             batch = self._batches.take(running)
             state, total, metrics = self._train_batch(state, total, *batch)
-            # No more than two steps are under way: each holds a batch.
+            # At most two steps are in flight: each holds a batch.
             jax.block_until_ready(running)
             running = metrics
             if at % 10 == 0:
@@ -228,7 +229,7 @@ class Streamed:
         return state, *step.means(total, self._steps)
 
     def calibrate(self, state: TrainState, epoch: int) -> Any:
-        """Re-estimate BatchNorm's statistics; the new `rest`."""
+        """Re-estimate BatchNorm's statistics; return the new `rest`."""
         del epoch
         found: list[Any] = []
         for _ in range(self._calibrations):
@@ -238,17 +239,17 @@ class Streamed:
         return step.merge_statistics(state.rest, found)
 
     def evaluate(self, state: TrainState) -> Metrics:
-        """The means over the test images, each counted once."""
+        """Return the mean metrics over the test images, each counted once."""
         return _evaluate(self._evaluate, state, self._batches, self._tests)
 
 
 class Ahead:
-    """Batches on the devices, the next one on its way while one is computed with.
+    """Batches on the devices, with the next one prefetched during each step.
 
     Args:
-      batches: A batch an element.
+      batches: One batch per element.
       mesh: The devices that share each batch; None for one.
-      workers: Processes that prepare them; 0 for threads.
+      workers: The number of processes that prepare batches; 0 for threads.
     """
 
     def __init__(
@@ -259,27 +260,27 @@ class Ahead:
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "Ahead":
-        """Begin to prepare batches."""
+        """Start preparing batches."""
         self._iterator = self._open.enter_context(reading(self._batches, self._workers))
-        # Left first: it may be waiting for a worker.
+        # Exited first: its thread may be waiting for a worker.
         pool = ThreadPoolExecutor(1, initializer=deafen if self._workers else None)
         self._pool = self._open.enter_context(pool)
         self._next = self._pool.submit(self._pull)
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End what prepares them."""
+        """Stop preparing batches."""
         self._open.close()
-        # Memory shared with workers goes with the iterator; what was interrupted may
-        # hold this object for as long as the process lives.
+        # The iterator owns memory shared with the workers, and after an interrupt this
+        # object may be referenced until the process ends.
         del self._iterator, self._next
 
     def take(self, running: Any) -> Any:
-        """The next batch.
+        """Return the next batch.
 
         Args:
-          running: What the devices still compute; the time after it is ready, until the
-            batch is there, has been waited.
+          running: Arrays that the devices are still computing; `waited` counts the time
+            from when they are ready until the batch is.
         """
         if not self._next.done():
             jax.block_until_ready(running)
@@ -293,7 +294,7 @@ class Ahead:
     def _pull(self) -> Any:
         try:
             batch = next(self._iterator, None)
-        except RuntimeError as error:  # Grain's, for a process that has ended
+        except RuntimeError as error:  # from Grain, when a worker has died
             reason = str(error).splitlines()[0][:100]
             raise RunError(
                 f"no more pictures: {reason}; see to the memory, or give fewer "
@@ -301,7 +302,7 @@ class Ahead:
             ) from error
         if batch is None:
             return None
-        # A worker's batch lies in shared memory, which is to be given back at once.
+        # A copy: a worker's batch is in shared memory, which must be released at once.
         return put_batch(jax.tree.map(np.array, batch), self._mesh)
 
 

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and its small files, written whole or not at all."""
+"""A run's folder: which run it holds, and its small files, written atomically."""
 
 import dataclasses
 import json
@@ -25,33 +25,33 @@ METRICS = (
     "flip_ratio",
     "images_per_second",
 )
-# Beside these, in runs on a set that stays on disk: the share of the training time in
-# which the devices waited for a batch.
+# Only in runs on a data set on disk: the share of the training time for which the
+# devices waited for a batch.
 DATA_WAIT = "data_wait"
 SEEDS = "seeds.json"
 
 
 class RunError(Exception):
-    """A run that cannot start, go on or be read."""
+    """A run that cannot be started, continued or read."""
 
 
 class RunWarning(UserWarning):
-    """A run that goes on, or is read, otherwise than asked."""
+    """A run that continues or is read despite a problem."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What `recipe.json` says: enough to rebuild the network without the data.
+    """The content of `recipe.json`: enough to rebuild the network without the data.
 
     Attributes:
-      name: The preset's, or MODULE:NAME.
-      recipe: What is trained.
-      source: How pixels are normalised.
+      name: The run's name, such as a preset's, or MODULE:NAME.
+      recipe: The recipe.
+      source: The normalisation of pixels.
       image_shape: Height, width, channels.
       class_names: One per class.
-      train_images: How many there are.
-      modules: The SHA-256 of the source of each module that the recipe's own parts come
-        from, as it was when the run began.
+      train_images: The number of training images.
+      modules: The SHA-256 of the source of each module with custom parts of the recipe,
+        when the run began.
     """
 
     name: str
@@ -90,25 +90,26 @@ class RunInfo:
         return fields | ({"modules": dict(self.modules)} if self.modules else {})
 
     def __repr__(self) -> str:
-        # The same in all processes of a run; a function's own has its address.
+        # Equal in all processes of a run: a function's own repr contains its address.
         return f"RunInfo({self.to_json()})"
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in the training images."""
+        """The number of whole batches in the training images."""
         return self.train_images // self.recipe.batch_size
 
 
 def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
-    """Make the run's folder, or find it ready to go on.
+    """Create the run's folder, or check that the run in it can be resumed.
 
     Args:
-      folder: Where the run is, or will be.
+      folder: The run's folder.
       info: The run.
-      resume: Whether to go on with what is there.
+      resume: Whether to resume the run in the folder.
 
     Raises:
-      RunError: If something else is there, or it cannot be written.
+      RunError: If the folder holds something else or cannot be written, or there is no
+        run to resume.
     """
     existing = folder / "recipe.json"
     if existing.exists():
@@ -131,7 +132,7 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
             write_atomically(existing, longer + "\n")
         return
     try:
-        # Killed before the rename, the start of a run leaves this alone.
+        # A run that was killed before the rename leaves only this file.
         leftover = _temporary(existing)
         there = list(folder.iterdir()) if folder.exists() else []
         if resume and not there:
@@ -157,11 +158,11 @@ def read_info(folder: Path, recipe: Recipe | None = None) -> RunInfo:
 
     Args:
       folder: The run's folder.
-      recipe: The recipe whose callables the run was trained with, where they cannot be
-        imported. None: they are imported by their names.
+      recipe: The recipe that the run was trained with, if its callables cannot be
+        imported. None imports them by their names.
 
     Raises:
-      RunError: If the folder has none, it is damaged, or what it names cannot be
+      RunError: If the file is missing or damaged, or names something that cannot be
         imported.
     """
     fields = _read(folder)
@@ -186,7 +187,7 @@ def read_info(folder: Path, recipe: Recipe | None = None) -> RunInfo:
 
 
 def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
-    """Write `metrics.jsonl`, one object an epoch, whole, as the checkpoint has it."""
+    """Write all of `metrics.jsonl` from a history, one object per epoch."""
     lines = [
         json.dumps({key: epoch[key] for key in (*METRICS, DATA_WAIT) if key in epoch})
         for epoch in history
@@ -195,10 +196,10 @@ def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Read `metrics.jsonl`, one object an epoch.
+    """Read `metrics.jsonl`, one object per epoch.
 
     Raises:
-      RunError: If there is none, it holds no epoch, or is damaged.
+      RunError: If the file is missing, empty or damaged.
     """
     path = folder / "metrics.jsonl"
     try:
@@ -218,7 +219,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by `text`; after a crash it is the old one or the new one."""
+    """Replace a file by `text`; a crash leaves the old file or the new one."""
     temporary = _temporary(path)
     with temporary.open("w") as file:
         file.write(text)
@@ -232,26 +233,26 @@ def _temporary(path: Path) -> Path:
 
 
 def default_folder(name: str, *, resume: bool) -> Path:
-    """`runs/NAME` or the next free `runs/NAME-2`, …; to resume, the newest of these."""
+    """Return `runs/NAME` or the next free `runs/NAME-2`, …; to resume, the newest."""
     base = Path("runs") / re.sub(r"[^\w.-]+", "-", name)
     return newest_folder(base) if resume else free_folder(base)
 
 
 def begun(folder: Path) -> tuple[str, Recipe, tuple[int, ...]] | None:
-    """What was begun in a folder: its name, its recipe, and the seeds if several.
+    """Read the name, the recipe and the seeds of the run or runs in a folder.
 
     Returns:
-      None where there is nothing yet to go on with.
+      Name, recipe and seeds, which are empty for a single run; None if there is no run.
 
     Raises:
-      RunError: If what is there cannot be read.
+      RunError: If the folder's files cannot be read.
     """
     seeds = read_seeds(folder)
     places = [folder, *(folder / f"seed{seed}" for seed in seeds)]
     for place in places:
         if (place / "recipe.json").exists():
             with warnings.catch_warnings():
-                # Who goes on hears of changes.
+                # Resuming the run repeats the warning.
                 warnings.simplefilter("ignore", RunWarning)
                 info = read_info(place)
             return info.name, info.recipe, seeds
@@ -259,7 +260,7 @@ def begun(folder: Path) -> tuple[str, Recipe, tuple[int, ...]] | None:
 
 
 def read_seeds(folder: Path) -> tuple[int, ...]:
-    """The seeds of the runs in a folder's folders; none where it holds a single run.
+    """Read the seeds of the runs in a folder; empty if it holds a single run.
 
     Raises:
       RunError: If the list is damaged.
@@ -279,14 +280,14 @@ def read_seeds(folder: Path) -> tuple[int, ...]:
 
 
 def write_seeds(folder: Path, seeds: Sequence[int]) -> None:
-    """Remember which seeds the folder's runs have, or will have."""
+    """Add `seeds` to the list of seeds in the folder, which is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     known = dict.fromkeys((*read_seeds(folder), *seeds))
     write_atomically(folder / SEEDS, json.dumps(list(known)) + "\n")
 
 
 def free_folder(base: Path) -> Path:
-    """`base`, or the first of `base-2`, `base-3`, … that does not exist yet."""
+    """Return `base`, or the first of `base-2`, `base-3`, … that does not exist yet."""
     folder, number = base, 1
     while folder.exists():
         number += 1
@@ -295,7 +296,7 @@ def free_folder(base: Path) -> Path:
 
 
 def newest_folder(base: Path) -> Path:
-    """The last folder that `free_folder(base)` gave; `base` if it never did."""
+    """Return the last folder that `free_folder(base)` gave; `base` if there is none."""
     folder, number = base, 1
     while (following := base.with_name(f"{base.name}-{number + 1}")).exists():
         folder, number = following, number + 1
@@ -303,7 +304,7 @@ def newest_folder(base: Path) -> Path:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """The content of `recipe.json`, with what older ones lack, lists as tuples."""
+    """Read `recipe.json`, with defaults for missing fields and tuples in `data`."""
     path = folder / "recipe.json"
     try:
         fields = json.loads(path.read_text())
@@ -338,7 +339,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _check_data(data: Mapping[str, Any], *, moments: bool) -> None:
-    """See that the data set's description is one, with mean and std if it has them."""
+    """Check the description of the data set, with mean and std if `moments`."""
 
     def each(key: str, expected: str, fits: Callable[[Any], bool]) -> tuple[Any, ...]:
         values = data[key]

@@ -1,4 +1,4 @@
-"""A whole run: epochs, evaluation, checkpoints, what a person sees."""
+"""The training loop: epochs, evaluation, checkpoints and reports."""
 
 import math
 import sys
@@ -34,10 +34,10 @@ from xnor_jax.train.step import Metrics, Trainer, TrainState
 
 
 class Result(NamedTuple):
-    """How a run ended."""
+    """The result of a run."""
 
     folder: Path
-    history: History  # one record an epoch
+    history: History  # one record per epoch
     seconds: float  # of this process
     trainer: Trainer
     state: TrainState  # after the last epoch
@@ -53,32 +53,33 @@ def train(
     mesh: Mesh | None = None,
     workers: int = 0,
 ) -> Result:
-    """Train a recipe to its end.
+    """Train a recipe for all its epochs.
 
-    Everything that decides the numbers comes from the recipe: a run that is cut off at
-    any moment and resumed ends with those of a run left alone. Where JAX runs in
-    several processes, each of them calls this; the first one alone prints, and writes
-    all but the checkpoints.
+    The recipe determines the result: a run that is interrupted at any time and resumed
+    ends with the same values as an uninterrupted one. If JAX runs in several processes,
+    each of them calls this function; only the first one prints, and writes everything
+    except the checkpoints.
 
     Args:
       info: The run: `RunInfo.of(name, recipe, dataset)`.
-      dataset: Its data.
-      folder: Where recipe, metrics, checkpoints, events and the report go.
-      resume: Whether to go on with what the folder holds.
-      console: Where to print; None for standard output.
+      dataset: The run's data set.
+      folder: The folder for recipe, metrics, checkpoints, events and report.
+      resume: Whether to resume the run in the folder.
+      console: The console to print to; None for standard output.
       mesh: The devices that share each batch, from `make_mesh`; None for one. The
-        numbers are those of one device but for rounding, and a run may go on with
+        result is that of one device up to rounding, and a run may be resumed with
         another mesh.
-      workers: Processes that prepare the batches of a set that stays on disk; 0 for
-        threads. They change no number.
+      workers: The number of processes that prepare the batches of a data set on disk; 0
+        for threads. It does not affect the result.
 
     Returns:
-      The history of all epochs.
+      The history of all epochs, the time taken, the trainer and the final state.
 
     Raises:
-      RunError: If the folder is not the run's or cannot be written, or the loss is not
-        finite.
-      RecipeError: If a batch is larger than the training split.
+      RunError: If the folder holds something else or cannot be written, the loss is not
+        finite, or a run that the recipe names cannot be used.
+      RecipeError: If a batch is larger than the training split, or the network cannot
+        be built for such images.
     """
     begin = time.perf_counter()
     recipe = info.recipe
@@ -89,8 +90,8 @@ def train(
             f"images, got {recipe.batch_size}",
             field="batch_size",
         )
-    # Before a folder is made, and all pictures are looked at: whether the network takes
-    # such images.
+    # Check that the network takes such images before creating a folder and verifying
+    # all pictures.
     classes = len(info.class_names)
     build = network.builder(recipe, image_shape=info.image_shape, classes=classes)
     network.abstract(recipe, build, info.image_shape, classes)
@@ -170,7 +171,7 @@ def train(
             "its rights, then go on with --resume"
         ) from error
     finally:
-        # A call that was interrupted may hold the lock that closing would wait for.
+        # An interrupted call may still hold the lock that `close` would wait for.
         if not isinstance(sys.exception(), KeyboardInterrupt):
             if events:
                 events.close()
@@ -189,8 +190,8 @@ def create(info: RunInfo, **others: Any) -> tuple[Trainer, TrainState]:
 
     Args:
       info: The run.
-      **others: What the recipe names and a step needs: see `step.create`. Without them
-        a run can be read, but not trained.
+      **others: `teacher` and `initial`, if the recipe names them; see `step.create`.
+        Without them a run can be read but not trained.
     """
     return step.create(
         info.recipe,
@@ -203,11 +204,11 @@ def create(info: RunInfo, **others: Any) -> tuple[Trainer, TrainState]:
 
 
 def _others(info: RunInfo, *, first: bool) -> dict[str, Any]:
-    """The runs that the recipe names, for `step.create`; initial weights `first` alone.
+    """Restore the runs that the recipe names; `initial` only before the `first` epoch.
 
     Raises:
-      RunError: If one cannot be read, or is of other images or classes, or the initial
-        one of another network.
+      RunError: If a run cannot be read or has other images or classes, or the initial
+        run has another network.
     """
 
     def other(field: str) -> tuple[Trainer, TrainState]:
@@ -273,7 +274,7 @@ def restore(
 
 
 def _digest(dataset: Dataset | PictureSet) -> list[int]:
-    """What tells a data set from another; of one on disk its labels."""
+    """Checksums that identify a data set; for one on disk, of its labels only."""
     if isinstance(dataset, PictureSet):
         arrays = [split.labels for split in (dataset.train, dataset.test)]
     else:

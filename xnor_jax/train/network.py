@@ -1,4 +1,4 @@
-"""A recipe's network: built, looked at without numbers, and tried on no data."""
+"""A recipe's network: its builder, its shapes and dtypes, and its binary kernels."""
 
 import math
 from collections.abc import Callable
@@ -23,13 +23,13 @@ def builder(
     classes: int,
     backend: str = "auto",
 ) -> Callable[[], nnx.Module]:
-    """A function that builds the network with its initial weights.
+    """Return a function that builds the network with its initial weights.
 
     Args:
-      recipe: What says which network.
+      recipe: The recipe of the network.
       image_shape: Height, width, channels.
-      classes: How many logits.
-      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      classes: The number of logits.
+      backend: The backend of the binary products; see `xnor_jax.nn.BinaryConv`.
     """
     model = recipe.model if callable(recipe.model) else MODELS[recipe.model]
     taken = own.arguments(
@@ -57,10 +57,10 @@ def abstract(
     image_shape: tuple[int, ...],
     classes: int,
 ) -> nnx.Module:
-    """The network as shapes and dtypes.
+    """Build the network as shapes and dtypes only.
 
     Raises:
-      RecipeError: If it cannot be built for such images, or one of one's own does not
+      RecipeError: If it cannot be built for such images, or a custom network does not
         map them to logits.
     """
     sizes = "×".join(map(str, image_shape))
@@ -94,16 +94,16 @@ def abstract(
 
 
 def binary_kernels(model: nnx.Module) -> Any:
-    """The kernels that are binary, or would be in the float twin.
+    """Mark the kernels that are binary or, in a float twin, would be.
 
-    They are those of the model's binary layers, or, where it has none of this library,
-    its inner kernels.
+    They are the kernels of the model's `BinaryConv` and `BinaryLinear` layers or, if it
+    has none, its inner kernels.
 
     Returns:
       A bool tree of the structure of `nnx.state(model, nnx.Param)`.
 
     Raises:
-      RecipeError: If there are neither.
+      RecipeError: If the model has neither.
     """
     layers = {
         "/".join(map(str, (*path, "kernel")))
@@ -126,13 +126,13 @@ def binary_kernels(model: nnx.Module) -> Any:
 
 
 def set_temperature(model: nnx.Module, progress: jax.Array) -> None:
-    """Give every surrogate `"tanh"` of a model the temperature of IR-Net's error decay.
+    """Set the temperature of a model's `"tanh"` surrogates by IR-Net's error decay.
 
-    `t = 10^(−1 + 2·progress)`: from 0.1, a wide slope, to 10, almost the sign's own.
+    `t = 10^(−1 + 2·progress)` rises from 0.1, a wide surrogate, to 10, nearly the sign.
 
     Args:
-      model: Changed in place.
-      progress: The part of the training that is done, in [0, 1]; it may be traced.
+      model: The model, changed in place.
+      progress: The completed fraction of the training, in [0, 1]; may be traced.
 
     References:
       Qin et al., Forward and Backward Information Retention for Accurate Binary Neural
@@ -146,13 +146,13 @@ def set_temperature(model: nnx.Module, progress: jax.Array) -> None:
 
 
 def set_quantile(model: nnx.Module, progress: jax.Array) -> None:
-    """Give every weight method `"recu"` of a model the τ of this time in the training.
+    """Set the quantile τ of a model's `"recu"` weight methods.
 
-    `τ = a·e^progress + b`, which rises from 0.85 to 0.99.
+    `τ = a·e^progress + b` rises from 0.85 to 0.99.
 
     Args:
-      model: Changed in place.
-      progress: The part of the training that is done, in [0, 1]; it may be traced.
+      model: The model, changed in place.
+      progress: The completed fraction of the training, in [0, 1]; may be traced.
 
     References:
       Xu et al., ReCU, 2021, §3.3; z-hXu/ReCU, `cifar/main.py`.

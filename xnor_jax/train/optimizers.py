@@ -1,4 +1,4 @@
-"""A recipe's optimizer and learning rate, by name or of one's own."""
+"""A recipe's optimizer and learning rate schedule, registered or custom."""
 
 import optax
 
@@ -11,10 +11,10 @@ Links = list[optax.GradientTransformation]
 
 
 def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> Links:
-    """The links of a recipe's optimizer, to be chained.
+    """Return the transformations of a recipe's optimizer, to be chained.
 
     Raises:
-      RecipeError: If a function of one's own returns something else.
+      RecipeError: If a custom function fails or returns something else.
     """
     if not callable(recipe.optimizer):
         return OPTIMIZERS[recipe.optimizer](recipe, schedule)
@@ -30,10 +30,10 @@ def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> Links:
 
 
 def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
-    """The learning rate as a function of the step, after a linear warm-up.
+    """Return the learning rate schedule; a registered one has a linear warm-up.
 
     Raises:
-      RecipeError: If a function of one's own returns something else.
+      RecipeError: If a custom function fails or returns something else.
     """
     if not callable(recipe.schedule):
         warmup = round(recipe.warmup_epochs * steps_per_epoch)
@@ -71,19 +71,19 @@ def sgd(recipe: Recipe, schedule: optax.Schedule) -> Links:
 
 
 def cosine(recipe: Recipe, steps_per_epoch: int, warmup: int) -> optax.Schedule:
-    """From the highest rate to 0 at the end, from step `warmup` on."""
+    """Cosine decay from the highest rate, after `warmup` steps, to 0 at the end."""
     steps = max(recipe.epochs * steps_per_epoch - warmup, 1)
     return optax.cosine_decay_schedule(recipe.learning_rate, steps)
 
 
 def linear(recipe: Recipe, steps_per_epoch: int, warmup: int) -> optax.Schedule:
-    """From the highest rate to 0 at the end, in equal steps from step `warmup` on."""
+    """Linear decay from the highest rate, after `warmup` steps, to 0 at the end."""
     steps = max(recipe.epochs * steps_per_epoch - warmup, 1)
     return optax.linear_schedule(recipe.learning_rate, 0.0, steps)
 
 
 def steps(recipe: Recipe, steps_per_epoch: int, warmup: int) -> optax.Schedule:
-    """Times `decay_factor` at the end of each of `decay_epochs`, from `warmup` on."""
+    """Multiply by `decay_factor` after each of `decay_epochs`; starts at `warmup`."""
     boundaries = {
         epoch * steps_per_epoch - warmup: recipe.decay_factor
         for epoch in recipe.decay_epochs

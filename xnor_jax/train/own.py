@@ -1,4 +1,4 @@
-"""Parts of one's own in a recipe: MODULE:NAME, callables, and what their source is."""
+"""Custom parts of a recipe: MODULE:NAME references, callables, source digests."""
 
 import contextlib
 import functools
@@ -18,8 +18,8 @@ class RecipeError(ValueError):
     """A recipe that cannot be trained.
 
     Args:
-      message: What is wrong, and what would be right.
-      field: The field that it is about.
+      message: The error, and what was expected.
+      field: The field at fault, which precedes the message.
     """
 
     def __init__(self, message: str, *, field: str | None = None):
@@ -32,10 +32,10 @@ def is_reference(text: str) -> bool:
 
 
 def find(reference: str) -> Any:
-    """Import what MODULE:NAME names; the current directory is searched first.
+    """Import the object at MODULE:NAME; the current directory is searched first.
 
     Args:
-      reference: Such as `"my_net:RECIPE"`; both parts may have dots.
+      reference: Such as `"my_net:RECIPE"`; both parts may contain dots.
 
     Raises:
       RecipeError: If the module cannot be imported, or has no such name.
@@ -62,10 +62,10 @@ def find(reference: str) -> Any:
 
 
 def describe(function: Callable[..., Any]) -> str:
-    """A callable as `module:qualname`, which `find` imports where that is possible.
+    """Describe a callable as `module:qualname`, which `find` imports if possible.
 
-    What is no attribute of a module (a lambda, a partial, an instance) gets a
-    description that `find` refuses.
+    A callable that is not an attribute of a module (a lambda, a partial, an instance)
+    gets a description that `find` rejects.
     """
     if isinstance(function, functools.partial):
         words = [*map(_word, function.args)]
@@ -78,7 +78,7 @@ def describe(function: Callable[..., Any]) -> str:
         same = functools.reduce(getattr, path.split("."), sys.modules[module])
     except (AttributeError, KeyError):
         same = None
-    # A lambda's and a nested function's path says so itself.
+    # The paths of lambdas and nested functions contain `<lambda>` or `<locals>`.
     return text if same == function or "<" in path else f"{text}(…)"
 
 
@@ -86,8 +86,7 @@ def digests(references: Iterable[str]) -> dict[str, str]:
     """The SHA-256 of each module's source file, by the module's name.
 
     Args:
-      references: `"module:…"`; modules that are not loaded, or have no file, are left
-        out.
+      references: `"module:…"`; modules that are not loaded or have no file are omitted.
     """
     found = {}
     for reference in references:
@@ -101,10 +100,10 @@ def digests(references: Iterable[str]) -> dict[str, str]:
 def arguments(
     field: str, function: Callable[..., Any], offered: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Those of the offered keyword arguments that a callable's signature takes.
+    """Select the offered keyword arguments that a callable's signature takes.
 
     Raises:
-      RecipeError: If it needs an argument that is not offered.
+      RecipeError: If it requires an argument that is not offered.
     """
     signature = _signature(function)
     if signature is None:
@@ -134,7 +133,7 @@ def arguments(
 
 
 def check_signature(field: str, function: Callable[..., Any], *names: str) -> None:
-    """See that a callable takes these positional arguments.
+    """Check that a callable takes these positional arguments.
 
     Raises:
       RecipeError: If it does not.
@@ -154,16 +153,16 @@ def check_signature(field: str, function: Callable[..., Any], *names: str) -> No
 
 @contextlib.contextmanager
 def errors(field: str, part: Any, more: str = "") -> Iterator[None]:
-    """Turn what a recipe's part raises into a RecipeError of one line.
+    """Convert an exception of a recipe's part into a one-line RecipeError.
 
     Args:
       field: The part's field.
-      part: A name, of which a ValueError and a TypeError are turned; or a callable of
-        one's own, of which everything is.
-      more: What it was tried on.
+      part: A registered name, for which only ValueError and TypeError are converted, or
+        a custom callable, for which every exception is.
+      more: The input of the part, for the message.
 
     Raises:
-      RecipeError: From what the part raised.
+      RecipeError: If the part raises such an exception.
     """
     try:
         yield
@@ -179,7 +178,7 @@ def errors(field: str, part: Any, more: str = "") -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in a line: the error, and where in the user's own files."""
+    """Describe an error in one line, with its last position in the user's files."""
     lines = str(error).strip().splitlines()
     said = lines[0][:300] if lines else ""
     kind = type(error).__name__
@@ -207,12 +206,12 @@ def _import(name: str, reference: str) -> Any:
             f"{reference}: there is no module {error.name} here or among the installed "
             f"ones; go to the folder that holds {name.partition('.')[0]}.py"
         ) from error
-    except Exception as error:  # the module's own, of any kind
+    except Exception as error:  # a module may raise anything
         raise RecipeError(f"cannot import {name}: {reason(error)}") from error
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    """None where Python knows none, as for some built-ins."""
+    """Return the signature; None if there is none, as for some built-ins."""
     # A metaclass, such as that of nnx.Module, hides a class's own parameters.
     called: Any = function
     if isinstance(function, type):

@@ -1,7 +1,7 @@
-"""Long loops in pieces of bounded time, between which Python hears a signal.
+"""Long loops in pieces of bounded time, between which Python can handle signals.
 
-The first and last step of a piece are arguments of one compiled program, so how a loop
-is cut changes no number and compiles nothing anew.
+The bounds of a piece are arguments of one compiled program, so the lengths of pieces
+neither affect the result nor cause recompilation.
 """
 
 import threading
@@ -21,14 +21,14 @@ from xnor_jax.train.devices import constrain_replicated
 T = TypeVar("T")
 
 SECONDS = 1.0
-"""How long a piece may take, where a single step does not take longer."""
+"""The most seconds that a piece should take, unless a single step takes longer."""
 
 
 def heard_while_compiling(program: Callable[..., T]) -> Callable[..., T]:
-    """The jitted `program`, whose first compilation does not keep signals waiting.
+    """Wrap the jitted `program` so that its first compilation does not delay signals.
 
-    XLA compiles in another thread, while this one is in Python. Who is interrupted then
-    has to leave by `os._exit`: the compilation cannot be stopped.
+    XLA compiles in another thread, while this one stays in Python. A caller that is
+    interrupted then must exit by `os._exit`, since compilation cannot be stopped.
     """
     compiled = False
 
@@ -54,18 +54,18 @@ def _in_a_thread(function: Callable[[], Any]) -> None:
             done.set_result(None)
 
     threading.Thread(target=run, daemon=True).start()
-    # A signal that comes just before a wait does not end it: none is long.
+    # A signal just before a wait does not end the wait, so each wait is short.
     while not wait([done], 0.2).done:
         pass
     done.result()
 
 
 class Pieces:
-    """Runs a loop piece by piece; their length follows from how long they take.
+    """A loop run in pieces, whose length adapts to the time that they take.
 
     Args:
-      program: `program(carry, start, stop, *data) -> carry`, jitted: the steps from
-        `start` up to `stop`, as `jax.lax.fori_loop` counts them. The carry is donated.
+      program: `program(carry, start, stop, *data) -> carry`, jitted: the steps in
+        `[start, stop)`, as in `jax.lax.fori_loop`. The carry is donated.
     """
 
     def __init__(self, program: Callable[..., Any]):
@@ -79,13 +79,14 @@ class Pieces:
         *data: Any,
         on_piece: Callable[[int, T], None] | None = None,
     ) -> T:
-        """Take the steps from 0 to `count`.
+        """Run `count` steps, and return the final carry.
 
         Args:
-          carry: What a step changes; donated.
-          count: How many steps.
-          *data: What it only reads.
-          on_piece: Called after each piece with the steps so far and the carry.
+          carry: The initial carry; donated.
+          count: The number of steps.
+          *data: The read-only arguments of the program.
+          on_piece: Called after each piece with the number of steps so far and the
+            carry.
         """
         done = 0
         while done < count:
@@ -107,10 +108,10 @@ class Pieces:
 def make_map(
     function: Callable[..., Any], *, mesh: Mesh | None = None
 ) -> Callable[..., Any]:
-    """`jax.lax.map` over the integers from 0, in pieces.
+    """Make a `jax.lax.map` over the integers from 0 that runs in pieces.
 
     Args:
-      function: `function(at, *data)`, a tree of arrays.
+      function: `function(at, *data)`, which returns a tree of arrays.
       mesh: The devices that hold the results; None for one.
 
     Returns:

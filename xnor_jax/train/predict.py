@@ -1,4 +1,4 @@
-"""What a packed network says of images that are still pixels."""
+"""Predictions of a packed network for images given as pixels."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,30 +11,29 @@ from xnor_jax.data import SOURCES, DataError, Fit, ImageSet
 from xnor_jax.packing.network import Info, PackedModel
 from xnor_jax.train.step import Metrics
 
-# Images at once: their activations, not the whole set's, are in memory.
+# Images per batch, which bounds the memory of the activations.
 BATCH_SIZE = 500
 
 
 class Prediction(NamedTuple):
-    """The class that a network gives an image."""
+    """A predicted class and its probability."""
 
     name: str
     probability: float
 
 
 def logits(packed: PackedModel, pixels: np.ndarray) -> np.ndarray:
-    """The logits of images, in batches.
+    """Compute the logits of images, in batches.
 
     Args:
-      packed: With preprocessing in its `info`.
+      packed: A network with preprocessing in its `info`.
       pixels: uint8 `[N, *image_shape]`.
 
     Returns:
       float32 `[N, classes]`.
 
     Raises:
-      DataError: If the network does not tell its preprocessing, or takes images of
-        another shape.
+      DataError: If the network has no preprocessing, or takes images of another shape.
     """
     if packed.info.preprocessing is None:
         raise DataError(
@@ -54,11 +53,11 @@ def logits(packed: PackedModel, pixels: np.ndarray) -> np.ndarray:
 def in_batches(
     function: Callable[[np.ndarray], jax.Array], pixels: np.ndarray
 ) -> np.ndarray:
-    """What a function gives for images, at least one, as batches of one size."""
+    """Apply a function to at least one image, in batches of one size."""
     size = min(BATCH_SIZE, len(pixels))
     parts = []
     for first in range(0, len(pixels), size):
-        # Past the end the last image is read again: one shape is compiled once.
+        # The last image pads the last batch, so that a single shape is compiled.
         index = np.minimum(np.arange(first, first + size), len(pixels) - 1)
         parts.append(np.asarray(function(pixels[index])))
     return np.concatenate(parts)[: len(pixels)]
@@ -67,23 +66,22 @@ def in_batches(
 def classify(
     packed: PackedModel, pixels: np.ndarray, *, top: int = 1
 ) -> list[list[Prediction]]:
-    """The most probable classes of each image; numbers where they have no names.
+    """Return the most probable classes of each image; numbers if they have no names.
 
     Args:
-      packed: With preprocessing in its `info`.
+      packed: A network with preprocessing in its `info`.
       pixels: uint8 `[N, *image_shape]`.
-      top: How many classes of each image, at most as many as there are.
+      top: The number of classes per image; all if there are fewer.
 
     Returns:
-      For each image its classes, the most probable first.
+      The predictions of each image, the most probable first.
 
     Raises:
-      DataError: If the network does not tell its preprocessing, or takes images of
-        another shape.
+      DataError: If the network has no preprocessing, or takes images of another shape.
     """
     probabilities = np.asarray(jax.nn.softmax(logits(packed, pixels)))
     names = packed.info.class_names
-    # Of equal ones the first, as argmax has it.
+    # The first of equal ones, as in argmax.
     order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
     return [
         [Prediction(names[at] if names else str(at), float(row[at])) for at in best]
@@ -92,14 +90,14 @@ def classify(
 
 
 def evaluate(packed: PackedModel, dataset: ImageSet) -> Metrics:
-    """Loss and accuracy on a set's test split.
+    """Compute the loss and the accuracy on a data set's test split.
 
     Args:
-      packed: With preprocessing in its `info`.
-      dataset: The set that it was trained on.
+      packed: A network with preprocessing in its `info`.
+      dataset: The data set that it was trained on.
 
     Raises:
-      DataError: If it is another set: its images or classes are not the network's.
+      DataError: If the network has no preprocessing, or other images or classes.
     """
     names = packed.info.class_names
     if names and names != dataset.class_names:
@@ -123,10 +121,10 @@ def evaluate(packed: PackedModel, dataset: ImageSet) -> Metrics:
 
 
 def dataset_name(info: Info) -> str:
-    """The name, in `xnor_jax.data`, of the data set that a network was trained on.
+    """Return the registered name of the data set that a network was trained on.
 
     Raises:
-      DataError: If the network does not say, or it is a set of the user's own.
+      DataError: If the network does not name its data set, or it is a custom one.
     """
     if info.dataset is None:
         raise DataError("the network does not name its data set; pack its run again")
@@ -139,7 +137,7 @@ def dataset_name(info: Info) -> str:
 
 
 def fit(packed: PackedModel) -> Fit | None:
-    """How a picture of any size becomes one of the network's, if its file says so."""
+    """Return the fit of pictures of any size; None if the file does not define one."""
     pixels = packed.info.preprocessing
     if pixels is None or pixels.resize is None:
         return None

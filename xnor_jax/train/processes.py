@@ -1,8 +1,8 @@
 """One run in several processes, on one host or on many, through `jax.distributed`.
 
 Every process runs the same program on its own devices and computes its part of each
-batch. The first one alone writes the small files and speaks; checkpoints are written
-and read by all.
+batch. Only the first one prints and writes the small files; all of them write and read
+checkpoints.
 """
 
 import contextlib
@@ -19,21 +19,21 @@ from jax.experimental import multihost_utils
 from xnor_jax.train.cluster import Cluster, OptionError
 from xnor_jax.train.folder import RunError
 
-# A dead process is one that has not been heard of for so long. JAX's own 100 s make
-# people wait; much less would take a host that is only slow for a dead one.
+# A process counts as dead after this time without a heartbeat. JAX's default of 100 s
+# is a long wait; a much shorter time would mistake a slow host for a dead one.
 HEARTBEAT_SECONDS = 20
 
 
 @contextlib.contextmanager
 def joined(cluster: Cluster) -> Iterator[None]:
-    """Be one of the cluster's processes; all of them leave together.
+    """Join the cluster within the context; all processes leave it together.
 
-    It has to come before anything that starts JAX's backend. Where the options name no
-    cluster it does nothing.
+    Enter it before anything that starts JAX's backend. It does nothing if the options
+    name no cluster.
 
     Raises:
       OptionError: If JAX is asked to find the cluster, and finds none.
-      RunError: If a computation over all processes fails: another one is lost.
+      RunError: If the other processes cannot be joined, or one of them is lost.
     """
     if not cluster.named:
         yield
@@ -48,20 +48,20 @@ def joined(cluster: Cluster) -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks, as a single one does."""
+    """Whether this process prints and writes files: the first one, or the only one."""
     return jax.process_index() == 0
 
 
 def open_together(folder: Path, open_first: Callable[[], None]) -> None:
-    """The first process opens the run's folder, then the others look for it.
+    """Open the run's folder in the first process, then check that all processes see it.
 
     Args:
       folder: The run's folder.
-      open_first: What the first process does.
+      open_first: Opens the folder; called in the first process only.
 
     Raises:
-      RunError: What the first raised, or that a process does not see the folder. All
-        processes raise where one does.
+      RunError: If `open_first` raises it, or a process does not see the folder. If one
+        process raises, all do.
     """
     if jax.process_count() == 1:
         open_first()
@@ -89,20 +89,20 @@ def open_together(folder: Path, open_first: Callable[[], None]) -> None:
 
 
 def agree(number: int) -> int:
-    """The first process's number, in all of them."""
+    """Return the first process's number in all processes."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def check_alike(**parts: object) -> None:
-    """Compare what has to be the same in all processes.
+    """Check that values are the same in all processes.
 
     Args:
-      **parts: By name, values whose `repr` says all about them.
+      **parts: The values by name; their `repr` is compared.
 
     Raises:
-      RunError: If a process has another one.
+      RunError: If a process has another value.
     """
     if jax.process_count() == 1:
         return
@@ -126,7 +126,7 @@ def _join(cluster: Cluster) -> None:
             cluster_detection_method=None if cluster.cluster else "deactivate",
             initialization_timeout=cluster.start_timeout,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            # Who leaves alone has failed: the others shall hear of it soon.
+            # A process that leaves alone has failed, which the others should see soon.
             shutdown_timeout_seconds=10,
         )
     except ValueError as error:
@@ -145,10 +145,10 @@ def _join(cluster: Cluster) -> None:
 
 
 def _lost(cluster: Cluster, reason: str) -> str:
-    """One line for processes that do not reach each other, or no longer do."""
+    """The message for processes that cannot reach each other, or no longer can."""
     line = f"the processes lost each other ({reason}); "
     coordinator = (cluster.coordinator or "").rpartition(":")[0]
-    # A process gives the others the address that its own host's name stands for.
+    # A process gives the others the address that its host's name resolves to.
     if not _is_loopback(coordinator) and _is_loopback(name := socket.gethostname()):
         line += (
             f"if they are on several hosts, give {name} its own address in /etc/hosts: "

@@ -1,4 +1,4 @@
-"""What a terminal shows while a run goes on; plain lines where there is none."""
+"""The progress of a run: a bar in a terminal, plain lines elsewhere."""
 
 import time
 from typing import Any
@@ -9,18 +9,18 @@ from rich.progress import BarColumn, Progress, TextColumn
 from xnor_jax.train.folder import DATA_WAIT
 from xnor_jax.train.step import Metrics
 
-_MUCH = 0.05  # of an epoch's time, which is told where it was spent on waiting
+_MUCH = 0.05  # share of an epoch's time from which waiting for data is reported
 
 
 class Display:
-    """A bar for the epoch that runs and one line for each that has ended.
+    """A bar for the current epoch and one line for each completed epoch.
 
     Args:
-      console: Where to print; without a terminal only the lines are printed.
-      epochs: The run's last epoch.
-      done: Epochs that are done already.
-      images_per_epoch: For the rate.
-      batch_size: Images a step.
+      console: The console to print to; only the lines if it is not a terminal.
+      epochs: The number of epochs of the run.
+      done: The number of completed epochs.
+      images_per_epoch: Images per epoch, for the bar and the rates.
+      batch_size: Images per step.
     """
 
     def __init__(
@@ -57,18 +57,18 @@ class Display:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._progress.stop()
 
     def begin_epoch(self, epoch: int) -> None:
-        """An epoch begins."""
+        """Start the bar of an epoch."""
         self._epoch, self._epoch_begin = epoch, time.perf_counter()
         label = f"{epoch}/{self._epochs}"
         status = "compiling" if epoch == self._first + 1 else ""
         self._progress.update(self._task, completed=0, epoch=label, status=status)
 
     def on_steps(self, steps: int, means: Metrics) -> None:
-        """Some steps of the epoch are done."""
+        """Update the bar after the first `steps` steps of the epoch."""
         images = steps * self._batch
         now = time.perf_counter()
         rate = images / max(now - self._epoch_begin, 1e-9)
@@ -84,7 +84,7 @@ class Display:
         )
 
     def end_epoch(self, record: dict[str, Any]) -> None:
-        """An epoch has ended: its line."""
+        """Print the line of a completed epoch."""
         line = (
             f"epoch {record['epoch']:>3}/{self._epochs}  "
             f"train {record['train_loss']:.4f} {record['train_accuracy']:7.2%}  "

@@ -1,4 +1,4 @@
-"""What a run is: frozen recipes, and the presets of the papers."""
+"""Recipes, which define runs, and presets."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from xnor_jax.registry import (
 from xnor_jax.train import own
 from xnor_jax.train.own import RecipeError
 
-# The fields that take a name of a registry, or a callable of one's own.
+# The fields that take a registered name or a custom callable.
 PARTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "dataset": SOURCES,
@@ -37,30 +37,30 @@ PARTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a run's numbers.
+    """The settings that determine the result of a run.
 
-    A name stands for what is registered under it; on the command line, MODULE:NAME for
-    a callable of one's own.
+    Fields that take a callable also take a registered name; on the command line,
+    MODULE:NAME imports a callable.
     """
 
     dataset: str | Callable[[], Any]
-    """The images: the built-in digits, or a Hugging Face layout, or, of imagenet and
+    """The data set: the built-in digits, a Hugging Face layout, or, for imagenet and
     folder, class folders; these two stay on disk. Or a function () -> (train_images,
     train_labels, test_images, test_labels): uint8 [N, H, W, C] and integers [N]."""
     model: str | Callable[..., Any]
     """The network. Or a class or function `(*, image_shape, classes, rngs, **options)
-    -> nnx.Module`: of the options binary, rule, surrogate, multiplier, precision,
-    weight_method, input_scale, compute_dtype and backend it is given those that its
-    signature takes."""
+    -> nnx.Module`, called with those of the options binary, rule, surrogate,
+    multiplier, precision, weight_method, input_scale, compute_dtype and backend that
+    its signature takes."""
     epochs: int
     """Passes over the training images."""
     batch_size: int = 128
-    """Images a step; what is left of an epoch waits for the next shuffle."""
+    """Images per step; the incomplete last batch of an epoch is dropped."""
     seed: int = 0
-    """Decides the initial weights, the order of the images, dropout, augmentation."""
+    """Determines initial weights, order of images, dropout and augmentation."""
     binary: bool = True
-    """False trains the float twin: nothing signed, nothing projected. Rule, surrogate,
-    multiplier, precision, weight method and input scale then decide nothing."""
+    """False trains the float twin: no signs and no projection. Rule, surrogate,
+    multiplier, precision, weight method and input scale then have no effect."""
     rule: str | Callable[[Any, Any], Any] = "corrected"
     """The gradient rule of the binary kernels. Or a function (kernel, grad) -> grad."""
     surrogate: str | Callable[[Any, Any], Any] = "ste"
@@ -69,16 +69,16 @@ class Recipe:
     multiplier: float = 1.0
     """A factor on the rule's gradient."""
     precision: Precision = "1w1a"
-    """Bits of weights and activations of the binary layers: 1w32a are
-    Binary-Weight-Networks; 32w1a is the first stage of two, the second has its run as
-    initial. Only 1w1a can be packed."""
+    """Bits of weights and activations of the binary layers: 1w32a is a
+    Binary-Weight-Network; 32w1a is the first of two stages, whose run is initial in the
+    second. Only 1w1a can be packed."""
     weight_method: str | Callable[[Any], Any] = "latent"
     """What is binarized: the latent kernels, IR-Net's balanced and standardised ones,
     or those of ReCU's rectified clamp, whose τ rises from 0.85 to 0.99. Or a function
     of the latent kernel."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the operands of the products of signs. With bfloat16, for a GPU's tensor
-    cores, the sums are the same integers, and gradients are rounded on the way back."""
+    """Dtype of the operands of sign products. With bfloat16, for a GPU's tensor cores,
+    the sums are the same integers, and the backward pass rounds gradients."""
     input_scale: bool = False
     """Whether to multiply by the paper's input scale K."""
     optimizer: str | Callable[[Any], Any] = "adam"
@@ -87,12 +87,12 @@ class Recipe:
     learning_rate: float = 0.01
     """The highest learning rate."""
     schedule: str | Callable[..., Any] = "cosine"
-    """The learning rate over the training: cosine or linear to 0 at the end, or steps,
-    times decay_factor at each of decay_epochs. Or a function -> optax.Schedule, given
-    by name those of learning_rate, steps_per_epoch and epochs that its signature
-    takes."""
+    """The learning rate schedule: cosine or linear decay to 0, or steps, multiplied by
+    decay_factor after each of decay_epochs. Or a function -> optax.Schedule, called
+    with those of the keyword arguments learning_rate, steps_per_epoch and epochs that
+    its signature takes."""
     warmup_epochs: float = 0.0
-    """Epochs, or a part of one, in which the learning rate rises linearly from 0."""
+    """Epochs of linear warm-up of the learning rate from 0; may be fractional."""
     decay_epochs: tuple[int, ...] = ()
     """The epochs after which the steps schedule decays."""
     decay_factor: float = 0.1
@@ -100,23 +100,23 @@ class Recipe:
     weight_decay: float = 1e-5
     """L2 decay."""
     decay: Literal["coupled", "decoupled"] = "coupled"
-    """Decay added to the gradient, as in the reference, or to the optimizer's step;
-    adamw's is always decoupled."""
+    """Whether decay is added to the gradient (coupled), as in the reference, or to the
+    optimizer's step; adamw's is always decoupled."""
     label_smoothing: float = 0.0
-    """The share in [0, 1) of each training label that all classes share."""
+    """The share in [0, 1) of each training label that is spread over all classes."""
     average: float = 0.0
     """The decay in [0, 1) of an exponential moving average of the latent weights, which
     is evaluated and packed in their place; 0 keeps none. Needs calibration_batches."""
     teacher: str | None = None
-    """The folder of a run, such as the float twin's: the loss is the distance to its
-    network's answers, and the labels count for nothing."""
+    """The folder of a run, such as the float twin's: the loss is the distillation loss
+    against its network's logits, without the labels."""
     initial: str | None = None
     """The folder of a run of the same network, such as one with real weights: its
     trained parameters are the initial ones."""
     scale_minimum: float = 0.01
     """The smallest affine BatchNorm scale."""
     calibration_batches: int = 0
-    """Training batches to re-estimate BatchNorm's statistics from before each
+    """Training batches from which BatchNorm's statistics are re-estimated before each
     evaluation; 0 evaluates with the running averages."""
     shift: int = 0
     """Augmentation: translate each training image by up to this many pixels."""
@@ -124,23 +124,22 @@ class Recipe:
     """Augmentation: mirror half of the training images left to right."""
     validation_share: float = 0.0
     """For class folders without a split, CLASS/*: the share of each class that is held
-    out for the test, drawn by the seed. 0 for a folder that has train and
-    validation."""
+    out for the test, chosen by the seed. 0 for a folder with train and validation."""
     image_size: int | None = None
-    """The side of the images that the pictures of imagenet and folder become."""
+    """The side in pixels of the images made from pictures of imagenet and folder."""
     resize_crop: bool = False
-    """Augmentation of these: a random part of 8 to 100 % of each picture, 3/4 to 4/3 as
-    wide as high. The test then cuts the centre of pictures whose shorter side is 8/7 of
-    image_size; without it, is image_size."""
+    """Augmentation of these: a random crop of 8 to 100 % of each picture's area, with
+    an aspect ratio of 3/4 to 4/3. Test pictures are cropped at the centre, after a
+    resize of the shorter side to 8/7 of image_size; without this, to image_size."""
 
     @property
     def binary_weights(self) -> bool:
-        """Whether the kernels of the binary layers have a bit a weight."""
+        """Whether the kernels of the binary layers have one bit per weight."""
         return self.binary and self.precision != "32w1a"
 
     @property
     def fit(self) -> Fit | None:
-        """How the test makes a picture of any size one of the network's, if it does."""
+        """How test pictures are resized and cropped; None without `image_size`."""
         if self.image_size is None:
             return None
         ratio = 8 / 7 if self.resize_crop else 1  # 256 for 224
@@ -148,7 +147,7 @@ class Recipe:
 
     @property
     def holdout(self) -> Holdout | None:
-        """What of class folders without a split is for the test."""
+        """The test split of class folders; None without `validation_share`."""
         if not self.validation_share:
             return None
         return Holdout(self.validation_share, self.seed)
@@ -177,7 +176,7 @@ _IMAGENET: Mapping[str, Any] = MappingProxyType(
         "resize_crop": True,
     }
 )
-# Of the public codes of Bi-Real Net and ReActNet.
+# From the public code of Bi-Real Net and ReActNet.
 _BIREAL: Mapping[str, Any] = MappingProxyType(
     {"rule": "ste", "surrogate": "approx", "schedule": "linear", "weight_decay": 0.0}
 )
@@ -308,12 +307,12 @@ def get(name: str) -> Recipe:
 
 
 def validate(recipe: Recipe) -> Recipe:
-    """Return the recipe if every field can be.
+    """Return the recipe if every field is valid.
 
     Callables are checked by their signatures; no data are read and no network is built.
 
     Raises:
-      RecipeError: For the first field that cannot; the message names it and its range.
+      RecipeError: For the first invalid field; the message names it and its range.
     """
 
     def require(holds: bool, field: str, expected: str) -> None:
@@ -437,12 +436,12 @@ def validate(recipe: Recipe) -> Recipe:
 
 
 def load_data(recipe: Recipe, data_dir: str | Path | None) -> Any:
-    """Read a recipe's image set, or open it: `xnor_jax.data.load`."""
+    """Read or open a recipe's data set with `xnor_jax.data.load`."""
     return load(recipe.dataset, data_dir, recipe.fit, recipe.holdout)
 
 
 def model_options(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says to its network's constructor, by name."""
+    """The keyword arguments that a recipe offers its network's constructor."""
     fields = (
         "binary",
         "rule",
@@ -457,7 +456,7 @@ def model_options(recipe: Recipe) -> dict[str, Any]:
 
 
 def schedule_options(recipe: Recipe, steps_per_epoch: int) -> dict[str, Any]:
-    """What a schedule of one's own is given, as far as its signature takes it."""
+    """The keyword arguments that a recipe offers a custom schedule."""
     return {
         "learning_rate": recipe.learning_rate,
         "steps_per_epoch": steps_per_epoch,
@@ -466,9 +465,9 @@ def schedule_options(recipe: Recipe, steps_per_epoch: int) -> dict[str, Any]:
 
 
 def fixed_length(recipe: Recipe) -> str | None:
-    """What in a recipe depends on the number of its epochs; None if nothing does.
+    """Name a part of a recipe that depends on the number of epochs; None without one.
 
-    Without such a part more epochs change nothing about the ones before.
+    Without such a part, more epochs do not change the earlier ones.
     """
     if recipe.binary and recipe.surrogate == "tanh":
         return "the temperature of its surrogate tanh"
@@ -481,7 +480,7 @@ def fixed_length(recipe: Recipe) -> str | None:
 
 
 def to_json(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON's types: tuples as lists, callables as `module:qualname`."""
+    """A recipe as JSON types: tuples as lists, callables as `module:qualname`."""
     return {
         field.name: _plain(getattr(recipe, field.name))
         for field in dataclasses.fields(recipe)
@@ -489,15 +488,16 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_json(fields: dict[str, Any], base: Recipe | None = None) -> Recipe:
-    """The inverse of `to_json`. A field that is missing has its default.
+    """Invert `to_json`; missing fields have their defaults.
 
     Args:
       fields: A JSON object.
-      base: A recipe whose callables are taken where they fit the description, such as
+      base: A recipe whose callables are used if their descriptions match, such as
         lambdas, which cannot be imported.
 
     Raises:
-      RecipeError: If a field is unknown, cannot be, or names what cannot be imported.
+      RecipeError: If a field is unknown, missing without a default, or invalid, or
+        names something that cannot be imported.
     """
 
     def value(name: str, written: Any) -> Any:
@@ -528,7 +528,7 @@ def _plain(value: Any) -> Any:
 
 def _check_callables(recipe: Recipe) -> None:
     def unused(field: str, by: str) -> None:
-        """Refuse a field that would decide nothing."""
+        """Reject a field that would have no effect."""
         default = Recipe.__dataclass_fields__[field].default
         if getattr(recipe, field) != default:
             got = _plain(getattr(recipe, field))

@@ -1,4 +1,4 @@
-"""What a person looks at: TensorBoard events and the report picture."""
+"""Reports on a run: TensorBoard events and a figure."""
 
 import math
 import re
@@ -18,12 +18,12 @@ from xnor_jax.train.step import TrainState
 
 
 def kernel_paths(mask: Any) -> list[str]:
-    """The paths that a mask selects, in the order of the tree."""
+    """The paths that a mask selects, in tree order."""
     return [path_string(path) for path, on in jax.tree.leaves_with_path(mask) if on]
 
 
 def latent_weights(state: TrainState, mask: Any) -> dict[str, np.ndarray]:
-    """The masked kernels by path."""
+    """The kernels that a mask selects, by path."""
     chosen = set(kernel_paths(mask))
     leaves = jax.tree.leaves_with_path(state.params)
     return {
@@ -38,7 +38,7 @@ class EventWriter:
 
     Args:
       folder: The run's folder.
-      after: The last epoch that stands; events behind it are taken back.
+      after: The last epoch to keep; events of later epochs are purged.
     """
 
     def __init__(self, folder: Path, after: int):
@@ -65,7 +65,7 @@ class EventWriter:
         self._writer.flush()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._writer.close()
 
 
@@ -80,12 +80,12 @@ clamped. Signs: a part of the first of these kernels, blue +1, red −1.""".repl
 )
 
 _LINES = 8  # legend entries at most
-_FEW = 20  # epochs that get a marker each
-_CHANNELS = 16  # of a kernel whose signs are drawn
+_FEW = 20  # epochs at most for a marker at each one
+_CHANNELS = 16  # of a kernel that are drawn
 
 
 def title(info: RunInfo) -> str:
-    """What a run is: its name, network, rule, surrogate and seed."""
+    """The title of a run's report: its name, network, rule, surrogate and seed."""
     fields = recipes.to_json(info.recipe)
     how = "float twin"
     if info.recipe.binary:
@@ -96,19 +96,19 @@ def title(info: RunInfo) -> str:
 def draw(
     path: Path, title: str, history: History, weights: dict[str, np.ndarray]
 ) -> None:
-    """Draw the report: loss, error, learning rate, turned signs, latent weights, signs.
+    """Draw the report: loss, error, learning rate, flip ratios, latent weights, signs.
 
     Args:
-      path: Where to, a `.png`.
-      title: Over the whole picture.
-      history: One record an epoch.
+      path: The `.png` file to write.
+      title: The title of the figure.
+      history: One record per epoch.
       weights: The latent kernels by path.
     """
     save(picture(title, history, weights), path)
 
 
 def make_figure(width: float, height: float) -> Any:
-    """An empty figure, of inches."""
+    """Make an empty figure, `width` by `height` inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -118,14 +118,14 @@ def make_figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure; what stood there stays until it is complete."""
+    """Write a figure to a PNG file, atomically."""
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)
     temporary.replace(path)
 
 
 def picture(title: str, history: History, weights: dict[str, np.ndarray]) -> Any:
-    """The figure that `draw` writes."""
+    """Make the figure that `draw` writes."""
     from matplotlib.ticker import MaxNLocator
 
     figure = make_figure(13, 8)
@@ -178,7 +178,7 @@ def picture(title: str, history: History, weights: dict[str, np.ndarray]) -> Any
     scale(axes[4])
     for axis in axes[:2]:
         axis.legend(fontsize="small")
-    if flips:  # between the two panels that it is for
+    if flips:  # between the two panels that it describes
         axes[3].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     name, kernel = next(iter(kernels.items()), ("", np.empty(0)))
     if kernel.ndim > 1:
@@ -189,13 +189,13 @@ def picture(title: str, history: History, weights: dict[str, np.ndarray]) -> Any
 
 
 def _natural(path: str) -> list[tuple[int, str]]:
-    """Sorts block10 behind block2."""
+    """Sort key that puts block10 after block2."""
     words = re.split(r"(\d+)", path)
     return [(int(word), "") if word.isdigit() else (-1, word) for word in words]
 
 
 def _lines(axis: Any, x: Any, curves: Mapping[str, Any], **look: Any) -> None:
-    """Curves with a label each; where there are many, the last of them as a band."""
+    """Plot labelled curves; if there are many, the last ones as one band."""
     names = list(curves)
     single = names if len(names) <= _LINES else names[: _LINES - 1]
     for name in single:
@@ -212,10 +212,10 @@ def _lines(axis: Any, x: Any, curves: Mapping[str, Any], **look: Any) -> None:
 
 
 def scale(axis: Any) -> None:
-    """A logarithmic axis where the numbers want one, whose zeros are seen."""
+    """Make the y-axis logarithmic for values of a wide range, with zeros visible."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-    # A vertical line's ends are parts of the axis, not numbers.
+    # The ends of a vertical line are in axis coordinates, not data.
     drawn = [
         np.asarray(line.get_ydata(), float)
         for line in axis.get_lines()
@@ -230,7 +230,7 @@ def scale(axis: Any) -> None:
         axis.set_ylim(-0.03 * top, top)
         return
     least = positive.min()
-    if most > 1e4 * least:  # such as a rate that falls to nothing
+    if most > 1e4 * least:  # such as a learning rate that decays to 0
         least = most / 1e3
     zeros = bool((numbers < least).any())
     if zeros:
@@ -249,14 +249,14 @@ def scale(axis: Any) -> None:
 
 
 def draw_signs(axis: Any, name: str, kernel: np.ndarray) -> None:
-    """The signs of a kernel's first channels: a tile for each pair of them."""
+    """Draw the signs of a kernel's first channels, one tile per channel pair."""
     channels = _CHANNELS if kernel.ndim > 2 else 4 * _CHANNELS
     part = np.where(kernel[..., :channels, :channels] < 0, -1.0, 1.0)
     window = part.shape[:-2]
     height, width = (window[0], math.prod(window[1:])) if window else (1, 1)
     c_in, c_out = part.shape[-2:]
     tiles = part.reshape(height, width, c_in, c_out).transpose(3, 0, 2, 1)
-    if height * width > 1:  # a gap around each
+    if height * width > 1:  # gaps between tiles
         tiles = np.pad(tiles, ((0, 0), (0, 1), (0, 0), (0, 1)), constant_values=0)
     picture = tiles.reshape(c_out * tiles.shape[1], c_in * tiles.shape[3])
     axis.imshow(picture, cmap="RdBu", vmin=-1.5, vmax=1.5, interpolation="nearest")

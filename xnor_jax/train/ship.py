@@ -1,4 +1,4 @@
-"""A run's checkpoint as a packed network that knows what it was trained on."""
+"""Packing a run's checkpoint, with a description of its training data."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,17 +20,18 @@ def pack_run(
 
     Args:
       folder: The run's folder.
-      best: Whether to take the epoch of the highest test accuracy.
+      best: Whether to take the epoch with the highest test accuracy.
       data_dir: The data set's folder, to measure the packed network's test accuracy;
-        None for what the run measured.
+        None for the run's own measurement.
 
     Returns:
-      The packed network; its `info` has the recipe's name, the preprocessing, the
-      classes and the test accuracy.
+      The packed network; its `info` has the run's name, the preprocessing, the class
+      names, the test accuracy and the name of the data set.
 
     Raises:
-      RunError: If there is no such run or checkpoint, it is damaged, or a float twin.
-      DataError: If the data set cannot be read, or is another.
+      RunError: If there is no such run or checkpoint, it is damaged, or it cannot be
+        packed, such as a float twin.
+      DataError: If the data set cannot be read, or is not the run's.
     """
     run = read_info(folder)
     if not run.recipe.binary:
@@ -67,9 +68,10 @@ def pack_run(
 
 
 def obstacle(run: RunInfo) -> str | None:
-    """Why the network of a run cannot be packed, or None; found by packing it.
+    """Return why a run's network cannot be packed; None if it can or is not tried.
 
-    A registered model can be, and is not tried.
+    Registered models, which can be packed, float twins and precisions other than 1w1a
+    are not tried.
     """
     signs = run.recipe.binary and run.recipe.precision == "1w1a"
     if not signs or not callable(run.recipe.model):
@@ -87,7 +89,7 @@ def pack_model(
     image_shape: tuple[int, ...],
     packer: Callable[..., PackedModel] = pack,
 ) -> PackedModel:
-    """Pack a model in evaluation, which may not tell its `image_shape` itself."""
+    """Pack a model in evaluation mode, with an example if it has no `image_shape`."""
     if hasattr(model, "image_shape"):
         return packer(model)
     noise = np.random.default_rng(0).normal(size=(2, *image_shape))

@@ -19,7 +19,7 @@ from xnor_jax.train.optimizers import make_optimizer, make_schedule
 from xnor_jax.train.pieces import Pieces, make_map
 from xnor_jax.train.recipe import PARTS, Recipe
 
-# For what runs once: as `jax_disable_most_optimizations` has it, for one program.
+# For a program that runs once: the options of `jax_disable_most_optimizations`.
 _IN_A_HURRY: Any = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -27,11 +27,11 @@ _IN_A_HURRY: Any = {
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes; what a checkpoint holds."""
+    """Everything that a step changes: the content of a checkpoint."""
 
     params: Any  # nnx.State of nnx.Param: the latent tree
     rest: Any  # nnx.State of everything else: BatchNorm statistics, dropout's keys
-    opt_state: Any  # the optimizer's
+    opt_state: Any  # the optimizer's state
     step: jax.Array  # int32 [], steps taken
 
     @property
@@ -44,7 +44,7 @@ class Metrics(NamedTuple):
     """Means over an epoch's steps or a split's images."""
 
     loss: jax.Array | float  # cross entropy, float32 []
-    accuracy: jax.Array | float  # float32 [], a fraction of 1
+    accuracy: jax.Array | float  # float32 [], in [0, 1]
 
 
 class Trainer(NamedTuple):
@@ -55,9 +55,9 @@ class Trainer(NamedTuple):
     graphdef: Any
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    inner: Any  # bool tree: the kernels that are binary, or would be in the float twin
+    inner: Any  # bool tree: the binary kernels, from `network.binary_kernels`
     steps: int  # of the whole training
-    # The teacher, in evaluation: normalised images to logits.
+    # The teacher in evaluation mode: normalised images to logits.
     teacher: Callable[[jax.Array], jax.Array] | None = None
 
 
@@ -75,21 +75,21 @@ def create(
     """Build a recipe's network and optimizer, and their state before the first step.
 
     Args:
-      recipe: What to train.
-      source: How pixels are normalised.
+      recipe: The recipe to train.
+      source: The normalisation of pixels.
       image_shape: Height, width, channels.
-      classes: How many classes.
-      steps_per_epoch: For the schedule.
-      backend: What computes the products; see `xnor_jax.nn.BinaryConv`.
+      classes: The number of classes.
+      steps_per_epoch: The number of steps per epoch.
+      backend: The backend of the binary products; see `xnor_jax.nn.BinaryConv`.
       teacher: The trained network that the recipe's `teacher` names.
-      initial: The parameters of the run that its `initial` names; None for drawn ones.
+      initial: The parameters of the run that its `initial` names; None for random ones.
 
     Returns:
-      The trainer and the initial state, its kernels centred and clamped.
+      The trainer and the initial state, its binary kernels centred and clamped.
 
     Raises:
-      RecipeError: If the network cannot be built for such images, or a part of one's
-        own does not do what it should: a step is traced to find out.
+      RecipeError: If the network cannot be built for such images, or a custom part
+        fails when a step is traced.
     """
     build = network.builder(
         recipe, image_shape=image_shape, classes=classes, backend=backend
@@ -100,7 +100,7 @@ def create(
     links = make_optimizer(recipe, schedule)
     if recipe.binary_weights:
         scales, minimum = masks.norm_scales(model), recipe.scale_minimum
-        # The layers carry the gradient rule themselves, so the chain has none.
+        # The layers apply the gradient rule, so the chain has none.
         links.append(optim.project(inner, scale_mask=scales, scale_minimum=minimum))
     links.append(optim.count_sign_flips(inner))
     if recipe.average:
@@ -126,10 +126,10 @@ def create(
 def _try_own(
     trainer: Trainer, init: Callable[[], TrainState], image_shape: tuple[int, ...]
 ) -> None:
-    """Trace a step of a recipe with parts of one's own, on no data.
+    """Trace a step of a recipe with custom parts, without data.
 
     Raises:
-      RecipeError: If it fails.
+      RecipeError: If the trace fails.
     """
     recipe = trainer.recipe
     parts = [getattr(recipe, field) for field in PARTS if field != "dataset"]
@@ -141,23 +141,23 @@ def _try_own(
         jax.eval_shape(
             partial(train_step, trainer), jax.eval_shape(init), images, labels
         )
-    except Exception as error:  # one's own, of any kind
+    except Exception as error:  # custom parts may raise anything
         raise own.RecipeError(f"a training step fails: {own.reason(error)}") from error
 
 
 def train_step(
     trainer: Trainer, state: TrainState, images: jax.Array, labels: jax.Array
 ) -> tuple[TrainState, Metrics, Any]:
-    """One step on one batch.
+    """Take one training step on one batch.
 
     Args:
-      trainer: What stays.
-      state: What changes.
+      trainer: The network, optimizer and schedule.
+      state: The state before the step.
       images: Normalised, float `[batch, H, W, C]`.
       labels: int `[batch]`.
 
     Returns:
-      The new state, the batch's metrics, and the tree of flip ratios of the kernels.
+      The new state, the batch's metrics, and a tree of the kernels' flip ratios.
     """
 
     def loss_fn(params):
@@ -185,7 +185,7 @@ def train_step(
 def batch_loss(
     trainer: Trainer, images: jax.Array, logits: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """The loss of each image of a batch, by its label or by the teacher's answer."""
+    """The loss of each image of a batch, against its label or the teacher's logits."""
     if trainer.teacher is not None:
         return losses.distillation(logits, trainer.teacher(images))
     smoothing = trainer.recipe.label_smoothing
@@ -198,18 +198,18 @@ def make_train_epoch(
     *,
     mesh: Mesh | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics, Any]]:
-    """An epoch: a shuffle, then compiled loops over its steps, of bounded time each.
+    """Make an epoch: a shuffle, then its steps in compiled loops of bounded time.
 
     Args:
-      trainer: What stays.
-      on_steps: Called after each loop with the steps of the epoch so far and the means
-        of their metrics, for a progress bar.
+      trainer: The network, optimizer and schedule.
+      on_steps: Called after each loop with the number of steps of the epoch so far and
+        the means of their metrics, for a progress bar.
       mesh: The devices that share each batch; None for one.
 
     Returns:
       `epoch(state, images, labels, key) -> state, metrics, flip ratios`, the state
-      donated. The images are uint8 `[N, H, W, C]`; the key decides the order and the
-      augmentation; the metrics are means over the epoch's steps.
+      donated. The images are uint8 `[N, H, W, C]`; the key determines the order and the
+      augmentation; metrics and flip ratios are means over the epoch's steps.
     """
     batch_size = trainer.recipe.batch_size
     pieces = Pieces(make_train_steps(trainer, mesh=mesh))
@@ -241,14 +241,14 @@ def make_train_epoch(
 def make_train_steps(
     trainer: Trainer, *, mesh: Mesh | None = None
 ) -> Callable[..., tuple[TrainState, Any]]:
-    """Some of an epoch's steps as one compiled loop.
+    """Make a compiled loop over a range of an epoch's steps.
 
     Returns:
       `steps((state, total), start, stop, images, labels, batches, key) -> state,
-      total`, jitted, state and total donated; how many steps it takes compiles nothing
-      anew. `batches` are the numbers of the images of each step, int
-      `[steps, batch]`; `total` is the sum of the metrics and the flip ratios over the
-      steps so far, from `zero_total`; the key is of the augmentation.
+      total`, jitted, with state and total donated; other bounds do not recompile it.
+      `batches` are the image indices of each step, int `[steps, batch]`; `total` is the
+      sum of the metrics and the flip ratios over the steps so far, starting from
+      `zero_total`; the key is for the augmentation.
     """
     recipe = trainer.recipe
     how = Augment(shift=recipe.shift, flip=recipe.flip)
@@ -272,12 +272,13 @@ def make_train_steps(
 def make_train_batch(
     trainer: Trainer, *, mesh: Mesh | None = None
 ) -> Callable[..., tuple[TrainState, Any, Metrics]]:
-    """A step on a batch that comes from outside, already shuffled and augmented.
+    """Make a step on a given batch, which is already shuffled and augmented.
 
     Returns:
       `step(state, total, images, labels) -> state, total, metrics`, jitted, the state
       donated. The images are uint8 `[batch, H, W, C]`; `total` is the sum over steps of
-      the metrics and the flip ratios, from `zero_total`; the metrics are the batch's.
+      the metrics and the flip ratios, starting from `zero_total`; the metrics are the
+      batch's.
     """
 
     @partial(jax.jit, donate_argnums=0)
@@ -291,29 +292,28 @@ def make_train_batch(
 
 
 def zero_total(state: TrainState) -> tuple[Metrics, Any]:
-    """The sum over no steps of the metrics and the flip ratios."""
+    """The initial sums of the metrics and the flip ratios, which are 0."""
     flips = optax.tree.get(state.opt_state, "flip_ratio")
     return jax.tree.map(jnp.zeros_like, (Metrics(*2 * (jnp.zeros(()),)), flips))
 
 
 def means(total: Any, steps: int) -> Any:
-    """The means over the steps of what was summed."""
+    """Divide sums over steps by the number of steps."""
     return jax.tree.map(lambda x: x / steps, total)
 
 
 def make_evaluate(
     trainer: Trainer, batch_size: int = 500, *, mesh: Mesh | None = None
 ) -> Callable[[Any, Any, jax.Array, jax.Array], Metrics]:
-    """The mean loss and the accuracy over a whole split.
+    """Make an evaluation: the mean loss and the accuracy over a whole split.
 
     Args:
-      trainer: What stays.
-      batch_size: Images at a time; with a mesh, the next multiple of its devices.
+      trainer: The network, optimizer and schedule.
+      batch_size: Images per batch; with a mesh, rounded up to a multiple of its size.
       mesh: The devices that share each batch; None for one.
 
     Returns:
-      `evaluate(params, rest, images, labels) -> metrics`. It reads the latent tree and
-      changes nothing.
+      `evaluate(params, rest, images, labels) -> metrics`, where `params` are latent.
     """
 
     def rows(images: int) -> int:
@@ -322,7 +322,7 @@ def make_evaluate(
 
     def batch(at, params, rest, images, labels):
         index = at * rows(len(labels)) + jnp.arange(rows(len(labels)))
-        # Past the end, the last image is read again and counts for nothing.
+        # The last image pads the last batch and is masked out there.
         real = index < len(labels)
         index = constrain_batch(index, mesh)
         index = jnp.minimum(index, len(labels) - 1)
@@ -350,7 +350,7 @@ def evaluate_batch(
     labels: jax.Array,
     real: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """The sum of the losses, and how many are right, of the images that are real."""
+    """Sum the losses and count the correct predictions where `real` is true."""
     model = nnx.merge(trainer.graphdef, params, rest, copy=True)
     model.eval()
     logits = model(normalize(trainer.source, images))
@@ -362,11 +362,11 @@ def evaluate_batch(
 def make_evaluate_batch(
     trainer: Trainer, *, mesh: Mesh | None = None
 ) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-    """Evaluation batch by batch: the sums of the losses, of what is right, of images.
+    """Make an evaluation by batches: sums of losses, correct predictions and images.
 
     Returns:
       `evaluate(params, rest, total, images, labels) -> total`, jitted; `total` is None
-      at first. What has the label `BLANK` counts for nothing.
+      at first. Images with the label `BLANK` are not counted.
     """
 
     @jax.jit
@@ -384,10 +384,10 @@ def make_evaluate_batch(
 def make_calibrate(
     trainer: Trainer, *, mesh: Mesh | None = None
 ) -> Callable[[Any, Any, jax.Array, jax.Array], Any]:
-    """Re-estimate BatchNorm's statistics: their means over some training batches.
+    """Make a calibration: BatchNorm's statistics become means over training batches.
 
-    Binary kernels turn signs up to the last step, and an average that still remembers
-    the old signs describes no network that ever was.
+    Signs of binary kernels flip up to the last step, so the running averages mix the
+    statistics of different networks.
 
     Returns:
       `calibrate(params, rest, images, key) -> rest`.
@@ -422,7 +422,7 @@ def make_calibrate(
 def make_batch_statistics(
     trainer: Trainer, *, mesh: Mesh | None = None
 ) -> Callable[[Any, Any, jax.Array], Any]:
-    """Calibration batch by batch: `statistics(params, rest, images)`, jitted."""
+    """Make a calibration by batches: `statistics(params, rest, images)`, jitted."""
 
     @jax.jit
     def statistics(params, rest, images):
@@ -434,14 +434,14 @@ def make_batch_statistics(
 
 @jax.jit
 def merge_statistics(rest: Any, found: list[Any]) -> Any:
-    """The state `rest` with the means of some batches' statistics."""
+    """Return `rest` with the means of the batches' statistics."""
     return nnx.merge_state(rest, jax.tree.map(lambda *x: jnp.stack(x).mean(0), *found))
 
 
 def batch_statistics(
     trainer: Trainer, params: Any, rest: Any, images: jax.Array
 ) -> Any:
-    """The state of BatchNorm that is these images' statistics alone."""
+    """BatchNorm's state with the statistics of these images alone."""
     model = nnx.merge(trainer.graphdef, params, rest, copy=True)
     model.eval()
     model.set_attributes(nnx.BatchNorm, use_running_average=False, momentum=0.0)

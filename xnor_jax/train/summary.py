@@ -1,4 +1,4 @@
-"""A recipe's network as a table: which layers are binary, and what they cost."""
+"""A table of a recipe's network: which layers are binary, and their costs."""
 
 import math
 import warnings
@@ -21,21 +21,21 @@ from xnor_jax.train.recipe import Recipe, to_json
 
 
 def table(name: str, recipe: Recipe) -> Table:
-    """The layers in the order of definition, each with its bits and its costs.
+    """Tabulate the layers in order of definition, with their bits and costs.
 
-    The network is packed, with any numbers for weights, to learn what it would take.
+    The costs come from packing the network with arbitrary weights.
 
     Args:
       name: The recipe's name, for the title.
-      recipe: What to summarize.
+      recipe: The recipe to summarize.
 
     Returns:
-      A table to print: layer, kernel, weights, bits a weight, output, MACs of an image
+      A table to print: layer, kernel, weights, bits per weight, output, MACs per image
       and bytes in a packed file.
 
     Raises:
       RecipeError: If the network cannot be built for the data set's images.
-      DataError: If a data set of one's own fails.
+      DataError: If a custom data set fails.
     """
     image_shape, classes = _images(recipe)
     build = network.builder(recipe, image_shape=image_shape, classes=classes)
@@ -103,7 +103,7 @@ def table(name: str, recipe: Recipe) -> Table:
 
 
 def _with_any_numbers(model: nnx.Module) -> nnx.Module:
-    """An abstract model with numbers, in a small part of the initializers' time."""
+    """Fill an abstract model with random values, much faster than the initializers."""
     rng = np.random.default_rng(0)
 
     def number(leaf: Any) -> Any:
@@ -130,7 +130,7 @@ def _packed(
 
 
 def _costs(packed: PackedModel) -> dict[str, tuple[str, str, str]]:
-    """Output shape, MACs and bytes by the layer's name."""
+    """Output shape, MACs and bytes by layer name."""
     specs = specs_of(packed.nodes, packed.image_shape)
     outputs = {
         node.name: "×".join(map(str, spec.shape))
@@ -148,7 +148,7 @@ def _costs(packed: PackedModel) -> dict[str, tuple[str, str, str]]:
 
 
 def _short(number: int) -> str:
-    """Three digits of a large number.
+    """Format a number, a large one with three digits.
 
     >>> _short(9999), _short(999_999), _short(117_964_800), _short(1_814_073_344)
     ('9,999', '1.00M', '118M', '1.81G')
@@ -160,10 +160,10 @@ def _short(number: int) -> str:
 
 
 def _images(recipe: Recipe) -> tuple[tuple[int, ...], int]:
-    """The shape of the images, and how many classes; of sets with files a guess."""
+    """The image shape and the number of classes, 10 for a registered data set."""
     if callable(recipe.dataset):
         dataset = data.load(recipe.dataset)
         return dataset.image_shape, len(dataset.class_names)
     source = data.SOURCES[recipe.dataset]
-    size = recipe.image_size or 0  # which a set of pictures of any size needs
+    size = recipe.image_size or 0  # required for pictures of any size
     return source.image_shape or (size, size, len(source.mean)), 10

@@ -1,8 +1,8 @@
-"""Runs one of several processes in a child, and reports in a line how it ended.
+"""Supervision of one of several processes: run it in a child, and report its end.
 
-When another process is lost, JAX aborts this one from a thread of its own: there is
-nothing to catch. So the work is done in a child. What native code writes there goes to
-a log, and the parent, which has no part in the run, names that log in a line.
+When another process is lost, JAX aborts this one from a separate thread, with no
+exception to catch. The work is therefore done in a child process. Output of its native
+code goes to a log, which the parent, not part of the run, names in a one-line message.
 """
 
 import atexit
@@ -32,17 +32,17 @@ def is_worker() -> bool:
 
 
 def supervise(args: Sequence[str], cluster: Cluster) -> int:
-    """Run `xnor-jax ARGS` in a child to its end.
+    """Run `xnor-jax ARGS` in a child process, and wait for its end.
 
     Args:
-      args: The words of the command line.
-      cluster: The options among them.
+      args: The arguments of the command line.
+      cluster: The cluster options among them.
 
     Returns:
       The exit status.
 
     Raises:
-      RunError: If process 0 cannot listen where it should.
+      RunError: If process 0 cannot listen at the coordinator's port.
     """
     _check_port(cluster)
     descriptor, name = tempfile.mkstemp(prefix="xnor-jax-", suffix=".log")
@@ -50,10 +50,10 @@ def supervise(args: Sequence[str], cluster: Cluster) -> int:
     log = Path(name)
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "xnor_jax.cli", *args],
-        # The child ends when this process does, and its end of the pipe closes.
+        # When this process ends, the pipe closes, and the child exits.
         stdin=subprocess.PIPE,
         env={**os.environ, _LOG: name},
-        # A terminal's Ctrl-C is for this process, which then ends the child.
+        # Ctrl-C in a terminal reaches only this process, which then kills the child.
         start_new_session=True,
     )
     status = 0
@@ -72,10 +72,10 @@ def supervise(args: Sequence[str], cluster: Cluster) -> int:
 
 
 def _check_port(cluster: Cluster) -> None:
-    """See that process 0 can listen; JAX's coordinator crashes where it cannot.
+    """Check that process 0 can listen; otherwise JAX's coordinator would crash.
 
     Raises:
-      RunError: If something else has the port.
+      RunError: If it cannot, such as when the port is in use.
     """
     if cluster.coordinator is None or cluster.process_id != 0:
         return
@@ -92,11 +92,11 @@ def _check_port(cluster: Cluster) -> None:
 
 
 def explain(number: int, log: Path, cluster: Cluster) -> str:
-    """One line for the end of a child that a signal ended.
+    """Explain in one line why a child was ended by a signal.
 
     Args:
-      number: The signal's.
-      log: Where native code has said more.
+      number: The number of the signal.
+      log: The log of the child's native code.
       cluster: The child's options.
     """
     name = signal.Signals(number).name
@@ -112,9 +112,9 @@ def explain(number: int, log: Path, cluster: Cluster) -> str:
 
 @contextlib.contextmanager
 def worker() -> Iterator[None]:
-    """Be the child: end with the parent, and write native output to the log.
+    """Run as the child: exit with the parent, and write native output to the log.
 
-    An exception is reported as usual; the parent then has nothing to add.
+    An exception is reported as usual; the parent then adds nothing.
     """
     log = os.open(os.environ[_LOG], os.O_WRONLY | os.O_APPEND)
     sys.stdout, sys.stderr = (_diverted(number, log) for number in (1, 2))
@@ -122,21 +122,21 @@ def worker() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # Once it is reported: JAX may abort before, and again when Python ends.
+        # Removed at exit, after the report: JAX may abort before it, or after.
         atexit.register(Path(os.environ[_LOG]).unlink, missing_ok=True)
         raise
 
 
 def _diverted(number: int, log: int) -> TextIO:
-    """Python's stream where the descriptor pointed, which goes to the log from now."""
+    """Redirect a descriptor to the log; return a stream to its former target."""
     own = os.dup(number)
     os.dup2(log, number)
-    # Lines are written at once: an abort loses what waits.
+    # Line-buffered: an abort loses buffered output.
     return os.fdopen(own, "w", buffering=1)
 
 
 def _end_with_parent() -> None:
-    # Not through sys.stdin, whose lock a thread would still hold at the exit.
+    # Not through sys.stdin, whose lock this thread would still hold at exit.
     while os.read(0, 1):
         pass
     os._exit(1)

@@ -1,4 +1,4 @@
-// The C API against a network computed number by number; threads; memory; errors.
+// Tests of the C API: a network against plain loops; threads; memory; errors.
 #include "xnor.h"
 
 #include <atomic>
@@ -68,7 +68,7 @@ void CheckNetwork(uint32_t seed, int images) {
     Expect(allocations == before, "a second run allocates nothing");
   }
 
-  // Many callers at a time, each with threads of its own.
+  // Several callers at a time, each with its own threads.
   std::vector<std::thread> callers;
   std::atomic<int> wrong{0};
   for (int caller = 0; caller < 4; ++caller)
@@ -106,7 +106,7 @@ void CheckErrors() {
   Expect(xnor_load_memory(file.data(), file.size() - 1, &m) == XNOR_INVALID_FILE &&
              m == nullptr && *xnor_error() != 0,
          "a file that is cut off");
-  // Bytes that begin at an odd place.
+  // Bytes at an odd address.
   const std::string odd = "x" + file;
   Expect(xnor_load_memory(odd.data() + 1, file.size(), &m) == XNOR_OK, "an odd place");
   float x[kImage] = {}, y[3];

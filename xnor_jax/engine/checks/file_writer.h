@@ -1,4 +1,4 @@
-// A packed network's file with random numbers, made without Python.
+// Writes a packed network's file with random weights, without Python.
 #ifndef XNOR_CHECKS_FILE_WRITER_H_
 #define XNOR_CHECKS_FILE_WRITER_H_
 
@@ -20,7 +20,7 @@ inline std::string Quoted(const std::string& text) {
   return quoted + "\"";
 }
 
-// Bit by bit, as zlib has it.
+// zlib's CRC-32, bit by bit.
 inline uint32_t Crc32(const std::string& bytes) {
   uint32_t sum = ~0u;
   for (char byte : bytes) {
@@ -34,7 +34,7 @@ struct Array {
   std::string name, dtype, shape, bytes;
 };
 
-// safetensors: the length of the header, the header, the arrays behind each other.
+// safetensors: the length of the header, the header, the contiguous arrays.
 inline std::string Joined(std::string header, const std::string& data) {
   while (header.size() % 8 != 0) header += " ";
   std::string length(8, '\0');
@@ -42,7 +42,7 @@ inline std::string Joined(std::string header, const std::string& data) {
   return length + header + data;
 }
 
-// `entries`: the header's, of all arrays.
+// `entries`: the header's entries of all arrays.
 inline std::string File(const std::string& description, const std::string& entries,
                         const std::string& data) {
   char sum[9];
@@ -59,7 +59,7 @@ class Numbers {
   int Draw(int least, int most) {
     return std::uniform_int_distribution<int>(least, most)(generator_);
   }
-  // Quarters: sums of their products are exact in any order.
+  // Multiples of 1/4, so that sums of their products are exact in any order.
   std::vector<float> Floats(int count) {
     std::vector<float> floats(count);
     for (float& x : floats) x = static_cast<float>(Draw(-8, 8)) / 4;
@@ -90,9 +90,9 @@ inline std::string Bits(const std::vector<int>& signs) {
 constexpr char kLayout[] =
     "bit 1 is -1; least significant bit first; C order of [*window, in, out]";
 
-// Images 5 x 6 x 2; a real convolution to 35 channels with a threshold; a binary one of
-// five groups to 20 channels, padded; half of it added to the images' mean; a dense layer
-// to three classes. `Logits` computes the same, number by number.
+// Images 5 x 6 x 2; a real convolution to 35 channels with a threshold; a padded binary one
+// of five groups to 20 channels with ReLU; its product with 0.5, summed over all pixels; a
+// dense layer to three classes. `Logits` computes the same in plain loops.
 struct Network {
   static constexpr int kHeight = 5, kWidth = 6, kIn = 2, kInner = 35, kOut = 20,
                        kClasses = 3, kGroups = 5;
@@ -142,7 +142,7 @@ struct Network {
              Bits(kernel1)}};
   }
 
-  // Of the header, with a comma before each.
+  // The header's entries, each after a comma.
   std::string Entries() const {
     std::string entries;
     size_t at = 0;

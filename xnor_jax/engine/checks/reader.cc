@@ -1,5 +1,5 @@
-// Damaged files, most with a checksum that fits them: each is read or refused with a line,
-// in little memory and time. `check_reader [COUNT [SEED]]`
+// Fuzz test of the reader: damaged files, most with a matching checksum, are read or
+// rejected with a message, in bounded memory and time. `check_reader [COUNT [SEED]]`
 #include <malloc.h>
 
 #include <algorithm>
@@ -44,12 +44,12 @@ bool Read(const std::string& file) {
     xnor_free(m);
   else if (status != XNOR_INVALID_FILE || m != nullptr || *xnor_error() == 0)
     std::abort();
-  // The bytes themselves are the first of three times the file's size.
+  // At most three times the file's size plus a constant; the bytes themselves are one.
   if (peak - before > static_cast<long>(2 * file.size()) + (64L << 20)) std::abort();
   return status == XNOR_OK;
 }
 
-// Changes that a parser does not notice at once: numbers and words of the description.
+// Mutations that the parser does not reject at once: numbers and words of the description.
 std::string Changed(std::string text, checks::Numbers& numbers) {
   static const char* const kWords[] = {
       "0", "-1", "1", "2", "7", "31", "33", "64", "4096", "65536", "16777216", "16777217",
@@ -92,7 +92,7 @@ std::string Changed(std::string text, checks::Numbers& numbers) {
         text.replace(first + 8, last - first - 8, pick(kKinds));
         break;
       }
-      case 3: {  // an entry more
+      case 3: {  // an extra entry
         const size_t first = text.find("{\"kind\"", at);
         if (first == std::string::npos) break;
         text.insert(first + 1, "\"" + pick(kNames) + "\":" + pick(kWords) + ",");

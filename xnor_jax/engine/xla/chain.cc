@@ -1,7 +1,7 @@
-// What XLA calls: a chain of operations, each on what the one before gave. Every shape,
-// number and size is checked here and where an operation is made, whoever calls: what
-// does not fit is answered with an error before anything runs, and nothing is read or
-// written outside the buffers that were given.
+// The XLA custom call that runs a chain of operations, each on the result of the one
+// before. Every shape, number and size is checked, here and where an operation is made: an
+// invalid call returns an error before anything runs, and nothing outside the given
+// buffers is read or written.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -17,10 +17,10 @@
 namespace xnor {
 namespace {
 
-// As in ops/cpu/steps.py.
+// As `_Kind` in ops/cpu/steps.py.
 enum class Kind : int64_t { kConv, kRealConv, kPack, kSumPool, kCol2Im, kPackFlags };
 
-// The buffers of kernels and constants, in the order in which the operations take them.
+// The buffers of kernels and constants, in the order of the operations.
 class Arguments {
  public:
   explicit Arguments(ffi::RemainingArgs args) : args_(args) {}
@@ -32,7 +32,7 @@ class Arguments {
     Require(buffer.has_value(), "a kernel or a constant is of another type");
     return *buffer;
   }
-  // The elements of a vector of this size.
+  // The elements of the next buffer, a vector of this size.
   template <ffi::DataType type>
   const auto* Vector(int64_t size) {
     const ffi::Buffer<type> buffer = Next<type>();
@@ -122,7 +122,7 @@ std::unique_ptr<Operation> Make(const Shape& in, const Step& step, Arguments& ar
 
 struct Batch {
   int64_t images;
-  Shape shape;  // of one of them
+  Shape shape;  // of one image
   char* data;
 
   explicit Batch(ffi::AnyBuffer& buffer)
@@ -132,7 +132,7 @@ struct Batch {
     for (int64_t n : d) Require(n >= 1 && n <= kLargest, "a size is out of range");
     images = d[0];
     shape = {TypeOf(buffer.element_type()), d[1], d[2], d[3]};
-    Times(images, shape.size());  // Fits into 64 bits.
+    Times(images, shape.size());  // Throws on overflow.
   }
   char* image(int64_t n) const { return data + n * shape.size() * BytesOf(shape.type); }
 
@@ -146,7 +146,7 @@ struct Batch {
   }
 };
 
-// Operations, each on what the one before gives.
+// Operations, each on the result of the one before.
 class Chain {
  public:
   Chain(const Batch& x, ffi::Span<const int64_t> numbers, Arguments args) {
@@ -161,7 +161,7 @@ class Chain {
       shape = operations_.back()->out;
       Require(shape.depth >= 1 && shape.depth <= kLargest, "a size is out of range");
       const int64_t size = shape.size();
-      Times(x.images, size);  // Fits into 64 bits.
+      Times(x.images, size);  // Throws on overflow.
       scratch_ = std::max(scratch_, operations_.back()->scratch);
       if (i + 1 < count) between_ = std::max(between_, size);
       work += operations_.back()->work;
@@ -171,7 +171,7 @@ class Chain {
   }
 
   const Shape& out() const { return operations_.back()->out; }
-  // Elements between two operations or within one, of an image.
+  // The largest buffer between two operations or within one, in elements per image.
   int64_t largest() const { return std::max(scratch_, between_); }
 
   void Prepare() {
@@ -182,7 +182,7 @@ class Chain {
     const auto buffer = [&](int64_t size) {
       return std::unique_ptr<uint32_t[]>(size > 0 ? new uint32_t[images * size] : nullptr);
     };
-    // What is given and what is made lie in the two in turn.
+    // The two buffers alternate as input and output.
     const std::unique_ptr<uint32_t[]> scratch = buffer(scratch_), even = buffer(between_),
                                       odd = buffer(operations_.size() > 2 ? between_ : 0);
     bool turn = false;
@@ -195,7 +195,7 @@ class Chain {
     }
   }
 
-  double work = 0;  // an image's
+  double work = 0;  // per image
 
  private:
   int64_t scratch_ = 0, between_ = 0;

@@ -1,4 +1,4 @@
-// Patches added up to images: what a convolution's windows read, the other way round.
+// Sums patches into images: the transpose of extracting a convolution's windows.
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -13,7 +13,7 @@ class Col2Im : public Operation {
   Col2Im(const Geometry& g, int64_t channels)
       : Operation({Type::kFloats, g.y.size, g.x.size, channels}), g_(g),
         patch_(g.y.window * g.x.window * channels) {
-    constexpr double kAdded = 16;  // multiplications in the time of a sum
+    constexpr double kAdded = 16;  // the cost of an addition, in multiplications
     work = kAdded * static_cast<double>(g.pixels()) * static_cast<double>(patch_);
   }
   void Run(const Call& call) const override {
@@ -37,7 +37,7 @@ class Col2Im : public Operation {
         }
   }
 
-  // One row of a patch, its first pixel at column `left` of the image's row.
+  // Adds one row of a patch, its first pixel at column `left` of the image's row.
   void AddRow(const float* patch, float* row, int64_t left) const {
     const int64_t channels = out.depth;
     if (g_.x.dilation == 1) {
@@ -66,7 +66,7 @@ class Col2Im : public Operation {
 
 std::unique_ptr<Operation> MakeCol2Im(const Shape& in, const Step& step) {
   Require(in.type == Type::kFloats, "expected floats");
-  // The image's size stands where other operations have their channels.
+  // The fields of the channels hold the image's size.
   const Geometry g =
       GeometryOf(step.channels, step.out_channels, step.window, step.strides,
                  step.padding, step.dilation);

@@ -1,4 +1,4 @@
-// Flags in bytes to words of signs: what a backward pass asks for.
+// Packs flags in bytes into words of signs, for backward passes.
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -8,7 +8,7 @@
 namespace xnor {
 namespace {
 
-// Bytes of flags to the words of each flag, a pixel's words of one behind the other.
+// From bytes of flags to words: for each pixel, all words of flag 0, then of flag 1, ...
 class PackFlags : public Operation {
  public:
   PackFlags(const Shape& in, int64_t flags)
@@ -33,7 +33,7 @@ class PackFlags : public Operation {
       if (rest < kPanel)
         std::memcpy(eights, x + word * kPanel, rest);
       else
-        std::memcpy(eights, x + word * kPanel, kPanel);  // Its size known, it is no call.
+        std::memcpy(eights, x + word * kPanel, kPanel);  // Constant size: inlined.
       for (int64_t flag = 0; flag < flags_; ++flag) {
         uint32_t bits = 0;
         for (int i = 0; i < kPanel / 8; ++i)

@@ -1,5 +1,5 @@
-// The gradient of a convolution's kernel: at each tap the images' pixels times the
-// gradient's. The images are floats, or signs in words.
+// The gradient of a convolution's kernel: at each tap, the images' pixels times the output
+// gradient's. The images are floats, or words of signs.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -12,11 +12,11 @@
 namespace xnor {
 namespace {
 
-// An image's row of pixels as floats, from what XLA gave.
+// Reads pixels as floats from XLA's buffers of floats or of words.
 class Pixels {
  public:
   explicit Pixels(const float* x) : floats_(x) {}
-  // The mean of two signs, or one where both are the same array.
+  // Each number is the mean of two signs; `a` and `b` may be the same array.
   Pixels(const uint32_t* a, const uint32_t* b) : a_(a), b_(b) {}
 
   void Read(int64_t first, int64_t count, int64_t channels, float* to) const {
@@ -38,7 +38,7 @@ struct Block {
   int64_t image, images, first, last;
   std::vector<float> x;         // [images][rows in][padded width][channels]
   std::vector<float> gradient;  // [panels][pixels][kPanel]
-  std::vector<int64_t> pixels;  // where in `x` their windows begin
+  std::vector<int64_t> pixels;  // offsets in `x` of their windows
 
   int64_t rows() const { return last - first; }
 };
@@ -75,16 +75,16 @@ class KernelGradient {
   }
 
  private:
-  // Output pixels whose products are added up in registers: so many that the gradient's
-  // panel of them stays in the first-level cache, and all of them in the second.
+  // Output pixels whose products are summed in registers: their panel of the gradient stays
+  // in the first-level cache, and all panels in the second.
   static constexpr int64_t kPixels = 256;
   static constexpr int64_t kTile = 16;  // rows of the kernel
-  // Kernels of which a core's second-level cache holds a sum of its own besides a block.
+  // Elements of a kernel whose sums fit into a core's second-level cache beside a block.
   static constexpr int64_t kSmall = 1 << 16;
-  // Not the number of threads: on any of them the sums are rounded in the same order.
+  // Fixed, so that the order of rounding does not depend on the number of threads.
   static constexpr int64_t kShares = 16;
 
-  // A small kernel: every share of the blocks has sums of its own, and no thread waits.
+  // A small kernel: each share of the blocks has its own sums, so that no thread waits.
   void AddShares(Team& team) {
     team.For(shares_, [&](int64_t share) {
       Block block;
@@ -100,7 +100,7 @@ class KernelGradient {
       for (int64_t i = 0; i < size_; ++i) sums_[i] += sums_[share * size_ + i];
   }
 
-  // A large kernel: one block after another, the kernel's rows shared out.
+  // A large kernel: one block after another, the kernel's rows split over the threads.
   void AddTogether(Team& team) {
     const int64_t parts = std::min(tiles_, 4 * team.threads());
     Block blocks[2];
@@ -110,7 +110,7 @@ class KernelGradient {
       Block &now = blocks[b % 2], &next = blocks[(b + 1) % 2];
       const bool more = b + 1 < blocks_;
       if (more) Begin(next, b + 1);
-      // The next block is laid out in the same loop: one wait a block.
+      // The next block is laid out in the same loop: one wait per block.
       const int64_t pieces = more ? 2 * next.images : 0;
       team.For(pieces + parts, [&](int64_t task) {
         if (task < pieces) return LayOut(next, task);
@@ -204,8 +204,8 @@ class KernelGradient {
   std::vector<float> sums_;  // [shares][rows of the kernel][panels * kPanel]
 };
 
-// `x`: floats `[images, height, width, channels]`, or words of their signs; then the same
-// again, or other words: each number is the mean of the two signs.
+// `x`: floats `[images, height, width, channels]`, or words of their signs. `again`: of the
+// same type and shape; words are averaged with those of `x`, floats are not read.
 void Run(ffi::ThreadPool& pool, ffi::AnyBuffer& x, ffi::AnyBuffer& again,
          ffi::Buffer<ffi::F32>& gradient, ffi::Buffer<ffi::F32>& out,
          ffi::Span<const int64_t> way) {
@@ -229,7 +229,7 @@ void Run(ffi::ThreadPool& pool, ffi::AnyBuffer& x, ffi::AnyBuffer& again,
           "the images have not the kernel's channels");
   Require(y[0] == d[0] && y[1] == g.y.out && y[2] == g.x.out && y[3] == o[3],
           "the gradient has not the shape of the convolution's result");
-  Times(g.padded_pixels(), channels);  // Fits into 64 bits.
+  Times(g.padded_pixels(), channels);  // Throws on overflow.
   const Pixels pixels = words
                             ? Pixels(static_cast<const uint32_t*>(x.untyped_data()),
                                      static_cast<const uint32_t*>(again.untyped_data()))

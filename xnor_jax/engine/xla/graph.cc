@@ -1,11 +1,10 @@
-// What XLA calls to run a packed network: its whole graph, in one call.
+// The XLA custom call that runs the whole graph of a packed network.
 //
-// The nodes are an attribute: they are read when a program is compiled. The weights are
-// arguments like any others, so that programs may compute, stack or change them. They are
-// laid out at the first call, and kept with a copy of what they were; a later call
-// compares its own with that, which takes far less time than laying them out. All of it
-// lives in XLA's state of the call, which is gone with the program. Any number of threads
-// may call at the same time.
+// The nodes are an attribute, read when a program is compiled. The weights are ordinary
+// arguments, so that programs may compute, stack or change them. The first call lays them
+// out and keeps the result with a copy of the weights; a later call compares its weights
+// with the copy, which takes far less time than laying them out. All of this lives in XLA's
+// state of the call, which is freed with the program. The call is thread-safe.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -24,7 +23,7 @@
 namespace xnor {
 namespace {
 
-using Contents = std::vector<std::vector<uint32_t>>;  // of buffers
+using Contents = std::vector<std::vector<uint32_t>>;  // per buffer
 
 ffi::DataType TypeOf(Member::Kind kind) {
   switch (kind) {
@@ -81,7 +80,7 @@ class GivenArrays : public Arrays {
   const std::vector<uint32_t>* const contents_;
 };
 
-// A network with weights.
+// A network with its weights laid out.
 struct Loaded {
   Contents contents;
   Model model;
@@ -89,7 +88,7 @@ struct Loaded {
   Loaded(const Described& described, Contents given) : contents(std::move(given)) {
     model.image_shape = described.specs.front().shape;
     model.output_shape = described.specs.back().shape;
-    // What the program has room for is no matter of the description.
+    // No limit: the budget is for networks that are read from files.
     model.graph = std::make_unique<Graph>(model.image_shape, INT64_MAX);
     size_t first = 0;
     Build(described, *model.graph, [&](size_t node) {
@@ -122,7 +121,7 @@ class Network {
         wanted_.push_back({"another type or shape of the array " + member.name, TypeOf(member.kind), member.laid_out()});
   }
 
-  // The network with these weights.
+  // The network with these weights, laid out anew if they differ from the last ones.
   std::shared_ptr<const Loaded> With(const ffi::RemainingArgs& args) {
     Check(args);
     std::shared_ptr<const Loaded> last = Last();
@@ -140,7 +139,7 @@ class Network {
 
  private:
   struct Wanted {
-    std::string otherwise;  // what is said of another one
+    std::string otherwise;  // the error for any other buffer
     ffi::DataType type;
     Sizes sizes;
   };
@@ -163,7 +162,7 @@ class Network {
   }
 
   const Described described_;
-  std::vector<Wanted> wanted_;  // what there is to be given
+  std::vector<Wanted> wanted_;  // the expected arguments
   std::mutex mutex_;
   std::shared_ptr<const Loaded> last_;
 };
@@ -173,7 +172,7 @@ const ffi::TypeInfo Network::info = ffi::MakeTypeInfo<Network>();
 
 using Floats = ffi::Buffer<ffi::F32>;
 
-// The images, if they are of this shape.
+// Checks that the images have this shape; returns their number.
 int64_t CheckBatch(const Floats& batch, const Sizes& shape, const char* message) {
   const auto d = batch.dimensions();
   Require(d.size() == shape.size() + 1 && d[0] >= 1 && d[0] <= kLargest &&
@@ -208,7 +207,7 @@ ffi::Error Execute(ffi::ThreadPool pool, Network* network, Floats x,
 }  // namespace
 }  // namespace xnor
 
-// What Python registers the state with.
+// Python registers the type of the state with these.
 #define XNOR_EXPORT extern "C" __attribute__((visibility("default")))
 
 XNOR_EXPORT void* xnor_jax_network_id() { return &xnor::Network::id; }

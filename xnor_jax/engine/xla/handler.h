@@ -1,4 +1,4 @@
-// What the handlers share: XLA's threads as a team, and what becomes of what is thrown.
+// Shared by the handlers: XLA's threads as a team, and exceptions as XLA's errors.
 #ifndef XNOR_HANDLER_H_
 #define XNOR_HANDLER_H_
 
@@ -19,13 +19,13 @@ namespace xnor {
 
 namespace ffi = ::xla::ffi;
 
-// The caller's thread and XLA's threads that have come to help it. Waking a thread takes
-// some ten microseconds, so helpers are called once and then stay, spinning between two
-// loops, until the team is gone. The caller takes tasks too and waits only for tasks that
-// were begun: a pool whose threads are all busy delays nothing and locks nothing up.
+// The caller's thread and its helpers from XLA's thread pool. Waking a thread takes about
+// ten microseconds, so helpers are scheduled once and spin between loops until the team is
+// destroyed. The caller runs tasks too and waits only for tasks that have begun, so a pool
+// whose threads are all busy causes neither delay nor deadlock.
 class PoolTeam {
  public:
-  // `work`: what there is to do, in multiplications.
+  // `work`: the total, in multiplications.
   PoolTeam(ffi::ThreadPool& pool, double work)
       : PoolTeam(pool, Helpers(pool.num_threads(), work)) {}
   ~PoolTeam() {
@@ -42,7 +42,7 @@ class PoolTeam {
   }
 
  private:
-  // Outlives the team where a helper starts late: it finds no task left, and goes.
+  // Outlives the team if a helper starts late, which then finds no task and returns.
   struct State {
     Loops loops;
     std::atomic<bool> over{false};
@@ -54,7 +54,7 @@ class PoolTeam {
     try {
       for (int64_t i = 0; i < helpers; ++i)
         pool.Schedule([state = state_, caller = std::this_thread::get_id()] {
-          // A pool whose queue is full runs what it is given at once.
+          // A pool whose queue is full runs the function at once, on the caller's thread.
           if (std::this_thread::get_id() == caller) return;
           int spins = 0;
           while (!state->over.load(std::memory_order_acquire)) {
@@ -62,7 +62,7 @@ class PoolTeam {
             Pause(spins);
           }
         });
-    } catch (const std::bad_alloc&) {  // It goes without the others, too.
+    } catch (const std::bad_alloc&) {  // The loops run with fewer helpers, too.
     }
   }
 
@@ -70,7 +70,7 @@ class PoolTeam {
   Team team_;
 };
 
-// What is thrown becomes XLA's error.
+// Converts exceptions to XLA's errors.
 template <class Call>
 ffi::Error Answer(const Call& call) {
   try {
@@ -84,7 +84,7 @@ ffi::Error Answer(const Call& call) {
     } catch (const std::exception& error) {
       return ffi::Error::Internal(std::string("xnor_jax: ") + error.what());
     }
-  } catch (...) {  // No memory even for that text; this one needs none.
+  } catch (...) {  // No memory even for that message; this one needs none.
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
   }
 }

@@ -1,4 +1,4 @@
-// The same array: what XLA does not look through, and so does not compute twice.
+// The identity, opaque to XLA, which therefore does not compute its argument twice.
 #include <cstring>
 
 #include "check.h"
@@ -10,7 +10,7 @@ namespace {
 
 void Run(ffi::AnyBuffer& x, ffi::AnyBuffer& out) {
   Require(x.size_bytes() == out.size_bytes(), "expected a result of the array's size");
-  // Most often XLA gives both the same memory.
+  // XLA usually aliases the two buffers.
   if (x.untyped_data() != out.untyped_data())
     std::memcpy(out.untyped_data(), x.untyped_data(), x.size_bytes());
 }

@@ -1,4 +1,4 @@
-// What Python says of an operation, and the operations that only training asks for.
+// An operation as Python describes it, and the operations that only training uses.
 #ifndef XNOR_STEP_H_
 #define XNOR_STEP_H_
 
@@ -10,9 +10,8 @@
 
 namespace xnor {
 
-// xnor_jax/ops/cpu writes these numbers in this order. Of a col2im, `channels` and
-// `out_channels` are the image's height and width; of flags to pack, `channels` is how
-// many.
+// xnor_jax/ops/cpu writes these numbers in this order. For col2im, `channels` and
+// `out_channels` are the image's height and width; for flags, `channels` counts them.
 struct Step {
   int64_t kind, epilogue, relu, channels, out_channels;
   int64_t window[2], strides[2], padding[4], dilation[2];
@@ -20,7 +19,7 @@ struct Step {
 constexpr int64_t kStepNumbers = 15;
 static_assert(sizeof(Step) == kStepNumbers * sizeof(int64_t));
 
-// Of images of two axes.
+// The geometry of images of two axes.
 inline Geometry GeometryOf(int64_t height, int64_t width, const int64_t (&window)[2],
                            const int64_t (&strides)[2], const int64_t (&padding)[4],
                            const int64_t (&dilation)[2]) {

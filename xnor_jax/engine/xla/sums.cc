@@ -1,4 +1,4 @@
-// Sums over all pixels, channel by channel: what BatchNorm and biases ask for.
+// Per-channel sums over all pixels, for BatchNorm and biases.
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
@@ -13,11 +13,11 @@
 namespace xnor {
 namespace {
 
-constexpr int64_t kElements = 16384;  // a task's, about
-constexpr int64_t kLeast = 64;        // rows, so that the tasks' sums are few
+constexpr int64_t kElements = 16384;  // elements per task, about
+constexpr int64_t kLeast = 64;        // rows per task, so that the tasks' sums are few
 constexpr int64_t kNarrow = 128;      // channels
 constexpr int64_t kLanes = 16;        // of the widest vectors
-constexpr double kOnce = 4;  // multiplications in the time of an element read once
+constexpr double kOnce = 4;  // the cost of reading an element once, in multiplications
 
 using Floats = ffi::Buffer<ffi::F32>;
 
@@ -33,18 +33,18 @@ void Run(ffi::ThreadPool& pool, Floats& a, Floats& x, Floats& center, Floats& ou
     Require(d[i] >= 1 && d[i] <= kLargest, "a size is out of range");
     if (i + 1 < d.size()) rows = Times(rows, d[i]);
   }
-  Times(rows, channels);  // Fits into 64 bits.
+  Times(rows, channels);  // Throws on overflow.
   Require(c.size() == 1 && c[0] == channels, "expected a center for each channel");
   Require(o.size() == 2 && o[0] == 2 && o[1] == channels,
           "expected two sums for each channel");
 
-  // Few channels fill no vectors, but those of some rows side by side do.
+  // Few channels do not fill the vectors, so `side` rows are summed as one wide row.
   const int64_t side = channels < kNarrow ? kLanes / std::gcd(channels, kLanes) : 1;
   const int64_t wide = side * channels, whole = rows / side, size = 2 * wide;
   std::vector<float> centers(wide);
   for (int64_t i = 0; i < wide; ++i) centers[i] = center.typed_data()[i % channels];
 
-  // What a task sums does not hang on the number of threads, and so no result does.
+  // Each task's range is fixed, so the result does not depend on the number of threads.
   const int64_t each = std::max(kElements / wide, kLeast);
   const int64_t tasks = (whole + each - 1) / each;
   std::vector<float> parts(tasks * size), rest(2 * channels);

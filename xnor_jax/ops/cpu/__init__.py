@@ -1,10 +1,10 @@
 """The `cpu` backend: C++ on words of signs, called through XLA's FFI.
 
-One shared library serves every Python and every JAX from the oldest that is claimed: it
-is built against XLA's C interface and loaded with `ctypes`. It chooses the instruction
-set when it is loaded. The environment variable `XNOR_JAX_INSTRUCTION_SET` forces a
-lower one (`avx512`, `avx2`, `neon`, `portable`); `XNOR_JAX_CPU_LIBRARY` names another
-library, such as one built under a sanitizer.
+One shared library works with all supported versions of Python and JAX: it is built
+against XLA's C interface and loaded with `ctypes`. The instruction set is chosen at
+load time. The environment variable `XNOR_JAX_INSTRUCTION_SET` forces a lower one
+(`avx512`, `avx2`, `neon`, `portable`); `XNOR_JAX_CPU_LIBRARY` names another library,
+such as one built with a sanitizer.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ def is_available() -> bool:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """The instruction sets that the library has for this processor, the best first."""
+    """The library's instruction sets that this processor supports, best first."""
     library = _library()
     names = []
     while library and (name := library.xnor_jax_instruction_set(len(names))):
@@ -47,7 +47,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 
 def instruction_set() -> str:
-    """The instruction set that runs.
+    """The instruction set in use.
 
     Raises:
       RuntimeError: If the library was not built.
@@ -56,13 +56,13 @@ def instruction_set() -> str:
 
 
 def use_instruction_set(name: str) -> None:
-    """Run another instruction set from now on, compiled programs included.
+    """Switch to another instruction set, in compiled programs too.
 
     Args:
       name: One of `instruction_sets()`.
 
     Raises:
-      ValueError: If this processor does not have it, or the library was not built.
+      ValueError: If this processor does not support it, or the library was not built.
     """
     library = _library()
     if library is None or not library.xnor_jax_choose(name.encode()):
@@ -79,18 +79,18 @@ def run(
     features: int,
     dtype: Any,
 ) -> jax.Array:
-    """A chain of operations in one call, each on what the one before gave.
+    """Run a chain of operations in one call, each on the previous one's result.
 
     Args:
       x: Floats, words or bytes `[N, *spatial, depth]`, at most `RANK` spatial axes, not
         empty.
       steps: At least one.
       spatial: The result's spatial sizes.
-      features: Its channels.
-      dtype: Its dtype: float32, int32 (sums) or uint32 (words).
+      features: The result's channels.
+      dtype: The result's dtype: float32, int32 (sums) or uint32 (words).
 
     Returns:
-      What the last step gives, `[N, *spatial, features]`, or the words of that.
+      The last step's result, `[N, *spatial, features]`, or the words that hold it.
 
     Raises:
       RuntimeError: If the library was not built.
@@ -116,13 +116,13 @@ def run(
 def run_network(
     x: jax.Array, nodes: str, arrays: Sequence[jax.Array], shape: tuple[int, ...]
 ) -> jax.Array:
-    """A packed network's graph in one call: see `xnor_jax.ops.run_network`.
+    """Run a packed network's graph in one call; see `xnor_jax.ops.run_network`.
 
     Args:
       x: float32 `[N, *image_shape]`, not empty.
-      nodes: JSON, a list of nodes as in a file.
-      arrays: Their arrays; of kernels the words.
-      shape: Of the result, without the batch.
+      nodes: A list of nodes in JSON, as in a file.
+      arrays: The nodes' arrays; the words of packed kernels.
+      shape: The result's shape, without the batch axis.
 
     Returns:
       float32 `[N, *shape]`.
@@ -155,17 +155,18 @@ def kernel_gradient(
     padding: Pads,
     dilation: tuple[int, ...],
 ) -> jax.Array:
-    """The gradient of a convolution's kernel: its images times the result's gradient.
+    """The kernel gradient of a convolution: its images times the result's gradient.
 
     Args:
       x: Floats `[N, *spatial, C]`, or words of signs `[N, *spatial, ceil(C / 32)]`; at
         most `RANK` spatial axes, not empty.
-      others: The same again; or other words: each number is the mean of two signs.
+      others: `x` again, or words of second signs: an image's values are then the means
+        of two signs.
       gradient: float32 `[N, *out, C_out]`.
-      shape: The kernel's, `[*window, C, C_out]`.
+      shape: The kernel's shape, `[*window, C, C_out]`.
       strides: One per spatial axis.
       padding: (before, after) each spatial axis; taps outside are 0.
-      dilation: Of the kernel, one per spatial axis.
+      dilation: The kernel's dilation, one per spatial axis.
 
     Returns:
       float32, of the kernel's shape.
@@ -191,7 +192,7 @@ def kernel_gradient(
 
 
 def channel_sums(a: jax.Array, x: jax.Array, center: jax.Array) -> jax.Array:
-    """The sums of `a` and of `a · (x − center)`, in one pass: all axes but the last.
+    """The sums of `a` and `a · (x − center)` over all axes but the last, in one pass.
 
     Args:
       a: float32 `[N, ..., C]`, not empty.
@@ -216,13 +217,13 @@ def channel_sums(a: jax.Array, x: jax.Array, center: jax.Array) -> jax.Array:
 
 
 def keep(x: jax.Array) -> jax.Array:
-    """The same array, in memory: XLA does not compute it anew where it is read.
+    """Keep an array in memory, so that XLA does not recompute it for its consumers.
 
     Args:
       x: An array `[N, ...]`.
 
     Returns:
-      The same numbers.
+      The same array.
 
     Raises:
       RuntimeError: If the library was not built.
@@ -238,7 +239,7 @@ def keep(x: jax.Array) -> jax.Array:
 
 
 def vary_as(y: jax.Array, *arrays: jax.Array) -> jax.Array:
-    """In `shard_map`, the same array, varying over the mesh axes of the others too."""
+    """Under `shard_map`, make `y` vary over the mesh axes of the other arrays too."""
     missing = _varying(*arrays) - _varying(y)
     return lax.pcast(y, tuple(missing), to="varying") if missing else y
 
@@ -256,15 +257,15 @@ def _refuse_export(*args: Any, **options: Any) -> Any:
     )
 
 
-# Stands for a call in programs with a symbolic batch: those for other platforms leave
-# it out.
+# A placeholder for a call with a symbolic batch. It cannot be lowered; programs for
+# other platforms do not contain it.
 _EXPORT = Primitive("xnor_jax_export")
 _EXPORT.def_abstract_eval(lambda x, *, shape, dtype: ShapedArray(shape, dtype))
 mlir.register_lowering(_EXPORT, _refuse_export)
 
 
 def _over_images(call):
-    """Under `vmap` over the images alone, one call for all; else one after another."""
+    """Under `vmap`, one call if only the images are mapped, else sequential calls."""
     mapped = jax.custom_batching.custom_vmap(call)
 
     @mapped.def_vmap
@@ -297,8 +298,8 @@ def _built() -> ctypes.CDLL:
 def _register_network() -> None:
     """Register the network's call and the type of its state, once.
 
-    XLA wants the type first. What is registered before JAX has a CPU client waits for
-    it, and then JAX hands over the calls first.
+    XLA needs the type first. JAX defers registrations until it has a CPU client, and
+    then registers the calls first.
     """
     with _LOCK:
         _network()

@@ -1,8 +1,8 @@
-"""Calls of the library in programs that XLA splits over devices.
+"""Partitioning of the library's calls in programs for several devices.
 
-XLA cannot look into a call, and would gather its arguments on every device. It is told
-here that images can be split, and that all else has to be whole. Images that do not
-divide among the devices are whole too: XLA would fill up the last share with anything.
+A call is opaque to XLA, which would gather its arguments on every device. The rules
+here split images and replicate all other arrays. Images that do not divide evenly among
+the devices are replicated too: XLA would pad the last shard with arbitrary values.
 """
 
 from collections.abc import Callable
@@ -22,15 +22,14 @@ def split_images(
     """A call that computes each device's images on that device.
 
     Args:
-      call: Of arrays, to one array.
-      images: How many of its arguments, the first ones, have images along their first
-        axis.
-      summed: Whether the result is a sum over the images; otherwise its first axis is
-        theirs.
+      call: A function from arrays to one array.
+      images: The number of leading arguments with images along their first axis.
+      summed: Whether the result is a sum over the images; otherwise images are along
+        its first axis.
 
     Returns:
-      The same call; in a program for several devices each takes its own images, and
-      what `summed` says is added up over them.
+      The same call. In a program for several devices, each device computes its own
+      images, and a summed result is added up over the devices.
     """
 
     def rule(mesh: Any, args: Any, results: Any) -> tuple[str, dict[str, Any]]:
@@ -50,7 +49,7 @@ def split_images(
         return f"{', '.join(given)} -> {made}", kinds
 
     def partition(mesh: Any, args: Any, result: Any) -> Any:
-        # Other arguments with images that are split in another way are brought to this.
+        # Other arguments with images are resharded like the first.
         axes = _dividing(args[0])
         if mesh.empty:
             mesh = Mesh(np.array([*args[0].sharding.device_set]), ("devices",))
@@ -68,7 +67,7 @@ def split_images(
     divided.def_partition(partition, sharding_rule=rule)
 
     def run(*arrays: jax.Array) -> jax.Array:
-        # In `shard_map` the arrays are a device's own already.
+        # Under `shard_map` the arrays are per device already.
         manual = jax.sharding.get_abstract_mesh().manual_axes
         return call(*arrays) if manual else divided(*arrays)
 
@@ -76,7 +75,7 @@ def split_images(
 
 
 def _dividing(x: Any) -> tuple[str, ...]:
-    """The mesh axes that share the first axis of `x`, if it divides among them."""
+    """The mesh axes that shard the first axis of `x`, if it divides evenly."""
     if not isinstance(x.sharding, NamedSharding):
         return ()
     axes = x.sharding.spec[0] or ()

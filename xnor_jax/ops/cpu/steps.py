@@ -1,7 +1,7 @@
-"""What the compiled library is told of an operation: its numbers and its arrays.
+"""Descriptions of operations for the compiled library: their numbers and arrays.
 
-Each function gives a `Step`; `xnor_jax.ops.cpu.run` runs a chain of them. Nothing is
-checked here: the library checks every step against what the one before gives.
+Each function returns a `Step`; `xnor_jax.ops.cpu.run` runs a chain of them. The library
+checks each step against the result of the previous one, so nothing is checked here.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Step:
 
     Attributes:
       arrays: Its kernel and constants.
-      numbers: What engine/xla/step.h calls a `Step`, in that order; static.
+      numbers: The fields of `Step` in engine/xla/step.h, in that order; static.
     """
 
     arrays: tuple[jax.Array, ...]
@@ -42,14 +42,14 @@ def conv(
     padding: Pads = (),
     dilation: tuple[int, ...] = (),
 ) -> Step:
-    """Words to the convolution of their signs, up to two spatial axes.
+    """The convolution of packed signs, with up to two spatial axes.
 
     Args:
-      kernel: Of groups that begin at a word.
-      epilogue: What becomes of the sums; a `Threshold` too needs groups of whole words.
+      kernel: The packed kernel; each group starts at a new word of the input.
+      epilogue: Applied to the sums; a `Threshold` needs whole words per group.
       strides: One per spatial axis.
       padding: (before, after) each spatial axis; taps outside add 0.
-      dilation: Of the kernel, one per spatial axis.
+      dilation: The kernel's dilation, one per spatial axis.
     """
     code, relu, constants = _epilogue(epilogue, jnp.int32)
     return Step(
@@ -73,17 +73,17 @@ def real_conv(
     padding: Pads = (),
     dilation: tuple[int, ...] = (),
 ) -> Step:
-    """Floats to their convolution, of one group and up to two spatial axes.
+    """The convolution of floats, with one group and up to two spatial axes.
 
     Each sum runs over the window in order, with fused multiply-adds where the processor
     has them.
 
     Args:
       kernel: float32 `[*window, C, C_out]`.
-      epilogue: What becomes of the sums.
+      epilogue: Applied to the sums.
       strides: One per spatial axis.
       padding: Zeros (before, after) each spatial axis.
-      dilation: Of the kernel, one per spatial axis.
+      dilation: The kernel's dilation, one per spatial axis.
     """
     code, relu, constants = _epilogue(epilogue, jnp.float32)
     return Step(
@@ -99,12 +99,12 @@ def real_conv(
 
 
 def pack() -> Step:
-    """Floats to the words of their signs."""
+    """Pack the signs of floats into words."""
     return Step((), _numbers(_Kind.PACK))
 
 
 def pack_flags(count: int) -> Step:
-    """Bytes, uint8, to the words of their bits 0, then 1, up to `count` of 8."""
+    """Pack uint8 flags: the words of bit 0, then of bit 1, up to `count` of 8 bits."""
     return Step((), _numbers(_Kind.PACK_FLAGS, channels=(count, 0)))
 
 
@@ -115,7 +115,7 @@ def sum_pool_bits(
     strides: tuple[int, ...],
     padding: Pads,
 ) -> Step:
-    """Floats to the bits of each window's sum: see `xnor_jax.ops.sum_pool_bits`."""
+    """Thresholded window sums of floats as bits; see `xnor_jax.ops.sum_pool_bits`."""
     options = {"window": window, "strides": strides, "padding": padding}
     arrays = (threshold.threshold, threshold.flip)
     return Step(arrays, _numbers(_Kind.SUM_POOL, **options))
@@ -129,14 +129,14 @@ def col2im(
     padding: Pads,
     dilation: tuple[int, ...],
 ) -> Step:
-    """Floats `[*window, C]` at each of a window's places to their sums in the image.
+    """Sum float patches `[*window, C]`, one per position of the window, into the image.
 
     Args:
       spatial: The image's spatial sizes.
       window: The window's sizes.
       strides: One per spatial axis.
-      padding: (before, after) each spatial axis; what falls there is dropped.
-      dilation: Of the window, one per spatial axis.
+      padding: (before, after) each spatial axis; values there are dropped.
+      dilation: The window's dilation, one per spatial axis.
     """
     numbers = _numbers(
         _Kind.COL2IM,
@@ -160,7 +160,7 @@ def _epilogue(epilogue: Epilogue, sums: type) -> tuple[int, int, tuple]:
 
 
 def _with_axes(array: jax.Array, at: int, spatial: int) -> jax.Array:
-    """Unit axes for those of the two spatial ones that are missing."""
+    """Insert unit axes, so that there are two spatial axes."""
     return jnp.expand_dims(array, range(at + spatial, at + 2))
 
 
@@ -181,7 +181,7 @@ def _numbers(
 def geometry_numbers(
     strides: tuple[int, ...], padding: Pads, dilation: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Two strides, four paddings, two dilations: with units for the missing axes."""
+    """Two strides, four paddings and two dilations; missing axes get 1, 0 and 1."""
     pads = [side for pads in padding for side in pads] + [0] * (4 - 2 * len(padding))
     return (*_pair(strides), *pads, *_pair(dilation))
 

@@ -1,7 +1,7 @@
-"""Where a training step's time goes, layer by layer: read off a profile of its program.
+"""The time of a training step by layer, from a profile of its program.
 
-The program is the compiled epoch that `xnor-jax train` runs; the profiler says how long
-each of its operations took, and the program's text which layer an operation is of.
+The program is the compiled epoch that `xnor-jax train` runs. The profile gives the time
+of each operation, and the program's text gives the operation's layer.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import measure
 from train_step import EPOCH_IMAGES
 
 PRODUCTS = ("ffi_call", "dot_general", "conv_general_dilated")
-# Calls of the library that multiply nothing: sums, and packing signs or flags.
+# Calls into the C++ library without products: sums, and packing signs or flags.
 PASSES = re.compile(r'"xnor_jax_channel_sums"|steps = dense<\[(2|9),')
 OTHERS = "the batch; rule, Adam, projection"
 
@@ -68,7 +68,7 @@ def parse() -> argparse.Namespace:
 
 
 def compiled_epoch(name: str, batch: int, steps: int):
-    """A function that trains for some steps on random images, and its program."""
+    """A function that trains for `steps` steps on random images, and its program."""
     import jax
     import jax.numpy as jnp
 
@@ -101,7 +101,7 @@ def compiled_epoch(name: str, batch: int, steps: int):
 
 
 def profiled(run) -> dict[str, float]:
-    """Milliseconds of each operation of the program in one call."""
+    """The time of each of the program's operations in one call, in milliseconds."""
     import jax
 
     with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +119,7 @@ def profiled(run) -> dict[str, float]:
 
 
 def scopes(program: str) -> dict[str, str]:
-    """What JAX says an operation of a program's text comes from."""
+    """The JAX name stack of each operation in a program's text."""
     named = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"')
     found = {}
     for line in program.splitlines():
@@ -131,13 +131,13 @@ def scopes(program: str) -> dict[str, str]:
 def account(
     times: dict[str, float], scopes: dict[str, str], steps: int
 ) -> dict[str, list[float]]:
-    """A layer's milliseconds a step: forward, its products, backward, its products."""
+    """Milliseconds per step by layer: forward, its products, backward, its products."""
     # jit(epoch)/while/body/closed_call/transpose(jvp(block2))/…/dot_general
     layer = re.compile(r"/(transpose\()?jvp\((?:transpose\(jvp\()?(\w+)\)")
     rows: dict[str, list[float]] = {}
     for operation, time in times.items():
         if operation.startswith(("while", "call", "conditional")):
-            continue  # Its operations are counted one by one.
+            continue  # Its operations are counted individually.
         scope = scopes.get(operation, "")
         found = layer.search(scope)
         name = found[2] if found else OTHERS

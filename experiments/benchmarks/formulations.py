@@ -1,7 +1,7 @@
-"""What the library chooses from, on the networks' shapes.
+"""The formulations that the library chooses from, on the networks' shapes.
 
-Each convolution and max-pool of LeNet-5 and NIN, forward, and forward with gradients,
-in every formulation that the module could run it in, in turn in one process.
+Times each convolution and max-pool of LeNet-5 and NIN, forward and with gradients, in
+every available formulation, in turn in one process.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def parse() -> argparse.Namespace:
 
 
 def compare(case: Conv | Pool, args: argparse.Namespace) -> dict[str, float]:
-    """Print a case's rows; return each other formulation's time in that of the pick."""
+    """Print a case's rows; return each formulation's time relative to the pick's."""
     import jax
 
     functions = conv_functions(case) if isinstance(case, Conv) else pool_functions(case)
@@ -124,7 +124,7 @@ def compare(case: Conv | Pool, args: argparse.Namespace) -> dict[str, float]:
     fixed = isinstance(case, Conv) and case.first
 
     def with_gradients(function: Function, operands, g):
-        # The value too, as in training: the gradients of a product do not need it.
+        # Return the value too, as in training: a product's gradients do not need it.
         if fixed:
             y, pullback = jax.vjp(partial(function, operands[0]), *operands[1:])
         else:
@@ -237,7 +237,7 @@ def pool_geometry(case: Pool):
 
 
 def draw(case: Conv | Pool, functions: dict[str, Function], batch: int):
-    """Normal operands, and a gradient of the result's shape."""
+    """Draw normal operands, and a gradient of the result's shape."""
     import jax
 
     keys = iter(jax.random.split(jax.random.key(0), 3))
@@ -250,7 +250,7 @@ def draw(case: Conv | Pool, functions: dict[str, Function], batch: int):
 
 
 def picked(case: Conv | Pool, operands) -> str:
-    """The formulation that the library runs here, read off its lowered program."""
+    """The formulation that the library runs here, from its lowered program."""
     import jax
 
     from xnor_jax import convolution

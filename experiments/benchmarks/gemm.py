@@ -1,8 +1,8 @@
-"""The product on packed words beside the processor's own limit, on one thread.
+"""The product of packed words against the processor's limit, on one thread.
 
-The limit is measured: a loop of xor, popcount and add on registers, with no memory
-access, in the best of several groupings. What a vector of 512 bits does in these three
-instructions is 512 multiplications and additions of signs.
+The limit is the measured speed of a loop of xor, popcount and add on registers, without
+memory access, in the best of several groupings. On a 512-bit vector, these three
+instructions are 512 multiplications and additions of signs.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 import measure
 
 LOOP = "xor + popcount + add on registers"
-# How many accumulators, and how many of them pass an instruction before the next.
+# (accumulators, group): each instruction runs for a whole group before the next one.
 GROUPINGS = ((8, 8), (12, 1), (12, 2), (12, 4), (12, 6), (12, 12), (16, 4), (16, 8))
 VECTOR = 512  # signs
 NEEDED = ("avx512f", "avx512_vpopcntdq")
@@ -93,7 +93,7 @@ def compare(
     speeds = {name: [work[name] / t for t in values] for name, values in times.items()}
     for name, values in speeds.items():
         spread = " | ".join(f"{v / 1e12:.3f}" for v in measure.Spread.of(values))
-        part = measure.ratios(values, speeds["loop"])  # speeds, hence turned round
+        part = measure.ratios(values, speeds["loop"])  # of speeds, hence inverted
         share = measure.Spread(1 / part.median, 1 / part.most, 1 / part.least)
         percent = [f"{100 * value:.1f} %" for value in share]
         print(
@@ -131,7 +131,7 @@ def products(rows: int, size: int, columns: int) -> dict[str, Callable[[], Any]]
 
 
 def pick(loop: Callable[[int, int, int], None]) -> tuple[tuple[int, int], int]:
-    """The quickest grouping, and how many steps of its loop take about 1 ms."""
+    """The fastest grouping, and the number of its loop's steps in about 1 ms."""
     from time import perf_counter
 
     best = {}
@@ -146,7 +146,7 @@ def pick(loop: Callable[[int, int, int], None]) -> tuple[tuple[int, int], int]:
 
 
 def build(folder: Path) -> Callable[[int, int, int], None]:
-    """Compile the loops; call with accumulators, their group and the steps."""
+    """Compile the loops to a function of the accumulators, the group and the steps."""
     source, library = folder / "loops.cc", folder / "loops.so"
     source.write_text("\n".join(function(*grouping) for grouping in GROUPINGS))
     flags = ["-O2", "-mavx512f", "-mavx512vpopcntdq", "-shared", "-fPIC"]
@@ -160,7 +160,7 @@ def build(folder: Path) -> Callable[[int, int, int], None]:
 
 
 def function(accumulators: int, group: int) -> str:
-    """A C function in assembly: a compiler would lift the xor out of the loop."""
+    """A C function in assembly: a compiler would hoist the xor out of the loop."""
     first = 2 + accumulators  # after two operands and the accumulators
     lines = ["1:"]
     for begin in range(0, accumulators, group):

@@ -1,8 +1,7 @@
-"""What XLA makes of the programs for a GPU: compiled for an H100, without having one.
+"""The programs that XLA compiles for an H100, without a GPU.
 
-Times need a GPU, but not what will run there: which products go to which library and
-with which operands, what a training step keeps in memory, whether the kernel of `ops`
-compiles at all.
+They show which library computes each product and with which operands, how much memory a
+training step takes, and whether the kernel of `ops` compiles. Only times need a GPU.
 """
 
 import argparse
@@ -18,7 +17,7 @@ import gpu_step
 import measure
 import train_step
 
-# An H100 of 80 GB as XLA's GpuTargetConfigProto has it.
+# An H100 with 80 GB as XLA's GpuTargetConfigProto.
 H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 }
@@ -60,7 +59,7 @@ class Product(NamedTuple):
 
 def main() -> None:
     args = parse()
-    # The compiler would choose by trying on the GPU, which is not there.
+    # Autotuning would run kernels on the GPU, which is absent.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0"
     import jax
@@ -68,7 +67,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     device = h100()
     print(f"compiled for: {device.device_set}; {measure.versions()}")
-    # Pallas asks for the device's kind before there is one.
+    # Pallas queries the device's kind before there is a device.
     with jax.sharding.use_abstract_mesh(device.mesh.abstract_mesh):
         for case in gpu_step.TINY if args.tiny else gpu_step.CASES:
             for dtype in gpu_step.OURS.values():
@@ -83,7 +82,7 @@ def parse() -> argparse.Namespace:
 
 
 def h100() -> Any:
-    """The sharding of arrays that lie on an H100."""
+    """The sharding of arrays on an H100."""
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
@@ -123,7 +122,7 @@ def training(case: gpu_step.Case, dtype: str, device: Any) -> None:
 
 
 def layers(batch: int, device: Any) -> None:
-    """Print what the backends of `ops` make of a layer, from float images to sums."""
+    """Print how each backend of `ops` computes a layer, from float images to sums."""
     import jax
     import jax.numpy as jnp
 

@@ -1,8 +1,8 @@
-"""Packed inference on a GPU: which backend of `ops` is the quickest, and how quick.
+"""Packed inference on a GPU: the time of each backend of `ops`.
 
-Layers and whole networks, all backends in turn in one process; `float` is cuDNN and
-cuBLAS on signs in float32. What wins for which shape is what `backend="auto"` should
-take there.
+Times layers and whole networks on all backends, in turn in one process; `float` is
+cuDNN and cuBLAS on signs in float32. The fastest backend for a shape is the one that
+`backend="auto"` should use there.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 import measure
 
 BACKENDS = ("float", "xla", "gpu", "pallas")
-# Image (height, width, channels) and kernel of layers of NIN and XNOR-ResNet-18.
+# Image (height, width, channels) and kernel of NIN's and XNOR-ResNet-18's layers.
 LAYERS = {
     "NIN block4": ((16, 16, 96), (5, 5, 96, 192)),
     "NIN block5": ((16, 16, 192), (1, 1, 192, 192)),
@@ -103,7 +103,7 @@ def network(name: str, batch: int) -> dict[str, Callable[[], Any]]:
     model.eval()
     x = jax.random.normal(jax.random.key(0), (batch, *shape))
     packed = xnor.pack(model, example=x[:1])
-    # The network is an argument: as a constant, XLA would unpack it once and for all.
+    # The network is an argument: XLA would unpack a constant at compile time.
     call = jax.jit(lambda packed, x: packed(x))
     return {b: partial(wait, call, packed.with_backend(b), x) for b in BACKENDS}
 
@@ -122,7 +122,7 @@ def compare(
     rounds: int,
     seconds: float,
 ) -> None:
-    """Print a row: each backend's time."""
+    """Print one row with each backend's time."""
     times = measure.per_call(sides, rounds, seconds)
     medians = {b: measure.Spread.of(values).median for b, values in times.items()}
     cells = [f"{1e6 * value:.1f}" for value in medians.values()]

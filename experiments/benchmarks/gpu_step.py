@@ -1,7 +1,7 @@
-"""Training steps of NIN and XNOR-ResNet-18 on a GPU: this library beside PyTorch.
+"""Training steps of NIN and XNOR-ResNet-18 on a GPU: this library against PyTorch.
 
-In turn in one process: step times, the share of the device's own matrix product that
-they reach, where the time goes, and an epoch of CIFAR-10's size on the device.
+Measures step times, in turn in one process, their share of the speed of the device's
+matrix product, the time of each operation, and an epoch of CIFAR-10's size.
 """
 
 import argparse
@@ -21,7 +21,7 @@ OURS = {"xnor_jax, float32": "float32", "xnor_jax, bfloat16": "bfloat16"}
 
 
 class Case(NamedTuple):
-    """A network and what it trains on."""
+    """A network and its training batches."""
 
     name: str
     model: str
@@ -48,7 +48,7 @@ TINY = (
 
 def main() -> None:
     args = parse()
-    # Two frameworks share the device's memory: neither may take all of it beforehand.
+    # Two frameworks share the device's memory: neither may preallocate all of it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
@@ -108,7 +108,7 @@ def prepare_torch(on_gpu: bool) -> None:
 
 
 def peak(size: int, rounds: int) -> dict[str, float]:
-    """FLOP/s of a large product of matrices in each dtype, printed and returned."""
+    """Print and return the FLOP/s of a large matrix product in each dtype."""
     import jax
     import jax.numpy as jnp
 
@@ -126,7 +126,7 @@ def peak(size: int, rounds: int) -> dict[str, float]:
         for name, values in times.items()
     }
     rates = ", ".join(f"{n} {v / 1e12:.1f} TFLOP/s" for n, v in found.items())
-    # At JAX's default precision a GPU's float32 product is one of TF32.
+    # At JAX's default precision, a GPU computes float32 products in TF32.
     print(f"product of {size}×{size} matrices: {rates}")
     return found
 
@@ -134,7 +134,7 @@ def peak(size: int, rounds: int) -> dict[str, float]:
 def compare(
     case: Case, peaks: dict[str, float], rounds: int, *, alone: bool, on_gpu: bool
 ) -> dict[str, Callable[[], None]]:
-    """Print a table of all sides' steps; return the sides, which are compiled."""
+    """Print a table of all sides' steps; return the compiled sides."""
     images, labels = draw(case)
     sides = {name: library(case, dtype) for name, dtype in OURS.items()}
     if not alone:
@@ -177,7 +177,7 @@ def recipe(case: Case, compute_dtype: str = "float32"):
 
 
 def draw(case: Case):
-    """Random images and labels, as many as a round's steps need."""
+    """Draw random images and labels for the steps of one round."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -193,13 +193,13 @@ def library(case: Case, compute_dtype: str) -> Callable[[], None]:
 
 
 def flops(case: Case) -> float:
-    """What XLA counts in a step's program, nearly all of it in products."""
+    """XLA's count of a step's FLOPs, nearly all of them in products."""
     import jax
     import jax.numpy as jnp
 
     from xnor_jax.train import step
 
-    # In floats: calls of the compiled library would count for nothing.
+    # On the float backend: XLA counts no FLOPs in calls into the C++ library.
     trainer, state = train_step.create(
         recipe(case), case.image_shape, case.classes, "float"
     )
@@ -210,7 +210,7 @@ def flops(case: Case) -> float:
 
 
 def profile(run: Callable[[], None], rows: int = 15) -> None:
-    """Print what a call spends on each operation, as the device's trace has it."""
+    """Print the time of each operation in a call, from the device's trace."""
     import jax
 
     with tempfile.TemporaryDirectory() as folder:
@@ -223,7 +223,7 @@ def profile(run: Callable[[], None], rows: int = 15) -> None:
     nanoseconds: Counter[str] = Counter()
     for plane in devices or planes:
         for line in plane.lines:
-            # A GPU's kernels, one line a stream; other lines sum them up once more.
+            # A GPU's kernels are on one line per stream; other lines repeat them.
             if devices and not line.name.startswith("Stream"):
                 continue
             for event in line.events:
@@ -240,7 +240,7 @@ def profile(run: Callable[[], None], rows: int = 15) -> None:
 
 
 def epoch(case: Case, images: int, rounds: int) -> None:
-    """Print what an epoch takes, all images on the device."""
+    """Print the time of an epoch with all images on the device."""
     whole = case._replace(steps=images // case.batch)
     times = measure.in_turn({n: library(whole, d) for n, d in OURS.items()}, rounds)
     print(f"\n{case}: an epoch of {images:,} images that lie on the device")

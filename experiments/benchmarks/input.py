@@ -1,7 +1,7 @@
-"""Pictures from disk: how fast they are prepared, and whether a step waits for them.
+"""Pictures from disk: the input pipeline's speed, and the time a step waits for it.
 
-Draws a few thousand JPEGs in class folders of a temporary folder, then prepares them by
-threads and by worker processes, and trains networks on them.
+Writes a few thousand JPEGs to class folders in a temporary folder, prepares them in
+threads and in worker processes, and trains networks on them.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def parse() -> argparse.Namespace:
 
 
 def draw(folder: Path, images: int, side: int) -> None:
-    """Coarse random textures, resized: as JPEGs about as large as photographs."""
+    """Write coarse random textures as JPEGs about as large as photographs."""
     import numpy as np
     from PIL import Image
 
@@ -81,7 +81,7 @@ def open_set(folder: Path, args: argparse.Namespace):
 
 
 def pipeline(folder: Path, args: argparse.Namespace) -> None:
-    """Images a second of the training pipeline, when nothing else runs."""
+    """Print the images per second of the training pipeline alone."""
     from xnor_jax.data import Augment, streams
 
     dataset, recipe = open_set(folder, args)
@@ -97,7 +97,7 @@ def pipeline(folder: Path, args: argparse.Namespace) -> None:
             next(batches)
             first = perf_counter() - start
             for _ in range(len(epoch) - 1):
-                next(batches)  # until all that prepare have started
+                next(batches)  # until all workers have started
             for _ in range(args.rounds):
                 start = perf_counter()
                 for _ in range(len(epoch)):
@@ -115,7 +115,7 @@ def pipeline(folder: Path, args: argparse.Namespace) -> None:
 
 
 def train(model: str, folder: Path, run: Path, args: argparse.Namespace) -> None:
-    """A run as `xnor-jax train folder-nin` does it, in this process."""
+    """Train as `xnor-jax train folder-nin` does, in this process."""
     from rich.console import Console
 
     from xnor_jax.train import loop
@@ -139,7 +139,7 @@ def train(model: str, folder: Path, run: Path, args: argparse.Namespace) -> None
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """The resident memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 

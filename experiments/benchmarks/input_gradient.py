@@ -1,7 +1,7 @@
-"""Two ways to the gradient of a convolution's images, and which one the library takes.
+"""Two formulations of a convolution's input gradient, and the one the library uses.
 
-Windows that look the other way, or patches that are added up: see
-`xnor_jax.ops.gradients`. In turn in one process, on shapes of the networks and others.
+They are the transposed convolution and col2im: see `xnor_jax.ops.gradients`. Both are
+timed in turn in one process, on the networks' shapes and others.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def parse() -> argparse.Namespace:
 
 
 def draw(case: Case, batch: int):
-    """The windows, a gradient of the result's shape and a kernel."""
+    """Draw the geometry, a gradient of the result's shape and a kernel."""
     import jax
 
     from xnor_jax.geometry import Geometry

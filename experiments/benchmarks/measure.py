@@ -1,4 +1,4 @@
-"""What the benchmarks share: cores, turns and the machine's name."""
+"""Shared by the benchmarks: core pinning, timing in turn, and the machine's name."""
 
 import argparse
 import os
@@ -29,7 +29,7 @@ class Spread(NamedTuple):
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
+    """Parse a whole number of at least 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(
             f"expected a whole number of at least 1, got {text!r}"
@@ -38,10 +38,10 @@ def positive(text: str) -> int:
 
 
 def pin(threads: int) -> list[int]:
-    """Keep this process on its first cores, and return them.
+    """Pin this process to its first cores, and return them.
 
-    XLA sizes its CPU thread pool by the process's affinity, as do the numerical
-    libraries: call it before importing any of them.
+    XLA and other numerical libraries size their thread pools by the process's affinity:
+    call this before importing any of them.
     """
     if not hasattr(os, "sched_setaffinity"):
         sys.exit("the benchmark needs sched_setaffinity, which only Linux has")
@@ -58,10 +58,10 @@ def pin(threads: int) -> list[int]:
 def in_turn(
     sides: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0
 ) -> dict[str, list[float]]:
-    """Seconds of each side in each round, after one call of each that does not count.
+    """Time each side once per round, in seconds, after one warm-up call of each.
 
-    Every second round runs backwards, so that no side always follows the same one.
-    Before each side the process sleeps for `pause` seconds.
+    Every second round reverses the order, so that no side always follows the same one.
+    The process sleeps for `pause` seconds before each side.
     """
     for run in sides.values():
         run()
@@ -79,10 +79,10 @@ def in_turn(
 def per_call(
     sides: Mapping[str, Callable[[], object]], rounds: int, seconds: float
 ) -> dict[str, list[float]]:
-    """Seconds a call of each side in each round; a side's turn lasts about `seconds`.
+    """Seconds per call of each side in each round; a turn takes about `seconds`.
 
     The threads of PyTorch and ONNX Runtime spin for a while after their last call: a
-    pause before each turn lets them fall asleep.
+    pause before each turn lets them go to sleep.
     """
     turns, counts = {}, {}
     for name, run in sides.items():
@@ -102,14 +102,14 @@ def per_call(
 
 
 def ratios(ours: list[float], theirs: list[float]) -> Spread:
-    """How many times quicker ours is, round by round."""
+    """The speedup of ours over theirs, round by round."""
     return Spread.of([b / a for a, b in zip(ours, theirs, strict=True)])
 
 
 def print_comparison(
     times: Mapping[str, list[float]], ours: str, peers: Collection[str]
 ) -> None:
-    """A row for each side, then the ratio of the best of the peers to ours."""
+    """Print a row for each side, then the ratio of the best peer's time to ours."""
     print("| side | µs a call: median | min | max | ÷ ours, round by round |")
     print("|---|---|---|---|---|")
     for name, values in times.items():
@@ -127,7 +127,7 @@ def print_comparison(
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of a comparison: rounds, seconds a turn, threads."""
+    """Add the options of a comparison: rounds, seconds per turn, threads."""
     for name, kind, default, text in (
         ("rounds", positive, 7, "rounds"),
         ("seconds", float, 0.2, "length of a side's turn"),
@@ -138,14 +138,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def need(*modules: str) -> None:
-    """Leave with one line if a package of the extra `experiments` is missing."""
+    """Exit with one line if a package of the extra `experiments` is missing."""
     for name in modules:
         if find_spec(name) is None:
             sys.exit(f"needs {name}: pip install 'xnor-jax[experiments]'")
 
 
 def versions(*others: str) -> str:
-    """What runs, with the instruction set of the packed backend."""
+    """The packages' versions, with the instruction set of the cpu backend."""
     import xnor_jax
     from xnor_jax.ops import cpu
 
@@ -156,14 +156,14 @@ def versions(*others: str) -> str:
 
 
 def cpu_flags() -> set[str]:
-    """What the processor can do, in the system's words; empty off x86."""
+    """The processor's feature flags from /proc/cpuinfo; empty if not x86."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = (line.split(":", 1)[1] for line in lines if line.startswith("flags"))
     return set(next(flags, "").split())
 
 
 def describe_cpu() -> str:
-    """The CPU's name as the system gives it, and how busy it has been of late."""
+    """The CPU's name, and the load average over the last minute."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":", 1)[1] for line in lines if line.startswith("model name")]
     name = names[0].strip() if names else platform.processor() or platform.machine()

@@ -1,7 +1,7 @@
-"""A packed network beside its float twin in PyTorch and ONNX Runtime.
+"""A packed network against its float twin in PyTorch and ONNX Runtime.
 
-Whole networks, in turn in one process, on the same threads: bits and integers here, the
-same architecture in float32 (or int8) there.
+Times whole networks in turn in one process, on the same threads: bits and integers
+against the same architecture in float32 or int8.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
         import torch
 
         torch.set_num_threads(args.threads)
-    # Of deprecated exporters, and of kernels of one axis that quantizing passes over.
+    # Warnings of deprecated exporters, and of 1-D kernels that quantization skips.
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
 
@@ -72,7 +72,7 @@ def parse() -> argparse.Namespace:
 
 
 def network(name: str, *, binary: bool) -> Any:
-    """A model with random kernels, and BatchNorm's averages of random images."""
+    """A model with random kernels and BatchNorm averages over random images."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -108,7 +108,7 @@ NETWORKS = {"NIN": nin, "LeNet-5": lenet5}
 
 
 def images(model: Any, batch: int):
-    """Normal random images `[batch, H, W, C]`, float32."""
+    """Draw normal random images `[batch, H, W, C]`, float32."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -153,7 +153,7 @@ def packed_side(binary: Any, x: Any) -> Callable[[], object]:
 def peer_sides(
     twin: Any, x: Any, folder: Path, args: argparse.Namespace
 ) -> dict[str, Callable[[], object]]:
-    """The float twin in other hands, checked against the library's own."""
+    """The float twin in PyTorch and ONNX Runtime, checked against the library's."""
     import numpy as np
     import peers
 
@@ -188,7 +188,7 @@ def peer_sides(
 
 
 def nodes(name: str, binary: Any, batch: int, args: argparse.Namespace) -> None:
-    """Print what each node of the packed network takes, compiled alone."""
+    """Print the time of each node of the packed network, compiled alone."""
     import jax
     import jax.numpy as jnp
 
@@ -230,7 +230,7 @@ def shape_of(value: Any) -> str:
 
 
 def sizes(binary: Any) -> str:
-    """The file's size beside the parameters' in float32."""
+    """The file's size, compared with the parameters in float32."""
     import jax
     from flax import nnx
 

@@ -1,6 +1,6 @@
-"""The paper's layer, 256 → 256 channels, 3×3, on 14×14: bits beside float convolutions.
+"""The paper's layer, 256 → 256 channels, 3×3, on 14×14: bits against floats.
 
-Signs as float32 go in, float32 comes out on every side: packing them is part of ours.
+All sides take signs in float32 and return float32: ours includes packing the signs.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
 
 
 def all_sides(batch: int, folder: Path, threads: int) -> dict[str, Callable[[], Any]]:
-    """Every side, after a look whether all compute the same."""
+    """All sides, after a check that their results agree."""
     import numpy as np
 
     rng = np.random.default_rng(0)

@@ -1,7 +1,7 @@
-"""A network's float twin, and what runs it: PyTorch and ONNX Runtime.
+"""A network's float twin in PyTorch and ONNX Runtime.
 
-The twin is read off the library's own network, layer by layer, with its kernels: both
-compute the same, and `packed_networks.py` holds them to the library's float model.
+The twin is built from the library's network, layer by layer, with its kernels;
+`packed_networks.py` checks its results against the library's float model.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Compiling in this process: a pool of compilers would take cores from what is measured.
+# Compile in this process: a pool of compilers would take cores from the benchmark.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import numpy as np
@@ -30,7 +30,7 @@ from xnor_jax.nn import (
 
 
 def twin(model: Any) -> nn.Module:
-    """The library's float model (`binary=False`) in PyTorch, for images NCHW."""
+    """Build the library's float model (`binary=False`) in PyTorch, for NCHW images."""
     steps: list[nn.Module] = []
     shape = (1, *model.image_shape)
     x = np.zeros(shape, np.float32)
@@ -86,7 +86,7 @@ def _conv(layer: nnx.Conv | BinaryConv, shape: tuple[int, ...]) -> nn.Conv2d:
 def _dense(layer: nnx.Linear | BinaryLinear, shape: tuple[int, ...]) -> list[nn.Module]:
     kernel = np.asarray(layer.kernel[...])
     features = kernel.shape[-1]
-    # Its features are (H, W, C), PyTorch's (C, H, W).
+    # The library flattens (H, W, C), PyTorch (C, H, W).
     order = range(len(shape) - 1)
     back = np.roll(order, 1).tolist()
     rows = kernel.reshape(*shape[1:], features).transpose(*back, len(shape) - 1)
@@ -114,7 +114,7 @@ def _set(tensor: torch.Tensor | None, values: Any) -> None:
 
 
 def eager(net: nn.Module, images: np.ndarray, last: bool) -> Callable[[], np.ndarray]:
-    """PyTorch as it is, channels first or last in memory."""
+    """PyTorch in eager mode, with channels first or last in memory."""
     layout = torch.channels_last if last else torch.contiguous_format
     net = net.to(memory_format=layout)
     x = torch.tensor(images).to(memory_format=layout)
@@ -127,7 +127,7 @@ def eager(net: nn.Module, images: np.ndarray, last: bool) -> Callable[[], np.nda
 
 
 def compiled(net: nn.Module, images: np.ndarray) -> Callable[[], np.ndarray]:
-    """`torch.compile` with frozen weights: it folds them into layouts of its own."""
+    """`torch.compile` with frozen weights, which it can store in its own layouts."""
     x = torch.tensor(images)
     fast = torch.compile(net, options={"freezing": True})
 
@@ -140,7 +140,7 @@ def compiled(net: nn.Module, images: np.ndarray) -> Callable[[], np.ndarray]:
 
 
 def export(net: nn.Module, images: np.ndarray, path: Path) -> None:
-    """Write the network as ONNX, for batches of this size."""
+    """Write the network as ONNX, for the batch size of `images`."""
     torch.onnx.export(
         net,
         (torch.tensor(images),),
@@ -152,7 +152,7 @@ def export(net: nn.Module, images: np.ndarray, path: Path) -> None:
 
 
 class _Calibration:
-    """Batches of images, for the ranges of activations."""
+    """Random batches to calibrate the ranges of the activations."""
 
     def __init__(self, images: np.ndarray, batches: int):
         rng = np.random.default_rng(1)
@@ -165,7 +165,7 @@ class _Calibration:
 
 
 def quantize(source: Path, target: Path, images: np.ndarray) -> None:
-    """Static int8: 8-bit weights a channel, 8-bit activations, from random images."""
+    """Static int8: 8-bit weights per channel, 8-bit activations, from random images."""
     from onnxruntime import quantization as q
 
     class Reader(_Calibration, q.CalibrationDataReader):
@@ -184,7 +184,7 @@ def quantize(source: Path, target: Path, images: np.ndarray) -> None:
 
 
 def session(path: Path, images: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
-    """ONNX Runtime on its CPU provider."""
+    """ONNX Runtime with its CPU provider."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

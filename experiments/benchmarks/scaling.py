@@ -1,6 +1,6 @@
-"""How training would scale to many devices: on paper. Prints SCALING.md's tables.
+"""A model of how training scales to many devices. Prints SCALING.md's tables.
 
-No figure here is measured but NIN's step on a CPU; SCALING.md derives the formulas.
+Only NIN's step on a CPU is measured; SCALING.md derives the formulas.
 """
 
 from math import log2, prod
@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 US, MS = 1e-6, 1e-3
 PASSES = 12  # over all activations, forward and backward
-FLOOR = 0.4 * MS  # of launching a step's kernels, however small
+FLOOR = 0.4 * MS  # the least time to launch a step's kernels
 DEVICES = (1, 8, 64, 1024)
 CPU_STEP = 1.3  # seconds, NIN at batch 128 on two cores, measured
 
 
 class Conv(NamedTuple):
-    """A product: where it ends, its window, channels in and out."""
+    """A product: the output's size, the window, and the channels in and out."""
 
     out: int
     window: int
@@ -27,23 +27,23 @@ class Conv(NamedTuple):
 
 
 class Network(NamedTuple):
-    """What a step computes and what it has to tell the others."""
+    """The products of a training step, and the sizes of what devices exchange."""
 
     name: str
     parameters: int
-    products: tuple[Conv, ...]  # in order, the first one's input being the image
-    norms: tuple[int, ...]  # each BatchNorm's channels
-    batch: int  # a device's, in weak scaling
+    products: tuple[Conv, ...]  # in order; the first one's input is the image
+    norms: tuple[int, ...]  # the channels of each BatchNorm
+    batch: int  # per device, in weak scaling
 
     @property
     def flops(self) -> int:
-        """Of an image: forward, both gradients, but none for the image."""
+        """FLOPs per image: forward and both gradients, but not the image's gradient."""
         first, *others = (2 * product.macs for product in self.products)
         return 2 * first + 3 * sum(others)
 
     @property
     def traffic(self) -> int:
-        """Bytes of an image's activations through memory, in float32."""
+        """Memory traffic of an image's activations, in bytes of float32."""
         elements = sum(product.out**2 * product.after for product in self.products)
         return 4 * PASSES * elements
 
@@ -82,26 +82,26 @@ def resnet18() -> Network:
 
 
 class Machine(NamedTuple):
-    """Devices in groups with quick links, the groups with slower ones between them."""
+    """Devices in groups, with fast links within a group and slower ones between."""
 
     name: str
-    flops: float  # FLOP/s of bfloat16 at its peak
-    share: float  # of it, in products
+    flops: float  # peak FLOP/s in bfloat16
+    share: float  # the part of the peak that products reach
     memory: float  # bytes/s
     group: int
     inner: float  # bytes/s of a device within its group, one direction
-    outer: float  # and between groups
-    launch: float  # seconds that any message takes
-    near: float  # and each hop within a group
-    far: float  # and between groups
+    outer: float  # bytes/s of a device between groups, one direction
+    launch: float  # seconds per message
+    near: float  # seconds per hop within a group
+    far: float  # seconds per hop between groups
 
     def compute(self, network: Network, batch: float) -> float:
-        """A step without messages: products or memory, whichever is slower."""
+        """Seconds of a step without messages: the slower of products and memory."""
         products = network.flops * batch / (self.share * self.flops)
         return max(FLOOR, products, network.traffic * batch / self.memory)
 
     def small(self, devices: int) -> float:
-        """An all-reduce of a few numbers: up a tree and down."""
+        """Seconds of an all-reduce of a few numbers: up a tree and down."""
         if devices == 1:
             return 0
         inside = min(devices, self.group)
@@ -109,7 +109,7 @@ class Machine(NamedTuple):
         return self.launch + 2 * hops
 
     def large(self, devices: int, size: float) -> float:
-        """An all-reduce by rings: scattered in a group, across, gathered in it."""
+        """Seconds of a ring all-reduce: scatter in a group, across groups, gather."""
         if devices == 1:
             return 0
         inside = min(devices, self.group)
@@ -160,7 +160,7 @@ ETHERNET = Machine(
 
 
 class Step(NamedTuple):
-    """Seconds of a step's parts."""
+    """The seconds of each part of a step."""
 
     compute: float
     norms: float
@@ -168,12 +168,12 @@ class Step(NamedTuple):
 
     @property
     def alone(self) -> float:
-        """Nothing overlaps."""
+        """Seconds if nothing overlaps."""
         return sum(self)
 
     @property
     def overlapped(self) -> float:
-        """Gradients travel during the backward pass, two thirds of the computing."""
+        """Seconds if gradients are sent in the backward pass, 2/3 of the computing."""
         return self.compute + self.norms + max(0, self.gradient - self.compute * 2 / 3)
 
 
@@ -187,18 +187,18 @@ def step(
     norm_group: int = 1024,
     gradient_bytes: float = 4,
 ) -> Step:
-    """The parts of a data parallel step.
+    """The parts of a data-parallel step.
 
     Args:
-      machine: What runs it.
-      network: What is trained.
-      devices: How many share the images.
-      batch: Images of each.
-      computing: Its seconds, where they are measured.
-      norm_group: Among how many devices BatchNorm's statistics are shared.
-      gradient_bytes: A parameter's gradient's.
+      machine: The machine.
+      network: The network that is trained.
+      devices: The number of devices.
+      batch: The images per device.
+      computing: The seconds of computing, if measured.
+      norm_group: The number of devices that share BatchNorm's statistics.
+      gradient_bytes: The bytes of one parameter's gradient.
     """
-    # Forward (mean, mean of squares) and backward (two sums more), one after another.
+    # Forward (mean, mean of squares) and backward (two more sums), one after another.
     messages = 2 * len(network.norms)
     return Step(
         computing or machine.compute(network, batch),
@@ -251,7 +251,7 @@ def strong(machine: Machine, network: Network, images: int) -> list[str]:
 
 
 def rate(images: float) -> str:
-    """Images a second, to the three digits that a model on paper can have."""
+    """Format images per second with three significant digits."""
     return f"{float(f'{images:.3g}'):,.0f}"
 
 

@@ -1,8 +1,8 @@
-"""The public PyTorch code's training step, written out from its formulas.
+"""The public PyTorch code's training step, rewritten from its formulas.
 
-A step: centre and clamp the inner kernels, save them, put `α·sign(w)` in their place,
-forward, backward, bring the saved kernels back, turn the gradients at `α·sign(w)` into
-gradients for `w`, Adam. Kernels have PyTorch's layout, `[C_out, C_in, kh, kw]`.
+A step centres and clamps the inner kernels, saves them, replaces them by `α·sign(w)`,
+runs forward and backward, restores the kernels, converts the gradients at `α·sign(w)`
+to gradients for `w`, and runs Adam. Kernels are `[C_out, C_in, kh, kw]`, as in PyTorch.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ SCALE_MINIMUM = 0.01
 
 
 class Sign(torch.autograd.Function):
-    """`sign(x)`; backwards `g · 1[|x| < 1]`."""
+    """`sign(x)`, with the gradient `g · 1[|x| < 1]`."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class LeNet5(nn.Module):
     """Images `[N, 1, 28, 28]` to logits `[N, 10]`; the middle two layers are binary.
 
     Args:
-      pool: The 2×2 max-pool; None for PyTorch's, which gives the gradient to the first
+      pool: The 2×2 max-pool; None for PyTorch's, which passes the gradient to the first
         of several equal maxima.
     """
 
@@ -121,7 +121,7 @@ class NIN(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two binary blocks, the second's ReLU behind the sum with the shortcut."""
+    """Two binary blocks and a shortcut; the second ReLU follows their sum."""
 
     def __init__(self, before: int, after: int, stride: int = 1):
         super().__init__()
@@ -143,7 +143,7 @@ class Residual(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """Images `[N, 3, H, W]` to logits; first, last and shortcuts are real."""
+    """Images `[N, 3, H, W]` to logits; first, last and shortcut layers are float."""
 
     def __init__(self, classes: int = 1000):
         super().__init__()
@@ -175,7 +175,7 @@ class ResNet18(nn.Module):
 
 
 class LatentKernels:
-    """Kernels that are latent between two steps and `α·sign(w)` within one."""
+    """Kernels that are latent between steps and `α·sign(w)` within a step."""
 
     def __init__(self, kernels: list[nn.Parameter]):
         self.kernels = kernels
@@ -189,7 +189,7 @@ class LatentKernels:
 
     @torch.no_grad()
     def binarize(self) -> None:
-        """Save, then put `α·sign(w)` in place."""
+        """Save the kernels, then replace them by `α·sign(w)`."""
         for w, saved in zip(self.kernels, self.saved, strict=True):
             saved.copy_(w)
             w.sign_().mul_(_scale(saved))
@@ -212,7 +212,7 @@ class LatentKernels:
 
 
 class Training:
-    """The network, its kernels and Adam with L2 decay added to the gradient."""
+    """A network, its latent kernels, and Adam with L2 decay added to the gradient."""
 
     def __init__(
         self,
@@ -228,13 +228,13 @@ class Training:
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """What precedes a forward pass: bounded scales, centred, clamped kernels."""
+        """Bound the scales, and centre and clamp the kernels, before a forward pass."""
         for scale in self.net.norm_scales():
             scale.clamp_(min=SCALE_MINIMUM)
         self.latent.project()
 
     def step(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on normalised images; returns the loss and the accuracy."""
+        """Run one step on normalised images; return the loss and the accuracy."""
         self.net.train()
         self.prepare()
         self.latent.binarize()
@@ -256,13 +256,13 @@ class Training:
         mean: Tensor,
         std: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Every image once, shuffled; returns the mean loss and accuracy.
+        """Train on every image once, shuffled; return the mean loss and accuracy.
 
         Args:
           images: uint8 `[N, C, H, W]`.
           labels: int64 `[N]`.
-          batch_size: Images a step; what is left of the epoch is dropped.
-          mean: Of the pixels as fractions of 255, `[C, 1, 1]`.
+          batch_size: Images per step; an incomplete last batch is dropped.
+          mean: The mean of the pixels in [0, 1], `[C, 1, 1]`.
           std: Their standard deviation, `[C, 1, 1]`.
         """
         steps = len(labels) // batch_size
@@ -279,7 +279,7 @@ class Training:
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 pixels to float32 with mean 0 and standard deviation 1."""
+    """Normalise uint8 pixels to float32 by their mean and standard deviation."""
     return images.float().div_(255).sub_(mean).div_(std)
 
 

@@ -1,7 +1,6 @@
-"""A training step of XNOR LeNet-5 or NIN: this library beside PyTorch.
+"""A training step of XNOR LeNet-5 or NIN: this library against PyTorch.
 
-Both train the same recipe on the same images, on the same cores, in turn in one
-process.
+Both train the same recipe on the same images and cores, in turn in one process.
 """
 
 import argparse
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Plan(NamedTuple):
-    """What both sides train, in numbers that need no package of theirs."""
+    """The settings of both sides, without the types of either framework."""
 
     model: str
     batch_size: int
@@ -62,7 +61,7 @@ def main() -> None:
     memory = {name: peak_memory(name, plan, images, labels) for name in names}
     makers = library_side(recipe, images, labels), torch_side(plan, images, labels)
     sides = dict(zip(names, makers, strict=True))
-    # Threads of PyTorch spin for a while after their last call.
+    # PyTorch's threads spin for a while after their last call.
     seconds = measure.in_turn(sides, args.rounds, pause=0.5)
 
     print(
@@ -131,7 +130,7 @@ def parse() -> argparse.Namespace:
 
 
 def plan_of(recipe: "Recipe") -> Plan:
-    """The recipe's network and batch, and its images' mean and deviation."""
+    """The recipe's network and batch size, and its images' mean and deviation."""
     from xnor_jax.data import SOURCES
 
     source = SOURCES[recipe.dataset]
@@ -139,7 +138,7 @@ def plan_of(recipe: "Recipe") -> Plan:
 
 
 def peak_memory(side: str, plan: Plan, images, labels) -> float:
-    """The most memory, in MB, of a process that imports and runs this side alone."""
+    """The peak memory, in MB, of a process that imports and runs this side alone."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan"
         path.write_bytes(pickle.dumps((tuple(plan), images, labels)))
@@ -149,10 +148,9 @@ def peak_memory(side: str, plan: Plan, images, labels) -> float:
 
 
 def run_alone(args: argparse.Namespace) -> int:
-    """Run one side for two rounds; the process's peak memory in KiB.
+    """Run one side for two rounds; return the process's peak memory in KiB.
 
-    The kernel's own counter of this program's memory: `getrusage` starts a child with
-    the peak of the process that started it.
+    The peak is the kernel's VmHWM: `getrusage` starts a child with its parent's peak.
     """
     fields, images, labels = pickle.loads(args.plan.read_bytes())
     if args.alone == "PyTorch":
@@ -175,7 +173,7 @@ def run_alone(args: argparse.Namespace) -> int:
 
 
 def load(args: argparse.Namespace):
-    """As many uint8 images `[N, H, W, C]` as a round's steps need, and labels."""
+    """Load the uint8 images `[N, H, W, C]` and the labels of one round's steps."""
     import numpy as np
 
     from xnor_jax import data
@@ -201,7 +199,7 @@ def load(args: argparse.Namespace):
 
 
 def library_side(recipe: "Recipe", images, labels, classes=10) -> Callable[[], None]:
-    """A function that trains for as many steps as there are batches of images."""
+    """A function that trains for one epoch on the images."""
     import jax
     import jax.numpy as jnp
 
@@ -222,7 +220,7 @@ def library_side(recipe: "Recipe", images, labels, classes=10) -> Callable[[], N
 
 
 def create(recipe: "Recipe", image_shape, classes: int, backend: str = "auto"):
-    """The recipe's trainer and its first state."""
+    """The recipe's trainer and its initial state."""
     from xnor_jax.data import SOURCES
     from xnor_jax.train import step
 
@@ -245,7 +243,7 @@ def torch_side(
     device: str = "cpu",
     compiled: bool = False,
 ) -> Callable[[], None]:
-    """The same in PyTorch; on a GPU with the channels last."""
+    """The same in PyTorch, with channels last on a GPU."""
     import torch
     import torch_reference
 

@@ -1,4 +1,4 @@
-"""The results table, from the runs beside this file: `python table.py`."""
+"""Print the results table of the runs beside this file: `python table.py`."""
 
 import json
 from pathlib import Path

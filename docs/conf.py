@@ -1,6 +1,7 @@
-"""How the site is built: `python -m sphinx -W --keep-going -j 2 docs docs/_build`.
+"""Sphinx configuration.
 
-Code cells are executed, and a warning is an error.
+`python -m sphinx -W --keep-going -j 2 docs docs/_build` builds the site, executes its
+code cells and treats warnings as errors.
 """
 
 import os
@@ -10,11 +11,11 @@ from pathlib import Path
 import xnor_jax
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
-# The kernels that execute the pages inherit these: most of a page is XLA compiling.
+# The kernels that execute the pages inherit these; most of their time is compilation.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# Names that are imported when they are used; autodoc reads the module's own.
+# These names are imported on first use, but autodoc reads the module's namespace.
 for _name in xnor_jax.train.__all__:
     getattr(xnor_jax.train, _name)
 
@@ -36,7 +37,7 @@ html_theme = "sphinx_book_theme"
 html_title = "xnor_jax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-# The address of the repository, where whoever publishes the site gives it.
+# The repository's URL, if the publisher of the site sets it.
 if repository := os.environ.get("XNOR_JAX_URL"):
     html_theme_options = {
         "repository_url": repository,
@@ -51,7 +52,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_execution_show_tb = True
 
-# A word in backticks is code, as in Markdown.
+# Text in single backticks is code, as in Markdown.
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

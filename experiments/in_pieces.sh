@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Train for at most nine minutes, then stop where --resume goes on: for a machine that is
-# lent for ten minutes at a time. The same command again goes on.
+# Train for at most nine minutes (or PIECE seconds): for machines with ten-minute slots.
+# Running the same command again resumes the training.
 #
 #   experiments/in_pieces.sh RUN cifar10-nin --data-dir cifar10
 #
-# RUN is the run's folder. Exits with 0 when the training is done, with 75 when more of it
-# is left, otherwise as `xnor-jax train` does.
+# RUN is the run's folder. The exit status is 0 when training is complete, 75 when it is
+# not, and otherwise that of `xnor-jax train`.
 set -uo pipefail
 run=$1
 shift

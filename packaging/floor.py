@@ -39,11 +39,11 @@ def main(library: str) -> None:
     ).stdout
     found = floor(printed)
     if "GLIBC" not in found:
-        raise SystemExit(f"{library} asks for no version of glibc")
+        raise SystemExit(f"{library} requires no version of glibc")
     for name, (version, symbols) in found.items():
         print(f"{name}_{'.'.join(map(str, version))}: {', '.join(sorted(symbols))}")
     if high := [name for name in found if found[name][0] > ALLOWED[name]]:
-        raise SystemExit(f"{library} asks for a newer {', '.join(high)}")
+        raise SystemExit(f"{library} requires a newer {', '.join(high)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Signs as bits by Python integers; the sums of drawn convolutions of signs."""
+"""Bit packing in plain Python, and random binary convolutions with their sums."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ def sign(x: Any) -> np.ndarray:
 
 
 def bits(x: Any) -> np.ndarray:
-    """Words by Python integers: bit k % 32 of word k // 32 is 1 where x[k] is -1."""
+    """Pack signs: bit k % 32 of word k // 32 is 1 where sign(x[k]) is -1."""
     x = np.asarray(x)
     words = np.zeros((*x.shape[:-1], -(-x.shape[-1] // 32)), np.uint32)
     for k in range(x.shape[-1]):
@@ -21,7 +21,7 @@ def bits(x: Any) -> np.ndarray:
 
 
 def kernel_words(kernel: np.ndarray, groups: int) -> np.ndarray:
-    """Words as `PackedKernel` lays them out."""
+    """Pack a kernel in the layout of `PackedKernel`."""
     *window, c_in, c_out = kernel.shape
     each = c_out // groups
     panels, count = -(-each // 32), -(-c_in // 32)
@@ -51,7 +51,7 @@ class Case(NamedTuple):
 
     @property
     def pads(self) -> loop.Pads:
-        """The padding as pairs."""
+        """The padding as (before, after) pairs."""
         if self.padding == "SAME":
             return loop.same_pads(
                 self.spatial, self.window, self.strides, self.dilation
@@ -62,7 +62,7 @@ class Case(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keywords of the convolutions."""
+        """The keyword arguments of the convolution functions."""
         return {
             "strides": self.strides,
             "padding": self.padding,
@@ -71,7 +71,7 @@ class Case(NamedTuple):
         }
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images and a kernel, with zeros of both signs among them."""
+        """Draw images and a kernel; both contain 0 and -0."""
         rng = np.random.default_rng(self.seed)
         shapes = (
             (self.batch, *self.spatial, self.channels),
@@ -84,7 +84,7 @@ class Case(NamedTuple):
         return images, kernel
 
     def sums(self) -> np.ndarray:
-        """What every backend must give."""
+        """The result expected of every backend."""
         x, kernel = map(sign, self.arrays())
         way = self.strides, self.pads, self.dilation, self.groups
         return loop.conv(x, kernel, *way).astype(np.int64)
@@ -92,7 +92,7 @@ class Case(NamedTuple):
 
 @st.composite
 def cases(draw, ranks=(1, 2, 3), most_channels: int = 130) -> Case:
-    """Any convolution that fits: windows to 7, gaps, groups, every kind of padding."""
+    """Draw a valid convolution: windows up to 9, dilation, groups, any padding."""
     rank = draw(st.sampled_from(ranks))
     longest = {1: 9, 2: 7, 3: 3}[rank]
     window = tuple(draw(st.integers(1, longest)) for _ in range(rank))
@@ -113,7 +113,7 @@ def cases(draw, ranks=(1, 2, 3), most_channels: int = 130) -> Case:
     ]
     spatial = tuple(n + draw(st.integers(0, 5)) for n in least)
     groups = draw(st.sampled_from([1, 1, 2, 3]))
-    # A short range beside a long one: most mistakes sit at the edges of a word.
+    # Word boundaries are drawn more often: most bugs occur there.
     each = st.integers(1, max(1, most_channels // groups))
     edges = st.sampled_from([n for n in (1, 31, 32, 33, 64, 65) if n <= most_channels])
     return Case(

@@ -1,4 +1,4 @@
-"""The engine's C API through `ctypes`, as another language would use it."""
+"""The engine's C API, called through `ctypes`."""
 
 import ctypes
 import zlib
@@ -30,7 +30,7 @@ if LIBRARY is not None:
 
 
 class Preprocessing(ctypes.Structure):
-    """`xnor_preprocessing`."""
+    """The C struct `xnor_preprocessing`."""
 
     _fields_ = [
         ("channels", ctypes.c_size_t),
@@ -41,7 +41,7 @@ class Preprocessing(ctypes.Structure):
 
 
 class Failure(Exception):
-    """A status that is not `XNOR_OK`, and the text that goes with it."""
+    """A status other than `XNOR_OK`, with its error message."""
 
     def __init__(self, status):
         assert LIBRARY is not None
@@ -55,7 +55,7 @@ def _check(status):
 
 
 class Engine:
-    """A loaded network: of bytes, or of a path."""
+    """A network loaded from bytes or from a path."""
 
     def __init__(self, source):
         assert LIBRARY is not None
@@ -77,7 +77,7 @@ class Engine:
         return tuple(self.get(f"{name}_shape")[:rank])
 
     def get(self, name, *args):
-        """What a function of the model alone says."""
+        """Call a function that takes the model first, such as `xnor_input_rank`."""
         return getattr(self.library, f"xnor_{name}")(self.model, *args)
 
     def __call__(self, x, threads=1):
@@ -92,12 +92,12 @@ class Engine:
 
 
 def to_bytes(packed, **info) -> bytes:
-    """The file of a packed network."""
+    """Serialize a packed network."""
     return file.to_bytes(packed, xnor.packing.Info(**info) if info else packed.info)
 
 
 def joined(text, arrays) -> bytes:
-    """A file with the sum that its contents have."""
+    """Build a file with a valid checksum."""
     plain = safetensors.numpy.save(arrays)
     section = plain[8 + int.from_bytes(plain[:8], "little") :]
     total = f"{zlib.crc32(text.encode() + section):08x}"
@@ -105,7 +105,7 @@ def joined(text, arrays) -> bytes:
 
 
 def check(packed, x):
-    """The engine's logits are those of the `cpu` backend, bit for bit."""
+    """Check that the engine's logits equal the `cpu` backend's, bit for bit."""
     if LIBRARY is None:
         return
     x = np.asarray(x, np.float32)

@@ -1,4 +1,4 @@
-"""The command line called in this process: its status and what it said."""
+"""Run commands in this process and capture their exit status and output."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from xnor_jax import cli
 
 
 def said(capsys, *args):
-    """The exit status, the output and the errors."""
+    """Run a command; return its exit status, output and errors."""
     with pytest.raises(SystemExit) as stop:
         cli.main(list(map(str, args)))
     captured = capsys.readouterr()
@@ -14,15 +14,15 @@ def said(capsys, *args):
 
 
 def finished(capsys, *args):
-    """The output of a command that succeeds."""
+    """Run a command that succeeds; return its output."""
     code, out, err = said(capsys, *args)
     assert (code, err) == (0, "")
     return out
 
 
 def refused(capsys, *args):
-    """The exit status and the line of a command that does not."""
+    """Run a command that fails; return its exit status and its one-line error."""
     code, out, err = said(capsys, *args)
-    assert not out or args[0] == "train"  # which may have begun
+    assert not out or args[0] == "train"  # training may have begun
     assert err.startswith("xnor-jax: ") and len(err.splitlines()) == 1
     return code, err

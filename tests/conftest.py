@@ -1,11 +1,11 @@
-"""Two devices, repeatable examples, and a counter of compilations."""
+"""Two devices, reproducible examples, and a counter of compilations."""
 
 import gc
 import os
 import sys
 from pathlib import Path
 
-# Helper modules lie beside the tests; pytest's import mode "importlib" adds no path.
+# Helper modules are beside the tests; pytest's import mode "importlib" adds no path.
 sys.path.insert(0, str(Path(__file__).parent))
 
 # Before JAX starts: sharding tests need more than one device where there is no GPU.
@@ -13,19 +13,19 @@ _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=2".strip()
 
-# Most of a test is XLA compiling: in a hurry. `.ci/run` does without for numbers, too.
+# XLA's optimizations are off: tests mostly compile. `.ci/run` turns some back on.
 _HURRY = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-# XLA's older emitters compile in half the time; later versions do not have them.
+# XLA's older emitters compile twice as fast; later versions lack them.
 _OLDER = "--xla_cpu_use_fusion_emitters"
 if _HURRY and jax.__version_info__ < (0, 11) and _OLDER not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += f" {_OLDER}=false"
 
-# Compiled programs fill the heap with objects that stay: walk through them seldom.
+# Compiled programs leave many long-lived objects on the heap: collect rarely.
 gc.set_threshold(200_000, 50, 1000)
 
 # Most examples compile a program. `.ci/run` draws more: `--hypothesis-profile=ci`.
@@ -48,7 +48,7 @@ jax.monitoring.register_event_duration_secs_listener(_on_event)
 
 @pytest.fixture
 def optimized():
-    """Skip where XLA compiles in a hurry: its older emitters round in other ways."""
+    """Skip without XLA's optimizations: its older emitters round differently."""
     if _HURRY:
         pytest.skip("compares two programs; set JAX_DISABLE_MOST_OPTIMIZATIONS=0")
 
@@ -61,7 +61,7 @@ def compilations():
 
 @pytest.fixture(scope="module")
 def own_cache(tmp_path_factory):
-    """Keep what `datasets` makes of a test's pictures out of the user's cache."""
+    """Keep the cache that `datasets` makes of a test's images apart from the user's."""
     import datasets
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The part of the Hugging Face hub's HTTP API that push and pull use, on 127.0.0.1."""
+"""The part of the Hugging Face Hub's HTTP API that push and pull use, on 127.0.0.1."""
 
 import base64
 import contextlib
@@ -16,9 +16,9 @@ OWNER, TOKEN, REVISION = "me", "hf_good", "0123456789" * 4
 
 @dataclass
 class Hub:
-    """Repositories of one owner: by name their files, and which are private.
+    """One owner's repositories: the files of each by name, and which are private.
 
-    Files may be told to have other sizes than theirs, by their names.
+    `sizes` overrides the reported sizes of files, by file name.
     """
 
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -30,12 +30,12 @@ class Hub:
 
 @contextlib.contextmanager
 def running(patch, folder, token=TOKEN):
-    """Serve a hub, with which `huggingface_hub` speaks and no other.
+    """Serve a fake Hub, and make `huggingface_hub` use it alone.
 
     Args:
       patch: A MonkeyPatch.
-      folder: Where its cache would be, and the tokens of a login are not.
-      token: What HF_TOKEN holds; None for a user who is not logged in.
+      folder: The folder for the cache; it contains no login token.
+      token: The value of HF_TOKEN; None for a user who is not logged in.
     """
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
@@ -59,7 +59,7 @@ def running(patch, folder, token=TOKEN):
 
 
 def point_at(patch, address):
-    """What HF_ENDPOINT does for a process that starts with it."""
+    """Set the endpoint as HF_ENDPOINT does when a process starts."""
     patch.setattr(constants, "ENDPOINT", address)
     template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

@@ -1,4 +1,4 @@
-"""Sets of pictures on disk, drawn at random."""
+"""Datasets of random images on disk."""
 
 import datasets
 import numpy as np
@@ -8,14 +8,14 @@ NAMES = ("ant", "bee", "cat")
 
 
 def draw(seed, size=(40, 30), mode="RGB"):
-    """A picture whose classes differ in grain; no two are alike."""
+    """Draw an image; classes differ in grain, and seeds give different images."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (5 + 3 * (seed % 3), 7, 3)).astype(np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode)
 
 
 def class_folders(folder, *, train=20, test=7, names=("train", "validation")):
-    """`train/ant/0.jpg` …; the test pictures are numbered from 1000."""
+    """Write `train/ant/0000.jpg` …; test images are numbered from 1000."""
     for split, first, count in zip(names, (0, 1000), (train, test), strict=True):
         for number in range(first, first + count):
             place = folder / split / NAMES[number % 3]
@@ -26,7 +26,7 @@ def class_folders(folder, *, train=20, test=7, names=("train", "validation")):
 
 
 def parquet(folder, **splits):
-    """The hub's ImageNet layout: `split=[(picture, label), …]`, even secret labels."""
+    """Write the Hub's ImageNet layout: `split=[(image, label), …]`, -1 if hidden."""
     features = datasets.Features(
         image=datasets.Image(), label=datasets.ClassLabel(names=list(NAMES))
     )

@@ -1,4 +1,4 @@
-"""Binary layers with awkward numbers, and the loop's view of them."""
+"""Binary layers with edge-case values, and their results by NumPy loops."""
 
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import xnor_jax as xnor
 
 
 def quadratic_rule(kernel: Any, grad: Any):
-    """A rule of the user's; it works on NumPy and JAX arrays alike."""
+    """A user-defined rule for both NumPy and JAX arrays."""
     return grad * (1 + 3 * kernel**2)
 
 
@@ -43,7 +43,7 @@ CONVS: dict[str, dict[str, Any]] = {
 
 
 class Case:
-    """A `BinaryConv` with awkward weights, an input, and the loop's view of both."""
+    """A `BinaryConv` and an input with edge-case values; results by NumPy loops."""
 
     def __init__(self, name: str, **options: Any):
         rng = np.random.default_rng(len(name))
@@ -81,13 +81,13 @@ class Case:
         self.g = rng.normal(size=self.sums.shape)
 
     def gradients(self, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For the signs and the binarized kernel."""
+        """The gradients for the signs and for the binarized kernel."""
         signs, binarized = loop.sign(self.x), loop.binarize(self.kernel)
         return loop.conv_gradients(signs, binarized, g, *self.geometry, self.groups)
 
 
 def awkward(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Normal numbers as float32 holds them, a third beyond ±1, some on 0 and ±1."""
+    """Draw float32 values as float64: a third beyond ±1, some at 0, ±1 or near ±1."""
     values = rng.normal(size=shape).astype(np.float32).astype(np.float64)
     edges = np.resize(
         [1.0, -1.0, 0.0, 1 - 2**-24, -1 - 2**-23], max(1, values.size // 9)
@@ -97,11 +97,11 @@ def awkward(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def numpy_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    del key  # NumPy's draw spares a compilation a shape.
+    del key  # Drawing with NumPy saves one compilation per shape.
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
 
 
-call = nnx.jit(lambda module, x: module(x))  # A tenth of the time of op by op.
+call = nnx.jit(lambda module, x: module(x))  # Ten times as fast as op by op.
 
 
 def forward_and_gradients(layer: nnx.Module, x: np.ndarray, g: np.ndarray, dtype=None):
@@ -132,7 +132,7 @@ def assert_close(actual, expected, tolerance=3e-5):
 
 
 def rngs() -> nnx.Rngs:
-    # The default generator takes a second to compile, each shape anew.
+    # The default generator takes a second to compile for each shape.
     return nnx.Rngs(jax.random.key(0, impl="rbg"))
 
 

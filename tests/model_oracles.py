@@ -1,4 +1,4 @@
-"""What the networks' tests share: shapes without numbers, and loops over layers."""
+"""Helpers for the networks' tests: abstract models and references in NumPy loops."""
 
 from math import prod
 from typing import Any
@@ -14,14 +14,14 @@ from xnor_jax import masks, nn
 
 
 def abstract(network: Any, **options: Any) -> Any:
-    """A network's shapes without its numbers, in evaluation."""
+    """Build a network in evaluation mode, with shapes but no values."""
     model = nnx.eval_shape(lambda: network(**options, rngs=nnx.Rngs(0)))
     model.eval()
     return model
 
 
 def with_numbers(model: Any) -> Any:
-    """The model with drawn parameters and fresh statistics, without a compilation."""
+    """Set random parameters and initial statistics, without a compilation."""
     rng = np.random.default_rng(0)
     for kind, draw in [
         (nnx.Param, lambda path, leaf: rng.normal(size=leaf.shape) / 3),
@@ -53,7 +53,7 @@ def inner_kernels(model: nnx.Module) -> list[str]:
 
 
 def macs(model: nnx.Module, *image_shape: int) -> tuple[int, int]:
-    """Products of signs and of floats, as the layers are called for one image."""
+    """Count the binary and the float multiplications of one image's forward pass."""
     counts = {True: 0, False: 0}
 
     def counted(call):
@@ -86,15 +86,15 @@ def norms(model: nnx.Module) -> dict[str, nnx.BatchNorm]:
 def evaluate(
     model: nnx.Module, values: dict[str, np.ndarray], x: np.ndarray
 ) -> np.ndarray:
-    """The network's answer in float64, so that no sign hangs on rounding."""
-    # Left without numbers: the generators of dropout, which evaluation does not ask.
+    """Evaluate the network in float64, so that no sign depends on rounding."""
+    # `rest` stays abstract: dropout's generators, which evaluation does not use.
     graph, state, rest = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
     assert sorted(flat(state)) == sorted(values)
     with jax.enable_x64(True):
         state = jax.tree.map_with_path(
             lambda path, _: jnp.asarray(values[masks.path_string(path)]), state
         )
-        # One call: compiling costs more than it does.
+        # Compiling with optimizations takes longer than the one call.
         quick = {"xla_backend_optimization_level": 0}
         forward = jax.jit(
             lambda state, x: nnx.merge(graph, state, rest)(x), compiler_options=quick
@@ -103,10 +103,10 @@ def evaluate(
 
 
 class Table:
-    """A network as its table in the specification, in float64 loops.
+    """A network from its table in the specification, in float64 loops.
 
-    A BatchNorm without statistics among the values takes those of the batch, and notes
-    them down a little off: to normalize with the noted ones is then another thing.
+    A BatchNorm without statistics in `values` uses slightly changed statistics of the
+    batch and records them in `noted`: the batch's own would give another result.
 
     Args:
       values: Parameters and statistics by path, such as `block2/norm/mean`.
@@ -168,7 +168,7 @@ class Table:
         return np.maximum(x - gamma, 0) + slope * np.minimum(x - gamma, 0) + zeta
 
     def bireal(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Bi-Real Net's block, as its values tell it."""
+        """Bi-Real Net's block; the names in `values` select its parts."""
         down = f"{name}/shortcut/conv/kernel" in self.values
         clipped = not self.binary and f"{name}/activation/slope" not in self.values
         y = np.clip(x, -1, 1) if clipped else x
@@ -193,7 +193,7 @@ def check_evaluation(
     binary: bool,
     tolerance: float = 1e-9,
 ) -> None:
-    """Hold the network against its table, on random parameters and statistics."""
+    """Compare the network with its table, on random parameters and statistics."""
     model = abstract(network, image_shape=image_shape, binary=binary)
     rng = np.random.default_rng(0)
     values = {n: 0.3 * rng.normal(size=s) for n, s in param_shapes(model).items()}

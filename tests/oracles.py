@@ -1,4 +1,4 @@
-"""The formulas in NumPy float64, one filter at a time, and kernels to try them on."""
+"""The formulas in NumPy float64, one filter at a time, and random kernels."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 RULES = ("corrected", "paper", "exact", "ste")
 HALF = ("bfloat16", "float16")
 DTYPES = ("float32", *HALF)
-SHAPES = ((7, 3), (2, 1), (3, 5, 2), (3, 2, 5, 4), (2, 1, 2, 3, 3))  # all odd somewhere
+SHAPES = ((7, 3), (2, 1), (3, 5, 2), (3, 2, 5, 4), (2, 1, 2, 3, 3))  # each partly odd
 
 
 def random_kernel(seed, shape, dtype="float32", magnitude=0.7):
@@ -30,13 +30,13 @@ def random_array(seed, shape, dtype="float32"):
 
 
 def assert_close(actual, expected, *, size=0.0, name=""):
-    """`actual` is `expected` rounded to its dtype; sums may err in float32.
+    """Check that `actual` is `expected` rounded to its dtype, summed in float32.
 
     Args:
-      actual: The array to judge.
+      actual: The array to check.
       expected: The float64 oracle.
-      size: The size of the terms where they cancel; at least that of `expected`.
-      name: For the message.
+      size: The magnitude of terms that cancel; at least that of `expected` is used.
+      name: The name in the message.
     """
     expected = np.asarray(expected)
     eps = float(jnp.finfo(actual.dtype).eps)
@@ -123,7 +123,7 @@ def _per_filter(function, *arrays):
 
 
 def in_float64(tree: Any) -> Any:
-    """Floating leaves as float64; under `jax.enable_x64`."""
+    """Cast floating leaves to float64; requires `jax.enable_x64`."""
 
     def wide(leaf):
         floating = jnp.issubdtype(leaf.dtype, jnp.floating)

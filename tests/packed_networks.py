@@ -1,4 +1,4 @@
-"""What the tests of packed networks share: odd networks, and numbers to upset them."""
+"""Helpers for tests of packed networks: odd networks and edge-case parameters."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -44,7 +44,7 @@ def norm(features: int, **options: Any) -> nnx.BatchNorm:
 
 
 def signals():
-    """Rank 1; BatchNorm over flattened features folds into no channel's threshold."""
+    """Rank 1; BatchNorm over flattened features cannot fold into channel thresholds."""
     return Net(
         (23, 3),
         conv(3, 40, 5, padding="CAUSAL"),
@@ -71,7 +71,7 @@ def volumes():
 
 
 def tiny():
-    """Of 6×5 grey images and 3 classes."""
+    """A network for 6×5 grey images and 3 classes."""
     return Net(
         (6, 5, 1),
         conv(1, 33, (3, 3)),
@@ -83,14 +83,14 @@ def tiny():
 def randomized(
     model: Any, seed: int = 0, *, exact: bool = False, masked: Sequence[str] = ()
 ) -> Any:
-    """The model in evaluation, with random parameters and statistics.
+    """Set random parameters and statistics, and evaluation mode.
 
     Args:
       model: Changed in place.
-      seed: Of the numbers.
-      exact: Draw from few binary digits, so that every sum is exact in any order, many
-        a BatchNorm gives exactly 0, and some channels have scales out of the ordinary.
-      masked: Paths of the kernels of Flax's layers that a mask makes binary.
+      seed: The seed of the values.
+      exact: Draw values of few binary digits: sums are exact in any order, BatchNorms
+        often return exactly 0, and some channels have extreme scales.
+      masked: Paths of kernels of Flax layers that a mask makes binary.
     """
     rng = np.random.default_rng(seed)
     real = {
@@ -104,10 +104,10 @@ def randomized(
         name, shape = masks.path_string(path), leaf.shape
         if name.endswith("kernel"):
             value = _exact_kernel(rng, shape) if exact else rng.normal(size=shape) / 4
-            if exact and name in real:  # of several magnitudes: it is no binary one
+            if exact and name in real:  # several magnitudes: not binary
                 value = value * rng.choice([0.5, 1, 2], shape)
         elif name.endswith("var"):
-            # With ε = 1e-4 the root is 0.5 only to rounding: no matter, it only scales.
+            # Not exact even if `exact`: the root only scales.
             value = rng.uniform(0.2, 2, shape)
         elif name.endswith("mean") or name.endswith("bias"):
             value = rng.integers(-6, 7, shape) / 2 if exact else rng.normal(size=shape)
@@ -139,7 +139,7 @@ def images(*shape: int, seed: int = 1) -> jax.Array:
 
 
 def float_signs(model: Any, x: jax.Array) -> tuple[list[jax.Array], list, jax.Array]:
-    """Of a float model: the signs before each binary layer, its sums, the logits."""
+    """Return the input signs and sums of each binary layer, and the logits."""
     signs, sums = [], []
 
     def recorded(then):
@@ -162,7 +162,7 @@ def float_signs(model: Any, x: jax.Array) -> tuple[list[jax.Array], list, jax.Ar
 
 
 def packed_signs(packed: Any, x: jax.Array) -> tuple[list[jax.Array], list, jax.Array]:
-    """The same of a packed network."""
+    """Return the same for a packed network."""
     signs, sums = [], []
     values: list[Any] = [x]
     for node in packed.nodes:
@@ -191,7 +191,7 @@ def _sums(node: graph.BinaryConv, bits: ops.Bits, backend: str) -> Any:
 
 
 def check_equal(model: Any, packed: Any, x: jax.Array) -> None:
-    """The same signs and integers inside, and logits to rounding."""
+    """Check that signs and sums are equal, and logits equal to rounding."""
     graphdef, state = nnx.split(model)
     signs, sums, logits = jax.jit(
         lambda state, x: float_signs(nnx.merge(graphdef, state), x)
@@ -206,6 +206,6 @@ def check_equal(model: Any, packed: Any, x: jax.Array) -> None:
         np.testing.assert_array_equal(found, np.asarray(wanted).reshape(found.shape))
     scale = float(jnp.abs(logits).max())
     assert scale > 0
-    # Node by node, and as the network runs.
+    # Node by node, then in the network's own call.
     for found in (got, packed(x), packed.with_backend("auto")(x)):
         np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4 * scale)

@@ -1,6 +1,6 @@
-"""XNOR-Net's arithmetic as plain NumPy float64 loops, gradients by hand, no JAX.
+"""XNOR-Net's arithmetic as NumPy float64 loops, with gradients by hand and no JAX.
 
-Written from the formulas alone, to hold the library against. Images are
+An independent reference, written from the formulas alone. Images are
 `[N, *spatial, C]`, kernels `[*window, C / groups, C_out]`.
 """
 
@@ -62,7 +62,7 @@ def same_pads(
     strides: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> Pads:
-    """SAME: as many outputs as ⌈size / stride⌉, the odd zero behind."""
+    """SAME padding: ⌈size / stride⌉ outputs; an odd zero goes after."""
     pads = []
     for size, k, s, d in zip(spatial, window, strides, dilation, strict=True):
         missing = max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
@@ -78,7 +78,7 @@ def conv(
     dilation: tuple[int, ...],
     groups: int = 1,
 ) -> np.ndarray:
-    """A convolution; padding is not written out: a tap adds where it lies inside."""
+    """A convolution; taps in the padding are skipped."""
     spatial, window = x.shape[1:-1], kernel.shape[:-2]
     sizes = [n + sum(p) for n, p in zip(spatial, pads, strict=True)]
     out = _out_shape(sizes, window, strides, dilation)
@@ -130,7 +130,7 @@ def max_pool(
 def average_pool(
     x: np.ndarray, size: int, stride: int, pads: Pads = ((0, 0), (0, 0))
 ) -> np.ndarray:
-    """Padding counts, as zeros."""
+    """Average pooling; means include the padding's zeros."""
     return _pool(np.mean, 0.0, x, size, stride, pads)
 
 
@@ -148,7 +148,7 @@ def batch_norm(
 def batch_norm_gradients(
     x: np.ndarray, epsilon: float, gamma: np.ndarray | float, g: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For `x`, γ and β, where mean and variance are those of the batch."""
+    """The gradients for `x`, γ and β, with the batch's mean and variance."""
     axes = tuple(range(x.ndim - 1))
     deviation = np.sqrt(x.var(axes) + epsilon)
     normal = (x - x.mean(axes)) / deviation
@@ -158,7 +158,7 @@ def batch_norm_gradients(
 
 
 class Adam:
-    """`torch.optim.Adam`: L2 decay joins the gradient; ε is outside the root."""
+    """`torch.optim.Adam`: L2 decay is added to the gradient; ε is outside the root."""
 
     def __init__(self, learning_rate: float, weight_decay: float):
         self.learning_rate = learning_rate
@@ -180,15 +180,15 @@ class Adam:
 
 
 class ReferenceNetwork:
-    """A small network and the reference's whole training step, written out.
+    """A small network, and every part of the reference's training step.
 
     conv1 3×3 valid, real → BatchNorm without affine → ReLU → BatchNorm → sign → conv2
     3×3 pad 1, binary → ReLU → BatchNorm → sign → dense3, binary → ReLU → dense4, real.
 
     Attributes:
-      params: By name, such as `conv2.kernel`; updated in place by `step`.
-      means: The running means of `norm1`, `norm2`, `norm3`; momentum 0.1 in torch's
-        sense.
+      params: The parameters by name, such as `conv2.kernel`; `step` updates them.
+      means: The running means of `norm1`, `norm2`, `norm3`; momentum 0.1 in
+        PyTorch's sense.
     """
 
     BINARY = ("conv2.kernel", "dense3.kernel")
@@ -200,7 +200,7 @@ class ReferenceNetwork:
         self.means: dict[str, Any] = {"norm1": 0.0, "norm2": 0.0, "norm3": 0.0}
 
     def prepare(self) -> dict[str, np.ndarray]:
-        """The kernels centred and clamped, the BatchNorm scales at least 0.01."""
+        """Return params with centred, clamped kernels and BatchNorm scales ≥ 0.01."""
         prepared = dict(self.params)
         for name in self.BINARY:
             prepared[name] = project(prepared[name])
@@ -292,7 +292,7 @@ def _out_shape(spatial, window, strides, dilation) -> tuple[int, ...]:
 def _places(
     out, window, strides, dilation
 ) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """Each output position, with the slices of the padded input it looks at."""
+    """Yield each output position and its slices of the padded input."""
     for place in product(*map(range, out)):
         geometry = zip(place, window, strides, dilation, strict=True)
         yield (

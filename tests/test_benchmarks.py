@@ -1,4 +1,4 @@
-"""The benchmarks that no other test runs: the script on a GPU, the model on paper."""
+"""Benchmarks that no other test runs: the GPU scripts and the scaling model."""
 
 import importlib
 import importlib.util
@@ -38,6 +38,25 @@ def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch, name):
         importlib.import_module(name).main()
 
 
+def test_paper_layer_is_one_layer_on_every_side_in_jax(monkeypatch):
+    script = importlib.import_module("paper_layer")
+    size, channels = 5, 40
+    monkeypatch.setattr(script, "SIZE", size)
+    monkeypatch.setattr(script, "CHANNELS", channels)
+    rng = np.random.default_rng(0)
+    x = rng.choice(np.float32([-1, 1]), (2, size, size, channels))
+    kernel = rng.choice(np.float32([-1, 1]), (3, 3, channels, channels))
+    scale = rng.uniform(0.01, 0.1, channels).astype(np.float32)
+    sides = script.jax_sides(x, kernel, scale)
+    expected = np.asarray(sides.pop(script.OURS)())
+    assert expected.shape == x.shape and len(sides) == 3
+    for name, side in sides.items():
+        y = np.asarray(side())
+        if "channels first" in name:
+            y = y.transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
 @pytest.mark.slow
 def test_gpu_packed_runs_small(monkeypatch, capsys):
     options = ["--tiny", "--rounds", "1", "--seconds", "0.01"]
@@ -72,7 +91,7 @@ def test_gpu_step_counts_the_products_operations(scaling):
     step = importlib.import_module("gpu_step")
     nin = scaling.nin()
     counted = step.flops(step.CASES[0]) / 128
-    # What it counts beside them, and taps outside the image that it leaves out.
+    # The script also counts other operations, and omits taps outside the image.
     assert 0.9 < counted / nin.flops < 1.1
 
 
@@ -94,7 +113,7 @@ def test_torchs_resnet_has_the_librarys_parameters():
     net = importlib.import_module("torch_reference").ResNet18()
 
     def sizes(shapes):
-        # [C_out, C_in, kh, kw] there, [kh, kw, C_in, C_out] here.
+        # PyTorch has [C_out, C_in, kh, kw], this library [kh, kw, C_in, C_out].
         return sorted(tuple(sorted(shape)) for shape in shapes)
 
     shapes = oracles.param_shapes(oracles.abstract(models.ResNet18))
@@ -108,7 +127,7 @@ def test_all_reduces_are_the_textbooks(scaling):
     assert node.large(1, 1e9) == node.small(1) == 0
     ring = node.large(8, 8e9) - node.small(8)
     np.testing.assert_allclose(ring, 2 * 7 / 8 * 8e9 / 450e9)
-    # Of many nodes: the ring's, and twice an eighth through each device's own link.
+    # Many nodes: the ring's time, plus twice an eighth over each device's own link.
     many = node.large(8 * 2**20, 8e9) - node.small(8 * 2**20)
     np.testing.assert_allclose(many, ring + 2 * 1e9 / 50e9, rtol=1e-5)
     assert node.small(16) - node.small(8) == pytest.approx(2 * node.far)

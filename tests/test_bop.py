@@ -22,7 +22,7 @@ def make_grads(seed, size=1.0):
 
 
 def numpy_step(w, g, m, v, gamma, tau, sigma=None, epsilon=1e-10):
-    """One weight after the other, as the papers write it."""
+    """The papers' formulas, one weight at a time."""
     w, m, v = w.copy(), m.copy(), v.copy()
     for at in np.ndindex(*w.shape):
         m[at] = (1 - gamma) * m[at] + gamma * g[at]

@@ -71,7 +71,7 @@ def draw_arrays(geometry: Geometry, seed: int = 0) -> list[np.ndarray]:
 
 
 def value_and_gradients(conv, x, kernel, g):
-    """In one compiled program: `y`, and the pullback of `g` to both arguments."""
+    """Return `y` and the pullback of `g` to both arguments, from one program."""
 
     @jax.jit
     def run(x, kernel, g):
@@ -84,13 +84,13 @@ def value_and_gradients(conv, x, kernel, g):
 def on_xla(conv, *shapes: tuple[int, ...]) -> bool:
     """Whether the program for this platform contains XLA's convolution."""
     args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    # Compiled, because that is where the branches of other platforms are gone.
+    # Compiled: lowered text still has the branches of other platforms.
     return "convolution(" in jax.jit(conv).lower(*args).compile().as_text()
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
 def test_on_a_gpu_a_1x1_convolution_is_a_product_without_strides(strides):
-    """XLA's GPU compiler in JAX 0.10 fails where the strides are slices."""
+    """XLA's GPU compiler in JAX 0.10 fails if the strides are slices."""
     pads, unit = ((0, 0),) * 2, (1, 1)
     conv = partial(convolution.conv, strides=strides, padding=pads, dilation=unit)
 
@@ -206,7 +206,7 @@ SIGN_GEOMETRIES = {
 def test_sums_of_half_precision_signs_are_exact_integers(name: str):
     geometry = SIGN_GEOMETRIES[name]
     rng = np.random.default_rng(0)
-    # Mostly +1, so that sums pass 256, where bfloat16 stops counting.
+    # Mostly +1, so that sums exceed 256, beyond which bfloat16 skips odd integers.
     x, kernel = (rng.choice([-1, 1], p=[0.1, 0.9], size=s) for s in geometry.shapes)
     expected = loop.conv(x, kernel, *geometry.loop_arguments)
     assert ((expected > 256) & (expected % 2 == 1)).any()
@@ -251,7 +251,7 @@ def test_conv_maps_over_batches_and_kernels():
     np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("channels", [2, 58])  # Patches, and XLA's convolution.
+@pytest.mark.parametrize("channels", [2, 58])  # Patches; XLA's convolution.
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
 def test_an_image_smaller_than_the_window_is_refused(channels, strides):
     unit = (1, 1)
@@ -303,7 +303,7 @@ def pool_and_gradient(pool, x, g):
 def test_max_pool_and_its_gradient_are_those_of_reduce_window(name: str):
     shape, window, strides, pads = POOLS[name]
     rng = np.random.default_rng(0)
-    x = jnp.float32(rng.normal(size=shape)) - 3  # Below 0: zeros outside would show.
+    x = jnp.float32(rng.normal(size=shape)) - 3  # Below 0: zero padding would show.
     assert len(np.unique(x)) == x.size, "equal maxima share the gradient otherwise"
 
     def by_lax(x):
@@ -380,7 +380,7 @@ def test_sums_of_windows_have_one_order_of_additions(longest, monkeypatch, case,
     scale = np.float32(rng.normal(size=5) * 10.0 ** rng.integers(-3, 3, 5))
     expected = chain(scale * whole, geometry)
 
-    # A product before it, which XLA fuses with additions and rounds once where it may.
+    # XLA could fuse the product with the additions and round once.
     @jax.jit
     def sums(whole, scale):
         return convolution.sum_pool(scale * whole, geometry)

@@ -1,4 +1,4 @@
-"""Where windows go, and what is refused: of every public function alike."""
+"""Window positions and argument checks, equal in every public function."""
 
 from itertools import product
 from typing import Any
@@ -15,7 +15,7 @@ from jax import lax
 
 import xnor_jax as xnor
 from xnor_jax import ops
-from xnor_jax.geometry import LARGEST, conv_geometry, pool_geometry
+from xnor_jax.geometry import LARGEST_SIZE, conv_geometry, pool_geometry
 
 
 @hypothesis.given(oracle.cases())
@@ -135,8 +135,13 @@ def test_strides_windows_and_dilation_out_of_range_are_refused_by_name(value):
         *(-1, 2**31, 2**32, 2**63, 10**30, True, 1.0, None, "same", "FULL", b"SAME"),
         *((), (1,), (1, 1, 1), (1, -1), (1, 2**31), ((0, 1),) * 3, ((1, 1, 1),) * 2),
         *(((0, 2**32), 0), ((0, True), 0), ((0, 1.0), 0), ((0,), 0), (None, 1)),
-        # Each in range, but the padded image is not.
-        *(LARGEST, 2**30, ((LARGEST, LARGEST), 0), ((2**16, 0), (0, 2**16))),
+        # Each value is in range, but the padded image is too large.
+        *(
+            LARGEST_SIZE,
+            2**30,
+            ((LARGEST_SIZE, LARGEST_SIZE), 0),
+            ((2**16, 0), (0, 2**16)),
+        ),
     ],
     ids=repr,
 )
@@ -169,7 +174,7 @@ def test_groups_out_of_range_are_refused_by_name(groups):
 def test_the_largest_strides_and_dilation_run(backend):
     kernel, options = KERNEL[:1, :1], {"padding": "VALID", "backend": backend}
     expected = IMAGES[:, :1, :1].sum(-1, keepdims=True)
-    for strides, dilation in ((LARGEST, 1), (LARGEST, LARGEST)):
+    for strides, dilation in ((LARGEST_SIZE, 1), (LARGEST_SIZE, LARGEST_SIZE)):
         sums = ops.binary_conv(
             IMAGES, kernel, strides=strides, dilation=dilation, **options
         )

@@ -1,4 +1,4 @@
-"""What `import xnor_jax` brings, and what it leaves alone."""
+"""The modules that `import xnor_jax` loads, and use without the extra `train`."""
 
 import importlib
 import subprocess
@@ -11,8 +11,8 @@ import pytest
 import xnor_jax as xnor
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
-# The modules of the extra `train` that are not there without it. Flax itself brings
-# orbax and rich, and optax absl.
+# Modules that only the extra `train` installs. Flax installs orbax and rich, and optax
+# installs absl.
 ABSENT = ("datasets", "grain", "PIL", "sklearn", "tyro", "matplotlib", "tensorboardX")
 WITHOUT_TRAIN = f"""
 import sys
@@ -27,7 +27,7 @@ sys.meta_path.insert(0, Blocked())
 
 
 def run(program, *args):
-    """Run a program in a Python that lacks what the extra `train` brings."""
+    """Run a program in a Python without the packages of the extra `train`."""
     return subprocess.run(
         [sys.executable, "-c", WITHOUT_TRAIN + program, *map(str, args)],
         capture_output=True,

@@ -70,7 +70,7 @@ REBUILDS = {
 
 @pytest.mark.parametrize("rebuild", REBUILDS)
 def test_a_rebuilt_model_has_the_mask_of_the_original(rebuild):
-    # Flax sorts the attributes of what it rebuilds.
+    # Flax sorts the attributes of rebuilt modules.
     model = Containers()
     expected = chosen(xnor.inner_kernels(model))
     assert len(expected) == 20 - 2
@@ -80,8 +80,8 @@ def test_a_rebuilt_model_has_the_mask_of_the_original(rebuild):
 
 @pytest.mark.parametrize("rebuild", [lambda model: model, nnx.clone])
 def test_a_plain_dict_of_modules_is_refused(rebuild):
-    # JAX sorts a dict's keys: the order of definition is gone after a rebuild, and the
-    # wrong kernels must not be taken in silence.
+    # JAX sorts a dict's keys: a rebuild loses the order of definition, and the wrong
+    # kernels would be selected silently.
     class Net(nnx.Module):
         def __init__(self):
             self.layers = nnx.data({name: linear() for name in ("b", "z", "a", "c")})
@@ -124,14 +124,14 @@ def test_a_shared_module_counts_where_it_is_reached_first():
         def __init__(self):
             shared = linear()
             self.b = linear()
-            self.z = shared  # the tree's own order reaches it through `a`
+            self.z = shared  # the tree's order reaches it first as `a`
             self.c = linear()
             self.d = linear()
             self.a = shared
 
     model = Net()
     mask = xnor.inner_kernels(model)
-    # Second of four by definition, so inner, whichever path its state goes by.
+    # Second of four in order of definition, so inner, whatever its path in the state.
     assert chosen(mask) == kernels("a", "c")
     assert jax.tree.structure(mask) == jax.tree.structure(nnx.state(model, nnx.Param))
 
@@ -154,7 +154,7 @@ def test_only_convolution_and_dense_kernels_count():
             self.drop = nnx.Dropout(0.5, rngs=rngs)
             self.middle = nnx.ConvTranspose(4, 4, (3, 3), rngs=rngs)
             self.last = nnx.Linear(4, 2, rngs=rngs)
-            self.kernel = nnx.Param(jnp.ones(3))  # rank 1: no kernel
+            self.kernel = nnx.Param(jnp.ones(3))  # rank 1: not a kernel
             self.weight = nnx.Param(jnp.ones((3, 3)))
             self.size = 3
 
@@ -174,7 +174,7 @@ class Middle(nnx.Module):
 
 
 def taken(make):
-    """The kernels that are inner where `make` makes the layer in the middle."""
+    """The inner kernels of a `Middle` whose middle layer is built by `make`."""
     return chosen(xnor.inner_kernels(Middle(make)))
 
 
@@ -243,7 +243,7 @@ def test_the_first_and_last_layer_may_have_any_layout():
 
 
 def stack(make, count):
-    """`count` layers in one, as `nnx.scan` runs them."""
+    """Stack `count` layers into one, as for `nnx.scan`."""
     return lambda rngs: nnx.vmap(make)(rngs.split(count))
 
 
@@ -267,7 +267,7 @@ def test_the_layers_of_a_stack_have_scales_of_their_own(name):
 
 BARE = {
     "no bias": stack(lambda rngs: nnx.Linear(2, 3, use_bias=False, rngs=rngs), 4),
-    # The shapes of `nnx.LinearGeneral(4, (4, 3))` as well.
+    # `nnx.LinearGeneral(4, (4, 3))` has the same shapes.
     "ambiguous": stack(lambda rngs: nnx.Linear(4, 3, rngs=rngs), 4),
 }
 

@@ -19,7 +19,7 @@ from oracles import assert_close, random_array, random_kernel
 import xnor_jax as xnor
 from xnor_jax import optim
 
-apply_updates: Any = optax.apply_updates  # its type says no more than a tree
+apply_updates: Any = optax.apply_updates  # annotated only as a tree
 jit_and_eager: Any = chex.variants(with_jit=True, without_jit=True)
 each_rule = pytest.mark.parametrize("rule", oracles.RULES)
 each_dtype = pytest.mark.parametrize("dtype", oracles.DTYPES)
@@ -50,7 +50,7 @@ def apply(optimizer, params, grads) -> Any:
     return step(params, grads)
 
 
-# The inner optimizers of the matrix, in the spirit of optax's own common tests.
+# The inner optimizers of the test matrix, as in optax's common tests.
 INNER = {
     "sgd": partial(optax.sgd, 0.05),
     "momentum": partial(optax.sgd, 0.05, momentum=0.9, nesterov=True),
@@ -93,7 +93,7 @@ def make_optimizer(wrapper, inner):
 
 @matrix
 def test_training_reaches_a_binary_target(wrapper, inner):
-    # A target that a centred kernel can reach: the view of one.
+    # A target that a centred kernel can reach: the binary view of one.
     far = make_params(magnitude=0.4)
     target = xnor.binarize(xnor.project(far, MASK), MASK)
     start = jax.tree.map(lambda x: random_array(11, x.shape) / 4, far)
@@ -111,7 +111,7 @@ def test_training_reaches_a_binary_target(wrapper, inner):
 
     params = xnor.project(start, MASK)
     carry = params, optimizer.init(params)
-    # scan itself refuses a state whose structure, shapes or dtypes change.
+    # `scan` refuses a state whose structure, shapes or dtypes change.
     (trained, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, length=400))(carry)
     before = loss(xnor.binarize(params, MASK))
     assert loss(xnor.binarize(trained, MASK)) < 0.05 * before
@@ -166,13 +166,10 @@ def test_update_works_under_cond(wrapper):
     assert not np.any(maybe(False)[0]["binary"]["kernel"])
 
 
-# The rule ------------------------------------------------------------------------
-
-
 def two_routes(params):
     weight = make_grads(params)
 
-    def loss(view):  # not linear, so that the place of the gradient matters
+    def loss(view):  # nonlinear: the gradient depends on the point
         terms = jax.tree.map(lambda x, w: (x * w + x**3).sum(), view, weight)
         return optax.tree.sum(terms)
 
@@ -232,9 +229,6 @@ def test_apply_rule_keeps_the_gradient_in_range_when_the_multiplier_is_not():
     )
 
 
-# The projection -------------------------------------------------------------------
-
-
 def project_step(params, updates, **options) -> Any:
     transform: Any = optim.project(MASK, **options)
     return transform.update(updates, transform.init(params), params)[0]
@@ -256,11 +250,11 @@ class ProjectTest(chex.TestCase):
             stored = move(params, updates)
             chex.assert_trees_all_equal_dtypes(stored, params)
             kernel = stored["binary"]["kernel"]
-            assert jnp.abs(kernel).max() == 1  # the updates are large: some are stopped
+            assert jnp.abs(kernel).max() == 1  # large updates: some are clamped
             moved = jax.tree.map(
                 lambda a, b: oracles.f64(a) + oracles.f64(b), params, updates
             )
-            # Moved, centred, taken apart and put together: a rounding each.
+            # One rounding each: move, centre, subtract the old, add it again.
             tolerance = 4 * 4 * float(jnp.finfo(dtype).eps)
             np.testing.assert_allclose(
                 oracles.f64(kernel),
@@ -285,7 +279,7 @@ def test_small_steps_stay_centred():
 
 @each_dtype
 def test_kernels_from_far_outside_are_stopped_at_one_exactly(dtype):
-    # The update is rounded where |kernel| is large: adding it may overshoot 1.
+    # Updates of a large |kernel| are rounded coarsely: adding one may overshoot 1.
     kernel = random_kernel(0, (40, 50), dtype, magnitude=6.0)
     stored = apply(optim.project(), kernel, random_array(1, kernel.shape, dtype))
     assert np.abs(oracles.f64(stored)).max() <= 1
@@ -314,7 +308,7 @@ def test_scale_mask_keeps_norm_scales_above_the_minimum(dtype):
         moved = oracles.f64(params["norm"]["scale"]) + oracles.f64(
             updates["norm"]["scale"]
         )
-        assert moved.min() < minimum < moved.max()  # the oracle sees both sides
+        assert moved.min() < minimum < moved.max()  # both cases occur
         np.testing.assert_allclose(scale, np.maximum(moved, minimum), atol=4 * eps)
         plain = project_step(params, updates)
         chex.assert_trees_all_equal(bounded["binary"], plain["binary"])
@@ -326,18 +320,15 @@ def test_a_norm_scale_never_falls_below_the_minimum(start):
     params = {"scale": jnp.linspace(start, start + 0.1, 101)}
     transform: Any = optim.project(False, scale_mask=True)
     stored = apply(transform, params, {"scale": jnp.full(101, -20.0)})["scale"]
-    # As exact as a sum with the old scale can be.
+    # To the rounding of a sum with the old scale.
     ulp = float(jnp.finfo(jnp.float32).eps) * abs(start + 0.1)
     assert stored.min() >= 0.01 - ulp
-
-
-# The whole step -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decay", ["coupled", "decoupled"])
 def test_three_steps_of_adam_agree_with_numpy(decay):
     rate, wd, b1, b2, eps = 0.01, 0.1, 0.9, 0.999, 1e-8
-    if decay == "coupled":  # torch's Adam, and so the published recipe's
+    if decay == "coupled":  # as in PyTorch and the published recipe
         inner = optax.chain(optax.add_decayed_weights(wd), optax.adam(rate))
     else:
         inner = optax.adamw(rate, weight_decay=wd)
@@ -420,7 +411,7 @@ def test_binop_works_on_every_kind_of_tree(kind):
 
 
 def test_a_stack_steps_as_its_layers_do():
-    # Told by the bias beside it, as of layers that `nnx.scan` runs.
+    # The bias reveals that the kernel is a stack, as `nnx.scan` runs.
     params = {"kernel": random_kernel(0, (3, 4, 5)), "bias": random_array(1, (3, 5))}
     grads = {"kernel": random_array(2, (3, 4, 5)), "bias": random_array(3, (3, 5))}
     optimizer = optim.binop(optax.sgd(0.1), {"kernel": True, "bias": False})
@@ -446,7 +437,7 @@ def test_binop_works_on_an_equinox_module():
 
 
 def test_binop_works_in_the_optimizer_of_nnx():
-    # It hands the chain a state without the `nnx.Param` boxes that the mask has.
+    # `nnx.Optimizer` passes a state without the `nnx.Param` boxes of the mask.
     class Net(nnx.Module):
         def __init__(self, rngs):
             self.first = nnx.Linear(3, 5, rngs=rngs)
@@ -463,9 +454,6 @@ def test_binop_works_in_the_optimizer_of_nnx():
     expected = oracles.project(w - 0.1 * oracles.rule("corrected", w, g))
     np.testing.assert_allclose(model.middle.kernel[...], expected, atol=1e-5)
     np.testing.assert_allclose(model.last.kernel[...], real, rtol=1e-6)
-
-
-# Among the other parts of optax ---------------------------------------------------
 
 
 def test_an_injected_multiplier_can_be_set_and_scheduled_without_recompiling(
@@ -617,9 +605,6 @@ def test_sharded_params_stay_sharded_and_give_the_same_numbers():
     assert stored.sharding.is_equivalent_to(sharding, 2)
 
 
-# Sign flips -----------------------------------------------------------------------
-
-
 @each_dtype
 def test_sign_flips_are_counted_exactly_and_updates_left_alone(dtype):
     params = make_params(dtype)
@@ -649,7 +634,7 @@ def test_leaving_zero_is_a_flip_only_downwards():
     step = jnp.array([[-0.1, -0.1, 0.1, -0.5], [0.5, 0.4, -0.6, 0.0]])
     transform: Any = optim.count_sign_flips()
     _, state = transform.update(step, transform.init(kernel), kernel)
-    # Down from ±0 twice, up to 0 once, through 0 once; 0.5 to 0 turns nothing.
+    # Down from ±0 twice, up to 0 once, through 0 once; 0.5 to 0 is no flip.
     assert state.flip_ratio == 4 / 8
 
 
@@ -672,11 +657,9 @@ def test_flip_ratio_of_an_nnx_state():
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
     (ratio,) = jax.tree.leaves(after)
     kernel = oracles.f64(params["binary"][0]["kernel"][...])
-    # ±0 stays what it is; everything else turns.
+    # Zeros keep their sign; all other weights flip.
     np.testing.assert_allclose(ratio, np.mean(kernel != 0), rtol=1e-6)
 
-
-# Errors ---------------------------------------------------------------------------
 
 TRANSFORMS = {
     "apply_rule": optim.apply_rule,

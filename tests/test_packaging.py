@@ -1,4 +1,4 @@
-"""What a package index shows: metadata, and links that lead out of it."""
+"""Packaging: links and metadata for a package index, and the glibc requirement."""
 
 import importlib.util
 import re
@@ -49,7 +49,7 @@ def test_urls_are_added_once():
 def test_an_older_python_is_told_by_pip_and_not_by_a_build_dependency():
     loaded = tomllib.loads(PROJECT)
     minor = loaded["project"]["requires-python"].removeprefix(">=")
-    # jaxlib has no release for an older Python: asked for there, pip would name it.
+    # No jaxlib supports an older Python: without the marker pip would blame jaxlib.
     (jaxlib,) = [r for r in loaded["build-system"]["requires"] if "jaxlib" in r]
     assert jaxlib.endswith(f"; python_version >= '{minor}'")
     classifiers = loaded["project"]["classifiers"]
@@ -81,5 +81,5 @@ def test_the_floor_of_a_library_is_its_newest_symbol_from_elsewhere(
     floor.main("library.so")
     assert "GLIBC_2.27: expf, powf" in capsys.readouterr().out
     printed.write_text(printed.read_text().replace("2.4)", "2.33)"))
-    with pytest.raises(SystemExit, match="asks for a newer GLIBC$"):
+    with pytest.raises(SystemExit, match="requires a newer GLIBC$"):
         floor.main("library.so")

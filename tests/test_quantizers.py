@@ -1,4 +1,4 @@
-"""Surrogate gradients by their formulas, and the sign that takes them."""
+"""Surrogate gradients against their formulas, and the sign function that uses them."""
 
 from functools import partial
 from typing import Any
@@ -75,7 +75,7 @@ class OracleTest(chex.TestCase):
 
 @pytest.mark.parametrize(
     ("name", "published"),
-    # larq's, at the same numbers.
+    # larq's, at the same points.
     [
         ("approx", [0, 0, 1.4, 2, 1.4, 0, 0]),
         ("swish", [-0.03, -0.195, 1.562, 5, 1.562, -0.195, -0.03]),
@@ -114,7 +114,7 @@ def test_steeper_surrogates(value: float):
 
 
 def schedule(step):
-    """Error decay's temperature at an integer step of 20."""
+    """The temperature of error decay at an integer step of 20."""
     return 10 ** (-1 + 2 * step / 20)
 
 
@@ -122,7 +122,7 @@ def test_a_temperature_may_be_traced():
     x = jnp.float32(np.linspace(-2, 2, 11))
 
     def gradient(step):
-        # One float and one integer of the trace in the closure.
+        # One closure captures a traced float, the other a traced integer.
         by_value = partial(quantizers.tanh, temperature=schedule(step))
         by_step = lambda x, g: quantizers.tanh(x, g, schedule(step))  # noqa: E731
         return slope(by_value, x), slope(by_step, x)
@@ -147,7 +147,7 @@ def test_a_traced_temperature_in_an_inner_program_and_its_gradient():
 
     found = jax.jit(jax.grad(lambda x: inner(x, 7)))(x)
     np.testing.assert_allclose(found, tanh(np.float64(x), schedule(7)), rtol=1e-4)
-    # The temperature has no gradient of its own.
+    # The temperature's gradient is 0.
     at = jax.grad(
         lambda t: quantizers.sign(x, partial(quantizers.tanh, temperature=t)).sum()
     )

@@ -1,4 +1,4 @@
-"""The Python of README and docs runs, and no link of the README is broken."""
+"""The Python examples of README and docs run, and the README's links are valid."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def examples(text):
 
 
 EXAMPLES = examples(TEXT)
-# Those of the docs that no kernel executes.
+# Examples other than the first; the docs build executes the docs' cells.
 OTHERS = [
     pytest.param(example, id=f"{path.stem}{number}")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -48,7 +48,7 @@ def test_a_plain_flax_model_trains_in_under_30_lines():
 @pytest.mark.slow
 @pytest.mark.parametrize("example", OTHERS)
 def test_other_examples_run(example, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where they may write
+    monkeypatch.chdir(tmp_path)  # examples may write files here
     exec(example, {})
 
 

@@ -1,4 +1,4 @@
-"""The library's training step against the reference's, written out in NumPy."""
+"""The library's training step against the reference's in NumPy."""
 
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from flax import nnx
 
 import xnor_jax as xnor
 
-# Ten small steps: compiling costs more than they do.
+# Compiling with optimizations takes longer than ten small steps.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 LEARNING_RATE, DECAY = 1e-2, 1e-5
@@ -36,9 +36,9 @@ IMAGES = (13, 6, 5, 2)
 
 
 class PlainNetwork(nnx.Module):
-    """What `loop.ReferenceNetwork` computes, as Flax has it: nothing in it is binary.
+    """`loop.ReferenceNetwork` in Flax, with float layers.
 
-    But for the signs of activations it does not know this library.
+    It uses nothing of this library but the sign of activations.
     """
 
     def __init__(self, rngs: nnx.Rngs):
@@ -60,7 +60,7 @@ class PlainNetwork(nnx.Module):
 
 
 class BlockNetwork(nnx.Module):
-    """The same network of the library's own blocks."""
+    """The same network, built from the library's blocks."""
 
     def __init__(self, rngs: nnx.Rngs, rule: Any):
         self.conv1 = nnx.Conv(2, 4, (3, 3), padding="VALID", rngs=rngs)
@@ -88,9 +88,9 @@ BLOCK_NAMES = {
 
 def draw_params() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    # Wide enough that the clamp bites; not centred either.
+    # Wide enough that some weights are clamped; not centred.
     params = {name: 0.8 * rng.normal(size=s) + 0.1 for name, s in SHAPES.items()}
-    # Small enough that its least value bites, too.
+    # Small enough that the minimum applies.
     params["norm3.scale"] = np.array([0.05, 0.02, 0.011, 0.9, -0.4, 1.3])
     return params
 
@@ -166,7 +166,7 @@ def plain_step(params):
 
 
 def block_step(params):
-    """The layers apply the rule; the optimizer's chain has only to project."""
+    """The layers apply the rule; the optimizer's chain only projects."""
     network = partial(BlockNetwork, rule="corrected")
     graph, params, statistics, mask = split(network, params)
     scales = bounded_scales(params)
@@ -181,7 +181,7 @@ def block_step(params):
 )
 def test_ten_steps_are_the_references_ten_steps(route, x64):
     reference = loop.ReferenceNetwork(draw_params(), loop.Adam(LEARNING_RATE, DECAY))
-    # The reference centres and clamps when a step begins, the library when one ends.
+    # The reference centres and clamps before each step, the library after it.
     start = reference.prepare()
     assert (np.abs(start["conv2.kernel"]) == 1).any(), "the clamp did not bite"
     graph, params, statistics, optimizer, view = route(start)
@@ -213,13 +213,13 @@ def test_ten_steps_are_the_references_ten_steps(route, x64):
     assert step._cache_size() == 1, "a second step was compiled"
     assert any(beyond), "Adam moved no weight beyond the clamp"
     moved = {n: np.abs(reference.params[n] - v).max() for n, v in start.items()}
-    # BatchNorm takes the first bias away again, so that nothing moves it.
+    # BatchNorm cancels the first bias, so the loss has no gradient for it.
     assert all(distance > 0.01 for n, distance in moved.items() if n != "conv1.bias")
     assert to_dict(params)["norm3.scale"].min() == pytest.approx(0.01, abs=1e-12)
 
 
 def test_the_oracles_gradients_are_slopes():
-    """It holds the loops; the library is not in it."""
+    """Check the reference loops by finite differences; the library is not involved."""
     rng = np.random.default_rng(2)
 
     def assert_slope(function, at, gradient):
@@ -244,7 +244,7 @@ def test_the_oracles_gradients_are_slopes():
     assert_slope(lambda gamma: norm(x, gamma, beta), gamma, d_gamma)
     assert_slope(lambda beta: norm(x, gamma, beta), beta, d_beta)
 
-    # Behind the last sign the whole loss has a slope.
+    # After the last sign the loss is differentiable.
     params = draw_params()
     network = loop.ReferenceNetwork(params, loop.Adam(LEARNING_RATE, DECAY))
     images, labels = next(draw_batches(1))

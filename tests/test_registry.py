@@ -1,4 +1,4 @@
-"""Every name stands for something, and a wrong one is answered with the right ones."""
+"""Every registered name has a value, and errors for a wrong name list valid ones."""
 
 import subprocess
 import sys

@@ -199,7 +199,7 @@ def test_a_multiplier_beyond_half_precision_does_not_overflow_by_itself(dtype, h
 
 
 def test_a_small_multiplier_saves_a_gradient_that_overflows_half_precision():
-    # n·g alone passes 65504; users give 1/n to take n out again.
+    # n·g alone exceeds 65504; users pass 1/n to cancel n.
     kernel = random_kernel(0, (300, 2), "float16")
     grad = (500 * random_array(1, kernel.shape)).astype("float16")
     out = pull_back(kernel, grad, multiplier=1 / 300)

@@ -1,6 +1,6 @@
-"""The library's step beside the reference's, written out in PyTorch.
+"""The library's training step against the reference's in PyTorch.
 
-In float64, where rounding turns no sign: what then differs is the arithmetic.
+Both run in float64, where rounding flips no sign: any difference is in the arithmetic.
 """
 
 import importlib
@@ -25,7 +25,7 @@ torch: Any = pytest.importorskip(
 
 BENCHMARKS = Path(__file__).parent.parent / "experiments" / "benchmarks"
 BATCH, STEPS = 16, 4
-# The library's name of each parameter, and PyTorch's.
+# Each parameter's name in the library and in PyTorch.
 NAMES = {
     "conv1/kernel": "conv1.weight",
     "conv1/bias": "conv1.bias",
@@ -63,7 +63,7 @@ def to_torch(name, array):
 
 
 def draw(params):
-    """Raw parameters: kernels that centring moves and clamping cuts, small scales."""
+    """Draw parameters that centring, clamping and the minimum scale all change."""
     rng = np.random.default_rng(0)
 
     def raw(path, leaf):
@@ -78,10 +78,10 @@ def draw(params):
 
 
 def shared_max_pool(x):
-    """2×2; where sums of ±α tie, they share the gradient as in the library.
+    """2×2 max-pooling; tied sums of ±α share the gradient, as in the library.
 
-    There they are equal, being α times equal integers; PyTorch adds up the α, and
-    which of them is the largest, and gets the gradient, is a matter of rounding.
+    In the library tied sums are equal: α times equal integers. PyTorch sums ±α itself,
+    so that rounding would decide which of them gets the gradient.
     """
 
     def largest(a, b):
@@ -134,7 +134,7 @@ def test_trains_as_the_reference_does(reference):
     for x, labels in batches:
         images = torch.tensor(x.transpose(0, 3, 1, 2))
         expected.append(float(training.step(images, torch.tensor(labels))[0]))
-    training.prepare()  # the library has projected already, after its last step
+    training.prepare()  # the library projects after each step
 
     np.testing.assert_allclose(losses, expected, rtol=1e-9)
     assert set(ours) == set(NAMES)
@@ -143,14 +143,14 @@ def test_trains_as_the_reference_does(reference):
         np.testing.assert_allclose(
             to_torch(name, array), theirs, rtol=0, atol=1e-8, err_msg=name
         )
-    # The batches must have exercised what the step is made of.
+    # The batches must exercise every part of the step.
     assert np.min(flips) > 0.001
     assert abs(ours["block2/layer/kernel"]).max() == 1
     assert np.isclose(ours["block2/norm/scale"].min(), 0.01)
 
     counts = {"norm1": 24 * 24, "block2/norm": 12 * 12, "block3/norm": 4 * 4}
     buffers = dict(net.named_buffers())
-    first = 0.9**STEPS  # what is left of the variance's first value, 1
+    first = 0.9**STEPS  # the weight left of the initial variance, 1
     for name, torch_name in NORMS.items():
         count = BATCH * counts[name]
         mean, variance = statistics[f"{name}/mean"], statistics[f"{name}/var"]

@@ -46,7 +46,7 @@ def every_function(kernel):
 def assert_agrees_with_oracles(outputs, kernel):
     for name, out in outputs.items():
         assert out.dtype == kernel.dtype, name
-        # Centring cancels: the error is that of the weights, not of the small result.
+        # Centring cancels: errors scale with the weights, not with the small result.
         size = np.abs(oracles.f64(kernel)).max()
         assert_close(out, EACH[name][1](kernel), size=size, name=name)
 
@@ -98,7 +98,7 @@ def test_binary_kernel_takes_one_scale_and_its_negative_in_each_filter():
 
 @each_half
 def test_long_sums_neither_stall_nor_overflow_in_half_precision(dtype):
-    # In bfloat16 a running sum of ones stops at 256; in float16 it passes 65504.
+    # A bfloat16 running sum of ones stalls at 256; the float16 sum exceeds 65504.
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.uniform(100, 200, size=(1500, 2)).astype(jnp.dtype(dtype)))
     assert_agrees_with_oracles(jax.jit(every_function)(kernel), kernel)
@@ -182,7 +182,7 @@ def test_no_other_signs_and_no_other_scale_come_closer(shape):
     for seed in range(3):
         kernel = random_kernel(seed, shape)
         w = oracles.f64(kernel).reshape(n, -1)
-        # With the rule "ste" one input channel is welcome.
+        # The rule "ste" allows a single input channel.
         ours = oracles.f64(xnor.binarize(kernel, rule="ste")).reshape(n, -1)
         for feature in range(shape[-1]):
             f = w[:, feature]
@@ -374,7 +374,7 @@ def test_jit_traces_once_whatever_the_multiplier():
         (jnp.tanh, TypeError, "floating point kernel"),
         (1.5, TypeError, "floating point kernel, got float"),
         (jnp.ones(3), ValueError, r"C_in, C_out\], got shape \(3,\)"),
-        (jnp.ones((0, 3)), ValueError, r"weights, got \(0, 3\)"),
+        (jnp.ones((0, 3)), ValueError, r"non-empty kernel, got shape \(0, 3\)"),
     ],
 )
 def test_a_wrong_leaf_is_refused_by_name_and_path(view, leaf, error, what):
@@ -418,9 +418,9 @@ def test_the_gradient_of_a_stack_is_that_of_its_layers():
 @pytest.mark.parametrize(
     ("kernel", "bias"),
     [
-        ((6, 4), (6,)),  # [C_out, C_in], as Equinox has it
+        ((6, 4), (6,)),  # [C_out, C_in], Equinox's layout
         ((8, 2, 4), (2, 4)),  # several output axes
-        ((4, 4, 8), (4, 8)),  # those, or a stack of four
+        ((4, 4, 8), (4, 8)),  # several output axes, or a stack of four
         ((6, 4, 3, 3), (6, 1, 1)),
         ((3, 4, 5), (2, 5)),
     ],
@@ -455,8 +455,8 @@ def attention_params(kind, use_bias):
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("head", ["query", "key", "value", "out"])
 def test_the_projections_of_attention_are_refused_by_path(kind, use_bias, head):
-    # Of rank 3, with two axes in or out: read as [..., C_in, C_out] they give the wrong
-    # scales, or are centred over the wrong axis.
+    # Rank 3, with two axes in or out: read as [..., C_in, C_out], these would get wrong
+    # scales or be centred over the wrong axis.
     params = attention_params(kind, use_bias)
     mask = xnor.mask_by_path(params, lambda path, _: path == f"{head}/kernel")
     for view, (function, _) in VIEWS.items():

@@ -1,4 +1,4 @@
-"""With 64-bit types switched on: the same integers, of the same dtypes."""
+"""With 64-bit types enabled, results and their dtypes stay the same."""
 
 import jax
 import jax.numpy as jnp

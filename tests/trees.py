@@ -1,4 +1,4 @@
-"""The same small network as each kind of tree: its second layer is the binary one."""
+"""A small network as each kind of tree; its second layer is binary."""
 
 from collections.abc import Callable
 

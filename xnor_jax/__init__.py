@@ -1,7 +1,7 @@
-"""XNOR-Networks in JAX: pure functions that train networks of one bit per weight.
+"""XNOR-Networks in JAX: pure functions for training networks with one bit per weight.
 
-What is named here is imported when it is first used: `import xnor_jax` loads neither
-JAX nor what only training by command needs.
+Public names are imported on first use: `import xnor_jax` loads neither JAX nor the
+dependencies of the command line.
 """
 
 from importlib import import_module

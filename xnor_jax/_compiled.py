@@ -29,7 +29,11 @@ def load() -> ctypes.CDLL | None:
     except OSError as error:
         if given:
             raise RuntimeError(f"XNOR_JAX_CPU_LIBRARY: {error}") from error
-        warnings.warn(f"xnor_jax: no cpu backend: {error}; build it here", stacklevel=2)
+        warnings.warn(
+            f"xnor_jax: {error}; the cpu backend is unavailable, rebuild it on this "
+            "machine",
+            stacklevel=2,
+        )
         return None
     library.xnor_jax_instruction_set.restype = ctypes.c_char_p
     library.xnor_jax_instruction_set.argtypes = [ctypes.c_int]
@@ -38,7 +42,8 @@ def load() -> ctypes.CDLL | None:
     name = os.environ.get("XNOR_JAX_INSTRUCTION_SET")
     if name and not library.xnor_jax_choose(name.encode()):
         raise RuntimeError(
-            f"XNOR_JAX_INSTRUCTION_SET: this processor does not have {name!r}"
+            f"XNOR_JAX_INSTRUCTION_SET: {name!r} is not supported by this processor or "
+            "library"
         )
     return library
 

@@ -77,7 +77,7 @@ def check_kernel(kernel: Any) -> None:
             f"expected a kernel of shape [..., C_in, C_out], got shape {shape}"
         )
     if 0 in shape:
-        raise ValueError(f"expected a kernel with weights, got {shape}")
+        raise ValueError(f"expected a non-empty kernel, got shape {shape}")
 
 
 def filter_size(kernel: jax.Array) -> int:

@@ -58,7 +58,7 @@ def resolve_mask(who: str, mask: Mask, params: Any) -> Any:
         full = jax.tree.broadcast(mask, params)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{who}: the mask fits no leaf of params{_first_misfit(mask, params)}; "
+            f"{who}: the mask does not match params{_first_misfit(mask, params)}; "
             "expected a bool tree of the structure of params, or a prefix of it"
         ) from error
     return jax.tree.map(bool, full)
@@ -142,8 +142,8 @@ def named(
         # A subclass, such as JAX's tracer errors, may not take a plain message.
         if type(error) is not ValueError and type(error) is not TypeError:
             raise
-        what, semicolon, mend = str(error).partition("; ")
-        message = f"{who}: {what}{_at(path)}{semicolon}{mend}"
+        what, semicolon, fix = str(error).partition("; ")
+        message = f"{who}: {what}{_at(path)}{semicolon}{fix}"
         raise type(error)(message) from error
 
 
@@ -169,8 +169,8 @@ def _check(
         )
     if len(shape) > 2 and _is_projection(path, shapes):
         raise ValueError(
-            f"expected a kernel [..., C_in, C_out], got shape {shape}, which the path "
-            f"names as an attention or einsum layer's, with axes of another order{out}"
+            f"expected a kernel [..., C_in, C_out], got shape {shape} at a path that "
+            f"names an attention or einsum layer, whose axes have another order{out}"
         )
     if centred and kernel.shape[-2] < 2:
         raise ValueError(
@@ -227,9 +227,9 @@ def _first_misfit(mask: Any, params: Any) -> str:
     known = [path for path, _ in jax.tree.leaves_with_path(params)]
     for path, _ in jax.tree.leaves_with_path(mask):
         if not any(leaf[: len(path)] == path for leaf in known):
-            return f" (its leaf{_at(path)})"
+            return f" (extra entry{_at(path)})"
     covered = [path for path, _ in jax.tree.leaves_with_path(mask)]
     for leaf in known:
         if not any(leaf[: len(path)] == path for path in covered):
-            return f" (it has none for {jax.tree_util.keystr(leaf)})"
+            return f" (no entry for {jax.tree_util.keystr(leaf)})"
     return ""

@@ -1,4 +1,4 @@
-"""Numbers with their nouns, for messages."""
+"""Numbers with their nouns and the first lines of errors, for messages."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -9,3 +9,13 @@ def counted(number: int, noun: str) -> str:
     """
     plural = f"{noun}es" if noun.endswith(("s", "x", "tch")) else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return at most 300 characters of an error's first line; its type if it has none.
+
+    >>> first_line(RuntimeError("\nno memory\nmore")), first_line(RuntimeError())
+    ('no memory', 'RuntimeError')
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]

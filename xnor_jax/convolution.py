@@ -4,6 +4,7 @@ This module chooses the formulations; `experiments/benchmarks/formulations.py` m
 them. All formulations agree up to rounding, in values and in gradients.
 """
 
+from collections.abc import Callable
 from functools import partial, reduce
 from itertools import product
 from math import prod
@@ -111,8 +112,26 @@ def max_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
     if geometry.padded:
         pads = ((0, 0), *geometry.padding, (0, 0))
         x = jnp.pad(x, pads, constant_values=-jnp.inf)
+    return reduce_windows(jnp.maximum, x, geometry)
+
+
+def reduce_windows(
+    function: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    geometry: Geometry,
+) -> jax.Array:
+    """Reduce each window to one value, axis by axis, as shifted slices.
+
+    Args:
+      function: The associative reduction of two arrays.
+      x: Padded images, `[N, *spatial, C]`.
+      geometry: The windows.
+
+    Returns:
+      `[N, *out, C]`.
+    """
     for axis, shifts in enumerate(geometry.shifts, start=1):
-        x = reduce(jnp.maximum, [x[_along(axis, shift)] for shift in shifts])
+        x = reduce(function, [x[_along(axis, shift)] for shift in shifts])
     return x
 
 
@@ -151,11 +170,10 @@ def sum_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
     # which round only once. Replacing negative zeros by zeros prevents this.
     summands = jnp.pad(jnp.where(x == 0, 0, x), pads)
     if prod(geometry.window) <= _LONGEST_CHAIN:
-        sums = reduce(
+        return reduce(
             jnp.add,
             [summands[(slice(None), *taps)] for taps in product(*geometry.shifts)],
         )
-        return sums
     reach = [shifts[0].stop for shifts in geometry.shifts]
     strided = (slice(None), *(slice(None, None, s) for s in geometry.strides))
 

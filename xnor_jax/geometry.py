@@ -18,7 +18,7 @@ Pads = tuple[tuple[int, int], ...]
 
 # Bounds every size, and the number of positions in a padded image: both fit int32. XLA
 # aborts the process if a product of sizes overflows 64 bits.
-LARGEST = 2**31 - 1
+LARGEST_SIZE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Geometry:
         return any(map(any, self.padding))
 
     @property
-    def unread(self) -> tuple[int, ...]:
+    def remainder(self) -> tuple[int, ...]:
         """Per axis, the positions of the padded image past its last window."""
         return tuple(
             size + sum(pads) - (k - 1) * d - 1 - (out - 1) * s
@@ -73,9 +73,9 @@ class Geometry:
         Negative where the padding exceeds the window's reach.
         """
         return tuple(
-            ((k - 1) * d - before, (k - 1) * d - after + unread)
-            for unread, (_, k, _, (before, after), d) in zip(
-                self.unread, self._axes, strict=True
+            ((k - 1) * d - before, (k - 1) * d - after + remainder)
+            for remainder, (_, k, _, (before, after), d) in zip(
+                self.remainder, self._axes, strict=True
             )
         )
 
@@ -141,15 +141,17 @@ def conv_geometry(
             )
         sizes.append(int(size))
     spatial, rank = tuple(sizes), len(sizes)
-    if any(not 1 <= size <= LARGEST for size in spatial):
-        raise ValueError(f"{where}: expected images with pixels, got {spatial}")
+    if any(not 1 <= size <= LARGEST_SIZE for size in spatial):
+        raise ValueError(
+            f"{where}: expected spatial sizes from 1 to 2**31 - 1, got {spatial}"
+        )
     window = per_axis(where, "window", window, rank)
     strides = per_axis(where, "strides", strides, rank)
     dilation = per_axis(where, "dilation", dilation, rank)
     reach = tuple((k - 1) * d + 1 for k, d in zip(window, dilation, strict=True))
     pads = _explicit_padding(where, padding, spatial, reach, strides)
     image = tuple(n + sum(p) for n, p in zip(spatial, pads, strict=True))
-    if prod(image) > LARGEST:
+    if prod(image) > LARGEST_SIZE:
         raise ValueError(
             f"{where}: expected at most 2**31 - 1 positions in a padded image, got "
             f"{spatial} with a padding of {pads}"
@@ -192,7 +194,7 @@ def pool_geometry(
 
 
 def per_axis(where: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
-    """Check integers from 1 to `LARGEST`, one per spatial axis.
+    """Check integers from 1 to `LARGEST_SIZE`, one per spatial axis.
 
     Args:
       where: The public function's or layer's name, for errors.
@@ -208,7 +210,7 @@ def per_axis(where: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
         values = (single,) * rank
     else:
         values = tuple(map(_whole, _entries(value) or ()))
-    found = tuple(v for v in values if v is not None and 1 <= v <= LARGEST)
+    found = tuple(v for v in values if v is not None and 1 <= v <= LARGEST_SIZE)
     if len(found) != rank or len(values) != rank:
         raise ValueError(
             f"{where}: expected {name} of 1 or more and below 2**31, one number or one "
@@ -218,7 +220,7 @@ def per_axis(where: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
 
 
 def positive(where: str, name: str, value: Any) -> int:
-    """Check an integer from 1 to `LARGEST`, such as a number of groups.
+    """Check an integer from 1 to `LARGEST_SIZE`, such as a number of groups.
 
     Args:
       where: The public function's or layer's name, for errors.
@@ -229,7 +231,7 @@ def positive(where: str, name: str, value: Any) -> int:
       ValueError: If it is not an integer or out of range.
     """
     found = _whole(value)
-    if found is None or not 1 <= found <= LARGEST:
+    if found is None or not 1 <= found <= LARGEST_SIZE:
         raise ValueError(
             f"{where}: expected {name} of 1 or more and below 2**31, got {value!r}"
         )
@@ -274,7 +276,7 @@ def check_padding(where: str, padding: Any) -> Padding:
         if padding in ("SAME", "VALID"):
             return padding
     elif (single := _whole(padding)) is not None:
-        if 0 <= single <= LARGEST:
+        if 0 <= single <= LARGEST_SIZE:
             return single
     elif (given := _entries(padding)) is not None:
         entries = [_pad_entry(entry) for entry in given]
@@ -291,9 +293,11 @@ def check_padding(where: str, padding: Any) -> Padding:
 def _pad_entry(entry: Any) -> int | tuple[int, int] | None:
     single = _whole(entry)
     if single is not None:
-        return single if 0 <= single <= LARGEST else None
+        return single if 0 <= single <= LARGEST_SIZE else None
     sides = tuple(map(_whole, _entries(entry) or ()))
-    found = tuple(side for side in sides if side is not None and 0 <= side <= LARGEST)
+    found = tuple(
+        side for side in sides if side is not None and 0 <= side <= LARGEST_SIZE
+    )
     return found if len(sides) == 2 and len(found) == 2 else None
 
 

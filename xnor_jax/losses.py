@@ -66,8 +66,8 @@ def distillation(
     logits, teacher_logits = jnp.asarray(logits), jnp.asarray(teacher_logits)
     if logits.shape != teacher_logits.shape:
         raise ValueError(
-            f"distillation: expected logits of one shape, got {logits.shape} and "
-            f"{teacher_logits.shape} of the teacher"
+            "distillation: expected logits and teacher_logits of one shape, got "
+            f"{logits.shape} and {teacher_logits.shape}"
         )
     if not isinstance(temperature, Tracer) and not temperature > 0:
         raise ValueError(

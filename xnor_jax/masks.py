@@ -165,9 +165,9 @@ def _check_layout(kernel: _Kernel) -> None:
     if rank is None:
         raise ValueError(
             f"inner_kernels: expected kernels [..., C_in, C_out], got {path} of shape "
-            f"{kernel.shape} in {kind}, a layer whose order of axes is not known; set "
-            "keep_real = True on the layer to leave it out, or kernel_rank on a layer "
-            "of your own"
+            f"{kernel.shape} in {kind}, a layer of unknown axis order; set "
+            "keep_real = True on the layer to leave it out, or kernel_rank on a custom "
+            "layer"
         )
     bias = getattr(layer, "bias", None)
     stack = len(kernel.shape) - rank

@@ -251,17 +251,17 @@ def bop(
         def mean(rate, power, old, grad):
             return (1 - rate) * old + rate * grad.astype(old.dtype) ** power
 
-        def turn(kernel, first, second=None):
-            drive = first if second is None else first / (jnp.sqrt(second) + epsilon)
-            turned = (jnp.abs(drive) >= at(threshold)) & (sign(drive) == sign(kernel))
-            return jnp.where(turned, -sign(kernel), sign(kernel)) - kernel
+        def flip(kernel, first, second=None):
+            ratio = first if second is None else first / (jnp.sqrt(second) + epsilon)
+            flipped = (jnp.abs(ratio) >= at(threshold)) & (sign(ratio) == sign(kernel))
+            return jnp.where(flipped, -sign(kernel), sign(kernel)) - kernel
 
         mu = jax.tree.map(partial(mean, at(gamma), 1), state.mu, grads)
         if sigma is None:
-            updates, nu = jax.tree.map(turn, params, mu), None
+            updates, nu = jax.tree.map(flip, params, mu), None
         else:
             nu = jax.tree.map(partial(mean, at(sigma), 2), state.nu, grads)
-            updates = jax.tree.map(turn, params, mu, nu)
+            updates = jax.tree.map(flip, params, mu, nu)
         return updates, BopState(jnp.asarray(optax.safe_increment(step)), mu, nu)
 
     binary = optax.GradientTransformation(init, update)
@@ -302,12 +302,14 @@ def count_sign_flips(mask: Mask = None) -> optax.GradientTransformation:
         )
 
     def init(params):
-        zero = lambda _: jnp.zeros((), jnp.float32)  # noqa: E731
+        def zero(_):
+            return jnp.zeros((), jnp.float32)
+
         return SignFlipsState(over_kernels(zero, params))
 
     def ratio(kernel, update):
-        turned = sign(kernel) != sign((kernel + update).astype(kernel.dtype))
-        return jnp.mean(turned, dtype=jnp.float32)
+        flipped = sign(kernel) != sign((kernel + update).astype(kernel.dtype))
+        return jnp.mean(flipped, dtype=jnp.float32)
 
     def update(updates, state, params=None):
         del state

@@ -1,7 +1,7 @@
-"""Names that stand for parts of the package: one table of each kind.
+"""Registries of the package's models, rules and other parts by name.
 
-A registry knows its names without importing what they stand for. The command line
-checks a name, and suggests another, before JAX is loaded.
+A registry imports an object only on access. The command line can therefore validate a
+name, and suggest a correction, before JAX is loaded.
 """
 
 import difflib
@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 
 class Registry(Mapping[str, Any]):
-    """Objects by name, each imported when it is asked for.
+    """A mapping from names to objects, each imported on access.
 
     Args:
-      entries: `"MODULE:ATTRIBUTE"` by name.
+      entries: The import path `"MODULE:ATTRIBUTE"` of each name.
     """
 
     def __init__(self, entries: Mapping[str, str]):
@@ -38,7 +38,7 @@ class Registry(Mapping[str, Any]):
 
 
 def expected(name: str, names: Iterable[str]) -> str:
-    """What to say of a name that is none of `names`: these, and the closest one.
+    """List the valid names and the closest match, for an error about an unknown name.
 
     >>> expected("lenet", ["lenet5", "nin"])
     "expected one of lenet5, nin; did you mean 'lenet5'?"
@@ -48,7 +48,7 @@ def expected(name: str, names: Iterable[str]) -> str:
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:
-    """The end of a line on a name that is none of `names`: the closest of these.
+    """Suggest the closest valid name, for the end of an error about an unknown name.
 
     >>> suggestion("lenet", ["lenet5", "nin"])
     "; did you mean 'lenet5'?"
@@ -58,17 +58,17 @@ def suggestion(name: str, names: Iterable[str]) -> str:
 
 
 def find(kind: str, given: Any, registry: Registry, function: str) -> Any:
-    """What a name stands for; a function of one's own comes back as it is.
+    """Look up a name in a registry; return a callable unchanged.
 
     Args:
-      kind: What is looked for, for errors.
-      given: A name or a function.
-      registry: Where names are found.
-      function: What such a function is, for errors.
+      kind: The argument's name, for errors.
+      given: A name or a callable.
+      registry: The registry of names.
+      function: A description of the callables that are accepted, for errors.
 
     Raises:
       ValueError: If the registry has no such name.
-      TypeError: If it is neither a name nor callable.
+      TypeError: If `given` is neither a string nor callable.
     """
     if callable(given):
         return given
@@ -76,8 +76,8 @@ def find(kind: str, given: Any, registry: Registry, function: str) -> Any:
         raise TypeError(f"{kind}: expected a name or {function}, got {given!r}")
     if given not in registry:
         raise ValueError(
-            f"{kind}: unknown name {given!r}; {expected(given, registry)}; {function} "
-            "does as well"
+            f"{kind}: unknown name {given!r}; expected one of {', '.join(registry)}, "
+            f"or {function}{suggestion(given, registry)}"
         )
     return registry[given]
 
@@ -115,7 +115,7 @@ SURROGATES = Registry(
     }
 )
 
-# What of a latent kernel is binarized.
+# Transforms of the latent kernels before binarization.
 WEIGHT_METHODS = Registry(
     {
         "latent": "xnor_jax.weights:latent",
@@ -143,7 +143,7 @@ SCHEDULES = Registry(
     }
 )
 
-# What computes the products of signs; all give the same integers.
+# Implementations of the products of signs; all return the same integers.
 BACKENDS = Registry(
     {
         "float": "xnor_jax.ops.backends:FLOAT",

@@ -94,7 +94,10 @@ def project(params: Any, mask: Mask = None) -> Any:
       ValueError: If a kernel has rank below 2 or one input channel.
       TypeError: If a kernel is not floating point.
     """
-    centre_and_clamp = lambda w: _clamp(_mean_center(w))  # noqa: E731
+
+    def centre_and_clamp(w):
+        return _clamp(_mean_center(w))
+
     return map_kernels("project", centre_and_clamp, mask, params, centred=True)
 
 

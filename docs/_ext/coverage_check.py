@@ -1,7 +1,7 @@
-"""Fails the build on a public name that the API's pages lack, or without a docstring.
+"""Warn about public names without a docstring or an entry in the API pages.
 
-Public are the names in a module's `__all__`; where it has none, the functions and
-classes that it defines whose names begin with no underscore.
+Public names are those in a module's `__all__`. Without `__all__`, they are the
+functions and classes that the module defines, except names with a leading underscore.
 """
 
 import importlib
@@ -28,7 +28,7 @@ MODULES = (
 
 
 def public(name: str) -> Iterator[tuple[str, object]]:
-    """The public names of a module, and what they stand for."""
+    """Yield a module's public names and their values."""
     module = importlib.import_module(name)
     for word in getattr(module, "__all__", None) or vars(module):
         value = getattr(module, word)
@@ -39,21 +39,21 @@ def public(name: str) -> Iterator[tuple[str, object]]:
 
 
 def faults(documented: set[str]) -> Iterator[str]:
-    """What is wrong, one line each."""
+    """Yield one message per fault."""
     package = importlib.import_module("xnor_jax")
     top = {id(getattr(package, word)): word for word in package.__all__}
     for module in MODULES:
         if module not in package.__all__:
-            yield f"xnor_jax.{module} is no public module"
+            yield f"xnor_jax.{module} is not a public module"
         for name, value in public(f"xnor_jax.{module}"):
             top.pop(id(value), None)
             if name not in documented:
-                yield f"{name} is public, and no page of the API has it"
+                yield f"{name} is public but missing from the API pages"
             if callable(value) and not inspect.getdoc(value):
-                yield f"{name} is public and has no docstring"
+                yield f"{name} is public but has no docstring"
     for word in top.values():
         if word not in MODULES and f"xnor_jax.{word}" not in documented:
-            yield f"xnor_jax.{word} is public, and no page of the API has it"
+            yield f"xnor_jax.{word} is public but missing from the API pages"
 
 
 def setup(app):

@@ -1,10 +1,10 @@
-"""Tables of Markdown in docstrings, which the models have, as those of Sphinx."""
+"""Convert Markdown tables in docstrings, such as the models', for Sphinx."""
 
 import re
 
 
 def convert(lines: list[str]) -> list[str]:
-    """The lines, each table of Markdown turned into a list-table."""
+    """Return the lines, with each Markdown table converted to a list-table."""
     found: list[str] = []
     for at, line in enumerate(lines):
         if not line.startswith("|"):
@@ -26,7 +26,7 @@ def setup(app):
     def process(app, what, name, obj, options, lines):
         lines[:] = convert(lines)
         if what == "attribute":
-            # Else Napoleon takes the words before the first colon for a type.
+            # Without the empty line, Napoleon reads text before a colon as a type.
             lines.insert(0, "")
 
     app.connect("autodoc-process-docstring", process, priority=400)

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves: no script, no network."""
+"""Render formulas as MathML, which browsers display without scripts or network."""
 
 from docutils import nodes
 from latex2mathml.converter import convert

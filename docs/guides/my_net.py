@@ -1,4 +1,4 @@
-"""A recipe of one's own: `xnor-jax train my_net:RECIPE`."""
+"""A custom recipe: `xnor-jax train my_net:RECIPE`."""
 
 import jax.numpy as jnp
 import optax
@@ -17,7 +17,7 @@ class Net(xnor.nn.Layered):  # or any nnx.Module
         self.dense3 = nnx.Linear(64, classes, rngs=rngs)
 
     def layers(self):
-        """What runs, in this order."""
+        """The layers in order."""
         pool = xnor.nn.MaxPool(2, 2), xnor.nn.GlobalAveragePool()
         return self.conv1, nnx.relu, self.block2, *pool, self.dense3
 

@@ -28,8 +28,8 @@ def main() -> None:
     missing = [flag for flag in NEEDED if flag not in measure.cpu_flags()]
     if missing:
         sys.exit(
-            "gemm: the comparison is not available here: its loop is written for "
-            f"AVX-512, and this processor has no {', '.join(missing)}"
+            "gemm: expected a processor with AVX-512, found one without "
+            f"{', '.join(missing)}"
         )
     cores = measure.pin(1)
     import jax

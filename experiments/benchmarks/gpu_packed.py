@@ -34,7 +34,7 @@ def main() -> None:
     if not (jax.default_backend() == "gpu" or args.tiny):
         sys.exit(
             "gpu_packed: expected a GPU that JAX can use, found "
-            f"{jax.default_backend()}; --tiny runs the script on it, small"
+            f"{jax.default_backend()}; --tiny runs small sizes on any device"
         )
     print(f"device: {jax.devices()[0].device_kind}; {measure.versions()}")
     if jax.default_backend() != "gpu":

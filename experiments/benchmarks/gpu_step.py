@@ -56,7 +56,7 @@ def main() -> None:
     if not (on_gpu or args.tiny):
         sys.exit(
             "gpu_step: expected a GPU that JAX can use, found "
-            f"{jax.default_backend()}; --tiny runs the script on it, small"
+            f"{jax.default_backend()}; --tiny runs small sizes on any device"
         )
     if not args.alone:
         prepare_torch(on_gpu)

@@ -77,10 +77,13 @@ def jax_sides(x: Any, kernel: Any, scale: Any) -> dict[str, Callable[[], Any]]:
     from jax import lax
 
     from xnor_jax import convolution, ops
+    from xnor_jax.geometry import conv_geometry
 
     bits = ops.pack_kernel(kernel)
     epilogue = ops.Affine(jnp.asarray(scale), jnp.zeros(CHANNELS))
-    unit, pads = (1, 1), ((1, 1), (1, 1))
+    geometry = conv_geometry(
+        "conv", (SIZE, SIZE), (WINDOW, WINDOW), strides=1, padding=1
+    )
 
     def packed(x):
         return ops.packed_conv(ops.sign_bits(x), bits, epilogue, strides=1, padding=1)
@@ -88,17 +91,20 @@ def jax_sides(x: Any, kernel: Any, scale: Any) -> dict[str, Callable[[], Any]]:
     def xla(order):
         def product(x):
             weights = jnp.asarray(kernel * scale)
-            numbers = (order, "HWIO", order)
             return lax.conv_general_dilated(
-                x, weights, unit, pads, dimension_numbers=numbers
+                x,
+                weights,
+                geometry.strides,
+                geometry.padding,
+                dimension_numbers=(order, "HWIO", order),
             )
 
         return product
 
     def patches(x):
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        x = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
         weights = jnp.asarray(kernel * scale)
-        return convolution._patch_conv(unit, unit, None, x, weights)
+        return convolution._patch_conv(geometry, None, x, weights)
 
     def caller(function, x):
         run, given = jax.jit(function), jnp.asarray(x)

@@ -1,4 +1,4 @@
-"""The command line: in process where only words count, as a real process otherwise."""
+"""The command line: messages in this process, training and signals in others."""
 
 import json
 import logging
@@ -12,13 +12,14 @@ import warnings
 from pathlib import Path
 
 import pytest
+from commands import said
 
 from xnor_jax import _compiled, cli
 from xnor_jax.ops import available_backends, cpu
 from xnor_jax.train.folder import METRICS
 
 TRAIN = ("train", "digits-lenet5", "--epochs", "4")
-# One device; optimized, since a run of the digits takes longer than compiling.
+# One device; optimized, because training on the digits takes longer than compiling.
 SETTING = {"COLUMNS": "200", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 SAME = [key for key in METRICS if key != "images_per_second"]
 
@@ -60,18 +61,11 @@ def wait_for_epoch(folder, epoch, process):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A run that nothing disturbs: its folder, and what it printed."""
+    """An uninterrupted run: its folder and its output."""
     cwd = tmp_path_factory.mktemp("alone")
     status, out, err = finish(start(*TRAIN, cwd=cwd))
     assert status == 0, err
     return cwd / "runs" / "digits-lenet5", out
-
-
-def said(capsys, *args):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(list(map(str, args)))
-    captured = capsys.readouterr()
-    return stop.value.code, captured.out, captured.err
 
 
 def test_a_run_prints_plain_lines_and_leaves_its_folder(alone):
@@ -109,15 +103,15 @@ def test_a_killed_run_resumes_to_exactly_the_same_numbers(alone, tmp_path):
     wait_for_epoch(folder, 2, process)
     process.send_signal(signal.SIGKILL)
     finish(process)
-    # What a kill may leave behind between the checkpoint and its metrics.
+    # A kill between writing the checkpoint and the metrics may leave this.
     (folder / "metrics.jsonl.tmp").write_text("{")
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:1]) + '{"epoch": 2, "st')
-    # What it began with need not be typed again.
+    # The original options need not be repeated.
     again = ("train", "--resume", "--output", folder)
     status, out, err = finish(start(*again, cwd=tmp_path))
     assert status == 0, err
-    assert "going on after epoch" in out
+    assert "resuming after epoch" in out
     resumed, left_alone = metrics(folder), metrics(alone[0])
     assert [[r[k] for k in SAME] for r in resumed] == [
         [r[k] for k in SAME] for r in left_alone
@@ -128,7 +122,7 @@ def test_a_killed_run_resumes_to_exactly_the_same_numbers(alone, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_is_heard_at_once_and_leaves_a_run_to_resume(tmp_path, number):
     folder = tmp_path / "run"
-    # A shell's background jobs are started deaf to it, and their children with them.
+    # A shell's background jobs ignore SIGINT, and their children inherit that.
     hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     args = (*TRAIN, "--epochs", 500, "--output", folder)
     process = start(*args, cwd=tmp_path, before=hear)
@@ -138,7 +132,7 @@ def test_ctrl_c_is_heard_at_once_and_leaves_a_run_to_resume(tmp_path, number):
     status, _, err = finish(process)
     assert time.monotonic() - begin < 20
     assert status == 1
-    assert err.strip() == "xnor-jax: interrupted; go on with --resume"
+    assert err.strip() == "xnor-jax: interrupted; continue with --resume"
     assert metrics(folder)
 
 
@@ -202,11 +196,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         (("train", "digit-lenet5"), 2, "did you mean 'digits-lenet5'?"),
         (("train", "digits-lenet5", "more"), 2, "unexpected argument 'more'"),
         (("train", "--output", ""), 2, "--output: expected a path, got ''"),
-        (("train", "--data-dir", "."), 2, "--data-dir: expected none, digits"),
+        (("train", "--data-dir", "."), 2, "--data-dir: expected none for digits"),
         (("train", "--workers", "2"), 2, "--workers: expected 0 for digits"),
         (("train", "--workers", "-1"), 2, "--workers: expected a number"),
         (("train", "--devices", "0"), 2, "--devices: expected 1 to"),
-        (("train", "--devices", "2", "--batch-size", "3"), 2, "--batch-size: 3 images"),
+        (
+            ("train", "--devices", "2", "--batch-size", "3"),
+            2,
+            "--batch-size: 3 is not divisible by 2",
+        ),
         (("train", "--start-timeout", "9"), 2, "--start-timeout"),
         (("train", "--process-id", "0"), 2, "--process-id: give --coordinator"),
         (("train", "mnist-lenet5", "--data-dir", "nowhere"), 2, "no folder nowhere"),
@@ -293,10 +291,10 @@ def test_summary_prints_which_kernels_are_binary(capsys):
     assert code == 0
     rows = [line.split() for line in out.splitlines() if "×" in line][1:]
     assert [row[3] for row in rows] == ["32", *["1"] * 7, "32"]
-    # In the order of definition, which is not the alphabet's.
+    # In order of definition, not alphabetical.
     assert rows[0][:2] == ["conv1", "5×5×3×192"] and rows[-1][0] == "conv9"
     assert max(map(len, out.splitlines())) <= 80
-    # 5×5 of 96 channels for each of 16×16 places and 192 channels.
+    # 5×5 windows of 96 channels at 16×16 positions, for 192 channels.
     block4 = rows[3]
     assert block4[:2] == ["block4", "5×5×96×192"]
     assert 16 * 16 * 192 * 25 * 96 == 117_964_800
@@ -392,7 +390,7 @@ def test_words_alone_load_nothing_heavy(args):
 
 def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
     hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    # From the moment that the command line is there.
+    # SIGINT is sent after the command line is imported.
     ready = f"{hear}\nimport xnor_jax.cli; print('ready', flush=True)"
     for wait in (0.1, 0.4, 1.5):
         process = start(
@@ -403,7 +401,7 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
         process.send_signal(signal.SIGINT)
         status, _, err = finish(process)
         assert status == 1, err
-        assert err == "xnor-jax: interrupted; go on with --resume\n"
+        assert err == "xnor-jax: interrupted; continue with --resume\n"
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
 

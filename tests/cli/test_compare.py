@@ -1,4 +1,4 @@
-"""Runs side by side."""
+"""The `compare` command."""
 
 import json
 
@@ -12,7 +12,7 @@ from xnor_jax.train import recipe as recipes
 
 
 def write(folder, accuracies, *, recipe="digits-lenet5", **fields):
-    """A run's folder as a training of some epochs leaves it."""
+    """Write the folder of a run with these test accuracies, one per epoch."""
     folder.mkdir(parents=True)
     data = {
         "image_shape": [28, 28, 1],
@@ -34,7 +34,7 @@ def test_seeds_are_a_row_and_rows_are_called_by_what_differs(tmp_path, capsys):
     many = tmp_path / "many"
     for seed, last in ((0, 0.9), (4, 0.92), (7, 0.97)):
         write(many / f"seed{seed}", [0.95, last], seed=seed)
-    folders.write_seeds(many, [0, 4, 7, 9])  # the last has not begun
+    folders.write_seeds(many, [0, 4, 7, 9])  # the last has not started
     other = write(tmp_path / "other", [0.5, 0.6, 0.7], rule="paper")
     picture = tmp_path / "curves.png"
     out = finished(capsys, "compare", many, other, "-o", picture)
@@ -47,18 +47,18 @@ def test_seeds_are_a_row_and_rows_are_called_by_what_differs(tmp_path, capsys):
     assert labels == ["corrected", "paper"]
     axis = compare.picture(compare.read([many, other])).axes[0]
     errors = axis.get_lines()[0].get_ydata()
-    assert errors == pytest.approx([5, 7])  # the means of the seeds
+    assert errors == pytest.approx([5, 7])  # means over the seeds
 
 
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
         ((), 2, "no run"),
-        (("gone",), 2, "no run in gone to compare"),
+        (("gone",), 2, "no run in gone; expected"),
         (("run", "-o", "curves.txt"), 2, "--output: expected a .png"),
         (("run", "-o", "gone/curves.png"), 2, "--output: expected a .png"),
         (("run", "run"), 1, "run is given twice"),
-        (("empty",), 1, "empty has no epoch yet"),
+        (("empty",), 1, "empty has no completed epoch"),
         (("run", "damaged"), 1, "cannot read damaged/metrics.jsonl"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The options of train in groups: all of them, once, with their words."""
+"""The options of `train` in groups: each is in exactly one, with its help."""
 
 import dataclasses
 import itertools
@@ -41,7 +41,7 @@ def test_help_fits_a_terminal_and_fills_its_lines(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = finished(capsys, *command.split(), "--help").splitlines()
     assert max(map(len, lines)) <= 80
-    # A line ends where the next word has no room, or a sentence ends.
+    # A line ends where the next word does not fit, or where a sentence ends.
     for line, below in itertools.pairwise(lines):
         words, more = (
             re.findall(r"^│ (?:\S.*?)? {3,}(\S.*?) *│$", at) for at in (line, below)
@@ -56,7 +56,7 @@ def test_completion_is_a_script_of_the_shell(capsys):
     assert (code or 0, err) == (0, "")
     assert "--learning-rate" in out
     assert subprocess.run(["bash", "-n"], input=out, text=True).returncode == 0
-    # A list of options is one line, however long.
+    # Lists of options are not wrapped.
     assert max(map(len, out.splitlines())) > 200
 
 

@@ -1,4 +1,4 @@
-"""Control characters are for terminals."""
+"""Control characters are written only to terminals."""
 
 import io
 

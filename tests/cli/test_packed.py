@@ -1,4 +1,4 @@
-"""The commands of packed networks, on one small run of the digits."""
+"""The commands for packed networks, on one short run on the digits."""
 
 import io
 import json
@@ -142,7 +142,7 @@ def test_predict_goes_on_after_a_broken_image(file, pictures, tmp_path, capsys):
     assert str(text) in first
     assert str(halved) in second
     code, err = refused(capsys, "predict", file, text)
-    assert code == 1 and f"{text} is no image" in err
+    assert code == 1 and f"{text} is not an image" in err
 
 
 def test_predict_takes_folders_and_standard_input(
@@ -221,7 +221,7 @@ def test_predict_looks_for_all_before_it_says_anything(
 @pytest.mark.slow
 def test_bench_says_what_ran_and_how_fast(file, capsys):
     out = finished(capsys, "bench", file, "--batch-sizes", 3, "--rounds", 2)
-    assert f"packed ({bench.describe_backend()}) beside" in out
+    assert f"packed ({bench.describe_backend()}) against" in out
     assert bench.describe_cpu() in out
     spread = r" +[\d.]+ \([\d.]+–[\d.]+\)"
     row = rf"^ *(\d+) +(\d+){spread}{spread} +[\d,]+{spread} *$"

@@ -37,11 +37,11 @@ def test_a_folder_is_trained_on_evaluated_packed_and_asked(place, tmp_path, caps
     assert f"7 test images, loss {last['test_loss']:.4f}" in found
     finished(capsys, "pack", run, "-o", file, "--data-dir", place)
     packed = xnor.load(file)
-    assert packed.info.preprocessing.resize == 18  # of 16: as 256 of 224
+    assert packed.info.preprocessing.resize == 18  # for size 16, as 256 for 224
     assert packed.info.test_accuracy == pytest.approx(last["test_accuracy"])
     found = finished(capsys, "evaluate", file, "--data-dir", place)
     assert f"test accuracy {last['test_accuracy']:.2%}" in found
-    # Predicting sees what the test saw: the same pictures are right.
+    # `predict` and `evaluate` prepare pictures alike, so the accuracy is the same.
     paths = sorted((place / "validation").rglob("*.jpg"))
     lines = finished(capsys, "predict", file, *paths).splitlines()
     names = [re.fullmatch(r".*: (\w+) [\d.]+%", line)[1] for line in lines]
@@ -86,7 +86,7 @@ def test_a_wrong_word_or_picture_is_one_line(place, tmp_path, capsys):
     bad.write_text("hello")
     train = ("train", "folder-nin", *SMALL, "--data-dir", tmp_path / "set")
     code, err = refused(capsys, *train, "--output", tmp_path / "run")
-    assert code == 1 and f"{bad} is no image; expected one of PNG, JPEG" in err
+    assert code == 1 and f"{bad} is not an image; expected one of PNG, JPEG" in err
 
 
 def test_classes_without_a_split_train_are_evaluated_and_go_on(tmp_path, capsys):
@@ -101,7 +101,10 @@ def test_classes_without_a_split_train_are_evaluated_and_go_on(tmp_path, capsys)
     code, err = refused(capsys, *train[:-2], "--output", tmp_path / "other")
     assert code == 1 and "--validation-share 0.2" in err
     for wrong, words in (
-        (("--validation-share", "1"), "--validation-share: expected a number ≥ 0"),
+        (
+            ("--validation-share", "1"),
+            "--validation-share: expected a number in [0, 1), got 1.0",
+        ),
         (("--dataset", "mnist"), "--image-size: expected none for mnist"),
         (("--image-size", "8"), "--model: lenet5 fails for images of 8×8×3"),
     ):
@@ -131,7 +134,7 @@ def alive(pid):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_its_run(place, tmp_path, number):
-    # A shell's background jobs are started deaf to Ctrl-C, and their children too.
+    # A shell's background jobs ignore SIGINT, and their children inherit that.
     hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     program = f"{hear}\nfrom xnor_jax.cli import main\nmain()"
     run = tmp_path / "run"
@@ -146,15 +149,15 @@ def test_no_worker_outlives_its_run(place, tmp_path, number):
         env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")},
     )
     try:
-        # Killed at once, or interrupted in the midst: what tracks shared memory is a
-        # child too.
+        # SIGKILL is sent once there are two children, the worker and the resource
+        # tracker; SIGINT after the first epoch.
         ready = number == signal.SIGKILL
         while len(workers := children(process.pid)) < 2 or not (
             ready or (run / "metrics.jsonl").exists()
         ):
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
-        # As a terminal does: all of the session hear it.
+        # A terminal sends SIGINT to the whole process group.
         os.killpg(process.pid, number) if number == signal.SIGINT else process.kill()
         _, err = process.communicate(timeout=60)
     finally:
@@ -165,9 +168,9 @@ def test_no_worker_outlives_its_run(place, tmp_path, number):
     assert not any(map(alive, workers))
     if number == signal.SIGINT:
         assert process.returncode == 1
-        # At a worker's start Grain warns of jaxlib 0.10.0: no profiler for it there.
+        # In workers Grain warns that jaxlib 0.10.0 has no hooks for its profiler.
         lines = [line for line in err.splitlines() if "WARNING:absl:Grain" not in line]
-        assert lines == ["xnor-jax: interrupted; go on with --resume"]
+        assert lines == ["xnor-jax: interrupted; continue with --resume"]
 
 
 def test_a_sideways_photograph_is_predicted_upright(tmp_path):
@@ -176,7 +179,7 @@ def test_a_sideways_photograph_is_predicted_upright(tmp_path):
     upright = folders.draw(1, (20, 28))
     upright.save(tmp_path / "a.png")
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90° clockwise to see it upright
+    exif[0x0112] = 6  # upright after a turn by 90° clockwise
     upright.rotate(90, expand=True).save(tmp_path / "b.png", exif=exif)
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     (first, second), notes = images.read(paths, (16, 16, 3), fit=Fit(16, 18))

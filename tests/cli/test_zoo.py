@@ -1,4 +1,4 @@
-"""Networks by name in the commands, and what goes to a hub and comes back."""
+"""Names of the zoo in the commands, and `push` and `pull`."""
 
 import os
 import re

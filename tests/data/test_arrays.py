@@ -1,4 +1,4 @@
-"""Sets that a function returns as arrays."""
+"""Data sets that a function returns as arrays."""
 
 import numpy as np
 import pytest

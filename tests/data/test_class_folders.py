@@ -1,4 +1,4 @@
-"""Class folders: what is a split, a class, a picture, and what is refused by name."""
+"""Class folders: splits, classes, pictures, and errors that name the cause."""
 
 import os
 import re
@@ -104,7 +104,7 @@ def test_links_are_followed_and_left_overs_are_no_pictures(place, tmp_path):
 
 def test_an_empty_folder_says_that_a_class_is_not_tested(place):
     shutil.rmtree(place / "validation" / "cat")
-    with pytest.raises(DataError, match="a class cat, which .*validation has not"):
+    with pytest.raises(DataError, match="class cat, which is missing in .*validation;"):
         load(place)
     (place / "validation" / "cat").mkdir()
     found = load(place)
@@ -113,37 +113,37 @@ def test_an_empty_folder_says_that_a_class_is_not_tested(place):
 
 def deeper(place):
     fill(place / "train" / "ant" / "more", 70)
-    return "ant/more is a folder too deep; expected train/CLASS/PICTURE"
+    return "ant/more is nested too deep; expected train/CLASS/PICTURE"
 
 
 def too_high(place):
     fill(place / "train", 70)
-    return "train/70.jpg is in no class folder; expected train/CLASS/PICTURE"
+    return "train/70.jpg is not in a class folder; expected train/CLASS/PICTURE"
 
 
 def foreign_suffix(place):
     (place / "train" / "ant" / "1.heic").write_bytes(b"ftypheic")
-    return "ant/1.heic has no suffix of a picture"
+    return "ant/1.heic: expected the suffix of a picture .*, got '.heic'"
 
 
 def a_table_among_pictures(place):
     (place / "validation" / "ant" / "metadata.csv").write_text("a,b\n")
-    return "validation/ant/metadata.csv has no suffix of a picture"
+    return "validation/ant/metadata.csv: expected the suffix of a picture"
 
 
 def dangling(place):
     (place / "train" / "ant" / "1.jpg").symlink_to(place / "nowhere.jpg")
-    return "ant/1.jpg is a link to nothing"
+    return "ant/1.jpg is a broken symbolic link"
 
 
 def dangling_class(place):
     (place / "train" / "dog").symlink_to(place / "nowhere")
-    return "train/dog is a link to nothing"
+    return "train/dog is a broken symbolic link"
 
 
 def pipe(place):
     os.mkfifo(place / "train" / "ant" / "1.jpg")
-    return "ant/1.jpg is no regular file"
+    return "ant/1.jpg is not a regular file"
 
 
 def empty_class(place):
@@ -154,7 +154,7 @@ def empty_class(place):
 
 def a_class_of_one_split(place):
     fill(place / "validation" / "dog", 70)
-    return "validation has a class dog, which .*train has not"
+    return "validation has a class dog, which is missing in .*train"
 
 
 def one_class(place):
@@ -279,7 +279,7 @@ def test_a_set_in_memory_may_be_class_folders(tmp_path):
 
 
 def unsplit(folder, counts):
-    """Class folders without a split, of as many pictures as `counts` says."""
+    """Class folders without a split; `counts` has the number of pictures per class."""
     first = 0
     for name, count in counts.items():
         fill(folder / name, *range(first, first + count))
@@ -318,8 +318,8 @@ def test_a_share_of_each_class_is_held_out_by_the_seed(tmp_path, share):
         ),
         (lambda place: fill(place / "bee", 50), r"bee has 1 picture; .*at least two"),
         (lambda place: (place / "bee").mkdir(), r"bee has 0 pictures"),
-        (lambda place: fill(place, 50), r"50.jpg is in no class.* CLASS/PICTURE$"),
-        (lambda place: fill(place / "ant" / "deep", 50), "deep is a folder too deep"),
+        (lambda place: fill(place, 50), r"50.jpg is not in a cl.* CLASS/PICTURE$"),
+        (lambda place: fill(place / "ant" / "deep", 50), "deep is nested too deep"),
         (lambda place: shutil.rmtree(place / "cat"), "1 class folder; .*at least two"),
         (
             lambda place: shutil.copy(place / "ant" / "0.jpg", place / "cat" / "a.jpg"),
@@ -335,7 +335,7 @@ def test_what_is_no_set_of_class_folders_is_refused(tmp_path, change, words):
         assert len(data.load("folder", place, FIT, holdout).train) == 2
         return
     if words == "the same picture":
-        # Whether the two fall into one split is up to the seed.
+        # Whether the two fall into one split depends on the seed.
         seeds, refusals = range(12), 0
         for seed in seeds:
             try:
@@ -350,7 +350,7 @@ def test_what_is_no_set_of_class_folders_is_refused(tmp_path, change, words):
 
 
 def test_a_split_and_a_share_are_not_both(place):
-    with pytest.raises(DataError, match="has a split, its folder train .*none with"):
+    with pytest.raises(DataError, match="already has a split: .*train .*none with"):
         data.load("folder", place, FIT, data.Holdout(0.2))
     with pytest.raises(DataError, match="mnist has a test split"):
         data.load("mnist", place, holdout=data.Holdout(0.2))

@@ -1,4 +1,4 @@
-"""Image files of every kind that people have, and files that are none."""
+"""Image files of common formats, and files that are not images."""
 
 import io
 import re
@@ -78,7 +78,7 @@ def test_what_is_transparent_is_white(read, grey):
 
 
 def test_another_size_is_resized_and_noted(read):
-    # A picture whose left half is light, twice as large and wider.
+    # A picture of twice the height and five times the width, with a light left half.
     large = np.zeros((56, 100), np.uint8)
     large[:, :50] = 200
     pixels, notes = read(Image.fromarray(large))
@@ -91,7 +91,7 @@ def test_another_size_is_resized_and_noted(read):
 def test_a_camera_held_sideways_is_turned_upright(read, grey, tmp_path):
     sideways = Image.fromarray(np.rot90(grey).copy())
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90° clockwise to see it upright
+    exif[0x0112] = 6  # upright after a turn by 90° clockwise
     sideways.save(tmp_path / "b.png", exif=exif)
     pixels, notes = images.read([tmp_path / "b.png"], SHAPE)
     assert not notes
@@ -107,10 +107,10 @@ def damaged(grey, tmp_path):
 def test_a_file_that_is_none_is_named_in_one_line(read, grey, tmp_path, monkeypatch):
     whole = damaged(grey, tmp_path)
     for content, said in (
-        (b"hello", "a.png is no image; expected one of PNG, JPEG"),
-        (b"", "is no image"),
+        (b"hello", "a.png is not an image; expected one of PNG, JPEG"),
+        (b"", "is not an image"),
         (whole[:90], "cannot read the image .*a.png"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
     ):
         with pytest.raises(DataError, match=said) as error:
             read(content)

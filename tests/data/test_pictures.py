@@ -1,4 +1,4 @@
-"""What is cut from a picture, for training and for the test."""
+"""Crops of pictures, for training and for the test."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -15,7 +15,7 @@ SIZES = st.tuples(st.integers(1, 400), st.integers(1, 400))
 def test_the_centre_is_cut_where_nothing_is_resized():
     image = draw(1, (41, 30))
     found = pictures.to_array(pictures.centre(image, Fit(20, 30)))
-    # 41 - 20 and 30 - 20 are halved; a half is rounded to even.
+    # (41 - 20) / 2 is 10.5, which rounds to even; (30 - 20) / 2 is 5.
     np.testing.assert_array_equal(found, np.asarray(image)[5:25, 10:30])
 
 
@@ -33,7 +33,7 @@ def test_the_shorter_side_is_resized_by_a_triangle_filter(size):
 
 
 def triangle(before, after):
-    """The matrix that resizes an axis, each row a triangle two pixels wide."""
+    """The matrix that resizes an axis: each row a triangle, two output pixels wide."""
     scale = before / after
     middles = (np.arange(after)[:, None] + 0.5) * scale
     distance = abs(np.arange(before) + 0.5 - middles) / max(scale, 1)
@@ -48,7 +48,7 @@ def test_a_random_part_is_of_the_area_and_shape_that_it_should_be(size, seed):
     left, top, right, bottom = box
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     w, h = right - left, bottom - top
-    # Either side is rounded by up to a half.
+    # Rounding changes each side by at most a half.
     assert (w - 0.5) / (h + 0.5) <= 4 / 3 + 1e-9
     assert (h - 0.5) / (w + 0.5) <= 4 / 3 + 1e-9
     if max(size) <= 4 / 3 * min(size):
@@ -60,7 +60,7 @@ def test_random_parts_are_spread_over_the_picture():
     boxes = np.array([pictures.random_box(450, 450, rng) for _ in range(4000)])
     sides = boxes[:, 2:] - boxes[:, :2]
     area = sides.prod(1) / 450**2
-    # Of an area that is uniform, the large ones of an odd shape do not fit.
+    # The area is uniform, but large boxes of extreme aspect ratios do not fit.
     assert area.min() < 0.1 and area.max() > 0.95 and 0.4 < area.mean() < 0.54
     assert abs(np.log(sides[:, 0] / sides[:, 1]).mean()) < 0.01
     assert abs(boxes[:, :2] / (450 - sides + 1)).mean() == pytest.approx(0.5, abs=0.02)

@@ -1,4 +1,4 @@
-"""Normalising and augmenting batches: against NumPy, and what stays inside."""
+"""Normalization and augmentation of batches, against NumPy."""
 
 import jax
 import numpy as np

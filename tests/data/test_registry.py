@@ -18,7 +18,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def write_hub_layout(folder, *, labels=(0, 1, 2), shapes=((28, 28),) * 3, names="abc"):
-    """A data set as the hub lays it out, with whatever labels, even impossible ones."""
+    """Write a data set in the hub's layout, with any labels, even out of range."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     pixels = {}
@@ -108,13 +108,13 @@ def test_damaged_file_is_one_line(tmp_path):
 
 
 def rewrite(path, change):
-    """Change the rows of a Parquet file, its metadata kept."""
+    """Change the rows of a Parquet file, and keep its metadata."""
     table = pq.read_table(path)
     pq.write_table(change(table), path)
 
 
 def write_with(folder, label=None, picture=None, names=None):
-    """A set whose test split has another label column, pictures or class names."""
+    """Write a set whose test split has other labels, pictures or class names."""
     write_hub_layout(folder)
     if names:
         (folder / "test-00000-of-00001.parquet").unlink()
@@ -148,7 +148,7 @@ def write_with(folder, label=None, picture=None, names=None):
         ({"names": "acb"}, "other columns or class names than"),
         ({"names": "abcd"}, "other columns or class names than"),
         ({"picture": [b"", b""]}, "test, row 1 has no picture"),
-        ({"picture": [b"x" * 99, b"y" * 99]}, r"test, row 1 is no image.*and 1 more"),
+        ({"picture": [b"x" * 99, b"y" * 99]}, r"test, row 1 is not an im.*and 1 more"),
     ],
 )
 def test_what_no_set_holds_is_one_line(tmp_path, changed, said):
@@ -207,14 +207,14 @@ def test_pixels_in_memory_are_the_pictures_whatever_their_mode(tmp_path, mode):
             if mode == "I;16":
                 picture = Image.fromarray(pixels.astype(np.uint16) * 257)
             elif mode == "P":
-                # Indices that are no brightness.
+                # Palette indices that are not the brightness.
                 picture = Image.fromarray(1 - pixels // 255, "P")
                 picture.putpalette([255] * 3 + [0] * 3)
             else:
                 picture = picture.convert(mode)
             picture.save(place / f"{number}.png")
     if mode.startswith("RGB"):
-        with pytest.raises(data.DataError, match="expected 1 channels"):
+        with pytest.raises(data.DataError, match="expected 1 channel and"):
             data.load("mnist", tmp_path)
     else:
         read = data.load("mnist", tmp_path)

@@ -1,4 +1,4 @@
-"""The engine's C API: the logits of the packed network, from its file alone.
+"""The engine's C API: the packed network's logits, computed from its file alone.
 
 `tests/packing/test_compiler.py` runs each of its networks in the engine too. `.ci/run`
 runs this file again on a library under AddressSanitizer and UBSan.
@@ -70,7 +70,7 @@ def test_lenet5_bit_for_bit_as_the_cpu_backend(lenet5):
     ],
 )
 def test_networks_of_the_papers(make, shape):
-    """Bit for bit the `cpu` backend's logits, and to rounding those of `xla`."""
+    """The logits equal the `cpu` backend's bit for bit, and `xla`'s to rounding."""
     model = packed_networks.randomized(
         nnx.eval_shape(lambda: make(image_shape=shape, rngs=nnx.Rngs(0)))
     )
@@ -80,7 +80,7 @@ def test_networks_of_the_papers(make, shape):
     wanted = np.asarray(packed(x))
     got = c_engine.Engine(c_engine.to_bytes(packed))(x)
     far = np.abs(got - wanted) > 1e-5 * np.abs(wanted).max()
-    assert far.any(-1).sum() <= 1  # image: a sum's rounding may turn a sign
+    assert far.any(-1).sum() <= 1  # image: the rounding of a sum may flip a sign
 
 
 @pytest.mark.parametrize("name", ["signals", "volumes"])
@@ -154,13 +154,13 @@ def test_errors_are_a_status_and_a_line(tiny, tmp_path):
             c_engine.Engine(source)
         assert failure.value.status == status and said in failure.value.text
         assert "\n" not in failure.value.text
-    with pytest.raises(c_engine.Failure, match="preprocessed") as failure:
+    with pytest.raises(c_engine.Failure, match="preprocessing") as failure:
         c_engine.Engine(data)(np.zeros((1, 6, 5, 1), np.uint8))
     assert failure.value.status == c_engine.INVALID_ARGUMENT
 
 
 def test_both_readers_refuse_the_same_damage(tiny):
-    """Changed numbers and words of the description, shapes, offsets and bytes."""
+    """Change the description's numbers and words, shapes, offsets and bytes."""
     data = c_engine.to_bytes(tiny)
     size = int.from_bytes(data[:8], "little")
     text = json.loads(data[8 : 8 + size])["__metadata__"]["xnor_jax"]
@@ -213,7 +213,7 @@ def test_it_builds_alone_with_its_command(lenet5, tmp_path):
     if cmake is None or not (c_engine.ROOT / "CMakeLists.txt").exists():
         pytest.skip("no cmake, or no sources")
     build = tmp_path / "build"
-    # `.ci/run` preloads the sanitizers' libraries: not into the compiler.
+    # `.ci/run` preloads the sanitizers' libraries; the compiler must not load them.
     environment = {**os.environ, "LD_PRELOAD": ""}
     run = {"check": True, "capture_output": True, "env": environment}
     quick = "-DCMAKE_CXX_FLAGS_RELEASE=-O1"

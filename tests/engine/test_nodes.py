@@ -1,4 +1,4 @@
-"""Each kind of node in the engine, beside NumPy: files written here, by hand."""
+"""Each kind of node in the engine, compared with NumPy, in hand-written files."""
 
 import json
 import math
@@ -15,9 +15,9 @@ LAYOUT = "bit 1 is -1; least significant bit first; C order of [*window, in, out
 
 
 def run(x, *nodes):
-    """The last node's result; a node is its entries, its arrays under `arrays`.
+    """Run nodes, given as their entries and `arrays`; return the last node's result.
 
-    Nodes without `inputs` read what the one before gives.
+    A node without `inputs` reads the previous node's result.
     """
     described, arrays = [], {}
     for at, node in enumerate(nodes):
@@ -41,7 +41,7 @@ def run(x, *nodes):
 
 
 def quarters(*shape, seed=0):
-    """Sums of their products are exact in any order."""
+    """Draw multiples of 1/4: sums of their products are exact in any order."""
     rng = np.random.default_rng(seed)
     return (rng.integers(-8, 9, shape) / 4).astype(np.float32)
 
@@ -56,12 +56,12 @@ def packed(signs):
 
 
 def to_bits(channels):
-    """The signs of what comes in."""
+    """A node that takes the signs of its input."""
     flip, threshold = np.ones(channels), np.zeros(channels, np.float32)
     return {"kind": "sign", "arrays": {"threshold": threshold, "flip": packed(flip)}}
 
 
-# Floats of what comes in, also of bits: times 1.
+# A node that converts its input, floats or bits, to floats: it multiplies by 1.
 TO_FLOATS = {
     "kind": "elementwise",
     "function": "mul",
@@ -146,7 +146,7 @@ def test_functions_of_two_numbers_and_their_shapes(name, shape):
     more = [m | {"operands": [0], "shapes": [[]]} for m in more]
     wanted = TWO[name](x, other)
     np.testing.assert_allclose(run(x, node, *more), wanted, rtol=1e-5)
-    # The other way round, both of them values.
+    # Swapped operands, both of them results of nodes.
     if len(shape) == 3 and name not in ("pow", "rem"):
         total = {"kind": "reduce", "function": "max", "inputs": [0]}
         axes = [at + 1 for at in range(3) if shape[at] == 1]
@@ -201,7 +201,7 @@ THREE = {
 @pytest.mark.parametrize("name", THREE)
 @pytest.mark.parametrize("shape", [(3, 5, 33), (2, 1, 40), (37,), (4, 3)])
 def test_a_product_and_a_sum_are_rounded_once(name, shape):
-    """Of 20 bits a factor and 24 a summand: in float64 all of it is exact."""
+    """Factors have 20 bits and summands 24, so that float64 is exact."""
     rng = np.random.default_rng(len(shape))
     order, function = THREE[name]
     size, channels = math.prod(shape), shape[-1]
@@ -209,7 +209,7 @@ def test_a_product_and_a_sum_are_rounded_once(name, shape):
     factor = rng.integers(-(2**20), 2**20, channels).astype(np.float32)
     summand = (rng.integers(-(2**24), 2**24, size) * 2.0**16).astype(np.float32)
     summand = summand.reshape(shape)
-    for single in (False, True):  # a number, or one a channel
+    for single in (False, True):  # one number, or one per channel
         b = factor[:1] if single else factor
         operands = [(0, ()), (-1, b.shape), (-1, shape)]
         node = {
@@ -314,7 +314,7 @@ def test_constants_norms_means_and_products():
 
 
 def windows(x, window, strides, padding, dilation, outside):
-    """Each window's numbers: `[N, *out, taps, C]`."""
+    """The values in each window: `[N, *out, taps, C]`."""
     pads = [(0, 0), *padding, (0, 0)]
     x = np.pad(x, pads, constant_values=outside)
     axes = range(1, x.ndim - 1)

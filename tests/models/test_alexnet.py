@@ -92,7 +92,7 @@ def test_norms_and_dropout_follow_the_reference():
 @pytest.mark.slow
 @pytest.mark.parametrize("binary", [True, False])
 def test_answers_are_those_of_the_loops(binary: bool):
-    # The smallest height, and a width that ends before the image does.
+    # The smallest height, and a width whose last columns no window reaches.
     shape = (67, 70, 3)
     oracles.check_evaluation(Table, AlexNet, shape, binary=binary, tolerance=1e-7)
 

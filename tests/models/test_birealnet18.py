@@ -4,8 +4,10 @@ import model_oracles as oracles
 import numpy as np
 import pytest
 import reference_loop as loop
+from flax import nnx
 
 from xnor_jax.models import BiRealNet18
+from xnor_jax.models._bireal import BiRealBlock
 
 # By hand, from the table: channels into and out of each block.
 WIDTHS = [64] * 5 + [128] * 4 + [256] * 4 + [512] * 4
@@ -38,7 +40,7 @@ class Table(oracles.Table):
 
 def test_parameters_are_those_of_the_table():
     assert oracles.param_shapes(oracles.abstract(BiRealNet18)) == shapes()
-    # As many as in He's ResNet-18 with shortcuts of type B.
+    # As in He's ResNet-18 with shortcuts of type B.
     assert sum(map(math.prod, shapes().values())) == 11_689_512
 
 
@@ -51,7 +53,7 @@ def test_layers_have_the_tables_outputs():
 
 
 def test_multiplications_are_the_papers():
-    # ReActNet's Table 3: 1.68e9 of signs, 1.39e8 of floats.
+    # ReActNet's Table 3: 1.68e9 binary, 1.39e8 float.
     binary, real = oracles.macs(oracles.abstract(BiRealNet18), 224, 224, 3)
     assert f"{binary:.2e}" == "1.68e+09"
     stem, shortcuts = 9408 * 112**2, 3 * 128 * 64 * 28**2
@@ -64,9 +66,15 @@ def test_inner_kernels_are_those_of_the_blocks_and_no_shortcut():
     assert sorted(inner) == sorted(f"{name}/conv/kernel" for name in BLOCKS)
 
 
+@pytest.mark.parametrize(("channels", "strides"), [((4, 8), 1), ((4, 4), 3)])
+def test_a_block_whose_shortcut_would_not_fit_is_refused(channels, strides):
+    with pytest.raises(ValueError, match=f"BiRealBlock: expected .*strides={strides}"):
+        BiRealBlock(*channels, strides=strides, rngs=nnx.Rngs(0))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("binary", [True, False])
 def test_answers_are_those_of_the_loops(binary: bool):
-    # Not square, and odd on the way.
+    # Not square, with odd sizes inside.
     shape = (20, 12, 3)
     oracles.check_evaluation(Table, BiRealNet18, shape, binary=binary, tolerance=1e-7)

@@ -1,6 +1,6 @@
-"""What a network does: it trains by its recipe, and packs, which compares the two.
+"""Each network trains with its recipe and packs; packing compares the outputs.
 
-LeNet-5, NIN and ResNet-18 do so by command, in tests/cli.
+Tests in tests/cli do so with the commands for LeNet-5, NIN and ResNet-18.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import xnor_jax as xnor
 from xnor_jax import data, masks
 from xnor_jax.train import loop, recipe, step
 
-# A recipe of each network, and images as small as it allows, not square.
+# A recipe for each network, and a small image shape that is not square.
 RECIPES = {
     "alexnet": ("imagenet-alexnet", (67, 68, 3)),
     "vggsmall": ("cifar10-vggsmall", (9, 8, 3)),
@@ -36,7 +36,7 @@ def test_every_recipe_for_imagenet_is_here():
 @pytest.mark.parametrize("name", RECIPES)
 def test_takes_a_step_of_its_recipe_and_packs(name: str):
     preset, shape = RECIPES[name]
-    # The first step of a warm-up has a rate of 0.
+    # The first step of a warm-up has a learning rate of 0.
     fields = {"batch_size": 4, "warmup_epochs": 0.0}
     chosen = dataclasses.replace(recipe.get(preset), **fields)
     assert chosen.model == name

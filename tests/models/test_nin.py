@@ -49,7 +49,7 @@ class Table(oracles.Table):
 
 @pytest.fixture(scope="module")
 def model() -> NIN:
-    # The default generator takes twice the time to compile.
+    # The default generator takes twice as long to compile.
     return NIN(rngs=nnx.Rngs(jax.random.key(0, impl="rbg")))
 
 
@@ -69,7 +69,7 @@ def test_layers_have_the_tables_outputs():
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_answers_are_those_of_the_loops(binary: bool):
-    # Not square, and odd on the way: 10×8, 5×4, 3×2.
+    # Not square, with odd sizes inside: 10×8, 5×4, 3×2.
     oracles.check_evaluation(Table, NIN, (10, 8, 3), binary=binary)
 
 
@@ -103,7 +103,7 @@ def test_kernels_are_drawn_with_a_deviation_of_a_twentieth(model: NIN):
             error = 0.05 / math.sqrt(value.size)
             assert abs(value.std() - 0.05) < 5 * error / math.sqrt(2), name
             assert abs(value.mean()) < 5 * error, name
-            # A truncated normal of this deviation ends at 2.3 of it.
+            # A truncated normal of this deviation would end at 2.3 deviations.
             assert np.abs(value).max() > 3 * 0.05 or value.size < 3000, name
         else:
             expected = np.ones(shape) if name.endswith("scale") else np.zeros(shape)

@@ -1,11 +1,14 @@
 import math
+from typing import Any
 
 import model_oracles as oracles
 import numpy as np
 import pytest
 import reference_loop as loop
+from flax import nnx
 
 from xnor_jax.models import ReActNetA
+from xnor_jax.models.reactneta import ReActBlock
 
 # By hand, from the table: channels into and out of each block.
 WIDTHS = (32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)
@@ -59,6 +62,18 @@ def test_parameters_are_those_of_the_table():
     assert sum(map(math.prod, shapes().values())) == 29_343_592
 
 
+@pytest.mark.parametrize("features", [2, 6, 12])
+def test_a_block_keeps_or_doubles_its_channels(features: int):
+    options: dict[str, Any] = {
+        "strides": 1,
+        "surrogate": "ste",
+        "binary": True,
+        "backend": "float",
+    }
+    with pytest.raises(ValueError, match=f"expected 4 or 8 .*, got {features}"):
+        ReActBlock(4, features, **options, rngs=nnx.Rngs(0))
+
+
 @pytest.mark.slow
 def test_layers_have_the_tables_outputs():
     model = oracles.abstract(ReActNetA)
@@ -71,7 +86,7 @@ def test_layers_have_the_tables_outputs():
 
 @pytest.mark.slow
 def test_multiplications_are_the_papers():
-    # Table 3: 4.82e9 of signs, 0.12e8 of floats.
+    # Table 3: 4.82e9 binary, 0.12e8 float.
     binary, real = oracles.macs(oracles.abstract(ReActNetA), 224, 224, 3)
     assert f"{binary:.2e}" == "4.82e+09"
     assert real == 864 * 112**2 + 1_024_000
@@ -87,8 +102,8 @@ def test_inner_kernels_are_those_of_the_blocks():
 
 
 @pytest.mark.slow
-# Not square, and odd on the way. The twin's last BatchNorms need more than two pixels:
-# they would blow up what float64 rounds.
+# Not square, with odd sizes inside. The float twin's last BatchNorms need more than two
+# pixels: otherwise they would amplify float64's rounding.
 @pytest.mark.parametrize(
     ("binary", "shape"), [(True, (13, 10, 3)), (False, (45, 35, 3))]
 )

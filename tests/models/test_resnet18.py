@@ -23,7 +23,7 @@ WIDER = ("residual4", "residual6", "residual8")
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """By hand, from the table of the papers."""
+    """By hand, from the papers' table."""
     found = {"conv1/kernel": (7, 7, 3, 64), "norm1/scale": (64,), "norm1/bias": (64,)}
     for name, before, after in zip(RESIDUALS, WIDTHS, WIDTHS[1:], strict=False):
         for block, channels in (("block1", before), ("block2", after)):
@@ -68,7 +68,7 @@ class Table(oracles.Table):
 
 def test_parameters_are_those_of_the_table():
     assert oracles.param_shapes(oracles.abstract(ResNet18)) == shapes()
-    # He's network has 11,689,512: its BatchNorms stand behind the convolutions.
+    # He's network has 11,689,512: its BatchNorms follow the convolutions.
     assert sum(map(math.prod, shapes().values())) == 11_688_616
 
 
@@ -84,7 +84,7 @@ def test_layers_have_the_tables_outputs():
 @pytest.mark.slow
 @pytest.mark.parametrize("binary", [True, False])
 def test_answers_are_those_of_the_loops(binary: bool):
-    # Not square, and odd on the way. BatchNorms of dead channels multiply rounding.
+    # Not square, with odd sizes inside. BatchNorms of dead channels amplify rounding.
     shape = (20, 12, 3)
     oracles.check_evaluation(Table, ResNet18, shape, binary=binary, tolerance=1e-7)
 
@@ -150,11 +150,11 @@ def test_trains_as_a_recipe():
     for kernel, inner in zip(kernels, jax.tree.leaves(trainer.inner), strict=True):
         if inner:
             np.testing.assert_allclose(kernel.mean(-2), 0, atol=1e-6)
-    # On a GPU, binary layers' products but for the kernel's gradient are of bfloat16.
+    # On a GPU, binary layers' products are bfloat16, except the kernel's gradient.
     program = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "xnor_jax_run" not in program
     narrow = r"stablehlo\.convolution.*xbf16>, tensor<\w*xbf16>\) -> tensor<\w*x(\w+)>"
-    # Going forward, layers of one shape share a function.
+    # In the forward pass, layers of one shape share a function.
     assert Counter(re.findall(narrow, program)) == {"f32": 7, "bf16": 16}
 
 

@@ -52,7 +52,7 @@ def test_layers_have_the_tables_outputs():
 
 
 def test_almost_all_multiplications_are_of_signs():
-    # He's 40.6 million, but for the shortcuts' 1×1 convolutions.
+    # He's 40.6 million, except for the shortcuts' 1×1 convolutions.
     binary, real = oracles.macs(oracles.abstract(ResNet20), 32, 32, 3)
     assert binary == 6 * 2304 * 1024 + (4608 + 5 * 9216) * 256 + (
         (18432 + 5 * 36864) * 64
@@ -68,7 +68,7 @@ def test_inner_kernels_are_those_of_the_blocks_and_no_shortcut():
 @pytest.mark.slow
 @pytest.mark.parametrize("binary", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_answers_are_those_of_the_loops(binary: bool):
-    # Not square, and odd on the way: 9×6, 5×3, 3×2.
+    # Not square, with odd sizes inside: 9×6, 5×3, 3×2.
     shape = (9, 6, 3)
     oracles.check_evaluation(Table, ResNet20, shape, binary=binary, tolerance=1e-7)
 

@@ -44,7 +44,7 @@ class Table(oracles.Table):
 
 def test_parameters_are_those_of_the_table():
     assert oracles.param_shapes(oracles.abstract(VGGSmall)) == SHAPES
-    # As many as ReCU's, without the two learnt scales that it has a convolution.
+    # As many as ReCU's, without its two learned scales per convolution.
     assert sum(map(math.prod, SHAPES.values())) == 4_660_106
 
 
@@ -71,7 +71,7 @@ def test_inner_kernels_are_those_of_the_blocks():
 @pytest.mark.slow
 @pytest.mark.parametrize("binary", [True, False])
 def test_answers_are_those_of_the_loops(binary: bool):
-    # Not square, and odd on the way.
+    # Not square, with odd sizes inside.
     shape = (13, 9, 3)
     oracles.check_evaluation(Table, VGGSmall, shape, binary=binary, tolerance=1e-7)
 

@@ -1,4 +1,4 @@
-"""Activations with learned shifts, by their formulas."""
+"""Activations with learned shifts, compared with their formulas."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -66,7 +66,7 @@ def test_input_scale_multiplies_by_the_papers_k(name: str):
 
     assert_close(y, k * product + case.bias)
     # The product rule: through the signs with K fixed, and through K. At 0 any slope
-    # in [−1, 1] is |x|'s.
+    # in [−1, 1] is a subgradient of |x|.
     d_signs, d_binarized = case.gradients(case.g * k)
     d_k = (case.g * product).sum(-1, keepdims=True)
     d_mean, _ = loop.conv_gradients(mean, box, d_k, *case.geometry)
@@ -77,8 +77,8 @@ def test_input_scale_multiplies_by_the_papers_k(name: str):
 
 
 def test_gradient_of_k_is_its_slope():
-    # With every |x| above 1 the signs pass no gradient: what is left is that of K,
-    # which finite differences do see.
+    # With every |x| above 1 the signs pass no gradient: only K's is left, which finite
+    # differences can check.
     case = Case("rank 2", input_scale=True)
     x = case.x + np.sign(case.x + 0.5) * 2
     assert np.abs(x).min() > 1.4
@@ -144,8 +144,8 @@ def test_sums_are_exact_in_half_precision(name: str, dtype):
     else:
         layer = conv(channels, 4, padding=1, feature_group_count=groups, dtype=dtype)
         x = rng.choice([-1.0, 1.0], p=[0.1, 0.9], size=(2, 5, 5, channels))
-    # Scales of two bits, which any dtype holds; mostly positive signs give sums beyond
-    # 256, where bfloat16 stops counting.
+    # Scales of two bits are exact in any dtype; mostly positive signs give sums beyond
+    # 256, where bfloat16 skips odd integers.
     alpha = 0.75 * 2.0 ** -np.arange(4)
     w = alpha * rng.choice([-1.0, 1.0], p=[0.1, 0.9], size=layer.kernel.shape)
     layer.kernel[...] = jnp.float32(w)
@@ -159,7 +159,7 @@ def test_sums_are_exact_in_half_precision(name: str, dtype):
     y = call(layer, jnp.float32(x))
 
     chex.assert_type(y, dtype)
-    # The library's own float32 scale: an ulp off, it decides the ties of the rounding.
+    # Use the library's float32 scale: an error of one ulp decides rounding ties.
     scale = np.asarray(jax.jit(xnor.scale)(layer.kernel[...]))
     np.testing.assert_allclose(scale, alpha, rtol=1e-6)
     once_rounded = jnp.asarray(scale * np.float32(sums), dtype)
@@ -203,7 +203,7 @@ def test_half_precision_turns_no_sign_of_the_kernel():
 
 
 def test_half_precision_does_not_overflow_a_large_multiplier():
-    # The published AlexNet recipe's 1e9 meets float32 latent kernels.
+    # 1e9 is the published AlexNet recipe's multiplier; latent kernels are float32.
     gradients = []
     for dtype in (jnp.float16, jnp.float32):
         layer = linear(9, 2, multiplier=1e9, dtype=dtype)
@@ -227,7 +227,7 @@ def test_input_scale_takes_integers():
 
 
 def hadamard(size: int) -> np.ndarray:
-    """A matrix of signs that is its own inverse, but for a factor `size`."""
+    """A matrix of signs that is `size` times its own inverse."""
     return (
         np.array([[1.0]])
         if size == 1
@@ -236,7 +236,7 @@ def hadamard(size: int) -> np.ndarray:
 
 
 def dropped_signs(layer: nnx.Module, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a layer of Hadamard kernel multiplies, and the gradient that reaches `x`."""
+    """The inputs that a layer with a Hadamard kernel multiplies; `x`'s gradient."""
     size = x.shape[-1]
     g = np.broadcast_to(hadamard(size).sum(0), x.shape)
     y, _, d_x = forward_and_gradients(layer, x, g)
@@ -292,7 +292,7 @@ def test_float_twin_of_a_dense_layer_is_linear_and_drops_inputs():
     layer.kernel[...] = jnp.float32(hadamard(16))
     x = rng.normal(size=(30, 16))
     dropped, _ = dropped_signs(layer, x)
-    # Of the input, not of its sign: a dropped input leaves rounding alone.
+    # Dropout applies to the input, not to its sign; a dropped one leaves only rounding.
     kept = np.abs(dropped) > 1e-5
     np.testing.assert_allclose(dropped, 2 * x * kept, atol=1e-5)
     assert 0.3 < kept.mean() < 0.7
@@ -436,15 +436,15 @@ def test_bad_padding_and_rules_are_refused_by_name():
 
 
 def test_depthwise_convolution_needs_a_rule_without_centring():
-    # One channel a group: the factor 1 − 1/C_in of the default rule is 0.
+    # One channel per group: the factor 1 − 1/C_in of the default rule is 0.
     for rule in ("corrected", "paper", xnor.rules.paper):
         with pytest.raises(
             ValueError,
-            match=r"BinaryConv: feature_group_count=4, one input channel a group.*"
+            match=r"BinaryConv: .*at least 2 input channels per filter, got 1.*"
             r'rule="exact"',
         ):
             conv(4, 8, feature_group_count=4, rule=rule)
-    with pytest.raises(ValueError, match="BinaryLinear: .*one input channel"):
+    with pytest.raises(ValueError, match="BinaryLinear: .*at least 2 input channels"):
         linear(1, 8)
     assert conv(4, 8, feature_group_count=4, binary=False).kernel.shape[-2] == 1
     layer = conv(4, 8, feature_group_count=4, rule="exact")
@@ -517,7 +517,7 @@ def test_a_backend_that_does_not_train_is_refused_before_the_first_call(name):
         lambda _: linear(4, 5, backend=name),
         lambda rngs: xnor.nn.Conv(4, 5, (3, 3), backend=name, rngs=rngs),
         lambda rngs: xnor.nn.BatchNorm(4, backend=name, rngs=rngs),
-        # No backend is needed here: Flax computes it.
+        # The name is checked even where Flax computes the layer.
         lambda _: linear(4, 5, backend=name, binary=False),
         lambda rngs: xnor.models.LeNet5(backend=name, rngs=rngs),
     ):

@@ -30,7 +30,7 @@ def block_oracle(block: xnor.nn.XnorBlock, x: np.ndarray, product, statistics=No
     mean, variance = statistics or (x.mean(axes), x.var(axes))
     scale, bias = (np.float64(p[...]) for p in (block.norm.scale, block.norm.bias))
     normal = loop.batch_norm(x, mean, variance, 1e-4, scale, bias)
-    # Else the loop and float32 may differ in a sign.
+    # Otherwise the loop and float32 may differ in a sign.
     assert np.abs(normal).min() > 1e-5
     y = product(loop.sign(normal)) + np.float64(block.layer.bias[...])
     return np.maximum(y, 0)

@@ -1,4 +1,4 @@
-"""Convolutions with a backend beside Flax's own."""
+"""Convolutions with a backend, compared with Flax's."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""BatchNorm with a backend beside Flax's own."""
+"""BatchNorm with a backend, compared with Flax's."""
 
 import chex
 import jax
@@ -15,7 +15,7 @@ from xnor_jax.ops import cpu
 
 
 def both(channels, seed=0, backend="auto", **options):
-    """Ours and Flax's layer; their constants and averages are not those of new ones."""
+    """This library's and Flax's layer, with the same random parameters and averages."""
     ours = BatchNorm(channels, backend=backend, rngs=nnx.Rngs(0), **options)
     layers = ours, nnx.BatchNorm(channels, rngs=nnx.Rngs(0), **options)
     for layer in layers:
@@ -28,7 +28,7 @@ def both(channels, seed=0, backend="auto", **options):
 
 
 def all_of_it(layer, x, **options):
-    """Result, gradients and new averages; how many arrays like `x` it keeps."""
+    """Return the result, gradients and averages; the number of kept arrays like `x`."""
     graph, params, rest = nnx.split(layer, nnx.Param, nnx.BatchStat)
 
     @jax.jit
@@ -68,7 +68,7 @@ def test_it_does_what_flax_does(shape, channels, scaled, biased, backend, seed):
     x = jnp.float32(rng.normal(0.5, 2, (2, *shape, channels)))
     (ours, kept), (theirs, _) = (all_of_it(layer, x) for layer in layers)
     chex.assert_trees_all_close(ours, theirs, rtol=2e-4, atol=2e-5)
-    # Flax's own keeps `x − mean` as well.
+    # Flax's layer also keeps `x − mean`.
     assert kept == 1
 
 

@@ -1,4 +1,4 @@
-"""Layers with surrogate gradients, and with none: `surrogate=None` takes ±1."""
+"""Layers with surrogate gradients; `surrogate=None` requires inputs of ±1."""
 
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from xnor_jax.ops import available_backends
 
 
 def triangle(x: Any, grad: Any):
-    """A surrogate of the user's."""
+    """A user-defined surrogate."""
     return grad * jnp.maximum(1 - jnp.abs(x) / 2, 0)
 
 
@@ -78,7 +78,7 @@ def test_a_sign_in_front_needs_a_layer_that_takes_signs_as_they_are(backend: str
     x = jnp.float32(case.x)
     found = jax.jit(jax.grad(partial(through, case.layer)))(x)
     assert_close(found, d_signs * np.maximum(2 - 2 * np.abs(case.x), 0))
-    # The trap: the layer's own sign is strict at ±1.
+    # The trap: the gradient of the layer's own sign is 0 at ±1.
     assert not jax.jit(jax.grad(partial(through, second.layer)))(x).any()
 
 
@@ -104,7 +104,7 @@ def test_activations_that_are_no_signs_are_reported(name: str):
         jax.grad(lambda x: layer(x).sum())(wrong)
     assert layer(good).shape
     assert checked(good)[0].get() is None
-    # The float twin multiplies what it gets.
+    # The float twin accepts any input.
     LAYERS[name](surrogate=None, binary=False)[0](wrong)
 
 
@@ -198,7 +198,7 @@ def test_models_hand_the_surrogate_on(name: str):
             image_shape=(67, 67, 3), classes=3, surrogate="swish", rngs=nnx.Rngs(0)
         )
 
-    # A layer without a surrogate stands behind an RSign, which has it.
+    # A layer without a surrogate follows an RSign, which has one.
     found = [
         module.surrogate
         for _, module in nnx.iter_modules(nnx.eval_shape(build))

@@ -35,7 +35,7 @@ def test_random_bits_are_fair_and_independent():
     drawn = np.asarray(bits.random_bits(jax.random.key(0), shape))
     assert drawn.shape == shape and drawn.dtype == bool
     others = np.asarray(bits.random_bits(jax.random.key(1), shape))
-    # Each channel's share, then how often two neighbours and two draws agree.
+    # Each channel's share of ones; how often neighbours, and two draws, agree.
     pairs = drawn[..., 1:] == drawn[..., :-1], drawn[1:] == drawn[:-1], drawn == others
     for even in (drawn, *pairs):
         share = even.mean((0, 1))
@@ -48,7 +48,7 @@ def test_every_number_packs_to_the_sign_that_training_sees(dtype, backend):
     tiny = float(jnp.finfo(dtype).smallest_subnormal)
     least = float(jnp.finfo(dtype).tiny)
     values = [0.0, -0.0, tiny, -tiny, least, -least, -1e-42, 1.0, -1.0, np.nan]
-    # Repeated past a word's end: a vector loop and its remainder must agree.
+    # Repeated beyond one word: a vector loop and its remainder must agree.
     x = jnp.asarray(np.array([*values, np.inf, -np.inf] * 7), dtype)
     packed = ops.sign_bits(x, backend=backend)
     signs = ops.unpack_bits(packed.words, packed.size)

@@ -14,7 +14,7 @@ from xnor_jax import ops
 
 BACKENDS = ("auto", *ops.available_backends())
 
-# What examples drawn small do not reach: passes in a loop, whole and broken panels.
+# Too large for the random examples: passes in a loop, whole and partial panels.
 LARGE = [
     Case((7, 6), (3, 3), (1, 1), (1, 1), "SAME", 1, 256, 96, 2),
     Case((9, 8), (7, 7), (2, 1), (1, 1), ((3, 2), (0, 5)), 1, 40, 33, 1),
@@ -136,7 +136,7 @@ def test_a_gradient_raises(argument, backend):
         y = ops.binary_conv(x, kernel, strides=1, padding=0, backend=backend)
         return jnp.sum(y.astype(jnp.float32))
 
-    with pytest.raises(TypeError, match="binary_conv: has no gradient.*xnor_jax.nn"):
+    with pytest.raises(TypeError, match="binary_conv: .* has no gradient.*xnor_jax.nn"):
         jax.grad(loss, argument)(jnp.ones((1, 3, 3, 2)), jnp.ones((3, 3, 2, 2)))
 
 
@@ -156,12 +156,12 @@ IMAGES, KERNEL = np.ones((2, 5, 5, 6), "f"), np.ones((3, 3, 6, 4), "f")
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"x": IMAGES.astype(int)}, TypeError, "floating point numbers in x, got int"),
-        ({"kernel": KERNEL.astype(bool)}, TypeError, "in kernel, got bool"),
+        ({"x": IMAGES.astype(int)}, TypeError, "a floating point x, got int"),
+        ({"kernel": KERNEL.astype(bool)}, TypeError, "floating point kernel, got bool"),
         ({"x": IMAGES[0]}, ValueError, "got (5, 5, 6)"),
         ({"kernel": KERNEL[0, 0]}, ValueError, "1 to 3 spatial axes"),
         ({"kernel": KERNEL[..., :5, :]}, ValueError, "6 input channels"),
-        ({"kernel": KERNEL[..., :0]}, ValueError, "a kernel with weights"),
+        ({"kernel": KERNEL[..., :0]}, ValueError, "a non-empty kernel"),
         ({"groups": 4}, ValueError, "6 in, 4 out and 4 groups"),
         ({"groups": 0}, ValueError, "groups of 1 or more"),
         ({"groups": 2}, ValueError, "3 input channels (images of 6, groups 2), got 6"),
@@ -172,7 +172,7 @@ IMAGES, KERNEL = np.ones((2, 5, 5, 6), "f"), np.ones((3, 3, 6, 4), "f")
         ({"padding": -1}, ValueError, "a padding of 0 or more"),
         ({"padding": "EVEN"}, ValueError, "got 'EVEN'"),
         ({"padding": (1, 1, 1)}, ValueError, "expected 2 entries"),
-        ({"x": IMAGES[:, :0]}, ValueError, "images with pixels"),
+        ({"x": IMAGES[:, :0]}, ValueError, "spatial sizes from 1 to"),
         (
             {"backend": "tpu"},
             ValueError,

@@ -88,7 +88,7 @@ def sums(case):
 
 
 def bits_of(negative):
-    """Words by NumPy's own packing."""
+    """Pack signs into words with NumPy's `packbits`."""
     spare = -negative.shape[-1] % 32
     padded = np.pad(negative, [(0, 0)] * (negative.ndim - 1) + [(0, spare)])
     packed = np.packbits(padded, axis=-1, bitorder="little")
@@ -108,7 +108,7 @@ def test_sums_on_every_instruction_set(case):
 @settings(max_examples=20)
 @given(drawn=st.lists(oracle.cases((1, 2)), min_size=100, max_size=100))
 def test_sums_of_thousands_of_shapes(drawn):
-    """Words in, sums out: a hundred shapes a program, so that compiling is quick."""
+    """Words in, sums out; a hundred shapes per program keep compilation short."""
     words, kernels, expected = [], [], [case.sums() for case in drawn]
     for case in drawn:
         x, kernel = case.arrays()
@@ -196,7 +196,7 @@ def test_signs_on_every_instruction_set(rows, channels, seed):
     x = rng.choice(special, (rows, channels))
     negative = x < np.float32(
         -1.1e-38
-    )  # a subnormal number is a zero, as in XLA on CPU
+    )  # subnormal numbers count as 0, as in XLA on CPU
     for y in on_every_instruction_set(
         lambda: ops.sign_bits(x, backend="cpu").words
     ).values():
@@ -369,7 +369,7 @@ def test_a_chain_is_its_operations_one_by_one():
     stacked = jax.vmap(chained)(jnp.stack([x, -x]))
     np.testing.assert_array_equal(stacked[0], chained(x))
     np.testing.assert_array_equal(stacked[1], chained(-x))
-    # Many images go through the chain in chunks, the last of them smaller.
+    # Many images run through the chain in chunks; the last one is smaller.
     many = normal(101, 20, 20, 3)
     some = jnp.concatenate(
         [chained(many[:60]), chained(many[60:63]), chained(many[63:])]
@@ -398,10 +398,10 @@ def test_flags_become_the_words_of_each(channels):
     "shape", [(1, 1), (7, 3), (300, 20), (5, 9, 9, 67), (3, 40, 40, 129), (2, 20_000)]
 )
 def test_channel_sums(shape):
-    """Of a few rows and of many tasks, of whole vectors and of a rest."""
+    """Shapes with few rows or many tasks, with whole vectors or a remainder."""
     rng = np.random.default_rng(len(shape))
     a, x = (np.float32(rng.normal(size=shape)) for _ in range(2))
-    x += 100  # so that a product without its center would lose digits
+    x += 100  # products without the center would lose digits
     center = np.float32(rng.normal(100, 0.1, shape[-1]))
     axes = tuple(range(len(shape) - 1))
     products = np.float64(a) * (np.float64(x) - center)

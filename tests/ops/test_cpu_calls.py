@@ -1,4 +1,4 @@
-"""Calls that no function of this package makes: the library checks all the same.
+"""The library checks its arguments: calls that no function of this package makes.
 
 `.ci/run` runs this file again on a library under AddressSanitizer and UBSan.
 """
@@ -57,7 +57,7 @@ SUM_POOL = CONV | {
     "window": [3, 3],
     "out": jax.ShapeDtypeStruct((1, 2, 2, 2), jnp.uint32),
 }
-COL2IM = CONV | {  # of a 3×3 window on images of 4×5
+COL2IM = CONV | {  # a 3×3 window on 4×5 images
     "kind": 4,
     "x": jax.ShapeDtypeStruct((1, 2, 3, 9 * 4), jnp.float32),
     "arrays": [],
@@ -112,7 +112,7 @@ OTHER = {
 @pytest.mark.parametrize("name", OTHER)
 def test_the_library_refuses_numbers_out_of_range(step, name):
     if name == ("dilation" if step is SUM_POOL else "window") and step is not COL2IM:
-        return  # not read
+        return  # unused
     for value in OTHER[name]:
         with pytest.raises(Exception, match="xnor_jax: "):
             call(step | {name: value})
@@ -201,9 +201,9 @@ def test_the_library_refuses_chains_that_do_not_fit():
         call(PACK, CONV, PACK | {"x": CONV["out"]})  # signs of integers
     with pytest.raises(Exception, match="xnor_jax: expected words of signs"):
         call(REAL, CONV)
-    with pytest.raises(Exception, match="xnor_jax: expected a number of whole steps"):
+    with pytest.raises(Exception, match="xnor_jax: expected one or more whole steps"):
         call(PACK, cut=1)
-    with pytest.raises(Exception, match="xnor_jax: expected a number of whole steps"):
+    with pytest.raises(Exception, match="xnor_jax: expected one or more whole steps"):
         call(PACK, cut=15)
     y = np.asarray(call(PACK, CONV))
     assert (y == 9 * 40).all()
@@ -214,11 +214,11 @@ def test_sizes_are_checked_before_memory_is_taken():
     for step in (CONV, REAL):
         for padding in ([0, 0, 2**27, 0], [2**31 - 1, 2**31 - 1, 0, 0]):
             with pytest.raises(
-                Exception, match="xnor_jax: the result has not the shape"
+                Exception, match="xnor_jax: the result does not have the shape"
             ):
                 call(step | {"padding": padding})
     huge = {"window": [1, 2**31 - 1], "padding": [0, 0, 2**31 - 1, 2**30]}
-    with pytest.raises(Exception, match="xnor_jax: the result has not the shape"):
+    with pytest.raises(Exception, match="xnor_jax: the result does not have the shape"):
         call(SUM_POOL | huge)
     assert time.perf_counter() - begin < 10
 
@@ -251,9 +251,9 @@ def test_the_gradient_runs_when_all_fits():
         ({"way": [1, 1, 0, 0, 0, 0, 2, 1]}, "larger than the padded image"),
         ({"way": [2, 1, 0, 0, 0, 0, 1, 1]}, "the shape of the convolution's result"),
         ({"way": [1, 1, 2**31 - 1, 0, 2**31 - 1, 0, 1, 1]}, "result"),
-        ({"x": ((2, 4, 4, 1), jnp.uint32)}, "second images like the first"),
-        ({"others": ((2, 4, 4, 2), jnp.float32)}, "second images like the first"),
-        ({"out": ((3, 3, 70, 5), jnp.float32)}, "not the kernel's channels"),
+        ({"x": ((2, 4, 4, 1), jnp.uint32)}, "first ones' type and shape"),
+        ({"others": ((2, 4, 4, 2), jnp.float32)}, "first ones' type and shape"),
+        ({"out": ((3, 3, 70, 5), jnp.float32)}, "do not have the kernel's channels"),
         ({"out": ((3, 3, 40, 6), jnp.float32)}, "the convolution's result"),
         ({"out": ((3, 3, 40), jnp.float32)}, "four axes"),
         ({"gradient": ((1, 2, 2, 5), jnp.float32)}, "the convolution's result"),
@@ -381,11 +381,15 @@ def with_array(at, shape, dtype):
         ({"nodes": []}, "expected a list of 1 to 4096 nodes"),
         (
             {"nodes": [{"kind": "sign", "inputs": [1]}]},
-            "node 0: expected inputs before",
+            "node 0: expected inputs from earlier nodes",
         ),
         ({"nodes": [{"kind": "signs", "inputs": [0]}]}, "node 0: unknown kind"),
+        (
+            {"nodes": [{"kind": "pool", "inputs": [0], "function": "mean"}]},
+            "node 0: function: expected one of max, min, sum",
+        ),
         ({"nodes": NETWORK["nodes"][:1]}, "ends in floats"),
-        ({"image_shape": [41]}, "another type or shape of the array threshold"),
+        ({"image_shape": [41]}, "the array threshold has the wrong type or shape"),
         ({"image_shape": [0]}, "a size is out of range"),
         ({"image_shape": [-40]}, "a size is out of range"),
         ({"image_shape": [2**62, 40]}, "a size is out of range"),
@@ -394,7 +398,7 @@ def with_array(at, shape, dtype):
         ({"x": ((2, 1, 40), jnp.float32)}, "expected a batch of images"),
         ({"x": ((0, 40), jnp.float32)}, "expected a batch of images"),
         ({"x": ((2, 40), jnp.int32)}, "Wrong buffer dtype"),
-        ({"out": ((2, 4), jnp.float32)}, "the result is of another shape"),
+        ({"out": ((2, 4), jnp.float32)}, "the result has the wrong shape"),
         ({"out": ((1, 3), jnp.float32)}, "a result for each image"),
         ({"out": ((2, 3), jnp.int32)}, "Wrong buffer dtype"),
         *(
@@ -409,8 +413,8 @@ def with_array(at, shape, dtype):
         ({"arrays": with_array(2, (1, 2, 32), jnp.uint32)}, "the array kernel"),
         ({"arrays": with_array(4, (8,), jnp.float32)}, "the array bias"),
         ({"arrays": with_array(5, (4,), jnp.int32)}, "the array places"),
-        ({"fill": 7}, "a place is out of range"),
-        ({"fill": -1}, "a place is out of range"),
+        ({"fill": 7}, "an index is out of range"),
+        ({"fill": -1}, "an index is out of range"),
     ],
 )
 def test_networks_that_do_not_fit_are_refused(change, message):

@@ -116,5 +116,5 @@ def test_a_gradient_for_a_scale_raises():
         return jnp.sum(ops.packed_matmul(x, kernel, affine, backend=backend))
 
     for backend in ops.available_backends():
-        with pytest.raises(TypeError, match="packed_matmul: has no gradient"):
+        with pytest.raises(TypeError, match="packed_matmul: .* has no gradient"):
             jax.grad(partial(loss, backend=backend))(jnp.ones(4))

@@ -66,7 +66,7 @@ def test_a_packed_kernel_is_a_tree_of_words():
     ("kernel", "groups", "error", "message"),
     [
         (np.ones(3, np.float32), 1, ValueError, "[..., C_in, C_out]"),
-        (np.ones((3, 0), np.float32), 1, ValueError, "with weights"),
+        (np.ones((3, 0), np.float32), 1, ValueError, "a non-empty kernel"),
         (np.ones((3, 4), int), 1, TypeError, "floating point kernel"),
         (np.ones((3, 4), np.float32), 3, ValueError, "4 channels and 3 groups"),
         (
@@ -88,5 +88,5 @@ def test_a_gradient_through_a_packed_kernel_raises():
     def loss(kernel):
         return jnp.sum(ops.pack_kernel(kernel).words.astype(jnp.float32))
 
-    with pytest.raises(TypeError, match="pack_kernel: has no gradient"):
+    with pytest.raises(TypeError, match="pack_kernel: .* has no gradient"):
         jax.grad(loss)(jnp.ones((3, 4)))

@@ -21,7 +21,7 @@ def product(a, b):
     return oracle.sign(a) @ oracle.sign(b)
 
 
-# Around the words, and around the passes of `xla`: 32 words in one, 24 in each of more.
+# Around word boundaries, and `xla`'s passes: one of up to 32 words, more of up to 24.
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 64, 65, 130, 1024, 1025, 2400])
 @pytest.mark.parametrize("backend", ops.available_backends())
 def test_the_sums_for_any_length(size, backend):
@@ -83,19 +83,19 @@ def test_a_gradient_raises(argument, backend):
         y = ops.binary_matmul(a, b, backend=backend)
         return jnp.sum(y.astype(jnp.float32))
 
-    with pytest.raises(TypeError, match="binary_matmul: has no gradient"):
+    with pytest.raises(TypeError, match="binary_matmul: .* has no gradient"):
         jax.grad(loss, argument)(jnp.ones((2, 3)), jnp.ones((3, 2)))
 
 
 @pytest.mark.parametrize(
     ("a", "b", "error", "message"),
     [
-        (np.ones(3, int), np.ones((3, 2)), TypeError, "in a, got int"),
-        (np.ones(3), np.ones((3, 2), int), TypeError, "in b, got int"),
+        (np.ones(3, int), np.ones((3, 2)), TypeError, "floating point a, got int"),
+        (np.ones(3), np.ones((3, 2), int), TypeError, "floating point b, got int"),
         (np.ones((2, 4)), np.ones((3, 2)), ValueError, "got (2, 4) and (3, 2)"),
         (np.ones((2, 3)), np.ones(3), ValueError, "a [..., K] and b [K, N]"),
         (np.float32(1), np.ones((1, 2)), ValueError, "a [..., K]"),
-        (np.ones((2, 0)), np.ones((0, 2)), ValueError, "a kernel with weights"),
+        (np.ones((2, 0)), np.ones((0, 2)), ValueError, "a non-empty kernel"),
     ],
 )
 def test_what_does_not_fit_is_refused(a, b, error, message):

@@ -1,4 +1,4 @@
-"""Layers and operations on the Explicit axes of a mesh, as on one device."""
+"""Layers and operations on a mesh's Explicit axes, compared with one device."""
 
 import subprocess
 import sys

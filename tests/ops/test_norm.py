@@ -1,4 +1,4 @@
-"""BatchNorm in training beside Flax's own."""
+"""BatchNorm in training, compared with Flax's."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ needs_library = pytest.mark.skipif(
 
 @pytest.mark.slow
 def test_no_gradient_goes_through_a_variance_that_rounding_ate():
-    """Such as that of a unit that is always off, or hardly moves far from 0."""
+    """Examples are a unit that is always off, or one almost constant far from 0."""
     noise = jax.random.normal(jax.random.key(0), (4, 3, 3, 4))
     x = jnp.array([0, 7, 1e4, 1e4]) + jnp.array([0, 0, 0, 1e-4]) * noise
     (_, _, variance), pull = jax.vjp(lambda x: norm.batch_norm(x, epsilon=1e-4), x)
@@ -44,7 +44,7 @@ def test_empty_and_flat_batches():
         assert y.shape == shape and mean.shape == shape[1:]
     with pytest.raises(ValueError, match=r"expected \[N, ..., C\], got shape \(3,\)"):
         norm.batch_norm(jnp.ones(3), epsilon=0.1)
-    # More pixels than an int32 counts.
+    # More pixels than an int32 can count.
     many = jax.ShapeDtypeStruct((2**20, 64, 64, 3), jnp.float32)
     y, *_ = jax.eval_shape(lambda x: norm.batch_norm(x, epsilon=0.1), many)
     assert y.shape == many.shape
@@ -76,7 +76,7 @@ def test_statistics_of_a_split_batch_are_of_all_of_it(count):
 @pytest.mark.slow
 @needs_library
 def test_under_vmap_and_shard_map():
-    """There, as in Flax, each has the statistics of its own images."""
+    """Each call uses the statistics of its own images, as in Flax."""
     x = jax.random.normal(jax.random.key(0), (2, 4, 3, 3, 34))
     constants = jnp.linspace(0.5, 2, 34), jnp.linspace(-1, 1, 34)
     each = [loss_and_gradients(part, *constants) for part in x]
@@ -94,7 +94,7 @@ def test_under_vmap_and_shard_map():
         out_specs=(P("i"), P(), P()),
     )
     def gradients(x, scale, bias):
-        # What is the same everywhere has the gradients of all devices together.
+        # Gradients of replicated arguments are summed over the devices.
         return loss_and_gradients(x, scale, bias)[1]
 
     d_x, *others = gradients(x.reshape(8, 3, 3, 34), *constants)

@@ -31,7 +31,7 @@ def operands(case: Case) -> tuple[ops.Bits, ops.PackedKernel]:
 
 
 def thresholds(features: int, spread: int) -> tuple[np.ndarray, np.ndarray]:
-    """Some that split the sums and some that make a channel constant; and flips."""
+    """Draw thresholds and flips; some thresholds make a channel constant."""
     rng = np.random.default_rng(features)
     threshold = rng.integers(-spread, spread + 1, features).astype(np.int32)
     threshold[:: max(2, features // 3)] = np.iinfo(np.int32).min
@@ -94,7 +94,7 @@ def test_two_layers_meet_in_bits(backend):
             padding="SAME",
             backend=backend,
         )
-        # Dense on an image: every pixel's bits, and none of the unused ones between.
+        # A dense layer on an image uses every pixel's bits, but not the unused bits.
         signs = ops.unpack_bits(hidden.words, hidden.size).reshape(len(x.words), -1)
         flat = ops.sign_bits(signs, backend=backend)
         return ops.packed_matmul(flat, second, ops.Sums(), backend=backend)
@@ -223,7 +223,7 @@ def test_real_convolutions_of_other_ranks(backend):
     arguments = (x.astype("f"), kernel.astype("f"), ops.Sums())
     call = partial(ops.real_conv, *arguments, strides=2, padding=1, backend=backend)
     if backend == "cpu":
-        with pytest.raises(ValueError, match="'cpu' has 2 spatial axes and one group"):
+        with pytest.raises(ValueError, match="'cpu' supports only 2 spatial axes"):
             call()
         return
     expected = loop.conv(x, kernel, (2,), ((1, 1),), (1,))
@@ -246,7 +246,7 @@ def test_pooled_bits_are_the_signs_of_the_pooled(
 ):
     rng = np.random.default_rng(6)
     x = rng.normal(size=(2, *spatial, channels)).astype("f")
-    # Rising and falling channels, some of which never change their sign.
+    # Increasing and decreasing channels, some of which never change sign.
     slope = rng.choice([-1.0, 1.0], channels).astype("f")
     offset = rng.choice([-9.0, -1.0, 0.2, 1.0, 9.0], channels).astype("f")
     case = Case(spatial, window, strides, (1,) * len(window), padding, 1, 1, 1, 1)
@@ -286,7 +286,7 @@ def test_bits_of_summed_windows(padding, backend):
                 for t, n in zip((i, j), sums.shape[1:3], strict=True)
             )
             sums += wide[:, rows, across]
-    # A sum of the channel itself as its threshold: one rounding more would show.
+    # Each threshold equals one of its channel's sums: an extra rounding would show.
     threshold = sums[1, 1, 1]
     y = ops.sum_pool_bits(
         x,
@@ -329,7 +329,7 @@ FLOATS = np.ones((2, 5, 5, 40), "f")
         (
             lambda: conv(ops.Bits(X.words, 39), KERNEL, ops.Sums()),
             ValueError,
-            "expected 40 input channels, as the kernel has in 1 group(s), got 39",
+            "expected 40 input channels for a kernel of 40 and groups=1, got 39",
         ),
         (
             lambda: conv(ops.Bits(X.words.astype(int), 40), KERNEL, ops.Sums()),

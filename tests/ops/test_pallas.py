@@ -60,7 +60,7 @@ def test_programs_for_cuda_call_the_kernel():
     (call,) = (line for line in text.splitlines() if "custom_call" in line)
     assert "triton" in call
     assert "popc.b32" in call
-    # 286 rows and 70 columns in tiles of 64.
+    # 286 rows and 70 columns, in tiles of 64.
     assert "grid_x = 5 : i32, grid_y = 2 : i32, grid_z = 1 : i32" in call
 
 
@@ -73,7 +73,7 @@ def test_vmap_counts_the_rows_of_all(mapped):
     run = jax.vmap(interpreted, mapped)
     expected = jax.vmap(xla.popcounts, mapped)(a, b)
     np.testing.assert_array_equal(run(a, b), expected)
-    # 4 · 70 rows are 5 tiles, but 2 tiles for each of the 4.
+    # 4 · 70 rows fill 5 tiles together; each 70 rows alone need 2.
     grid = "(5, 1, 2)" if mapped == (0, None) else "(4, 2, 1, 2)"
     assert f"grid={grid}" in str(jax.make_jaxpr(run)(a, b))
 

@@ -1,4 +1,4 @@
-"""The sum with a shortcut, which is kept in memory in training alone."""
+"""The residual sum, which is kept in memory only in training."""
 
 import chex
 import jax
@@ -62,7 +62,7 @@ def test_only_training_keeps_it():
         return jax.jit(function).lower(y, shortcut).as_text().count("@xnor_jax_keep")
 
     assert kept(evaluated) == 0
-    # Of each sum, and of its gradient.
+    # One for each sum, and one for its gradient.
     assert kept(lambda y, x: gradients(evaluated, y, x)) == 4
     assert kept(lambda *a: gradients(jnp.add, *a)) == 0
 

@@ -1,4 +1,4 @@
-"""Products of signs in bfloat16 beside those in float32."""
+"""Products of signs in bfloat16, compared with float32."""
 
 from functools import partial
 
@@ -38,7 +38,7 @@ def draw(geometry, groups, channels=12, features=9, batch=3):
 
 
 def unchanged(kernel, grad):
-    """A rule: the gradient at `w̃` itself."""
+    """A rule that returns the gradient at `w̃`."""
     return grad
 
 
@@ -65,7 +65,7 @@ def test_results_are_those_of_float32_to_the_last_bit(
 ):
     rng = np.random.default_rng(seed)
     x = jnp.float32(rng.normal(size=(2, 5, 6, channels)))
-    # At a scale that no bfloat16 holds.
+    # A scale that is not exact in bfloat16.
     kernel = rng.choice([-0.3, 0.3], (window, window, channels, features))
     geometry = Geometry((5, 6), (window,) * 2, (2, 1), ((1, 1),) * 2, (1, 1))
     product = partial(
@@ -92,12 +92,12 @@ def test_results_are_those_of_float32_to_the_last_bit(
         (backend, name)
         for backend in BACKENDS
         for name, (geometry, groups) in CASES.items()
-        # The library has no others.
+        # The library supports no others.
         if backend == "float" or (groups == 1 and len(geometry.window) < 3)
     ],
 )
 def test_gradients_round_what_comes_in_and_what_goes_to_the_signs(backend, name):
-    """By the formula in float64, of a gradient that is rounded to 8 bits first."""
+    """Compare with the float64 formula for a gradient rounded to bfloat16."""
     geometry, groups = CASES[name]
     x, kernel = draw(geometry, groups)
     kept = 1.0 if name == "dense" else 0.7
@@ -135,7 +135,7 @@ def test_gradients_round_what_comes_in_and_what_goes_to_the_signs(backend, name)
         expected_x = expected_x if keep is None else np.where(keep, expected_x, 0)
         expected_kernel = np.asarray(pull(bfloat16(g))[1])
         expected_kernel = expected_kernel / kept
-    # A sum that cancels is as exact as float32 adds it up.
+    # Sums that cancel have the absolute error of float32.
     np.testing.assert_allclose(d_x, expected_x, rtol=2**-8, atol=1e-5)
     np.testing.assert_array_equal(d_x, scaled.rounded(d_x, jnp.bfloat16))
     np.testing.assert_allclose(d_kernel, expected_kernel, rtol=1e-5, atol=1e-4)
@@ -143,7 +143,7 @@ def test_gradients_round_what_comes_in_and_what_goes_to_the_signs(backend, name)
 
 @pytest.mark.slow
 def test_programs_for_a_gpu_multiply_bfloat16():
-    """Forward into float32, which is exact; back into bfloat16, but for the kernel."""
+    """Forward results are float32, exactly; gradients bfloat16, except the kernel's."""
     for name, (geometry, groups) in CASES.items():
         x, kernel = draw(geometry, groups)
         product = partial(
@@ -169,7 +169,7 @@ def test_programs_for_a_gpu_multiply_bfloat16():
         for line in lines:
             operands, result = line.rsplit(" : ", 1)[1].split(" -> ")
             found.append((operands.count("bf16>"), result.strip().rsplit("x")[-1]))
-        # XLA widens a window's product whose result is of float32: so does the program.
+        # XLA would widen the operands of a convolution into float32; so does `scaled`.
         kernel_gradient = 2 if name in ("dense", "1×1") else 0
         assert sorted(found) == sorted(
             [(2, "f32>"), (2, "bf16>"), (kernel_gradient, "f32>")]

@@ -1,4 +1,4 @@
-"""Products with gradients: the compiled ones beside XLA's floats."""
+"""Products with gradients: the compiled ones compared with XLA's floats."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ needs_library = pytest.mark.skipif(
 
 @st.composite
 def cases(draw, ranks=(0, 1, 2)):
-    """A geometry, then images, a kernel, a bias or none, signs to keep or none."""
+    """Draw a geometry, images, a kernel, optional bias and keep mask, a ReLU flag."""
     size = partial(st.integers, 1)
     rank = draw(st.sampled_from(ranks))
     geometry = DENSE
@@ -61,7 +61,7 @@ def result_and_gradients(function, *args):
 
 
 def check_close(ours, expected):
-    """Each array to rounding, against its largest number."""
+    """Compare arrays to rounding, relative to the largest value of each."""
 
     def check(a, b):
         np.testing.assert_allclose(
@@ -73,12 +73,12 @@ def check_close(ours, expected):
 
 
 def unchanged(kernel, grad):
-    """A rule: the gradient at `w̃` itself, for one input channel as well."""
+    """A rule that returns the gradient at `w̃`; it allows a single input channel."""
     return grad
 
 
 def quadratic(x, grad):
-    """A surrogate of the user's."""
+    """A user-defined surrogate."""
     return grad * (1 + x**2)
 
 
@@ -110,7 +110,7 @@ def test_product_of_signs_is_that_of_floats(case, rule, surrogate):
 
 @needs_library
 def test_what_a_surrogate_keeps_of_its_input():
-    """Two bits a number, one, or the number; the integers are the same."""
+    """It keeps two bits per value, one bit, or also the value; results are equal."""
     rng = np.random.default_rng(0)
     x = jnp.float32(rng.normal(size=(2, 9, 8, 64)))
     kernel = jnp.float32(rng.normal(size=(3, 3, 64, 8)))
@@ -151,7 +151,7 @@ def test_convolution_of_floats_is_xlas(case):
 @needs_library
 @given(cases(ranks=(1, 2)))
 def test_gradient_of_the_images_either_way(case):
-    """Whichever is to be the quicker one."""
+    """Test both formulations, whichever one would be selected."""
     geometry, x, kernel, _, _, _ = case
     conv = partial(training.conv, **geometry.options, backend="float")
     y, pull = jax.vjp(lambda x: conv(x, kernel), x)
@@ -163,12 +163,12 @@ def test_gradient_of_the_images_either_way(case):
 @pytest.mark.parametrize(
     "size, kernel, strides, padding, expected",
     [
-        ((12, 12), (5, 5, 20, 50), 1, 0, True),  # LeNet-5: 20 channels fill no panel
+        ((12, 12), (5, 5, 20, 50), 1, 0, True),  # LeNet-5: 20 channels, a partial panel
         ((16, 16), (5, 5, 96, 192), 1, 2, False),  # NIN
         ((56, 56), (3, 3, 64, 128), 2, 1, True),  # ResNet: zeros between strides
         ((56, 56), (1, 1, 64, 128), 2, 0, True),
         ((56, 56), (3, 3, 64, 64), 1, 1, False),
-        ((128, 128), (9, 9, 3, 3), 1, 0, False),  # patches of 14 MB an image
+        ((128, 128), (9, 9, 3, 3), 1, 0, False),  # patches of 14 MB per image
     ],
 )
 def test_what_takes_col2im(size, kernel, strides, padding, expected):
@@ -193,9 +193,9 @@ def test_sums_are_the_same_integers():
 
 @needs_library
 @pytest.mark.parametrize("name", cpu.instruction_sets())
-@pytest.mark.parametrize("channels", [19, 90])  # 90: one sum that all threads share
+@pytest.mark.parametrize("channels", [19, 90])  # 90: all threads share one sum
 def test_gradient_of_the_kernel_on_every_instruction_set(name, channels):
-    """Whole numbers: their sums are exact in any order."""
+    """Values are integers, so that sums are exact in any order."""
     rng = np.random.default_rng(0)
     geometry = Geometry((7, 40), (3, 5), (2, 1), ((1, 0), (2, 3)), (1, 2))
     way = geometry.options
@@ -219,7 +219,7 @@ def test_gradient_of_the_kernel_on_every_instruction_set(name, channels):
 @pytest.mark.slow
 @needs_library
 def test_under_vmap_and_shard_map():
-    """Mapped gradients are those of one after another, and of all devices together."""
+    """Mapped gradients equal those of a loop, and sharded ones those of one device."""
     rng = np.random.default_rng(0)
     x = jnp.float32(rng.normal(size=(4, 2, 6, 6, 33)))
     kernel = jnp.float32(rng.normal(size=(3, 3, 33, 8)))
@@ -232,7 +232,7 @@ def test_under_vmap_and_shard_map():
         return jnp.sum(jnp.sin(y))
 
     def turned(kernel, grad):
-        # Not linear: it needs the sum over the devices.
+        # Nonlinear: it needs the gradient summed over the devices.
         return grad * jnp.abs(grad) + kernel
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
@@ -246,7 +246,7 @@ def test_under_vmap_and_shard_map():
 
     @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("i")), out_specs=(P(), P("i")))
     def sharded(kernel, x):
-        # The kernel is the same everywhere: its gradient is summed over the devices.
+        # The kernel is replicated: its gradient is summed over the devices.
         return gradient(kernel, x)
 
     whole = x.reshape(8, 6, 6, 33)
@@ -261,7 +261,7 @@ def test_under_vmap_and_shard_map():
     + [(P("i"), P(None, None, None, "i")), (P(), P(None, None, "i"))],
 )
 def test_in_a_program_for_two_devices(images, weights):
-    """However the arrays are split: values and gradients are those of one device."""
+    """Values and gradients equal one device's, however the arrays are sharded."""
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
     rng = np.random.default_rng(0)
@@ -284,7 +284,7 @@ def test_in_a_program_for_two_devices(images, weights):
     given = jax.device_put(x, put(images)), jax.device_put(kernel, put(weights))
     check_close(run(*given), run(x, kernel))
     if images == P("i"):
-        # Nobody gathers images: calls see two of the four.
+        # The images are not gathered: each call sees two of the four.
         calls = [
             line.partition("custom-call(")[0]
             for line in run.lower(*given).compile().as_text().splitlines()
@@ -307,7 +307,7 @@ def loss_of(way):
 @needs_library
 @pytest.mark.parametrize("count", [3, 4, 5])
 def test_images_that_do_not_divide_are_whole_on_each_device(count):
-    """XLA's last share would hold anything behind the last image."""
+    """XLA would leave undefined values in the last shard, after the last image."""
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
     rng = np.random.default_rng(0)
@@ -331,7 +331,7 @@ def test_images_that_do_not_divide_are_whole_on_each_device(count):
 @pytest.mark.parametrize("spec", [P(None, None, None, "i"), P(None, None, "i")])
 @pytest.mark.parametrize("features", [4, pytest.param(64, marks=pytest.mark.slow), 96])
 def test_kernels_sharded_over_channels(features, spec):
-    """Words of 96 channels are three panels, of which two devices would share one."""
+    """96 channels are three panels of words, one of which two devices would share."""
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
     layer = xnor.nn.BinaryConv(32, features, (3, 3), rngs=nnx.Rngs(0))

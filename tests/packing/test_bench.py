@@ -1,4 +1,4 @@
-"""The timings' machinery; what is timed are ratios, never held to a number here."""
+"""The mechanics of the benchmark; no test asserts a speed."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from flax import nnx
 import xnor_jax as xnor
 from xnor_jax.packing import bench
 
-# How many cores and threads of XLA's pool a process has, after XLA has worked.
+# Prints the number of cores, and of threads in XLA's pool after XLA has run.
 THREADS = """
 from pathlib import Path
 from xnor_jax.packing import bench

@@ -1,4 +1,4 @@
-"""Networks with their own `__call__`, and masks: each binary kernel is followed."""
+"""Networks with a custom `__call__`, and masks: each binary kernel is tracked."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ import xnor_jax as xnor
 
 
 class Residual(nnx.Module):
-    """What no list of layers says: a sum of branches, of masked and own layers."""
+    """A non-sequential network: a sum of masked branches, and residual blocks."""
 
     def __init__(self):
         self.conv1 = conv(3, 8, (3, 3))
@@ -38,7 +38,7 @@ class Residual(nnx.Module):
 
 
 class Two(nnx.Module):
-    """Two dense layers; `between` is what the second gets."""
+    """Two dense layers with the function `between` between them."""
 
     def __init__(self, between, second=None):
         self.dense1 = linear(3, 8)
@@ -69,7 +69,7 @@ ROW = packed_networks.images(5, 3)
 
 @pytest.mark.slow
 def test_a_residual_network_runs_on_bits():
-    # With exact sums: no sign hangs on whether α is multiplied before or after.
+    # With exact sums, no sign depends on whether α is multiplied before or after.
     masked = [f"branches/{at}/kernel" for at in range(2)]
     model = packed_networks.randomized(
         nnx.eval_shape(Residual), exact=True, masked=masked
@@ -92,7 +92,7 @@ def test_a_residual_network_runs_on_bits():
     assert rows["branches/0"].binary_macs == 12 * 8 * 36
     assert rows["branches/1"].binary_macs == 12 * 8 * 32
     assert rows["dense5"].real_macs == 80
-    # Its signs, α and bias; then the threshold of the sum, a float and a bit a channel.
+    # Signs, α and bias; the threshold after the sum, a float and a bit per channel.
     assert rows["branches/1"].bytes_after == 8 * 32 // 8 + 8 * 8 + 8 * 4 + 1
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert packed.report.bytes_before == 4 * count
@@ -112,7 +112,7 @@ def test_a_residual_network_runs_on_bits():
             "dense2/kernel .*±1",
         ),
         ({}, ["dense1", "dense2"], "dense1/kernel .* network's own input"),
-        ({}, ["unused"], "selects unused/kernel, which no product of signs"),
+        ({}, ["unused"], "selects unused/kernel, not used in any product"),
     ],
 )
 def test_what_cannot_be_packed_is_named(options, names, said):

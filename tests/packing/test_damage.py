@@ -1,4 +1,4 @@
-"""Damaged files: refused in a line or another network; no crash, hang or memory."""
+"""Damaged files give a one-line error or a valid network, in little time and memory."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ UNIT = {"strides": (1, 1), "padding": ((1, 1),) * 2, "dilation": (1, 1)}
 
 
 def every_kind():
-    """A network with every kind of node, random numbers in its arrays."""
+    """A network with every kind of node and random arrays, and its metadata."""
     pool = {"window": (2, 2), "strides": (1, 1), "padding": ((0, 1),) * 2}
     kinds = [
         graph.Conv(inputs=(0,), window=(3, 3), features=12, **UNIT, epilogue="affine"),
@@ -55,7 +55,7 @@ def every_kind():
         graph.Mean(inputs=(20,)),
         graph.Conv(inputs=(21,), features=3, epilogue="affine_relu"),
     ]
-    # The second operand of the product: what came before, transposed.
+    # The second operand of the matrix product: the first one, transposed.
     kinds.insert(15, graph.Transpose(inputs=(15,), order=(2, 1)))
     rng = np.random.default_rng(0)
     specs, nodes = [graph.Spec((6, 5, 2))], []
@@ -91,7 +91,7 @@ def drawn(rng, member):
 
 @pytest.fixture(scope="module")
 def parts():
-    """A file in parts: description, header's entries, data section."""
+    """The parts of a file: description, header entries and data section."""
     data = file.to_bytes(*every_kind())
     start = 8 + int.from_bytes(data[:8], "little")
     entries = json.loads(data[8:start])
@@ -100,7 +100,7 @@ def parts():
 
 
 def joined(description, entries, section, rng):
-    """The bytes of a file, nearly always with the sum that they have."""
+    """The bytes of a file, nearly always with a correct checksum."""
     text = description if isinstance(description, str) else json.dumps(description)
     total = f"{zlib.crc32(text.encode(errors='replace') + section):08x}"
     if rng.random() < 0.02:
@@ -128,11 +128,11 @@ def test_every_kind_of_node_is_loaded_as_it_was_saved():
         )
 
 
-# What is done to a file: each changes a copy of its parts in place, or returns bytes.
+# Mutations: each changes the parts in place, or returns a new description or section.
 
 
 def other_value(rng, value):
-    """A value of any JSON type, near to the old one or far from it."""
+    """A random value of any JSON type, close to the old one or not."""
     choices = [None, True, -1, 0, 1, 1.5, 2**24, 2**31, 2**63, 10**40, "", "x", [], {}]
     choices += [[[]], -1e300, 1e-300, "\ud800", "x" * 201, [value], [value, value]]
     if type(value) is int:
@@ -198,7 +198,7 @@ def change_node(rng, description, entries, section):
 
 
 def change_size(rng, description, entries, section):
-    """Sizes that would take memory or time if they were believed."""
+    """Sizes that would take much memory or time if they were not checked."""
     huge = rng.choice([2**10, 2**14, 2**20, 2**24])
     if rng.random() < 0.3:
         shape = [huge] * rng.randrange(1, 6)
@@ -232,7 +232,7 @@ def change_offsets(rng, description, entries, section):
 
 
 def change_array(rng, description, entries, section):
-    """Another number of values, or another dtype, where all that is said of it fits."""
+    """Another number of values and dtype, with consistent header entries."""
     name = rng.choice(list(entries))
     begin, end = entries[name]["data_offsets"]
     dtype = rng.choice(list(DTYPES))
@@ -252,7 +252,7 @@ def change_array(rng, description, entries, section):
 
 
 def change_numbers(rng, description, entries, section):
-    """Other numbers of the right size, such as NaN, infinity and the extremes."""
+    """Other values of the same size, such as NaN, infinity and extremes."""
     begin, end = rng.choice(list(entries.values()))["data_offsets"]
     words = [b"\0", b"\xff", b"\x00\x00\xc0\x7f", b"\x00\x00\x80\xff", b"\x80\x7f"]
     filled = (rng.choice(words) * (end - begin))[: end - begin]
@@ -286,7 +286,7 @@ def mutant(rng, parts):
         else:
             section = made
     data = joined(description, entries, section, rng)
-    if rng.random() < 0.1:  # bytes that fit nothing
+    if rng.random() < 0.1:  # cut, extended or overwritten
         where = rng.randrange(len(data))
         data = rng.choice(
             [
@@ -299,7 +299,7 @@ def mutant(rng, parts):
 
 
 def peak_memory():
-    """The peak of this process in bytes since the last call, and its size now."""
+    """The process's peak memory since the last call and its current size, in bytes."""
     status = Path("/proc/self/status").read_text()
     peak, now = (
         int(status.partition(name)[2].split()[0]) * 1024
@@ -331,7 +331,7 @@ def check_mutants(parts, count, seed):
         if found is not None and loaded % 100 == 1:
             assert str(found.report)
             jax.eval_shape(found, jnp.zeros((1, *found.image_shape)))
-    # Each kind of damage meets checks of its own, and some is another network.
+    # Many different checks fail, and some mutants are valid networks.
     assert len(refused) > 20
     assert count / 100 < loaded < count / 2
 

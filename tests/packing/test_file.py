@@ -1,4 +1,4 @@
-"""The file: what goes in comes out; nothing else gets in."""
+"""The file format: round trips, and errors for anything else."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ INFO = {
 
 
 def sequence():
-    """A network whose nodes are of the kinds that a list of layers becomes."""
+    """A sequential network of convolutions, blocks, pools and dense layers."""
     return Net(
         (6, 6, 2),
         conv(2, 35, (3, 3)),
@@ -71,14 +71,14 @@ def load(tmp_path):
 
 
 def split(data):
-    """The description and the arrays, to be changed and put together again."""
+    """The description and arrays of a file; the inverse of `join`."""
     size = int.from_bytes(data[:8], "little")
     text = json.loads(data[8 : 8 + size])["__metadata__"]["xnor_jax"]
     return json.loads(text), safetensors.numpy.load(data)
 
 
 def join(description, arrays):
-    """A file with the sum that its contents have."""
+    """A file of a description and arrays, with a correct checksum."""
     text = description if isinstance(description, str) else json.dumps(description)
     plain = safetensors.numpy.save(arrays)
     section = plain[8 + int.from_bytes(plain[:8], "little") :]
@@ -115,7 +115,7 @@ def test_a_file_holds_numbers_and_no_code(packed, data):
 def test_the_same_network_gives_the_same_bytes(packed, data, load, tmp_path):
     xnor.save(tmp_path / "again", packed, **INFO)
     assert (tmp_path / "again").read_bytes() == data
-    # What is known stays, without being said again.
+    # The loaded network's metadata is saved without being passed again.
     xnor.save(tmp_path / "again", load(data))
     assert (tmp_path / "again").read_bytes() == data
     xnor.save(tmp_path / "again", load(data), name="other")
@@ -201,7 +201,7 @@ def test_thresholds_fit_the_sums():
 
 
 def whole(found):
-    """Load, and see that what was loaded is a network."""
+    """Check that a loaded network can be traced and reported."""
     jax.eval_shape(found, jnp.zeros((2, *found.image_shape)))
     assert str(found.report)
 
@@ -218,7 +218,7 @@ def test_a_file_cut_short_or_continued_is_refused_in_a_line(data, load):
 
 
 def test_each_flipped_bit_is_refused(data):
-    """By the sum in the numbers and the description; elsewhere as it does not fit."""
+    """The checksum covers arrays and description; other checks cover the header."""
     size = int.from_bytes(data[:8], "little")
     rng = np.random.default_rng(0)
     bits = rng.permutation(8 * len(data))
@@ -230,12 +230,12 @@ def test_each_flipped_bit_is_refused(data):
             file.from_bytes(bytes(changed))
         assert "\n" not in str(error.value) and len(str(error.value)) < 400
     changed[-1], changed[bit // 8] = data[-1] ^ 1, data[bit // 8]
-    with pytest.raises(ValueError, match="damaged: its checksum is another; copy"):
+    with pytest.raises(ValueError, match="damaged: its checksum does not match; copy"):
         file.from_bytes(bytes(changed))
 
 
 def mutants(value, rng):
-    """Values of every JSON type in the place of one."""
+    """Replacements for a value, of every JSON type."""
     yield from (None, True, -1, 0, 1.5, 2**31, 2**63, 10**40, "", "x", [], {}, [[]])
     if isinstance(value, int):
         yield from (value + 1, value - 1, value * 2, 2**24, str(value), [value])
@@ -326,18 +326,18 @@ DEEP = "[" * 100_000 + "]" * 100_000
         (change(format="other"), "another format"),
         (change(layout="msb first"), "layout: expected one of"),
         (change(code="import os"), "unknown entry"),
-        (change(image_shape=[2**24, 2**24, 2]), "numbers of an image of at most"),
+        (change(image_shape=[2**24, 2**24, 2]), r"at most \d+ numbers in an image"),
         (change(image_shape=[6, 6]), "node 0: conv: .* 1 spatial axes"),
         (change(nodes=[]), "list of 1 to 4096"),
         (change(nodes=[MEAN] * 4097), "list of 1 to 4096"),
         (change(nodes=[MEAN]), "class_names: expected 2, got 3"),
         (change(nodes=[{"kind": "sign", "inputs": [0]}]), "ends in floats"),
-        (change(nodes=[{"kind": "mean", "inputs": [1]}]), "expected inputs before it"),
+        (change(nodes=[{"kind": "mean", "inputs": [1]}]), "inputs from earlier nodes"),
         (change(nodes=[{"kind": "mean"}]), "expected one input, got 0"),
         (change_node(0, window=[3, 3, 3]), "node 0"),
         (change_node(0, strides=[0, 1]), "strides: expected a whole number from 1"),
         (change_node(0, padding=[[2**24, 2**24]] * 2), "positions in a padded image"),
-        (change_node(0, features=2**24), "weights of a kernel to number of at most"),
+        (change_node(0, features=2**24), r"at most \d+ weights in a kernel"),
         (change_node(0, kind="lambda"), "unknown kind of node"),
         (change_node(0, kind=["conv"]), "unknown kind of node a list"),
         (change_node(1, window=[9, 9]), "node 1: .*window"),
@@ -345,7 +345,9 @@ DEEP = "[" * 100_000 + "]" * 100_000
         (change_node(2, epilogue="exec"), "epilogue: expected one of"),
         (lambda *_: (DEEP, {}), "description to be a JSON object"),
         (lambda *_: ('{"version": ' + "9" * 5000 + "}", {}), "to be a JSON object"),
-        (lambda *_: ("[1]", {}), "description to be a JSON object"),
+        (lambda *_: ("[1]", {}), "description to be a JSON object, got a list"),
+        (lambda *_: ('{"version": NaN}', {}), "JSON object: NaN is not a JSON number"),
+        (lambda *_: ('{"a": 1, "a": 1}', {}), "JSON object: duplicate keys"),
         (change_array("0.kernel", lambda a: a[:-1]), "0.kernel: expected float32 of"),
         (change_array("0.kernel", np.float64), "0.kernel: expected float32 of shape"),
         (change_array("0.kernel", lambda a: a * np.nan), "0.kernel: expected finite"),
@@ -372,7 +374,7 @@ def test_files_before_the_sum_are_to_be_packed_again(data, load):
 
 
 def header(change):
-    """A file whose header is changed, its text and its numbers as they were."""
+    """A function that changes the header of a file and keeps its data section."""
 
     def changed(data):
         start = 8 + int.from_bytes(data[:8], "little")
@@ -424,9 +426,9 @@ def twice(found):
         (lambda f: f["0.threshold"].update(data_offsets=[140, 0]), "without gaps"),
         (lambda f: f.update({"0.threshold": []}), "0.threshold.*expected an object"),
         (lambda f: f.update({"0.threshold": f.pop("0.kernel")}), "without gaps"),
-        (lambda f: f["__metadata__"].update(other="1"), "checksum is another"),
+        (lambda f: f["__metadata__"].update(other="1"), "checksum does not match"),
         (lambda f: f.update(__metadata__=[]), "got another file"),
-        (twice, "header to be a JSON object"),
+        (twice, "header to be a JSON object: duplicate keys"),
     ],
 )
 def test_headers_that_do_not_add_up_are_refused(data, load, change, said):
@@ -469,7 +471,7 @@ def test_other_files_are_refused(tmp_path, load):
 
 
 def test_a_large_kernel_loads_in_little_more_than_its_bytes():
-    """No float a weight, and no byte a weight."""
+    """Loading allocates less than a byte per weight."""
     rng = np.random.default_rng(0)
     sizes, n = (1, 8192, 4096), 8192 * 4096
     sign = {"kind": "sign", "inputs": [0]}
@@ -501,7 +503,7 @@ def test_a_large_kernel_loads_in_little_more_than_its_bytes():
 
 
 def test_a_small_file_cannot_ask_for_much_memory(data, load):
-    """One input channel a word: 1,024 bits in memory for each in the file."""
+    """With one channel in and out, a bit in the file takes 1,024 bits in memory."""
     description, _ = split(data)
     side = 2**11
     sign = {"kind": "sign", "inputs": [0]}
@@ -517,5 +519,5 @@ def test_a_small_file_cannot_ask_for_much_memory(data, load):
     one = np.zeros(1, np.float32)
     arrays = {"1.kernel": bits, "1.scale": one, "1.bias": one}
     arrays |= {"0.threshold": one, "0.flip": np.zeros(1, np.uint8)}
-    with pytest.raises(FormatError, match="network in memory of at most"):
+    with pytest.raises(FormatError, match="bytes of arrays in memory"):
         load(join(description, arrays))

@@ -1,4 +1,4 @@
-"""Packed networks against the float model's evaluation: the same integers inside."""
+"""Packed networks against the float model: equal signs, sums and logits."""
 
 from functools import partial
 
@@ -13,12 +13,12 @@ from packed_networks import Net, block, conv, linear, norm, signals, volumes
 import xnor_jax as xnor
 from xnor_jax.nn import AvgPool, Flatten, GlobalAveragePool, MaxPool
 
-# Another way to the same integers, which tests/ops compares, and slow on a CPU.
+# tests/ops covers these two; on a CPU, "gpu" is slow and "pallas" is "xla".
 BACKENDS = sorted({*xnor.ops.available_backends()} - {"gpu", "pallas"})
 
 
 def grouped():
-    """Groups that end within a word, strides, a rectangle, dilation, odd sizes."""
+    """Groups that end within a word, strides, rectangles, dilation, odd sizes."""
     return Net(
         (11, 9, 3),
         conv(3, 36, (3, 2), strides=(2, 1), padding=((1, 0), (2, 1))),
@@ -36,7 +36,7 @@ def grouped():
 
 
 def pools():
-    """Pools before and after ReLU and BatchNorm, in a row, and before the mean."""
+    """Pools before and after ReLU and BatchNorm, two in a row, and a global mean."""
     return Net(
         (13, 13, 2),
         conv(2, 34, (5, 5), use_bias=False),
@@ -65,7 +65,7 @@ def dense():
 
 
 def scaled():
-    """The paper's K: nothing folds past it, in either direction."""
+    """Layers with the paper's K: nothing folds across it, in either direction."""
     return Net(
         (8, 7, 3),
         conv(3, 34, (3, 3)),
@@ -167,7 +167,7 @@ def test_it_is_a_pytree_under_jit_vmap_and_sharding(small, compilations):
     np.testing.assert_array_equal(packed(x + 0), logits)
     rebuilt = jax.tree.unflatten(jax.tree.structure(packed), jax.tree.leaves(packed))
     np.testing.assert_array_equal(rebuilt(x), logits)
-    assert compilations() - before <= 1  # the sum
+    assert compilations() - before <= 1  # of `x + 0`
 
     @jax.jit
     def pairs(packed, x):
@@ -202,7 +202,7 @@ def test_no_images_give_no_logits(small, backend):
     BACKENDS,
 )
 def test_a_sign_of_a_mean_is_rounded_as_by_the_float_network(backend):
-    # Sums that cancel: without a ReLU the mean of many lies near 0.
+    # Without a ReLU the terms of a mean cancel, and many means are near 0.
     block = partial(xnor.nn.XnorBlock, relu=False)
     model = Net(
         (8, 8, 3),
@@ -219,7 +219,8 @@ def test_a_sign_of_a_mean_is_rounded_as_by_the_float_network(backend):
     wanted = jax.jit(lambda s, x: nnx.merge(graphdef, s)(x))(state, x)
     error = jnp.abs(xnor.pack(model, backend=backend)(x) - wanted).max(-1)
     turned = error > 1e-4 * jnp.abs(wanted).max(-1)
-    # By a sum of the first layer at most; a mean in another order turns one in six.
+    # The compiled first layer may round differently; a mean in another order would
+    # change one image in six.
     assert int(turned.sum()) <= (2 if backend == "cpu" else 0)
 
 
@@ -235,7 +236,7 @@ POOLED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [7, 5])
 def test_a_mean_over_the_image_between_signs_is_rounded_in_one_way(size):
-    """Not 1/n of a power of two: a quotient and a product by 1/n are others there."""
+    """n = size² is not a power of 2: dividing by n and multiplying by 1/n differ."""
     shape, rngs = (size, size, 16), nnx.Rngs(0)
     conv = xnor.nn.BinaryConv(16, 24, (3, 3), use_bias=False, rngs=rngs)
     dense = xnor.nn.BinaryLinear(24, 40, use_bias=False, rngs=rngs)
@@ -259,7 +260,7 @@ def test_averages_between_signs_are_added_up_in_one_order(name):
     binary = partial(xnor.nn.BinaryConv, use_bias=False, rngs=nnx.Rngs(0))
     last = tuple(min(2, size) for size in pool.geometry(shape[:-1]).out)
     model = Net(shape, binary(16, 24, window), pool, binary(24, 40, last))
-    # Sums of a few α that may cancel: their order decides many a sign.
+    # Sums of a few ±α may cancel: their order determines many signs.
     model.eval()
     x = packed_networks.images(96, *shape)
 
@@ -272,7 +273,7 @@ def test_averages_between_signs_are_added_up_in_one_order(name):
         graphdef, state = nnx.split(model)
         wanted = logits(state, x)
         np.testing.assert_array_equal(logits(state, x[:1]), wanted[:1])
-        # The compiled library has no third axis.
+        # The compiled library supports at most two spatial axes.
         for ours in BACKENDS if len(window) < 3 else ("auto", "float", "xla"):
             packed = xnor.pack(model, backend=ours)
             np.testing.assert_array_equal(packed(x), wanted, err_msg=f"{theirs} {ours}")
@@ -306,10 +307,11 @@ def test_the_report_counts_weights_bytes_and_products(small):
     assert (first.real_macs, first.binary_macs) == (30 * 35 * 18, 0)
     assert (second.binary_macs, third.binary_macs) == (20 * 33 * 35 * 9, 40 * 132)
     assert last.real_macs == 120
-    # Kernel and bias; thresholds and signs of the block's BatchNorm and of the pool.
+    # Before: kernel, bias and the block's BatchNorm; after: kernel, thresholds, their
+    # flips and those of the pool.
     assert first.bytes_before == 4 * (35 * 18 + 35 + 2 * 35)
     assert first.bytes_after == 4 * 35 * 18 + 4 * 35 + 5 + 5
-    # α and bias, since an average is of floats; its thresholds and their signs.
+    # Kernel, α and bias, as AvgPool takes floats; thresholds after it and their flips.
     assert second.bytes_after == -(-33 * 35 * 9 // 8) + 8 * 33 + 4 * 33 + 5
     params = jax.tree.leaves(nnx.state(small, nnx.Param))
     assert report.bytes_before == 4 * sum(leaf.size for leaf in params)
@@ -320,7 +322,7 @@ def test_the_report_counts_weights_bytes_and_products(small):
 
 
 def signs_listed():
-    """`sign_ste` before layers that a mask makes binary, in Flax's own container."""
+    """Signs before layers that a mask makes binary, in an `nnx.Sequential`."""
     return nnx.Sequential(
         conv(3, 34, (3, 3)),
         norm(34),
@@ -382,7 +384,7 @@ def test_a_sequence_with_a_mask():
         ((block(4, 8, (3, 3), binary=False),), "expected a model with a binary layer"),
         (
             (block(4, 8, (3, 3)), block(8, 8, (1, 1), dtype=jnp.bfloat16)),
-            "behind runs/1/.* computes in float32, got bfloat16",
+            "after runs/1/.* computes in float32, got bfloat16",
         ),
         (
             (conv(4, 8, (1, 1), dtype=jnp.float16), block(8, 8, (3, 3))),
@@ -405,11 +407,11 @@ def test_a_mask_that_does_not_fit():
     with pytest.raises(ValueError, match="runs/0/kernel is ±α, .* network's own input"):
         xnor.pack(model, first)
     bias = xnor.mask_by_path(params, lambda path, _: path == "runs/0/bias")
-    with pytest.raises(ValueError, match="selects runs/0/bias, which is no kernel"):
+    with pytest.raises(ValueError, match="selects runs/0/bias, which is not a kernel"):
         xnor.pack(model, bias)
-    with pytest.raises(ValueError, match="the mask fits no leaf"):
+    with pytest.raises(ValueError, match="the mask does not match params"):
         xnor.pack(model, {"other": True})
-    # The inner kernels are those of the block: nothing else is asked for.
+    # The block's kernel is the only inner one, and is binary without a mask.
     assert xnor.pack(model, xnor.inner_kernels(model)).report == xnor.pack(model).report
 
 
@@ -428,12 +430,12 @@ def test_numbers_that_are_none():
     with pytest.raises(ValueError, match="got NaN or inf at runs/1/norm/var"):
         xnor.pack(model)
     model.runs[1].norm.var[...] = jnp.full(8, -1.0)
-    with pytest.raises(ValueError, match="runs/1/norm/var is no number"):
+    with pytest.raises(ValueError, match="runs/1/norm/var contains NaN"):
         xnor.pack(model)
 
 
 def test_numbers_of_a_closure_that_are_none():
-    """Also behind integers and single numbers, which are not looked at."""
+    """NaN is found after integers and scalars, which are not checked."""
     order, kernel = jnp.array([1, 0, 2]), jnp.full((3, 2), jnp.nan)
     scale = jnp.array(2.0)
     with pytest.raises(ValueError, match=r"got NaN or inf at closure/\d"):

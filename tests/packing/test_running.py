@@ -1,6 +1,6 @@
-"""A packed network in one call of the engine: the C API's logits, bit for bit.
+"""Packed networks in one call of the engine: the C API's logits, bit for bit.
 
-`.ci/run` runs this file again on a library under AddressSanitizer and UBSan.
+`.ci/run` runs this file again on a library with AddressSanitizer and UBSan.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ pytestmark = c_engine.needed
 
 @pytest.fixture(scope="module")
 def packed():
-    """Real and binary products, a pool, a shortcut, a choice of channels, functions."""
+    """Real and binary products, a shortcut, permuted channels and a maximum of rows."""
     rng = np.random.default_rng(0)
     normal = lambda *shape: np.float32(rng.normal(size=shape))  # noqa: E731
     stem, head, shift = normal(3, 3, 3, 40), normal(40, 5), normal(40)
@@ -53,7 +53,7 @@ def wanted(packed, x):
 
 
 def negated(packed):
-    """The same network with other numbers."""
+    """The same network with its floats negated."""
     floats = lambda a: jnp.issubdtype(a.dtype, jnp.floating)  # noqa: E731
     return jax.tree.map(lambda a: -a if floats(a) else a, packed)
 
@@ -80,7 +80,7 @@ def test_the_logits_on_every_instruction_set(packed, x):
 
 
 def test_weights_are_arguments(packed, x, wanted):
-    """One program runs any weights, whatever it ran before, and computed ones too."""
+    """One program runs with any weights in turn, also with computed ones."""
     run = jax.jit(lambda packed, x: packed(x))
     other = negated(packed)
     theirs = c_engine.Engine(c_engine.to_bytes(other))(x)
@@ -122,7 +122,7 @@ def test_devices_run_their_own_images(packed, x, wanted):
 
 
 def test_a_network_of_more_inputs_than_a_file_holds_runs(x):
-    """Nine values joined: no node has more than eight inputs."""
+    """Nine concatenated values; a node has at most eight inputs."""
     kernel = np.float32(np.random.default_rng(2).normal(size=(27, 4)))
 
     def function(x):

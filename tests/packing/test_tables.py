@@ -21,7 +21,7 @@ def test_timings_fit_a_terminal_in_one_line_each(milliseconds):
     console.print(bench_table(results))
     lines = console.file.getvalue().splitlines()
     assert len(lines) == 2 + len(results) and max(map(len, lines)) <= 80
-    # Within half a percent of what was measured, and with both extremes.
+    # The median within half a percent, and both extremes.
     packed = lines[2].split()[2:4]
     assert float(packed[0]) == pytest.approx(milliseconds, rel=5e-3)
     least, most = map(float, packed[1].strip("()").split("–"))

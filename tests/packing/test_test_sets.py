@@ -48,7 +48,7 @@ def test_every_image_is_classed_as_by_the_float_network(name, folder):
     model = nnx.merge(trainer.graphdef, state.params, state.rest)
     model.eval()
     packed = xnor.pack(model)
-    # The others unpack to numbers, slowly, or are "xla" on a CPU.
+    # The others are slow, as they unpack the bits to numbers, or are "xla" on a CPU.
     backends = sorted({"xla", "cpu"} & {*xnor.ops.available_backends()})
     networks = {b: jax.jit(packed.with_backend(b).__call__) for b in backends}
     prepare = xnor.packing.Preprocessing(dataset.source.mean, dataset.source.std)
@@ -66,9 +66,9 @@ def test_every_image_is_classed_as_by_the_float_network(name, folder):
             turned[backend] += int(other.sum())
             same = logits.argmax(-1) == wanted.argmax(-1)
             assert (same | other).all()
-    # On a CPU the float network's first, real layer is the packed one's, sum by sum;
-    # XLA may fuse what follows, a multiplication and an addition rounded once.
+    # On a CPU both networks compute identical sums in the real first layer; XLA may
+    # fuse the multiplication and addition after it, which then round once.
     assert turned.get("cpu", 0) <= 1
-    # Another program rounds it in its own order: a sum at a threshold may fall on the
-    # other side, and a class that is as near with it.
+    # Another program may add in another order: a sum near a threshold may then cross
+    # it, which changes the class if it was a close call.
     assert max(turned.values()) <= 3

@@ -1,4 +1,4 @@
-"""Thresholds against the function that they stand for, at every sum there is."""
+"""Thresholds against the functions that they replace, on integer and float sums."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ ODD = [0, -0.0, 1e-30, -1e-30, 1e-42, -1e-42, 1e35, -1e35, 1, -1, 3.5, -0.1]
 
 
 class Between(nnx.Module):
-    """α, a bias, ReLU and BatchNorm, of constants that upset."""
+    """α, a bias, optional ReLU and BatchNorm, with extreme constants."""
 
     def __init__(self, channels, *, relu, seed):
         rng = np.random.default_rng(seed)
@@ -23,7 +23,7 @@ class Between(nnx.Module):
         pick = rng.integers(0, len(ODD), channels)
         gamma = np.where(rng.random(channels) < 0.5, np.take(ODD, pick), 1)
         gamma = gamma * rng.normal(size=channels)
-        # With α a power of 2 the mean meets values exactly: BatchNorm gives 0.
+        # As α is a power of 2, some values equal the mean exactly: BatchNorm gives 0.
         alpha = np.where(
             rng.random(channels) < 0.2, 0, 2.0 ** rng.integers(-9, 3, channels)
         )
@@ -46,24 +46,24 @@ class Between(nnx.Module):
         return self.norm(y, use_running_average=True)
 
 
-def asked(value):
-    """A function of sums as what becomes of them on their way to a sign."""
+def evaluated(value):
+    """Wrap `(params, sums) -> value` to return an `Evaluation` without max-pools."""
 
-    def ask(params, sums):
+    def function(params, sums):
         v = value(params, sums)
-        return thresholds.Answer([], v >= 0, jnp.isnan(v))
+        return thresholds.Evaluation([], v >= 0, jnp.isnan(v))
 
-    return ask
+    return function
 
 
 def integer_threshold(value, params, **sizes):
-    found = thresholds.integer_threshold(asked(value), params, **sizes)
+    found = thresholds.integer_threshold(evaluated(value), params, **sizes)
     return found and found.threshold
 
 
 def float_threshold(value, params, *, features):
     found = thresholds.float_threshold(
-        asked(value), params, features=features, slopes=[]
+        evaluated(value), params, features=features, slopes=[]
     )
     return found and found.threshold
 
@@ -74,7 +74,7 @@ def functional(module):
 
 
 def bits(threshold: Threshold, sums: np.ndarray) -> np.ndarray:
-    """True where −1, by the meaning of a threshold in NumPy."""
+    """True where the sign is −1: the definition of a threshold, in NumPy."""
     flip = np.asarray(unpack_bits(threshold.flip, sums.shape[-1])) < 0
     return (sums < np.asarray(threshold.threshold)) ^ flip
 
@@ -102,19 +102,21 @@ def test_the_sign_of_a_maximum_needs_no_maximum_of_floats(kind):
     module = Between(channels, relu=True, seed=5)
     graphdef, state = nnx.split(module)
 
-    def ask(state, sums):
+    def function(state, sums):
         module = nnx.merge(graphdef, state)
         head = nnx.relu(module.alpha[...] * sums + module.bias[...])
         v = module.norm(head, use_running_average=True)
-        return thresholds.Answer([head], v >= 0, jnp.isnan(v))
+        return thresholds.Evaluation([head], v >= 0, jnp.isnan(v))
 
     if kind == "integer":
         found = thresholds.integer_threshold(
-            ask, state, bound=bound, features=channels, pools=1
+            function, state, bound=bound, features=channels, pools=1
         )
     else:
         slopes = [np.ones(channels, int)]
-        found = thresholds.float_threshold(ask, state, features=channels, slopes=slopes)
+        found = thresholds.float_threshold(
+            function, state, features=channels, slopes=slopes
+        )
     rng = np.random.default_rng(0)
     sums = rng.integers(-bound, bound + 1, (300, 4, channels)) // rng.integers(
         1, 9, (300, 1, 1)
@@ -146,12 +148,12 @@ def test_float_sums_get_the_models_sign():
         ]
     ).astype(np.float32)
     sums = np.where(np.isfinite(sums), sums, 0)
-    # Compared by XLA on both sides: to it, numbers below the normal ones may be 0.
+    # XLA compares on both sides, because it may flush subnormal numbers to 0.
     values = jax.jit(value)(params, sums)
     wanted = np.asarray(jax.jit(lambda v: sign(v) < 0)(values))
     got = np.asarray(jax.jit(jnp.less)(sums, at))
     got = got ^ (np.asarray(unpack_bits(found.flip, channels)) < 0)
-    # Where α alone overflows, a scale of 0 makes it NaN: that is no sign of a channel.
+    # Where α · sum overflows, a scale of 0 gives NaN, which has no sign.
     number = ~np.isnan(values)
     assert number.mean() > 0.99
     np.testing.assert_array_equal(got[number], wanted[number])
@@ -185,12 +187,12 @@ def test_what_is_not_monotone_or_no_number_has_none():
 
     assert integer_threshold(square, None, bound=5, features=1) is None
 
-    def ask(_, sums):
-        head = jnp.abs(sums)  # pooled, it does not follow from the sums' signs
-        return thresholds.Answer([head], head >= 0, jnp.isnan(head))
+    def function(_, sums):
+        head = jnp.abs(sums)  # not monotone in the sum
+        return thresholds.Evaluation([head], head >= 0, jnp.isnan(head))
 
     sizes = {"bound": 5, "features": 1}
-    assert thresholds.integer_threshold(ask, None, **sizes, pools=1) is None
+    assert thresholds.integer_threshold(function, None, **sizes, pools=1) is None
 
     def nan(where, sums):
         return jnp.where(where, jnp.nan, sums)
@@ -199,7 +201,7 @@ def test_what_is_not_monotone_or_no_number_has_none():
 
 
 def test_an_overflow_far_outside_is_no_answer():
-    """Infinity times a scale of 0 is NaN, which is no sign of the channel."""
+    """Infinity times a scale of 0 is NaN, which does not count as a sign."""
 
     def value(scale, sums):
         return (sums * 1e10) * scale + 1

@@ -1,4 +1,4 @@
-"""The float network beside which a packed one is timed computes the same."""
+"""The float network of the benchmark computes the packed network's logits."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from xnor_jax.packing.unpacked import unpack
 
 
 def image():
-    """Both kinds of threshold, groups, pools of falling channels, dense on images."""
+    """Both kinds of threshold, groups, pools of falling channels, flattened images."""
     return Net(
         (11, 9, 3),
         conv(3, 36, (3, 2), strides=(2, 1), padding=1),

@@ -31,7 +31,7 @@ def record(accuracy):
 
 
 def save(folder, state, accuracies):
-    """One epoch an accuracy, its parameters moved by its number."""
+    """Save one epoch per accuracy, with the parameters moved by the epoch's number."""
     checkpoints, history = Checkpoints(folder), []
     for epoch, accuracy in enumerate(accuracies, start=1):
         history.append(record(accuracy))
@@ -44,7 +44,7 @@ def kept(folder):
 
 
 def test_the_two_newest_and_the_best_are_kept_and_come_back_bit_for_bit(tmp_path):
-    # NIN's state has what is hard to store: typed keys of the dropout.
+    # NIN's state includes typed PRNG keys (dropout), which are not plain arrays.
     state = make("nin")
     accuracies = (0.5, 0.9, 0.7, 0.6, 0.8)
     checkpoints = save(tmp_path, state, accuracies)
@@ -73,7 +73,7 @@ def test_of_equal_accuracies_the_last_is_the_best(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
-    """A run of three epochs that trained nothing, the first one the best."""
+    """A run of three epochs without training; the first has the best accuracy."""
     folder = tmp_path_factory.mktemp("run") / "run"
     recipe = dataclasses.replace(recipes.get("digits-lenet5"), epochs=3)
     info = RunInfo("mine", recipe, SOURCES["digits"], (16, 16, 1), ("a", "b", "c"), 64)
@@ -86,7 +86,7 @@ def whole_run(tmp_path_factory):
 
 
 def damages(path):
-    """The content of a file with a bit flipped, cut short, and None for no file."""
+    """Yield damaged contents: a flipped bit, cut short, longer; None for no file."""
     content = path.read_bytes()
     for at in {0, len(content) // 3, len(content) // 2, len(content) - 1}:
         for bit in (0, 6):
@@ -102,7 +102,7 @@ def files_of(folder, epoch):
 
 
 def damaged(path):
-    """Damage the file in each way, and mend it afterwards."""
+    """Yield once per kind of damage to the file, and restore it each time."""
     content = path.read_bytes()
     for damage in damages(path):
         path.unlink() if damage is None else path.write_bytes(damage)
@@ -117,12 +117,12 @@ def test_whatever_happens_to_a_file_the_epoch_before_is_taken(whole_run):
     assert len(files) > 5
     for path in files:
         for _ in damaged(path):
-            with pytest.warns(RunWarning, match="epoch 3 .* epoch 2 is taken") as said:
+            with pytest.warns(RunWarning, match="epoch 3 .* epoch 2 is used") as said:
                 assert checkpoints.newest() == 2
             assert len(said) == 1 and "\n" not in str(said[0].message)
     for path in files_of(folder, 1):
         for _ in damaged(path):
-            with pytest.warns(RunWarning, match="epoch 1 .* epoch 3 is taken"):
+            with pytest.warns(RunWarning, match="epoch 1 .* epoch 3 is used"):
                 assert checkpoints.best() == 3
     with warnings.catch_warnings(action="error"):
         assert (checkpoints.newest(), checkpoints.best()) == (3, 1)
@@ -135,11 +135,11 @@ def test_a_run_is_read_and_packed_from_the_epoch_that_is_whole(whole_run):
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     try:
-        with pytest.warns(RunWarning, match="epoch 2 is taken"):
+        with pytest.warns(RunWarning, match="epoch 2 is used"):
             _, restored, history = loop.restore(folder, info)
         chex.assert_trees_all_equal(restored.params, moved(state, 2).params)
         assert history == [record(0.9), record(0.5)]
-        with pytest.warns(RunWarning, match="epoch 2 is taken"):
+        with pytest.warns(RunWarning, match="epoch 2 is used"):
             assert ship.pack_run(folder).info.test_accuracy == 0.5
     finally:
         path.write_bytes(content)

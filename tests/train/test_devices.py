@@ -1,4 +1,4 @@
-"""Batches split over devices: the numbers are those of one device, but for rounding."""
+"""Training with batches split over devices matches one device up to rounding."""
 
 import dataclasses
 import io
@@ -48,7 +48,7 @@ def two_devices():
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_steps_evaluation_and_calibration_are_those_of_one_device(dataset):
-    """In float64, where rounding turns no sign."""
+    """Compare in float64, where rounding flips no signs."""
     two_devices()
     with jax.enable_x64(True):
         check_steps(dataset)
@@ -57,8 +57,8 @@ def test_steps_evaluation_and_calibration_are_those_of_one_device(dataset):
 def check_steps(dataset):
     trainer, initial = loop.create(info_of(dataset, calibration_batches=2))
     params, rest = in_float64((initial.params, initial.rest))
-    # Biases that are not 0: of few images a BatchNorm's input, a multiple of α, may be
-    # its mean, and the sign of 0 would be one of rounding.
+    # Nonzero biases: with few images, a BatchNorm's input (a multiple of α) may equal
+    # its mean, and rounding would then decide the sign of its output.
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: p + rng.normal(size=p.shape) / 10, params)
     adam = trainer.optimizer.init(params)
@@ -70,11 +70,11 @@ def check_steps(dataset):
         images, labels, state = replicate((*dataset.train, state), mesh)
         train = step.make_train_epoch(trainer, mesh=mesh)
         calibrate = step.make_calibrate(trainer, mesh=mesh)
-        # 11 at a time: not a multiple of the devices.
+        # A batch of 11 is not divisible by the number of devices.
         evaluate = step.make_evaluate(trainer, 11, mesh=mesh)
         rest = calibrate(state.params, state.rest, images, key)
         test = evaluate(state.params, rest, images, labels)
-        # One step: Adam divides by the gradient, and turns its rounding into steps.
+        # One step: Adam normalizes the gradient, which amplifies its rounding errors.
         state, metrics, _ = train(state, images[:8], labels[:8], key)
         gradient = optax.tree.get(state.opt_state, "mu")
         statistics = nnx.state(state.rest, nnx.BatchStat)
@@ -104,7 +104,7 @@ def test_the_batch_is_split(dataset, backend):
     args = (carry, *dataset.train, batches, jax.random.key(0))
     carry, *args = replicate(args, mesh)
     program = train.lower(carry, 0, 4, *args).compile().as_text()
-    # Of 8 images, 16×16, the first convolution of a device sees 4.
+    # Each device's first convolution gets 4 of the batch's 8 images of 16×16.
     assert "f32[4,12,12,20]" in program
     assert "f32[8,12,12,20]" not in program
     assert "all-reduce" in program
@@ -116,7 +116,7 @@ def test_a_run_goes_on_with_another_number_of_devices(dataset, tmp_path, monkeyp
 
     def train(folder, **options):
         console = Console(file=io.StringIO())
-        # The float twin: in a binary network rounding may turn a sign.
+        # The float twin, because rounding may flip a sign in a binary network.
         info = info_of(dataset, binary=False)
         return loop.train(info, dataset, folder, console=console, **options)
 
@@ -143,9 +143,11 @@ def test_what_does_not_fit_is_refused_with_what_does():
     two_devices()
     count = len(jax.devices())
     for devices in (0, count + 1):
-        with pytest.raises(ValueError, match=f"expected 1 to {count},.*got {devices}"):
+        with pytest.raises(
+            ValueError, match=rf"expected 1 to {count} \(.*got {devices}"
+        ):
             make_mesh(devices, 8)
-    with pytest.raises(ValueError, match="9 images do not divide among 2 .*: 8 and 10"):
+    with pytest.raises(ValueError, match="9 is not divisible by 2 .*: 8 and 10"):
         make_mesh(2, 9)
     assert make_mesh(1, 9) is None
 

@@ -32,7 +32,7 @@ def test_signs_are_those_that_reach_the_layer(model):
         x = step(x)
     signs = np.asarray(xnor.sign(model.block2.norm(x)))[0]
     assert layer.features.shape == signs.shape
-    # Where rounding decides, it may decide otherwise.
+    # Rounding may flip the signs of values near 0.
     assert (layer.features == signs).mean() > 0.999
     figure = features.picture(packed, pixels, "title")
     shown = np.asarray(figure.axes[1].get_images()[0].get_array())

@@ -1,4 +1,4 @@
-"""Runs whose pictures stay on disk, beside the same numbers computed from memory."""
+"""Runs that read images from disk, compared with the same computation in memory."""
 
 import dataclasses
 import gc
@@ -34,7 +34,7 @@ RECIPE = dataclasses.replace(
     epochs=3,
     calibration_batches=2,
 )
-# The float twin, hardly moving: rounding turns no sign and no step of Adam's.
+# Rounding cannot flip signs in the float twin, and Adam's steps are tiny at this rate.
 STILL = dataclasses.replace(RECIPE, binary=False, learning_rate=1e-6)
 
 
@@ -46,7 +46,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(dataset):
-    """The trainer, and what makes its first state anew: a step donates it."""
+    """A trainer and a function that copies its initial state, which a step donates."""
     trainer, state = loop.create(RunInfo.of("mine", STILL, dataset))
     return trainer, lambda: jax.tree.map(lambda leaf: leaf.copy(), state)
 
@@ -82,7 +82,7 @@ def test_an_epoch_is_its_steps_and_the_test_counts_each_image_once(dataset, star
     means = jax.tree.map(lambda *x: sum(x) / 3, *sums)
     chex.assert_trees_all_close([metrics, flips], means, rtol=1e-3, atol=1e-4)
     images, labels = next(dataset.test_splits())
-    assert len(labels) == 7  # a batch, and one image more
+    assert len(labels) == 7  # one full batch and one image
     memory = step.make_evaluate(trainer)(
         expected.params, expected.rest, jnp.asarray(images), jnp.asarray(labels)
     )
@@ -96,7 +96,7 @@ def test_an_epoch_is_its_steps_and_the_test_counts_each_image_once(dataset, star
 
 
 class Static:
-    """A trainer as a static argument: it holds trees, which have no hash."""
+    """Make a trainer a hashable static argument; its trees are not hashable."""
 
     def __init__(self, trainer):
         self._trainer = trainer
@@ -175,22 +175,22 @@ def test_what_is_waited_is_told_apart_from_what_is_computed():
     x = jnp.ones((500, 500))
     jax.block_until_ready(compute(x))
     for pause, low, high in ((0.0, 0.0, 0.2), (0.5, 0.4, 2.2)):
-        with feeds.Ahead(sleepy(pause)) as ahead:
+        with feeds.Prefetcher(sleepy(pause)) as prefetcher:
             running, numbers = None, []
             for _ in range(4):
-                numbers.append(int(ahead.take(running)[0]))
+                numbers.append(int(prefetcher.take(running)[0]))
                 running = compute(x)
                 jax.block_until_ready(running)
         assert numbers == [0, 1, 2, 3]
-        assert low <= ahead.waited <= high
+        assert low <= prefetcher.waited <= high
 
 
 @pytest.mark.slow
 def test_what_is_shared_with_workers_is_given_back_at_the_end():
-    """Something else may hold the feed: what asyncio makes of an interruption, say."""
-    with feeds.Ahead(sleepy(0), workers=1) as ahead:
-        ahead.take(None)
-        iterator = weakref.ref(ahead._iterator)
+    """The iterator is freed even if asyncio, after an interrupt, refers to the feed."""
+    with feeds.Prefetcher(sleepy(0), workers=1) as prefetcher:
+        prefetcher.take(None)
+        iterator = weakref.ref(prefetcher._iterator)
     gc.collect()
     assert iterator() is None
 
@@ -201,11 +201,22 @@ def test_an_error_in_a_worker_ends_the_run_and_its_threads(dataset):
 
     with (
         pytest.raises(data.DataError, match="picture 0"),
-        feeds.Ahead(grain.MapDataset.range(4).map(broken)) as ahead,
+        feeds.Prefetcher(grain.MapDataset.range(4).map(broken)) as prefetcher,
     ):
-        ahead.take(None)
+        prefetcher.take(None)
     with pytest.raises(RuntimeError):
-        ahead._pool.submit(print)
+        prefetcher._pool.submit(print)
+
+
+def test_an_error_without_a_message_is_named():
+    def broken(_):
+        raise RuntimeError
+
+    with (
+        pytest.raises(RunError, match="read more images: RuntimeError; .*--resume"),
+        feeds.Prefetcher(grain.MapDataset.range(4).map(broken)) as prefetcher,
+    ):
+        prefetcher.take(None)
 
 
 @pytest.mark.slow
@@ -216,9 +227,9 @@ def test_a_worker_that_is_killed_is_told_in_a_line():
     batches = grain.MapDataset.range(4).map(killed)
     with (
         pytest.raises(RunError, match="exit code -9.*--resume") as error,
-        feeds.Ahead(batches, workers=1) as ahead,
+        feeds.Prefetcher(batches, workers=1) as prefetcher,
     ):
-        ahead.take(None)
+        prefetcher.take(None)
     assert "\n" not in str(error.value)
 
 

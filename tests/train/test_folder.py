@@ -34,7 +34,7 @@ def test_recipe_json_is_read_back(tmp_path):
 
 def test_a_run_is_not_overwritten_but_resumed(tmp_path):
     folders.open_folder(tmp_path / "run", info(), resume=False)
-    with pytest.raises(RunError, match="go on with --resume"):
+    with pytest.raises(RunError, match="already holds .*; resume it with --resume"):
         folders.open_folder(tmp_path / "run", info(), resume=False)
     folders.open_folder(tmp_path / "run", info(), resume=True)
 
@@ -61,6 +61,7 @@ def test_another_run_is_refused_and_left_alone(tmp_path, fields, said):
         ({}, "schedule cosine"),
         ({"schedule": lambda learning_rate, epochs: None}, "schedule .*lambda"),
         ({"schedule": "steps", "surrogate": "tanh"}, "temperature"),
+        ({"schedule": "steps", "weight_method": "recu"}, "quantile"),
     ],
 )
 def test_a_run_of_a_fixed_length_is_not_extended(tmp_path, fields, what):
@@ -83,20 +84,20 @@ def test_a_run_is_extended_where_no_epoch_depends_on_their_number(tmp_path):
 
 
 def test_what_was_begun_is_told(tmp_path):
-    assert folders.begun(tmp_path) is None
+    assert folders.read_started(tmp_path) is None
     folders.open_folder(tmp_path / "one", info(epochs=7), resume=False)
-    begun = folders.begun(tmp_path / "one")
-    assert begun is not None
-    name, recipe, seeds = begun
+    started = folders.read_started(tmp_path / "one")
+    assert started is not None
+    name, recipe, seeds = started
     assert (name, recipe.epochs, seeds) == ("digits-lenet5", 7, ())
     folders.write_seeds(tmp_path / "many", [5, 3])
-    assert folders.begun(tmp_path / "many") is None
+    assert folders.read_started(tmp_path / "many") is None
     folders.open_folder(tmp_path / "many" / "seed3", info(seed=3), resume=False)
     folders.write_seeds(tmp_path / "many", [3, 8])
-    assert folders.begun(tmp_path / "many")[2] == (5, 3, 8)
+    assert folders.read_started(tmp_path / "many")[2] == (5, 3, 8)
     (tmp_path / "many" / "seeds.json").write_text("[true]")
     with pytest.raises(RunError, match=r"seeds.json.*whole numbers.*give --seeds"):
-        folders.begun(tmp_path / "many")
+        folders.read_started(tmp_path / "many")
 
 
 def test_other_data_is_refused(tmp_path):
@@ -145,7 +146,7 @@ def test_nothing_to_resume(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write in .*--output"):
+    with pytest.raises(RunError, match="cannot write to .*--output"):
         folders.open_folder(tmp_path / "file" / "run", info(), resume=False)
 
 

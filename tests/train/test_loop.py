@@ -1,4 +1,4 @@
-"""Whole runs in process, of networks and data small enough for a test."""
+"""Complete runs in this process, with small networks and data sets."""
 
 import dataclasses
 import io
@@ -32,7 +32,7 @@ def run(folder, name, image_shape, *, images=32, resume=False, **fields):
 
 @pytest.mark.slow
 def test_a_network_with_dropout_trains(tmp_path):
-    # Its state holds keys, which are no plain arrays.
+    # Its state contains PRNG keys, which are not plain arrays.
     folder, way = tmp_path / "run", {"batch_size": 16, "calibration_batches": 0}
     result = run(folder, "cifar10-nin", (8, 8, 3), epochs=1, **way)
     assert [record["epoch"] for record in result.history] == [1]
@@ -43,7 +43,7 @@ def test_a_network_with_dropout_trains(tmp_path):
 
 @pytest.mark.slow
 def test_a_test_loss_that_is_not_finite_saves_nothing(tmp_path):
-    # One step: the loss it reports is that of the weights before it.
+    # One step: its training loss is that of the initial weights, which is finite.
     with pytest.raises(RunError, match="the test loss of epoch 1 is .*learning_rate"):
         run(
             tmp_path / "run",
@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_number(tmp_path):
     (folder / "metrics.jsonl").write_text('{"epoch": 1, "st')
     newest = folder / "checkpoints" / "3" / "history.json"
     newest.write_bytes(newest.read_bytes().replace(b"3", b"7", 1))
-    with pytest.warns(RunWarning, match="epoch 3 .* is damaged: .*epoch 2 is taken"):
+    with pytest.warns(RunWarning, match="epoch 3 .* is damaged: .*epoch 2 is used"):
         again = run(*args, **fields, resume=True).history
     numbers = set(METRICS) - {"images_per_second"}
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -94,7 +94,7 @@ def test_a_run_begins_with_anothers_weights_and_learns_from_its_answers(tmp_path
     args, fields = ("digits-lenet5", (16, 16, 1)), {"epochs": 1, "batch_size": 16}
     other = str(tmp_path / "twin")
     twin = run(tmp_path / "twin", *args, **fields, binary=False, calibration_batches=2)
-    # Steps too small to move a weight: only where they begin is left.
+    # The steps are too small to change a weight, so the initial weights remain.
     fields |= {"learning_rate": 1e-30, "calibration_batches": 2, "initial": other}
     fields |= {"teacher": other, "average": 0.5, "scale_minimum": 0.0}
     student = run(tmp_path / "student", *args, **fields)
@@ -113,7 +113,7 @@ def test_a_run_begins_with_anothers_weights_and_learns_from_its_answers(tmp_path
     with pytest.raises(RunError, match="^initial: expected a run of the same network"):
         run(tmp_path / "nin", *args, **fields)
     assert not (tmp_path / "nin").exists()
-    # Read without what only training needs.
+    # Restoring does not load the teacher, which only training needs.
     trainer, state, _ = loop.restore(
         tmp_path / "student", read_info(tmp_path / "student")
     )

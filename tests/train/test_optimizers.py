@@ -13,7 +13,7 @@ def recipe(**fields):
 
 
 def steps(rates, **fields):
-    """The updates of two steps with the gradients 2 and −1, from the weight 3."""
+    """Return the updates of two steps from weight 3 with gradients 2 and −1."""
     given = recipe(weight_decay=0.5, **fields)
     optimizer = optax.chain(*make_optimizer(given, lambda count: rates[count]))
     weight, updates = jnp.float32(3), []

@@ -1,4 +1,4 @@
-"""Loops that are cut by a clock, here one that the test sets."""
+"""Loops split into timed pieces, with a fake clock."""
 
 import signal
 import threading
@@ -19,7 +19,7 @@ def total(carry, start, stop, terms):
 
 
 class jitted:
-    """A function in Python in the place of a jitted one: nothing to compile."""
+    """A Python function with the interface of a jitted one, without compilation."""
 
     def __init__(self, function):
         self.function = function
@@ -97,8 +97,8 @@ def test_a_signal_is_heard_during_a_compilation():
         compiling.wait()
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    run = pieces.heard_while_compiling(Slow(lambda: None))
-    # What a shell starts in the background is deaf to it.
+    run = pieces.compile_in_thread(Slow(lambda: None))
+    # Shell scripts start background processes with SIGINT ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt, daemon=True).start()
     begin = time.monotonic()
@@ -116,11 +116,11 @@ def test_an_error_of_a_compilation_is_raised():
             raise ValueError("no such target")
 
     with pytest.raises(ValueError, match="no such target"):
-        pieces.heard_while_compiling(Broken(lambda: None))()
+        pieces.compile_in_thread(Broken(lambda: None))()
 
 
 def test_what_was_compiled_aside_is_not_compiled_again(compilations):
-    run = pieces.heard_while_compiling(jax.jit(lambda x: x * 3 + 1))
+    run = pieces.compile_in_thread(jax.jit(lambda x: x * 3 + 1))
     x = jnp.ones(3)
     before = compilations()
     np.testing.assert_array_equal(run(x), 4 * np.ones(3))

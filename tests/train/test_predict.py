@@ -78,10 +78,10 @@ def test_loss_and_accuracy(packed, pixels):
 
 
 def test_images_of_another_shape_and_unknown_pixels_are_refused(packed, pixels):
-    with pytest.raises(data.DataError, match=r"shape \(6, 5, 1\), these have \(5, 5"):
+    with pytest.raises(data.DataError, match=r"shape \(6, 5, 1\), got \(5, 5"):
         predict.logits(packed, pixels[:, :5])
     silent = dataclasses.replace(packed, info=Info())
-    with pytest.raises(data.DataError, match="how pixels are prepared"):
+    with pytest.raises(data.DataError, match="the network has no preprocessing"):
         predict.logits(silent, pixels)
 
 
@@ -92,5 +92,5 @@ def test_the_data_set_is_the_one_that_the_file_names():
     unnamed = Info(preprocessing=Preprocessing(mnist.mean, mnist.std))
     with pytest.raises(data.DataError, match="not name its data set; pack its run ag"):
         predict.dataset_name(unnamed)
-    with pytest.raises(data.DataError, match="trained on my.sets:birds, which is none"):
+    with pytest.raises(data.DataError, match="trained on my.sets:birds, which is not"):
         predict.dataset_name(Info(dataset="my.sets:birds"))

@@ -1,4 +1,4 @@
-"""Several real processes on this host: the numbers of one, and an end of all as one."""
+"""Runs in several processes on this host match one process, and end together."""
 
 import dataclasses
 import io
@@ -22,10 +22,10 @@ from xnor_jax.train import recipe as recipes
 from xnor_jax.train.cluster import Cluster
 from xnor_jax.train.folder import METRICS, RunError, RunInfo
 
-SECONDS = 150  # after which a process that hangs is ended
+SECONDS = 150  # after which a process that hangs is killed
 EPOCHS = 4
-# The float twin, and a small rate: rounding turns signs of a binary network, and Adam
-# turns rounding into steps of the rate's size.
+# The float twin and a small learning rate: rounding flips signs in a binary network,
+# and Adam amplifies rounding errors to steps of the learning rate's size.
 FIELDS = {
     "binary": False,
     "epochs": EPOCHS,
@@ -47,7 +47,7 @@ def free_port():
 
 
 def start(*args, devices=1):
-    """Start `xnor-jax train ARGS` on so many virtual devices."""
+    """Start `xnor-jax train ARGS` with `devices` virtual devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", "xnor_jax.cli", "train", *map(str, args)],
@@ -86,7 +86,7 @@ def wait_for(what, running):
 
 
 def train_here(folder, **options):
-    """The same run in a single process, this one."""
+    """Train the same run in this process alone, and return its metrics."""
     info = RunInfo.of(
         "digits-lenet5",
         dataclasses.replace(recipes.get("digits-lenet5"), **FIELDS),
@@ -109,10 +109,10 @@ def check_same(found, expected):
 
 
 def check_line(err):
-    """A line that says what to do; the log that it names is there."""
+    """Check for one line with advice, and that any log it names is not empty."""
     assert len(err.splitlines()) == 1
-    assert re.match("xnor-jax: (JAX ended this process|the processes lost)", err)
-    assert err.endswith("again with --resume\n")
+    assert re.match("xnor-jax: (JAX ended this process|connection between)", err)
+    assert err.endswith("restart all processes with --resume\n")
     for log in re.findall(r"\S+\.log", err):
         assert Path(log).read_text()
         Path(log).unlink()
@@ -143,12 +143,12 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(tmp_path):
     assert 1 <= len(metrics(folder)) < EPOCHS
     check_same(train_here(folder, resume=True), alone)
 
-    # Trained already: what is left is to read, to draw and to leave together.
+    # Training is complete: the processes only restore, plot and exit together.
     first, second = start_two(*RECIPE, "--output", folder, "--resume")
     (status, out, err), other = finish(first), finish(second)
     assert (status, err) == (0, "")
-    assert other == (0, "", "")  # the first alone speaks
-    assert "going on after epoch" in out and "test accuracy" in out
+    assert other == (0, "", "")  # only the first process prints
+    assert "resuming after epoch" in out and "test accuracy" in out
     assert "Gloo" not in out
     check_same(metrics(folder), alone)
     assert not list(folder.glob("*.tmp*"))
@@ -176,11 +176,11 @@ def test_processes_that_do_not_fit_together_stop(tmp_path):
     lonely = start(*nobody, "--process-id", 1, "--start-timeout", 1)
     for status, _, err in map(finish, two):
         assert status == 1 and len(err.splitlines()) == 1
-        assert "process 1 has another run than process 0" in err
+        assert "process 1 has a different run from process 0" in err
     status, _, err = finish(lonely)
     assert status == 1
     check_line(err)
-    assert f"did not come together at {nobody[1]} in 1 s" in err
+    assert f"did not connect at {nobody[1]} within 1 s" in err
     assert not folder.exists()
 
 
@@ -193,8 +193,9 @@ def test_processes_that_do_not_fit_together_stop(tmp_path):
         ((*BY_HAND, "--num-processes", 0), "--num-processes: expected at least 1"),
         ((*BY_HAND, "--coordinator", "here"), "expected HOST:PORT"),
         ((*BY_HAND, "--coordinator", "here:99999"), "expected HOST:PORT"),
+        (("--start-timeout", 9), "--start-timeout: expected with --coordinator or"),
         ((*BY_HAND, "--start-timeout", 0), "--start-timeout: expected at least 1"),
-        ((*BY_HAND, "--cluster"), "--cluster: finds --coordinator itself"),
+        ((*BY_HAND, "--cluster"), "--cluster: expected without --coordinator"),
     ],
 )
 def test_wrong_options_are_one_line(args, words, capsys):
@@ -207,7 +208,7 @@ def test_a_port_that_is_taken_is_one_line(capsys):
         port = server.getsockname()[1]
         where = ("--coordinator", f"127.0.0.1:{port}")
         code, err = said(capsys, "train", *BY_HAND, *where)
-    assert code == 1 and f"cannot listen at port {port}" in err
+    assert code == 1 and f"cannot listen on port {port}" in err
     assert len(err.splitlines()) == 1
 
 
@@ -227,7 +228,7 @@ def test_no_cluster_is_said():
         text=True,
         timeout=SECONDS,
     )
-    assert "OptionError: --cluster: JAX finds none here" in ran.stderr
+    assert "OptionError: --cluster: JAX detects no cluster here" in ran.stderr
 
 
 def test_the_line_of_a_child_that_a_signal_ended(tmp_path):
@@ -235,9 +236,9 @@ def test_the_line_of_a_child_that_a_signal_ended(tmp_path):
     killed = supervisor.explain(signal.SIGKILL, tmp_path / "a.log", cluster)
     assert killed.startswith("this process was ended by SIGKILL; ")
     aborted = supervisor.explain(signal.SIGABRT, tmp_path / "a.log", cluster)
-    assert "did not come together at host:1 in 120 s" in aborted
+    assert "did not connect at host:1 within 120 s" in aborted
     for line in killed, aborted:
-        assert f"{tmp_path}/a.log has more; start all processes again" in line
+        assert f"; see {tmp_path}/a.log; restart all processes with" in line
 
 
 ADDRESSES = {
@@ -274,13 +275,23 @@ def test_a_host_that_others_do_not_reach_is_told_why(
         with processes.joined(Cluster(coordinator, 0, 2, cluster=True)):
             raise jax.errors.JaxRuntimeError("UNKNOWN: Connection refused\nmore")
     line = str(error.value)
-    assert "lost each other (UNKNOWN: Connection refused); " in line
-    assert "\n" not in line and line.endswith("again with --resume")
-    assert ("give me its own address in /etc/hosts" in line) == advised
+    assert "processes lost (UNKNOWN: Connection refused); " in line
+    assert "\n" not in line and line.endswith("restart all processes with --resume")
+    assert ("map me to its network address" in line) == advised
+
+
+def test_a_failure_without_a_message_is_named(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(RunError, match="the other processes: RuntimeError$"):
+        with processes.joined(Cluster("host:1", 0, 2)):
+            pass
 
 
 def test_a_single_process_needs_no_agreement(tmp_path):
-    processes.check_alike(seed=0)
+    processes.check_equal(seed=0)
     opened = []
     processes.open_together(tmp_path, lambda: opened.append(True))
     assert opened == [True] and processes.is_first()

@@ -142,7 +142,7 @@ def test_damaged_recipe():
 
 
 def test_every_field_has_its_help():
-    # tyro shows a field's docstring; one without is a mystery on the command line.
+    # tyro shows each field's docstring in the command line's help.
     import inspect
 
     source = inspect.getsource(Recipe)

@@ -41,7 +41,7 @@ def weights():
 
 
 def read_events(folder):
-    """The events of a TensorBoard file: length, its checksum, data, its checksum."""
+    """Yield TensorBoard events; each is stored as length, checksum, data, checksum."""
     for file in sorted(folder.glob("events*")):
         data = io.BytesIO(file.read_bytes())
         while header := data.read(12):
@@ -79,7 +79,7 @@ def test_a_legend_has_at_most_eight_entries(kernels):
         labels = axis.get_legend_handles_labels()[1]
         assert labels[0] == "block2/layer" and len(labels) == min(kernels, 8)
         if kernels > 8:
-            assert labels[-1] == f"{kernels - 7} others,\nleast to most"
+            assert labels[-1] == f"{kernels - 7} others,\nlowest to highest"
             band = axis.collections[0].get_paths()[0].vertices
             assert len(curves(axis)) == 7 and np.isfinite(band).all()
         assert labels[:7] == [name.removesuffix("/kernel") for name in names[:7]]

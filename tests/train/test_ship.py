@@ -22,7 +22,7 @@ def info():
 
 @pytest.fixture(scope="module")
 def run(info, tmp_path_factory):
-    """A run of two epochs that trained nothing, the first one better."""
+    """A run of two epochs without training; the first has the better accuracy."""
     folder = tmp_path_factory.mktemp("run") / "run"
     folders.open_folder(folder, info, resume=False)
     trainer, state = loop.create(info)

@@ -11,6 +11,7 @@ from flax import nnx
 
 from xnor_jax import data, quantizers, weights
 from xnor_jax.data import preprocess
+from xnor_jax.registry import SURROGATES, WEIGHT_METHODS
 from xnor_jax.train import network, pieces, step
 from xnor_jax.train import recipe as recipes
 
@@ -40,7 +41,7 @@ def kernels(trainer, state):
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_epoch_is_its_steps_one_by_one():
-    # Adam would make steps of the learning rate of a gradient that is rounding alone.
+    # Adam would turn a gradient that is only rounding error into a full-size step.
     trainer, state = make(optimizer="sgd", learning_rate=0.1)
     images, labels = images_and_labels()
     key = jax.random.key(3)
@@ -134,6 +135,29 @@ def test_recus_quantile_rises_over_the_training():
     x = preprocess.normalize(SOURCE, images[:8])
     one_step = jax.jit(lambda s: step.train_step(trainer, s, x, labels[:8]))
     assert np.isfinite(one_step(state)[1].loss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        *(("surrogate", name) for name in SURROGATES),
+        *(("weight_method", name) for name in WEIGHT_METHODS),
+    ],
+)
+def test_a_step_that_depends_on_the_number_of_steps_fixes_the_length(field, name):
+    trainer, state = make(schedule="steps", **{field: name})
+    images, labels = images_and_labels()
+    x = preprocess.normalize(SOURCE, images[:8])
+    state = state._replace(step=jnp.array(2, jnp.int32))
+    longer = trainer._replace(steps=2 * trainer.steps)
+    results = []
+    for one in (trainer, longer):
+        run = jax.jit(lambda s, one=one: step.train_step(one, s, x, labels[:8]))
+        new = run(state)[0]
+        results.append(jax.tree.leaves((new.params, new.opt_state)))
+    same = all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
+    assert same == (recipes.fixed_length(trainer.recipe) is None)
 
 
 def test_real_weights_are_not_projected():
@@ -237,7 +261,7 @@ def test_coupled_decay_goes_through_adam_and_decoupled_does_not():
         updates, _ = trainer.optimizer.update(zero, state.opt_state, state.params)
         trees[decay] = updates["dense4"]["kernel"][...]
     weight = state.params["dense4"]["kernel"][...]
-    # Adam makes any first gradient a step of the learning rate.
+    # Adam's first step has the size of the learning rate, whatever the gradient is.
     np.testing.assert_allclose(trees["coupled"], -0.01 * np.sign(weight), rtol=0.01)
     np.testing.assert_allclose(trees["decoupled"], -0.01 * 0.1 * weight, rtol=1e-5)
 
@@ -267,7 +291,7 @@ def test_tanh_has_the_temperature_of_the_step():
     images, labels = images_and_labels()
     x = step.normalize(SOURCE, images[:8])
     trees = []
-    # Half of 3 epochs of 4 steps: t = 10^0.
+    # Step 6 is half of 3 epochs of 4 steps, where t = 10^0.
     for surrogate in ("tanh", partial(quantizers.tanh, temperature=1.0), "ste"):
         trainer, state = make(surrogate=surrogate)
         state = state._replace(step=jnp.int32(6))

@@ -1,4 +1,4 @@
-"""Push and pull, with a hub on this machine in the place of the real one."""
+"""Push and pull, with a fake hub on this machine."""
 
 import os
 import shutil
@@ -120,9 +120,9 @@ def test_a_file_that_is_none_replaces_nothing(model, words, hub, file, tmp_path)
 
 
 def test_what_the_hub_lacks_or_refuses_is_one_line(hub, file, tmp_path, monkeypatch):
-    refused(zoo.HubError, "no repository me/gone, or none", zoo.pull, "me/gone", file)
+    refused(zoo.HubError, "no repository me/gone, or your", zoo.pull, "me/gone", file)
     hub.files["me/empty"] = {"README.md": b"a"}
-    words = "me/empty has no model.safetensors; expected what push uploads"
+    words = "me/empty has no model.safetensors; expected the files that push uploads"
     refused(zoo.HubError, words, zoo.pull, "me/empty", file)
     hub.files["me/large"] = {"model.safetensors": BYTES}
     hub.sizes["model.safetensors"] = 2**31
@@ -135,14 +135,14 @@ def test_what_the_hub_lacks_or_refuses_is_one_line(hub, file, tmp_path, monkeypa
     refused(zoo.HubError, words, zoo.push, NAME, "me/net")
     hub.files["me/own"] = {"model.safetensors": BYTES}
     hub.private.add("me/own")
-    refused(zoo.HubError, "no repository me/own, or none", zoo.pull, "me/own", file)
+    refused(zoo.HubError, "no repository me/own, or your", zoo.pull, "me/own", file)
     monkeypatch.delenv("HF_TOKEN")
     refused(zoo.HubError, "no token for the hub", zoo.push, NAME, "me/net")
     assert "me/net" not in hub.files and open(file, "rb").read() == BYTES
 
 
 def test_a_hub_out_of_reach_is_one_line(hub, file, monkeypatch):
-    fake_hub.point_at(monkeypatch, "http://127.0.0.1:1")  # where nobody listens
+    fake_hub.point_at(monkeypatch, "http://127.0.0.1:1")  # where nothing listens
     words = "me/net: the hub cannot be reached"
     refused(zoo.HubError, words, zoo.pull, "me/net", file)
     refused(zoo.HubError, words, zoo.push, NAME, "me/net")

@@ -1,4 +1,4 @@
-"""The networks that ship: each loads, and is what its card says."""
+"""The zoo's networks: each loads and matches its card."""
 
 import shlex
 import subprocess
@@ -13,7 +13,7 @@ from xnor_jax import data, zoo
 from xnor_jax.train import predict
 from xnor_jax.train.recipe import PRESETS
 
-# Where each data set lies in the shared folder.
+# The folder of each data set in the shared data.
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 FOLDERS = {"mnist": "mnist", "fashion": "fashion_mnist", "cifar10": "cifar10"}
 
@@ -49,7 +49,7 @@ def test_the_accuracy_of_a_card_is_measured_again(name):
         pytest.skip(f"{card.dataset} is not in the shared data beside this checkout")
     dataset = data.load(card.dataset, folder)
     found = predict.evaluate(zoo.load(name), dataset).accuracy
-    # Another processor rounds the first layer in its own order: a class may turn.
+    # Another processor may round the first layer differently, and change a class.
     assert found == pytest.approx(card.test_accuracy, abs=5e-4)
 
 

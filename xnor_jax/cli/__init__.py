@@ -1,8 +1,8 @@
-"""`xnor-jax …`: parses, calls, prints.
+"""The command line, `xnor-jax …`.
 
-Exit status: 0 when the work is done, 2 for a wrong argument, 1 otherwise. An error is
-one line on standard error. What a command needs is imported when it runs: this module
-needs the standard library alone, and is there before Ctrl-C can come.
+The exit status is 0 on success, 2 for a wrong argument and 1 otherwise. An error is one
+line on standard error. A command's dependencies are imported when it runs: this module
+needs only the standard library, so that it can handle Ctrl-C from the start.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-# Where each command is, and what it does.
+# The function and the description of each command.
 COMMANDS = {
     "train": ("recipes:train", "train a recipe to its end"),
     "evaluate": (
@@ -23,15 +23,15 @@ COMMANDS = {
     ),
     "compare": ("runs:compare", "the accuracies and curves of runs side by side"),
     "summary": ("recipes:summary", "a recipe's layers, and which kernels are binary"),
-    "pack": ("runs:pack", "write a run's network to a file, one bit a binary weight"),
+    "pack": ("runs:pack", "write a run's network to a file, one bit per binary weight"),
     "predict": ("packed:predict", "the classes of image files, by a packed file"),
-    "bench": ("packed:bench", "the speed of a packed file, beside floats"),
+    "bench": ("packed:bench", "the speed of a packed file, against float32"),
     "zoo": ("zoo:zoo", "the trained networks that ship with the package"),
     "push": ("zoo:push", "a packed file and its card to a hub repository"),
     "pull": ("zoo:pull", "a packed file and its card from a hub repository"),
 }
 
-# The exit status for each kind of error; what is raised has been imported.
+# The exit status of each error type, by name: a raised type is already imported.
 _ERRORS = {
     ("xnor_jax.train.recipe", "RecipeError"): 2,
     ("xnor_jax.data", "DataError"): 1,
@@ -49,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     arguments = list(sys.argv[1:] if args is None else args)
     line = "interrupted"
     if arguments[:1] == ["train"]:
-        line += "; go on with --resume"
+        line += "; continue with --resume"
     status, before, interrupted = 0, {}, False
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -64,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         interrupted = True
         status = _fail(line, 1)
     except BrokenPipeError:
-        # The reader of the output has gone; so has the place to say anything.
+        # The reader has closed the output; the flush at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 1
     except Exception as error:
@@ -74,11 +74,11 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         status = _fail(_message(error, arguments), found)
     finally:
         for number, handler in before.items():
-            if handler is not None:  # one of C's, which Python leaves alone
+            if handler is not None:  # None: a C handler, which Python cannot restore
                 signal.signal(number, handler)
     if interrupted:
-        # A plain exit would wait for what XLA still compiles or computes; what workers
-        # shared with this process is given back before.
+        # A normal exit would wait for XLA to finish compiling or computing. Garbage
+        # collection first releases the resources shared with worker processes.
         gc.collect()
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -86,13 +86,13 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     sys.exit(status)
 
 
-def hear_interrupts() -> None:
-    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt, for what has to be cleaned up.
+def enable_interrupts() -> None:
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt, so that cleanup code runs.
 
-    Until then Ctrl-C ends the process at once: modules of other libraries swallow the
-    exception while they are imported, or crash.
+    Before this call, Ctrl-C ends the process at once: some libraries swallow the
+    exception during their import, or crash.
     """
-    if callable(signal.getsignal(signal.SIGINT)):  # and is not ignored
+    if callable(signal.getsignal(signal.SIGINT)):  # SIGINT is not ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -103,7 +103,7 @@ def _exit_at_once(line: str) -> NoReturn:
 
 
 def note(words: object) -> None:
-    """Print a line on standard error beside the command's work."""
+    """Print a note on standard error."""
     say(f"note: {words}")
 
 
@@ -114,19 +114,19 @@ def say(words: object) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave it to this module to say what went wrong, while a command runs."""
+    """Print warnings as notes, and keep other libraries from printing tracebacks."""
     import _thread
     import io
     import logging
     import warnings
 
     def unraisable(what: Any) -> None:
-        # Ctrl-C that came in a callback, such as JAX's at a garbage collection.
+        # Ctrl-C during a callback, such as JAX's at a garbage collection.
         if issubclass(what.exc_type, KeyboardInterrupt):
             _thread.interrupt_main()
 
-    # When a file cannot be written, TensorStore's threads and tasks print a traceback
-    # each through these two; the error itself is raised, and told in a line.
+    # If a file cannot be written, TensorStore's threads and tasks print tracebacks
+    # through these two; the error itself is raised, and `main` prints it.
     asyncio, hook, out = logging.getLogger("asyncio"), sys.unraisablehook, sys.stdout
     level = asyncio.level
     errors = out.errors if isinstance(out, io.TextIOWrapper) else None
@@ -137,7 +137,7 @@ def _quiet() -> Iterator[None]:
             warnings.showwarning = lambda message, *_: note(message)
             warnings.simplefilter("always", UserWarning)
             if isinstance(out, io.TextIOWrapper):
-                out.reconfigure(errors="replace")  # where a locale has no … or ≥
+                out.reconfigure(errors="replace")  # if the locale lacks … or ≥
             yield
         finally:
             sys.unraisablehook = hook
@@ -181,7 +181,7 @@ def _help() -> str:
         *lines,
         f"\nrecipes: MODULE:NAME, {', '.join(PRESETS)}",
         *parts,
-        "xnor-jax COMMAND --help says more.",
+        "Run xnor-jax COMMAND --help for more.",
     )
     return wrapped("\n".join(rows))
 
@@ -198,14 +198,14 @@ def _version() -> str:
     if instructions is None:
         return (
             f"xnor-jax {__version__}\nbackends: {others}\n"
-            "THE C++ PART IS MISSING: no backend cpu, and XLA multiplies signs, many "
-            "times slower; install from source with a C++ compiler"
+            "THE C++ PART IS MISSING: there is no backend cpu, and products of signs "
+            "run many times slower in XLA; install from source with a C++ compiler"
         )
     return f"xnor-jax {__version__}\nbackends: {others}, cpu (C++, {instructions})"
 
 
 def _status(error: Exception) -> int | None:
-    """The exit status for an error that is told in a line; None for a fault of ours."""
+    """The exit status for an error that is printed as one line; None for a bug."""
     if isinstance(error, UsageError):
         return 2
     if isinstance(error, OSError) or _missing_package(error) or _out_of_memory(error):
@@ -226,7 +226,7 @@ def _message(error: Exception, arguments: Sequence[str]) -> object:
             "pip install 'xnor-jax[train]'"
         )
     if _out_of_memory(error):
-        return "out of memory; fewer images at once need less"
+        return "out of memory; use a smaller batch"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError) and _status(error) == 2:
@@ -235,11 +235,11 @@ def _message(error: Exception, arguments: Sequence[str]) -> object:
 
 
 def as_typed(message: str, arguments: Sequence[str]) -> str:
-    """A message that names arguments in Python, with the options in their place.
+    """Replace the Python argument names in a message with command-line options.
 
     Args:
-      message: Such as `"batch_size: expected …"`.
-      arguments: What was typed, which decides between `--binary` and `--no-binary`.
+      message: A message such as `"batch_size: expected …"`.
+      arguments: The command line, which selects `--binary` or `--no-binary`.
     """
     import dataclasses
     import re
@@ -265,7 +265,7 @@ def _missing_package(error: Exception) -> str | None:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    # What XLA raises has no type of its own.
+    # XLA's exception has no type of its own.
     exhausted = str(error).startswith("RESOURCE_EXHAUSTED")
     return exhausted or isinstance(error, MemoryError)
 

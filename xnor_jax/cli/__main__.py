@@ -1,4 +1,4 @@
-"""`python -m xnor_jax.cli` is `xnor-jax`."""
+"""Run `xnor-jax` as `python -m xnor_jax.cli`."""
 
 from xnor_jax.cli import main
 

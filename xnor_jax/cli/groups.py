@@ -1,4 +1,4 @@
-"""The options of dataclasses, in groups of one's choice and order."""
+"""Groups of command-line options, made from the fields of dataclasses."""
 
 import ast
 import dataclasses
@@ -18,51 +18,50 @@ def group(
     fields: Iterable[tuple[Any, str]],
     choices: Mapping[str, Iterable[str]],
 ) -> type:
-    """A dataclass of some fields of others, for the command line.
+    """Make a dataclass from fields of other dataclasses, as a group of options.
 
     Args:
-      title: Its name.
-      about: What the help says above its options.
-      fields: A dataclass and the name of its field, in the order of the help.
-      choices: By field, the names that stand for something.
+      title: The name of the new dataclass.
+      about: The help text above the options.
+      fields: Pairs of a dataclass and the name of one of its fields, in help order.
+      choices: The registered names that a field accepts, by field.
     """
     rows = []
-    for owner, name in fields:
-        hint = get_type_hints(owner, include_extras=True)[name]
-        shown: dict[str, Any] = {"help": _documentation(owner)[name]}
+    for cls, name in fields:
+        hint = get_type_hints(cls, include_extras=True)[name]
+        shown: dict[str, Any] = {"help": _documentation(cls)[name]}
         if names := choices.get(name):
             shown["metavar"] = f"{{{','.join(names)},MODULE:NAME}}"
-        default = owner.__dataclass_fields__[name].default
+        default = cls.__dataclass_fields__[name].default
         missing = default is dataclasses.MISSING
         field = dataclasses.field() if missing else dataclasses.field(default=default)
         kind: Any = Annotated[hint, tyro.conf.arg(**shown)]  # type: ignore
         rows.append((name, kind, field))
-    made = dataclasses.make_dataclass(title, rows, frozen=True, kw_only=True)
-    made.__doc__ = about
-    return made
+    options = dataclasses.make_dataclass(title, rows, frozen=True, kw_only=True)
+    options.__doc__ = about
+    return options
 
 
-def fill(group: Any, values: Mapping[str, Any]) -> Any:
-    """A group with those of the values that it has fields for."""
-    names = [field.name for field in dataclasses.fields(group)]
-    return group(**{name: values[name] for name in names if name in values})
+def fill(cls: Any, values: Mapping[str, Any]) -> Any:
+    """Instantiate a dataclass from the values that it has fields for."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{name: values[name] for name in names if name in values})
 
 
-def gather(groups: Iterable[Any], owner: Any) -> Any:
-    """The dataclass whose fields are spread over some groups."""
+def gather(instances: Iterable[Any], cls: Any) -> Any:
+    """Instantiate a dataclass whose fields are spread over several groups."""
     values = {
-        field.name: getattr(one, field.name)
-        for one in groups
-        for field in dataclasses.fields(one)
+        field.name: getattr(options, field.name)
+        for options in instances
+        for field in dataclasses.fields(options)
     }
-    names = [field.name for field in dataclasses.fields(owner)]
-    return owner(**{name: values[name] for name in names if name in values})
+    return fill(cls, values)
 
 
-@functools.cache  # Parsing a class for each of its fields took half of `--help`.
-def _documentation(owner: type) -> dict[str, str]:
-    """What stands below each field, in one line."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+@functools.cache  # Parsing a class once per field takes half of `--help`'s time.
+def _documentation(cls: type) -> dict[str, str]:
+    """The docstring below each field, as one line."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(tree, ast.ClassDef)
     return {
         field.target.id: " ".join(str(below.value.value).split())

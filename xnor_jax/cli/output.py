@@ -1,4 +1,4 @@
-"""Where the commands print."""
+"""Console output of the commands."""
 
 import os
 import shutil
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def make_console(**options: Any) -> Any:
-    """A console that sends control characters to terminals alone.
+    """Make a console that sends control characters only to terminals.
 
-    A notebook's `!xnor-jax …` pretends to be a terminal; its kernel is told by
-    `JPY_PARENT_PID`. Files and pipes have no width of their own.
+    In a notebook, `!xnor-jax …` runs in a pseudo-terminal; `JPY_PARENT_PID` marks the
+    notebook's kernel. Files and pipes have no width, so they get 120 columns.
     """
     from rich.console import Console
 
@@ -23,11 +23,11 @@ def make_console(**options: Any) -> Any:
 
 
 def wrapped(text: str) -> str:
-    """A text whose long lines go on below, those of lists indented."""
+    """Wrap the long lines of a text, indenting the continuation lines of lists."""
     width = shutil.get_terminal_size().columns
 
     def filled(line: str) -> str:
-        if len(line) <= width or line[0] in "│╭╰":  # of a frame
+        if len(line) <= width or line[0] in "│╭╰":  # part of a frame
             return line
         indent = "" if line.endswith(".") else "    "
         return textwrap.fill(

@@ -1,4 +1,4 @@
-"""The commands on packed files: predict and bench."""
+"""The commands for packed files: predict and bench."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from xnor_jax._words import counted
-from xnor_jax.cli import UsageError, hear_interrupts, note, say
+from xnor_jax.cli import UsageError, enable_interrupts, note, say
 from xnor_jax.cli.output import make_console
 from xnor_jax.cli.parsing import check_backend, check_file, command, find_packed
 from xnor_jax.registry import BACKENDS
@@ -27,19 +27,19 @@ def predict(
     top: int = 1,
     json: bool = False,
 ) -> None:
-    """Print the class of images, and its probability.
+    """Print the class of each image and its probability.
 
-    An image that cannot be read is told on standard error; the others are classified,
-    and the exit status is 1.
+    An image that cannot be read is reported on standard error; the others are
+    classified, and the exit status is 1.
 
     Args:
-      file: A file that pack wrote, or a name of the zoo.
-      images: PNG, JPEG, BMP, GIF, TIFF, WEBP or PPM, turned to grey or colour and
-        resized as the network wants; a folder, for all pictures below it; or - for
-        one on standard input.
+      file: A file written by pack, or the name of a network in the zoo.
+      images: PNG, JPEG, BMP, GIF, TIFF, WEBP, PPM or another format that Pillow
+        decodes, converted to grey or colour and resized for the network; a folder, for
+        all pictures below it; or - for one image on standard input.
       invert: Swap dark and light first: MNIST's digits are white on black.
-      top: How many classes to print, the most probable first.
-      json: Print a JSON object for each image.
+      top: The number of classes to print, the most probable first.
+      json: Print one JSON object per image.
     """
     if not images:
         raise UsageError("no image; expected predict FILE IMAGE…")
@@ -59,7 +59,7 @@ def predict(
     fit = prediction.fit(packed)
     paths = [found for path in images for found in _pictures(path)]
     broken = False
-    # As many at once as are computed at once, so that a folder of any size fits.
+    # One batch at a time, so that a folder of any size fits in memory.
     for first in range(0, len(paths), prediction.BATCH_SIZE):
         pixels, read = [], []
         for path in paths[first : first + prediction.BATCH_SIZE]:
@@ -129,13 +129,13 @@ def bench(
     rounds: int = 10,
     backend: Annotated[str, tyro.conf.arg(metavar=_BACKENDS)] = "auto",
 ) -> None:
-    """Time a packed network on the CPU, beside the same network in floats.
+    """Time a packed network on the CPU against the same network in float32.
 
     Args:
-      file: A file that pack wrote, or a name of the zoo.
-      batch_sizes: Images a call.
-      rounds: How often each of the two has its turn.
-      backend: What multiplies signs; auto takes cpu where it was built, else xla.
+      file: A file written by pack, or the name of a network in the zoo.
+      batch_sizes: Images per call.
+      rounds: The number of rounds; each times both networks in turn.
+      backend: The backend of the sign products; auto is cpu if it was built, else xla.
     """
     if not batch_sizes or min(batch_sizes) < 1:
         raise UsageError("--batch-sizes: expected numbers of at least 1")
@@ -148,11 +148,11 @@ def bench(
     from xnor_jax.packing import bench as timing
     from xnor_jax.packing import tables
 
-    hear_interrupts()
+    enable_interrupts()
     console = make_console()
     console.print(
         f"{packed.info.name or file}: packed ({timing.describe_backend(backend)}) "
-        "beside the same network in float32 by XLA\n"
+        "against the same network in float32 by XLA\n"
         f"{timing.describe_cpu()}; jax {jax.__version__}; "
         f"{counted(rounds, 'round')} in turn, median (least–most)"
     )
@@ -167,7 +167,7 @@ def bench(
 
 
 def load(file: Path, backend: str = "auto") -> Any:
-    """The packed network of a file, on a backend that is checked first."""
+    """Load the packed network of a file, after checking the backend."""
     check_backend(backend)
     from xnor_jax import packing
 

@@ -1,4 +1,4 @@
-"""Parsing with tyro, whose complaints become one line, and checks of arguments."""
+"""Parsing with tyro, with one-line error messages, and checks of arguments."""
 
 import contextlib
 import difflib
@@ -33,7 +33,7 @@ def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
         return None
 
     def path(words: list[str]) -> Path:
-        if not words[0]:  # which would be the current directory
+        if not words[0]:  # Path("") is the current directory
             raise ValueError("expected a path, got ''")
         return Path(words[0])
 
@@ -48,7 +48,7 @@ def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
 
 @_TYPES.primitive_rule
 def _name_or_callable(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """A recipe's part, by its name or as MODULE:NAME."""
+    """A recipe's part, given by name or as MODULE:NAME."""
     kinds = get_args(info.type)
     if str not in kinds or not any(get_origin(kind) is Callable for kind in kinds):
         return None
@@ -64,13 +64,13 @@ def _name_or_callable(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] 
 
 
 def command(function: Callable[..., None]) -> Callable[[list[str]], None]:
-    """A command with the arguments of a function, whose docstring is its help."""
+    """Make a command from a function; the function's docstring becomes the help."""
 
     @functools.wraps(function)
     def given(*args, **options):
         return args, options
 
-    # The lines of an argument as one: tyro would keep some of their ends.
+    # Join the lines of each argument: tyro would keep some of the line breaks.
     given.__doc__ = re.sub(r"\n {8,}", " ", function.__doc__ or "")
     given.__signature__ = inspect.signature(function)  # type: ignore
     del given.__wrapped__
@@ -86,10 +86,10 @@ def parse(command: str, function: Callable[..., Any], args: list[str]) -> Any:
     """Call a function with the arguments of the command line.
 
     Raises:
-      UsageError: If they are not the function's.
+      UsageError: If they do not match the function's parameters.
     """
     complaint = io.StringIO()
-    # Frames are drawn where the output's encoding has them.
+    # tyro draws frames only if the output's encoding has the characters.
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     shown = io.TextIOWrapper(io.BytesIO(), encoding, errors="replace")
     try:
@@ -100,7 +100,7 @@ def parse(command: str, function: Callable[..., Any], args: list[str]) -> Any:
     except SystemExit as stop:
         if not stop.code:
             shown.seek(0)
-            text = shown.read()  # a shell's completion stays as it is
+            text = shown.read()  # a completion script must not be wrapped
             asked = {"-h", "--help"} & set(args)
             print(wrapped(text) if asked else text, flush=True)
             raise
@@ -109,9 +109,9 @@ def parse(command: str, function: Callable[..., Any], args: list[str]) -> Any:
 
 
 def _line(complaint: str) -> str:
-    """What is wrong, from a box that tyro draws; all of its words where it is new."""
+    """Extract one line from tyro's error box; keep all words of an unknown error."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", complaint).splitlines()
-    # The title is in the frame, or above a ruler where the output knows no frames.
+    # The title is in the frame, or above a rule if the output has no frames.
     content = lines[1:-1] if lines[0].startswith("╭") else lines[2:]
     rows = [*(row[1:].rstrip("│─- ") for row in content), ""]
     words = " ".join(" ".join(rows).split())
@@ -144,20 +144,20 @@ def _line(complaint: str) -> str:
 
 
 def check_data_dir(data_dir: Path | None) -> None:
-    """See that a data set's folder is there, if one is given."""
+    """Check that a data set's folder exists, if one is given."""
     if data_dir is not None and not data_dir.is_dir():
         raise UsageError(
             f"--data-dir: no folder {data_dir}; expected one in the layout of the "
-            "Hugging Face hub"
+            "Hugging Face hub, or of class folders"
         )
 
 
 def check_data(dataset: object, data_dir: Path | None) -> None:
-    """See that a folder is given for a data set that needs one, and else for none.
+    """Check that a folder is given or omitted, as the data set requires.
 
     Args:
       dataset: A data set's name, or a function that returns one.
-      data_dir: The folder.
+      data_dir: The folder, if one is given.
     """
     from xnor_jax.data import SOURCES
 
@@ -165,7 +165,7 @@ def check_data(dataset: object, data_dir: Path | None) -> None:
     built_in = source is None or (source.hub is None and not source.streamed)
     if built_in and data_dir is not None:
         name = dataset if isinstance(dataset, str) else "a function"
-        raise UsageError(f"--data-dir: expected none, {name} needs no folder")
+        raise UsageError(f"--data-dir: expected none for {name}, got {data_dir}")
     if source is not None and source.hub is None and not built_in and data_dir is None:
         raise UsageError(
             "--data-dir: expected a folder of class folders, train/CLASS/* and "
@@ -173,20 +173,27 @@ def check_data(dataset: object, data_dir: Path | None) -> None:
         )
 
 
-def check_run(folder: Path, more: str) -> None:
-    """See that a folder is a run's."""
+def check_run(folder: Path, otherwise: str = "") -> None:
+    """Check that a folder holds a run.
+
+    Args:
+      folder: The folder.
+      otherwise: What the command also accepts, for the end of the error.
+    """
     if not (folder / "recipe.json").is_file():
-        raise UsageError(f"no run in {folder} {more}")
+        raise UsageError(
+            f"no run in {folder}; expected a folder that train wrote{otherwise}"
+        )
 
 
 def check_file(path: Path) -> None:
-    """See that a file is there."""
+    """Check that a file exists."""
     if not path.is_file():
         raise UsageError(f"no file {path}")
 
 
 def find_packed(file: Path) -> Path:
-    """The path of a packed file, or of a network of the zoo; a path there is wins."""
+    """Find a packed file or a network in the zoo; an existing file takes precedence."""
     from xnor_jax import zoo
 
     try:
@@ -198,7 +205,7 @@ def find_packed(file: Path) -> Path:
 
 
 def check_output(output: Path) -> None:
-    """See that a file can be written there."""
+    """Check that `output` is a possible file in an existing folder."""
     if output.is_dir() or not output.parent.is_dir():
         raise UsageError(
             f"--output: expected a file in a folder that exists, got {output}"
@@ -206,7 +213,7 @@ def check_output(output: Path) -> None:
 
 
 def check_backend(backend: str = "auto") -> None:
-    """See that a backend is there and can run here."""
+    """Check that a backend exists and is available."""
     if backend not in (names := ("auto", *BACKENDS)):
         raise UsageError(f"--backend: unknown {backend!r}; {expected(backend, names)}")
     from xnor_jax.ops import backends

@@ -1,4 +1,4 @@
-"""The commands on recipes: train and summary."""
+"""The commands for recipes: train and summary."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from xnor_jax.cli import UsageError, groups, hear_interrupts
+from xnor_jax.cli import UsageError, enable_interrupts, groups
 from xnor_jax.cli.output import make_console
 from xnor_jax.cli.parsing import check_data, check_data_dir, parse
 from xnor_jax.train import folder as folders
@@ -21,25 +21,27 @@ from xnor_jax.train.recipe import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """Where a run reads and writes; none of these changes its numbers."""
+    """Options of a run that are not part of its recipe."""
 
     data_dir: Path | None = None
-    """The data set's folder: in the hub's layout, without it the hub is asked; or of
-    class folders."""
+    """The data set's folder, in the hub's layout or of class folders; without it, the
+    set is loaded from the hub."""
     output: Path | None = None
-    """The run's folder; without it runs/RECIPE, or the next free runs/RECIPE-2, ….
-    With --resume: the newest of these."""
+    """The run's folder; without it, runs/RECIPE, or the next free one of runs/RECIPE-2,
+    …. With --resume, the newest of these."""
     resume: bool = False
-    """Go on with the run in the folder, with the options that it began with. More
-    --epochs extend it, where the schedule does not depend on their number."""
+    """Continue the run in the folder, with the options that it began with. More
+    --epochs extend it, unless the schedule, the surrogate or the weight method depends
+    on their number."""
     seeds: tuple[int, ...] = ()
-    """Train once with each of these, in the folders seed0, … of the run's folder, and
-    print the mean and the spread."""
+    """Train once per seed, in the folders seed0, … of the run's folder, and print the
+    mean and the spread."""
     devices: int | None = None
-    """How many of JAX's devices share each batch; without it one, and in several
-    processes all of theirs."""
+    """The number of JAX devices that share each batch; without it, one, or in several
+    processes all of their devices."""
     workers: int = 0
-    """Processes that prepare the pictures of imagenet and folder; 0 for threads."""
+    """The number of processes that prepare the pictures of imagenet and folder; 0 for
+    threads."""
 
 
 _DEFAULT = "digits-lenet5"
@@ -52,11 +54,11 @@ _RecipeName = Annotated[
     ),
 ]
 
-# The groups of the help, those that a person needs first before the others.
+# The option groups in help order, those that most runs need first.
 _group = partial(groups.group, choices=recipes.PARTS)
 _MAIN = _group(
     "Main",
-    "What most runs need.",
+    "The options that most runs need.",
     [
         *((RunOptions, name) for name in ("data_dir", "output", "resume", "seeds")),
         *((Recipe, name) for name in ("seed", "epochs", "batch_size")),
@@ -65,7 +67,7 @@ _MAIN = _group(
 )
 _NETWORK = _group(
     "Network",
-    "What is trained.",
+    "The network.",
     [
         (Recipe, name)
         for name in (
@@ -77,7 +79,7 @@ _NETWORK = _group(
 )
 _TRAINING = _group(
     "Training",
-    "How the latent weights move.",
+    "The optimizer and its schedule.",
     [
         (Recipe, name)
         for name in (
@@ -89,7 +91,7 @@ _TRAINING = _group(
 )
 _IMAGES = _group(
     "Images",
-    "What is seen.",
+    "The data set and its augmentation.",
     [
         (Recipe, name)
         for name in (
@@ -100,7 +102,7 @@ _IMAGES = _group(
 )
 _MACHINE = _group(
     "Machine",
-    "What computes; none of these changes a number but for rounding.",
+    "Devices and workers; results change only by rounding.",
     [(RunOptions, name) for name in ("devices", "workers")],
 )
 _HOSTS = _group(
@@ -112,7 +114,7 @@ _ALL = (_MAIN, _NETWORK, _TRAINING, _IMAGES, _MACHINE, _HOSTS)
 
 
 class _Train(NamedTuple):
-    """What was typed behind `train`."""
+    """The parsed arguments of `train`."""
 
     name: str | None
     recipe: Recipe
@@ -133,10 +135,10 @@ def train(args: list[str]) -> None:
         output = output or folders.default_folder(name, resume=True)
         if not (output.is_dir() and any(output.iterdir())):
             raise UsageError(
-                f"no run in {output} to resume; leave --resume out to start one"
+                f"no run in {output} to resume; omit --resume to start one"
             )
-        if begun := folders.begun(output):
-            name, base, known = begun
+        if started := folders.read_started(output):
+            name, base, known = started
             seeds = seeds or known
             if typed.name not in (None, name):
                 raise UsageError(
@@ -152,7 +154,7 @@ def train(args: list[str]) -> None:
     try:
         cluster = validate(cluster)
         if cluster.named and not supervisor.is_worker():
-            hear_interrupts()
+            enable_interrupts()
             sys.exit(supervisor.supervise(["train", *args], cluster))
         worker = supervisor.worker if cluster.named else contextlib.nullcontext
         with worker(), processes.joined(cluster):
@@ -164,7 +166,7 @@ def train(args: list[str]) -> None:
 def _parse_train(defaults: Recipe, args: list[str]) -> _Train:
     values = [groups.fill(group, vars(defaults)) for group in _ALL]
 
-    # Checkers take no type that is made while the program runs.
+    # Type checkers reject types that are made at run time.
     def arguments(
         recipe: _RecipeName = None,
         /,
@@ -176,9 +178,9 @@ def _parse_train(defaults: Recipe, args: list[str]) -> _Train:
         machine: tyro.conf.OmitArgPrefixes[_MACHINE] = values[4],  # type: ignore
         several_hosts: tyro.conf.OmitArgPrefixes[_HOSTS] = values[5],  # type: ignore
     ) -> _Train:
-        every = (main, network, training, images, machine, several_hosts)
-        owners = (Recipe, RunOptions, Cluster)
-        return _Train(recipe, *(groups.gather(every, owner) for owner in owners))
+        parsed = (main, network, training, images, machine, several_hosts)
+        classes = (Recipe, RunOptions, Cluster)
+        return _Train(recipe, *(groups.gather(parsed, cls) for cls in classes))
 
     return parse("train", arguments, args)
 
@@ -194,7 +196,7 @@ def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
     mesh = make_mesh(options.devices, recipe.batch_size)
     load = partial(recipes.load_data, data_dir=options.data_dir)
     dataset = load(each[0] if each else recipe)
-    hear_interrupts()
+    enable_interrupts()
     given: dict[str, Any] = {
         "resume": options.resume,
         "mesh": mesh,

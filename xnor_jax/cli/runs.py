@@ -1,4 +1,4 @@
-"""The commands on runs: evaluate, which takes packed files too, and pack."""
+"""The commands for runs: evaluate, also for packed files, compare and pack."""
 
 from functools import partial
 from pathlib import Path
@@ -32,17 +32,18 @@ def evaluate(
     """Evaluate a run's checkpoint, or a packed network, on its test split.
 
     Args:
-      run: The run's folder, a file that pack wrote, or a name of the zoo.
-      data_dir: The data set's folder; without it the hub is asked.
-      best: Of a run, the best epoch's checkpoint; the newest without it.
-      report: Print which classes are taken for which, and draw it: confusion.png in
-        the run's folder, beside the packed file, or here for a name of the zoo; with
-        it signs.png, what reaches the first binary convolutions of a test image, and
-        their kernels.
+      run: The run's folder, a file written by pack, or the name of a network in the
+        zoo.
+      data_dir: The data set's folder; without it, the set is loaded from the hub.
+      best: Evaluate a run's best epoch; without it, the newest.
+      report: Print the confusion matrix and draw it in confusion.png in the run's
+        folder, or FILE.confusion.png beside the packed file, or in the current folder
+        for a network in the zoo. Also draw, in signs.png, the input signs of the first
+        binary convolutions for a test image, and their kernels.
     """
     check_data_dir(data_dir)
     if run.is_dir():
-        check_run(run, "and no packed network; expected what train or pack wrote")
+        check_run(run, ", or a file that pack wrote")
         _evaluate_run(run, data_dir, best=best, report=report)
         return
     try:
@@ -51,7 +52,7 @@ def evaluate(
         raise UsageError(f"no run in {run}, {error}") from None
     if best:
         raise UsageError(
-            f"--best: chooses a checkpoint in a run's folder; {run} is a packed network"
+            f"--best: expected a run's folder, with checkpoints; {run} is a packed file"
         )
     _evaluate_packed(load(file), run, data_dir, report=report)
 
@@ -69,8 +70,9 @@ def _evaluate_run(
     trainer, state, history = loop.restore(run, info, best=best)
     if dataset.image_shape != info.image_shape:
         raise folders.RunError(
-            f"{run} was trained on images of shape {info.image_shape}, the test images "
-            f"have {dataset.image_shape}; give its own data set with --data-dir"
+            f"{run} was trained on images of shape {info.image_shape}, but the test "
+            f"images have shape {dataset.image_shape}; give the run's own data set "
+            "with --data-dir"
         )
     metrics, count = feeds.evaluate(trainer, state, dataset)
     print(
@@ -116,7 +118,7 @@ def _report(logits: Any, packed: Any, dataset: Any, title: str, path: Path) -> N
 
     counts = confusion.matrix(logits, dataset)
     names = dataset.class_names
-    print("rows: the true classes; columns: what they are taken for")
+    print("rows: the true classes; columns: the predicted classes")
     make_console().print(confusion.table(counts, names))
     report.save(confusion.picture(counts, names, title), path)
     print(f"drawn in {path}")
@@ -139,12 +141,12 @@ def compare(
 ) -> None:
     """Print the accuracies of runs side by side, and draw their curves.
 
-    Runs that differ in their seeds alone are one row: mean ± sample standard deviation.
-    The rows are called by what differs between them.
+    Runs that differ only in their seeds are one row: mean ± sample standard deviation.
+    The rows are labelled by the settings that differ.
 
     Args:
-      runs: Folders that train wrote, of one seed or of several.
-      output: The picture to write.
+      runs: Folders written by train, of one seed or of several.
+      output: The image file to write.
     """
     if not runs:
         raise UsageError("no run; expected compare RUN…")
@@ -154,7 +156,7 @@ def compare(
         )
     for run in runs:
         if not (run / "seeds.json").is_file():
-            check_run(run, "to compare; expected a folder that xnor-jax train wrote")
+            check_run(run)
     from xnor_jax.train import compare as comparison
     from xnor_jax.train import report
 
@@ -172,16 +174,16 @@ def pack(
     best: bool = False,
     data_dir: Path | None = None,
 ) -> None:
-    """Pack a run's checkpoint into a file, at one bit a binary weight.
+    """Pack a run's checkpoint into a file, at one bit per binary weight.
 
     Args:
       run: The run's folder.
-      output: The file to write; one that is there is replaced.
-      best: The best epoch's checkpoint; the newest without it.
+      output: The file to write; an existing file is replaced.
+      best: Pack the best epoch; without it, the newest.
       data_dir: The data set's folder, to measure the test accuracy that the file
-        tells on its test split; without it the run's own figure is taken.
+        stores; without it, the file stores the run's own test accuracy.
     """
-    check_run(run, "to pack; expected a folder that xnor-jax train wrote")
+    check_run(run)
     check_data_dir(data_dir)
     check_output(output)
     check_backend()

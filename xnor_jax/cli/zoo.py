@@ -1,4 +1,4 @@
-"""The commands on shared networks: zoo, push and pull."""
+"""The commands for shared networks: zoo, push and pull."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import tyro
 
 from xnor_jax import zoo as networks
-from xnor_jax.cli import UsageError, hear_interrupts
+from xnor_jax.cli import UsageError, enable_interrupts
 from xnor_jax.cli.output import make_console
 from xnor_jax.cli.parsing import check_backend, check_output, command, find_packed
 from xnor_jax.zoo.hub import check_repository
@@ -22,7 +22,7 @@ def zoo(
     """List the trained networks that ship with the package, or show one's card.
 
     Args:
-      name: One of them, to show its card.
+      name: The network whose card to show.
     """
     console = make_console()
     if name is None:
@@ -43,14 +43,14 @@ def push(
     /,
     private: bool = False,
 ) -> None:
-    """Upload a packed file and its card to a repository of the Hugging Face hub.
+    """Upload a packed file and its card to a repository on the Hugging Face hub.
 
-    The card is FILE.md where there is one, and else made from what the file tells. The
-    token is that of `hf auth login`, or HF_TOKEN.
+    The card is FILE.md if it exists, and is otherwise generated from the file's
+    metadata. The token is that of `hf auth login`, or HF_TOKEN.
 
     Args:
-      file: A file that pack wrote, or a name of the zoo.
-      repository: The repository; it is made where there is none.
+      file: A file written by pack, or the name of a network in the zoo.
+      repository: The repository; created if it does not exist.
       private: Make a new repository private.
     """
     find_packed(file)
@@ -66,13 +66,13 @@ def pull(
     /,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
 ) -> None:
-    """Download a packed file and its card from a repository of the Hugging Face hub.
+    """Download a packed file and its card from a repository on the Hugging Face hub.
 
     The file is checked before it replaces anything.
 
     Args:
-      repository: A repository that push wrote.
-      output: The file to write; one that is there is replaced. Its card is OUTPUT.md.
+      repository: A repository written by push.
+      output: The file to write; an existing file is replaced. Its card is OUTPUT.md.
     """
     check_output(output)
     _check_hub(repository)
@@ -116,4 +116,4 @@ def _check_hub(repository: str) -> None:
 
     disable_progress_bars()
     logging.set_verbosity_error()
-    hear_interrupts()
+    enable_interrupts()

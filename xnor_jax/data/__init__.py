@@ -1,7 +1,7 @@
-"""Image sets: which there are, and how they are read.
+"""Image data sets by name, their types, and `load`.
 
-Importing this package needs the standard library alone. What reads pictures, tables and
-batches is in its submodules.
+Importing this package requires only the standard library. The submodules read pictures,
+Parquet tables and batches.
 """
 
 from xnor_jax.data.registry import SOURCES, load

@@ -1,4 +1,4 @@
-"""Sets in memory: from tables of pictures, and from arrays that a function returns."""
+"""Data sets in memory, from pictures or from a function that returns arrays."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,20 +6,23 @@ from typing import Any
 
 import numpy as np
 
+from xnor_jax._words import counted, first_line
 from xnor_jax.data import pictures
 from xnor_jax.data.layouts import open_rows
 from xnor_jax.data.sets import DataError, Dataset, Rows, Source, Split
 
 
 def from_pictures(source: Source, data_dir: str | Path | None) -> Dataset:
-    """Decode all pictures of a set.
+    """Decode all pictures of a data set into memory.
 
     Args:
-      source: Its hub name is asked where there is no folder.
-      data_dir: A folder in the layout of the hub, or of class folders.
+      source: The data set.
+      data_dir: A folder in the hub's layout or of class folders; None loads the set
+        from the hub.
 
     Raises:
-      DataError: If it cannot be read, or its images are not all of one shape.
+      DataError: If the set cannot be read, its images differ in shape, or their number
+        of channels is not that of `source`.
     """
     found = open_rows(source, data_dir, test=("test",))
     train, test = map(_decode, (found.train, found.test))
@@ -28,34 +31,33 @@ def from_pictures(source: Source, data_dir: str | Path | None) -> Dataset:
         if split.images.shape[1:] != (*train.images.shape[1:3], channels):
             raise DataError(
                 f"{found.where} has images of shape {split.images.shape[1:]}; expected "
-                f"{channels} channels and one size in both splits"
+                f"{counted(channels, 'channel')} and one size in both splits"
             )
     return Dataset(train, test, found.class_names, source)
 
 
 def from_function(function: Callable[[], Any]) -> Dataset:
-    """The set that a function returns as arrays, checked.
+    """Build a data set from the arrays that a function returns.
 
     Args:
       function: Returns `(train_images, train_labels, test_images, test_labels)`: uint8
-        `[N, H, W, C]` and integers `[N]` from 0 to C − 1, where C − 1 is the largest
-        label of the training images.
+        `[N, H, W, C]` and integers `[N]` from 0 to the largest training label.
 
     Returns:
-      The set; its source has the mean and deviation of the training images, channel by
-      channel (a channel that is constant has deviation 1), its classes are named by
-      their numbers.
+      The data set. Its source has the mean and standard deviation of each channel of
+      the training images (1 for a constant channel); its class names are the labels.
 
     Raises:
-      DataError: If the function fails, or returns something else: the message names the
+      DataError: If the function fails or returns anything else; the message names the
         array.
     """
     name = _name(function)
     try:
         found = function()
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise DataError(f"{name} failed: {type(error).__name__}: {reason}") from error
+        raise DataError(
+            f"{name} failed: {type(error).__name__}: {first_line(error)}"
+        ) from error
     names = ("train_images", "train_labels", "test_images", "test_labels")
     if not isinstance(found, tuple | list) or len(found) != 4:
         got = type(found).__name__
@@ -104,8 +106,8 @@ def _decode(rows: Rows) -> Split:
             images = np.empty((len(rows), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
             raise DataError(
-                f"{row.name} has shape {pixels.shape}; expected {images.shape[1:]} as "
-                "the first image"
+                f"{row.name} has shape {pixels.shape}; expected {images.shape[1:]}, as "
+                "of the first image"
             )
         images[at] = pixels
     pictures.refuse(broken)
@@ -146,13 +148,13 @@ def _check_split(name: str, split: str, images: np.ndarray, labels: np.ndarray) 
 
 
 def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel, as fractions of 255, from exact sums."""
+    """Mean and deviation of each channel, of pixels in [0, 1], from exact sums."""
     count = images[..., 0].size
     sums = images.sum((0, 1, 2), dtype=np.int64)
     squares = np.einsum("nhwc,nhwc->c", images, images, dtype=np.int64)
     mean, std = [], []
     for total, square in zip(map(int, sums), map(int, squares), strict=True):
-        variance = count * square - total * total  # an integer: nothing cancels
+        variance = count * square - total * total  # in integers, so exact
         mean.append(total / count / 255)
         std.append(variance**0.5 / count / 255 if variance else 1.0)
     return tuple(mean), tuple(std)

@@ -1,8 +1,8 @@
 """Class folders: `train/CLASS/PICTURE` and `validation/CLASS/PICTURE`, or `CLASS/…`.
 
-The first folder decides the split and the second one the class, by their exact names
-and nothing else. What does not fit is refused by name, never left out; hidden files and
-those that file managers leave are no part of a set.
+The exact name of the first folder is the split, that of the second the class. A picture
+outside a class folder, or anything but a picture inside one, raises an error that names
+it. Hidden files and the files that file managers leave behind are ignored.
 """
 
 import hashlib
@@ -19,17 +19,17 @@ from xnor_jax.data import pictures
 from xnor_jax.data._threads import in_threads
 from xnor_jax.data.sets import DataError, Holdout, Row, RowSet
 
-_LEFT_BEHIND = ("thumbs.db", "ehthumbs.db", "desktop.ini")
+_IGNORED = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 _LAYOUT = "expected train/CLASS/PICTURE and {}/CLASS/PICTURE"
-_LONGEST = 200  # characters: what a packed file holds
+_LONGEST = 200  # characters; the limit of a packed file
 _SAMPLE = 4096
 
 
 class Files:
-    """A split of rows, each a file."""
+    """A split whose rows are files."""
 
     def __init__(self, paths: list[str], labels: list[int]):
-        # One array: a list of a million would weigh on each worker process.
+        # One array: a list of a million paths would be costly in each worker process.
         self._paths = np.array([os.fsencode(path) for path in paths])
         self._labels = np.array(labels, np.int32)
 
@@ -50,20 +50,20 @@ class Files:
 
 
 def open_folders(folder: Path, test: Sequence[str]) -> RowSet | None:
-    """Open a folder of class folders.
+    """Open a training and a test split of class folders.
 
     Args:
-      folder: Holds `train` and a test split, whose folders are the classes.
-      test: Names of the test split; the first that exists is taken. `val` is short for
-        `validation`.
+      folder: The folder that holds `train` and the test split.
+      test: Accepted names of the test split; the first that exists is used. `val` is an
+        alias of `validation`.
 
     Returns:
-      The set, its classes in the order of their names, its pictures in that of their
-      paths; None where there is no folder `train`, or it holds Parquet files.
+      The set, with classes sorted by name and pictures by path; None if there is no
+      folder `train`, or if it holds Parquet files.
 
     Raises:
-      DataError: If anything in it is neither a class nor a picture, the splits differ
-        in their classes, or a picture is in both.
+      DataError: If the folder does not fit the layout, the splits differ in their
+        classes, or a picture is in both.
     """
     try:
         splits = {entry.name: entry for entry in _entries(folder) if entry.is_dir()}
@@ -87,26 +87,27 @@ def open_folders(folder: Path, test: Sequence[str]) -> RowSet | None:
 
 
 def open_unsplit(folder: Path, test: Sequence[str], holdout: Holdout) -> RowSet:
-    """Open a folder whose folders are the classes, and hold a part of each out.
+    """Open class folders without a split, and hold out a part of each class.
 
-    Which pictures these are is a function of their names and the seed.
+    The selection depends only on the names and on `holdout`.
 
     Args:
-      folder: Holds the classes.
-      test: Names of a test split, to tell what was meant.
-      holdout: How much of each class is for the test.
+      folder: The folder that holds the class folders.
+      test: Names of a test split, to suggest another folder in an error.
+      holdout: The share of each class to hold out, and the seed.
 
     Raises:
-      DataError: If it has a split already, anything in it is neither a class nor a
-        picture, or a class has fewer than two pictures.
+      DataError: If the folder already has a split or does not fit the layout, there are
+        fewer than two classes, a class has fewer than two pictures, or a picture would
+        be in both splits.
     """
     try:
         if (folder / "train").is_dir() and any(
             entry.is_dir() for entry in _entries(folder / "train")
         ):
             raise DataError(
-                f"{folder} has a split, its folder train has classes in it; expected "
-                "none with --validation-share"
+                f"{folder} already has a split: {folder}/train contains class folders; "
+                "expected none with --validation-share"
             )
         try:
             classes = _classes(folder, "expected CLASS/PICTURE")
@@ -124,7 +125,7 @@ def open_unsplit(folder: Path, test: Sequence[str], holdout: Holdout) -> RowSet:
             if len(paths) < 2:
                 raise DataError(
                     f"{folder}/{name} has {counted(len(paths), 'picture')}; expected "
-                    "at least two, one of them for the test"
+                    "at least two, one of them for the test split"
                 )
             count = min(max(round(holdout.share * len(paths)), 1), len(paths) - 1)
             rng = np.random.default_rng([holdout.seed, label])
@@ -140,11 +141,11 @@ def open_unsplit(folder: Path, test: Sequence[str], holdout: Holdout) -> RowSet:
 
 
 def hint(folder: Path, test: Sequence[str]) -> str:
-    """The end of a line on a folder that is no set: what may have been meant."""
+    """The end of an error message about a folder without a data set: a suggestion."""
     if _is_unsplit(folder):
         return (
-            "; its folders hold pictures: --validation-share 0.2 of train takes them "
-            "for classes, and holds a fifth of each out"
+            "; to use its folders as classes and hold out a fifth of each, train with "
+            "--validation-share 0.2"
         )
     return _meant(folder, test)
 
@@ -164,12 +165,12 @@ def _is_set(folder: Path, test: Sequence[str]) -> bool:
 
 
 def _is_unsplit(folder: Path) -> bool:
-    """Whether at least two of a folder's folders hold pictures."""
+    """Whether at least two subfolders hold pictures."""
     suffixes = pictures.suffixes()
     return 1 < sum(
-        any(Path(found.name).suffix.lower() in suffixes for found in _entries(below))
-        for below in _entries(folder)
-        if below.is_dir()
+        any(Path(found.name).suffix.lower() in suffixes for found in _entries(entry))
+        for entry in _entries(folder)
+        if entry.is_dir()
     )
 
 
@@ -179,8 +180,7 @@ def _entries(folder: str | Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
             (
                 entry
                 for entry in found
-                if not entry.name.startswith(".")
-                and entry.name.lower() not in _LEFT_BEHIND
+                if not entry.name.startswith(".") and entry.name.lower() not in _IGNORED
             ),
             key=lambda entry: entry.name,
         )
@@ -191,11 +191,11 @@ def _test_split(
 ) -> str:
     for name in test:
         aliases = ("validation", "val") if name == "validation" else (name,)
-        there = [alias for alias in aliases if alias in splits]
-        if len(there) > 1:
-            raise DataError(f"{folder} has both {' and '.join(there)}; expected one")
-        if there:
-            return there[0]
+        found = [alias for alias in aliases if alias in splits]
+        if len(found) > 1:
+            raise DataError(f"{folder} has both {' and '.join(found)}; expected one")
+        if found:
+            return found[0]
     raise DataError(
         f"{folder} has no split {' or '.join(test)}; {_LAYOUT.format(test[0])}, found "
         f"{', '.join(list(splits)[:8])}"
@@ -210,7 +210,7 @@ def _classes(split: Path, layout: str) -> dict[str, list[str]]:
         if not entry.is_dir():
             _check_exists(entry)
             if Path(entry.name).suffix.lower() in suffixes:
-                raise DataError(f"{entry.path} is in no class folder; {layout}")
+                raise DataError(f"{entry.path} is not in a class folder; {layout}")
             continue
         if not entry.name.isprintable() or len(entry.name) > _LONGEST:
             raise DataError(
@@ -220,12 +220,13 @@ def _classes(split: Path, layout: str) -> dict[str, list[str]]:
         found[entry.name] = []
         for picture in _entries(entry.path):
             if picture.is_dir():
-                raise DataError(f"{picture.path} is a folder too deep; {layout}")
+                raise DataError(f"{picture.path} is nested too deep; {layout}")
             _check_exists(picture)
-            if Path(picture.name).suffix.lower() not in suffixes:
+            suffix = Path(picture.name).suffix
+            if suffix.lower() not in suffixes:
                 raise DataError(
-                    f"{picture.path} has no suffix of a picture that Pillow reads; "
-                    "convert or remove it"
+                    f"{picture.path}: expected the suffix of a picture that Pillow "
+                    f"reads, got {suffix!r}; convert or remove it"
                 )
             found[entry.name].append(picture.path)
     return found
@@ -233,8 +234,9 @@ def _classes(split: Path, layout: str) -> dict[str, list[str]]:
 
 def _check_exists(entry: os.DirEntry[str]) -> None:
     if not entry.is_file():
-        link = "a link to nothing" if entry.is_symlink() else "no regular file"
-        raise DataError(f"{entry.path} is {link}; expected a picture")
+        broken = entry.is_symlink()
+        kind = "a broken symbolic link" if broken else "not a regular file"
+        raise DataError(f"{entry.path} is {kind}; expected a picture")
 
 
 def _check_classes(
@@ -250,19 +252,22 @@ def _check_classes(
         )
     for name, paths in train.items():
         if not paths:
-            raise DataError(f"{folder}/train/{name} has no pictures; expected some")
+            raise DataError(
+                f"{folder}/train/{name} has no pictures; expected at least one"
+            )
         if name not in validation:
             raise DataError(
-                f"{folder}/train has a class {name}, which {folder}/{held_out} has "
-                "not; an empty folder says that it has no pictures there"
+                f"{folder}/train has a class {name}, which is missing in "
+                f"{folder}/{held_out}; add an empty folder if it has no test pictures"
             )
     for name in validation:
         if name not in train:
             raise DataError(
-                f"{folder}/{held_out} has a class {name}, which {folder}/train has not"
+                f"{folder}/{held_out} has a class {name}, which is missing in "
+                f"{folder}/train"
             )
     if not any(validation.values()):
-        raise DataError(f"{folder}/{held_out} has no pictures; expected some")
+        raise DataError(f"{folder}/{held_out} has no pictures; expected at least one")
 
 
 def _files(classes: dict[str, list[str]], names: list[str]) -> Files:
@@ -272,10 +277,10 @@ def _files(classes: dict[str, list[str]], names: list[str]) -> Files:
 
 
 def _check_disjoint(train: Files, test: Files) -> None:
-    """Refuse a picture in both splits.
+    """Raise an error if a picture is in both splits.
 
-    Files of equal size are compared in their middles, and those that are alike there in
-    whole: hardly anything is read twice.
+    Files of equal size are compared by their middle bytes, and those that agree there
+    in full: few files are read twice.
     """
     left = [[row.name for row in files] for files in (train, test)]
     keys: list[list[Any]] = []

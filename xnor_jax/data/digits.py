@@ -1,4 +1,4 @@
-"""The digits that scikit-learn bundles, as images of MNIST's size."""
+"""The digits bundled with scikit-learn, as images of MNIST's size."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from xnor_jax.data.sets import Dataset, Source, Split
 
 
 def read(source: Source) -> Dataset:
-    """The digits, a fifth of each class in the test split; the same on every call."""
-    # Here, since nothing else of the package needs it, and it takes two seconds.
+    """Load the digits, with a fixed fifth of each class as the test split."""
+    # Imported here: only this function needs it, and the import takes two seconds.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits: Any = load_digits()
-    # 8×8 in 0…16 becomes 28×28 in 0…255: each pixel 3×3, and a frame of 2.
+    # 8×8 in 0…16 becomes 28×28 in 0…255: each pixel repeated 3×3, then padding of 2.
     images = np.repeat(np.repeat(digits.images, 3, axis=1), 3, axis=2)
     images = np.pad(images * (255 / 16), ((0, 0), (2, 2), (2, 2))).round()
     parts: list[Any] = train_test_split(

@@ -1,4 +1,4 @@
-"""Ordinary image files as the pixels that a network takes."""
+"""Reading image files as a network's input pixels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ class Pixels(NamedTuple):
     """Images of one size."""
 
     pixels: np.ndarray  # uint8 [N, H, W, C]
-    notes: list[str]  # one for each file that was stretched to another size
+    notes: list[str]  # one per file that was stretched to another size
 
 
 def read(
@@ -26,25 +26,25 @@ def read(
     invert: bool = False,
     names: Sequence[str] | None = None,
 ) -> Pixels:
-    """Read image files: turned upright, in grey or colour, and of the network's size.
+    """Read image files upright, in grey or colour, at the network's size.
 
-    What is transparent becomes white. Of an animation, the first picture counts.
+    Transparent areas become white. Only the first frame of an animation is read.
 
     Args:
       paths: Files that Pillow decodes, or their content.
-      image_shape: Height, width, channels: 1 for grey, 3 for colour.
-      fit: How the centre of an image is cut, as in the network's test; None stretches
+      image_shape: Height, width and channels: 1 for grey, 3 for colour.
+      fit: The resize and centre crop, as in the network's evaluation; None stretches
         the image instead.
       invert: Whether to swap dark and light.
-      names: What errors and notes call them; None for the paths.
+      names: Names for errors and notes; None uses the paths.
 
     Raises:
-      DataError: If the network takes no such images, or a file is no such image; the
-        message names it.
+      DataError: If `image_shape` is not that of a grey or colour image, or a file
+        cannot be decoded; the message names it.
     """
     if len(image_shape) != 3 or image_shape[-1] not in pictures.MODES:
         raise DataError(
-            "expected a network of images [height, width, 1 or 3], this one takes "
+            "expected a network with image shape [height, width, 1 or 3], got "
             f"{list(image_shape)}"
         )
     height, width, channels = image_shape

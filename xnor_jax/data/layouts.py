@@ -1,4 +1,4 @@
-"""The layouts that a set is read from: class folders, Parquet files, the hub."""
+"""Layouts of data sets: class folders, Parquet files and the Hugging Face hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,27 +13,27 @@ def open_rows(
     test: Sequence[str],
     holdout: Holdout | None = None,
 ) -> RowSet:
-    """Open a set, its pictures still in their files.
+    """Open a data set without decoding its pictures.
 
     Args:
-      source: Its hub name is asked where there is no folder.
-      data_dir: A folder in the layout of the hub, or of class folders.
-      test: Names of the test split; the first that exists and has labels is taken.
-      holdout: Of class folders without a split, what is for the test.
+      source: The data set.
+      data_dir: A folder in the hub's layout or of class folders; None loads the set
+        from the hub.
+      test: Accepted names of the test split; the first that exists and has labels is
+        used.
+      holdout: The part to hold out of class folders without a split.
 
     Raises:
-      DataError: If it cannot be opened; the message says what would be right.
+      DataError: If the set cannot be opened; the message says what was expected.
     """
     if data_dir is None:
         from xnor_jax.data import tables
 
         return tables.open_hub(str(source.hub), test)
     folder = Path(data_dir)
-    layout = f"in the layout of the hub's {source.hub}" if source.hub else ""
     if not folder.is_dir():
-        raise DataError(
-            f"no folder {folder}; expected one {layout or 'of class folders'}"
-        )
+        layout = f"in the layout of the hub's {source.hub}, or " if source.hub else ""
+        raise DataError(f"no folder {folder}; expected one {layout}of class folders")
     from xnor_jax.data import class_folders
 
     if holdout is not None:
@@ -44,11 +44,11 @@ def open_rows(
 
         found = tables.open_parquet(folder, test)
     if found is None:
-        there = sorted(path.name for path in folder.iterdir())
+        names = sorted(path.name for path in folder.iterdir())
         raise DataError(
             f"{folder} has no folder train; expected train/CLASS/PICTURE and "
             f"{test[0]}/CLASS/PICTURE, or Parquet files train-*.parquet and "
-            f"{test[0]}-*.parquet, found {', '.join(there[:8]) or 'nothing'}"
+            f"{test[0]}-*.parquet, found {', '.join(names[:8]) or 'nothing'}"
             f"{class_folders.hint(folder, test)}"
         )
     return found

@@ -1,4 +1,4 @@
-"""Pictures of any kind and size as the pixels that a network takes, through Pillow."""
+"""Decoding and augmenting pictures, image files of any format and size, with Pillow."""
 
 import contextlib
 import functools
@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from xnor_jax._words import first_line
 from xnor_jax.data.sets import Augment, DataError, Fit
 
-MODES = {1: "L", 3: "RGB"}  # by channels
+MODES = {1: "L", 3: "RGB"}  # by number of channels
 
-# What is told by its first bytes.
+# The formats that are recognised by their first bytes.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
-# What Pillow recognises and leaves to others to decode; EPS runs a program.
+# Formats that Pillow recognises but does not decode itself; EPS runs a program.
 _FOREIGN = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 _GREY = ("1", "L", "LA", "La")
 _opening = threading.Lock()
@@ -27,7 +28,7 @@ _opening = threading.Lock()
 
 @functools.cache
 def suffixes() -> dict[str, str]:
-    """The suffixes of the pictures that Pillow decodes, each with its format."""
+    """The file suffixes that Pillow decodes, each with its format."""
     return {
         suffix: name
         for suffix, name in Image.registered_extensions().items()
@@ -36,27 +37,24 @@ def suffixes() -> dict[str, str]:
 
 
 def read(picture: str | Path | bytes, channels: int, *, name: str) -> Image.Image:
-    """Decode a picture, turned upright, in grey or colour.
+    """Decode a picture upright, in grey or colour.
 
-    What is transparent becomes white. Of an animation, the first picture counts.
+    Transparent areas become white. Only the first frame of an animation is read.
 
     Args:
-      picture: A file that Pillow decodes, or the bytes of one of the `FORMATS`.
+      picture: A file that Pillow decodes, or the bytes of a file in one of `FORMATS`.
       channels: 1 for grey, 3 for colour.
-      name: For errors.
+      name: The picture's name, for errors.
 
     Raises:
-      DataError: If it is no such picture; the message names it.
+      DataError: If the picture cannot be decoded; the message names it.
     """
     with _opened(picture, name) as image:
         return _convert(ImageOps.exif_transpose(image), MODES[channels])
 
 
 def read_as_stored(picture: str | Path | bytes, *, name: str) -> Image.Image:
-    """Decode a picture, turned upright, in grey if it is stored in grey.
-
-    The rest is as in `read`.
-    """
+    """Decode a picture as `read` does, in grey only if it is stored in grey."""
     with _opened(picture, name) as image:
         grey = image.mode in _GREY or image.mode.startswith("I;16")
         if image.mode == "P":
@@ -66,13 +64,13 @@ def read_as_stored(picture: str | Path | bytes, *, name: str) -> Image.Image:
 
 
 def verify(picture: str | Path | bytes, *, name: str) -> None:
-    """Check a picture in a small part of the time that decoding it takes.
+    """Check a picture for damage in a fraction of its decoding time.
 
-    A PNG's checksums are compared; a JPEG or WebP must have its end. Pictures of other
-    formats, and those whose end is not found, are decoded.
+    The checksums of a PNG are verified, and the end of a JPEG or WebP must be present.
+    Pictures in other formats, and those whose end is not found, are decoded.
 
     Raises:
-      DataError: If it is none, or is damaged; the message names it.
+      DataError: If the file is not a picture or is damaged; the message names it.
     """
     with _opened(picture, name) as image:
         _check_mode(image)
@@ -83,10 +81,10 @@ def verify(picture: str | Path | bytes, *, name: str) -> None:
 
 
 def refuse(broken: Sequence[DataError]) -> None:
-    """Raise the first of the errors, if there is one, with the number of the others."""
+    """Raise the first error, if there is one, with the number of the others."""
     if broken:
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        raise DataError(f"{broken[0]}{more}; mend or remove it") from broken[0]
+        raise DataError(f"{broken[0]}; fix or remove it{more}") from broken[0]
 
 
 def _has_end(image: Image.Image) -> bool:
@@ -113,34 +111,34 @@ def _opened(picture: str | Path | bytes, name: str) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{name} is no image; expected one of {', '.join(FORMATS)} or another "
+            f"{name} is not an image; expected one of {', '.join(FORMATS)} or another "
             "format that Pillow decodes"
         ) from error
-    except Exception as error:  # Pillow's decoders raise their own, of any kind
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"cannot read the image {name}: {reason[0][:200]}") from error
+    except Exception as error:  # Pillow's decoders raise exceptions of any type
+        raise DataError(f"cannot read the image {name}: {first_line(error)}") from error
 
 
 def _open(file: str | Path | io.BytesIO) -> Image.Image:
     formats = [name for name in FORMATS if name in suffixes().values()]
     if not isinstance(file, io.BytesIO):
         formats += [suffixes().get(Path(file).suffix.lower(), "PNG")]
-    # The filters of warnings are the whole process's.
+    # Warning filters are global to the process.
     with _opening, warnings.catch_warnings():
-        # A small file that unfolds to a huge picture.
+        # A small file can decode to a huge picture.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(file, formats=formats)
 
 
 def centre(image: Image.Image, fit: Fit) -> Image.Image:
-    """Resize the shorter side, and cut the centre: what evaluation sees.
+    """Resize the shorter side and crop the centre, as in evaluation.
 
     Args:
-      image: Of any size.
-      fit: The sizes.
+      image: An image of any size.
+      fit: The sizes of the resized image and of the crop.
 
     Returns:
-      The middle `fit.size × fit.size` of the image whose shorter side is `fit.resize`.
+      The central `fit.size × fit.size` of the image with a shorter side of
+      `fit.resize`.
     """
     shorter = min(image.size)
     if shorter != fit.resize:
@@ -153,17 +151,17 @@ def centre(image: Image.Image, fit: Fit) -> Image.Image:
 def random_box(
     width: int, height: int, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A part of an image, as ImageNet's training takes one.
+    """Draw the box of a random resized crop, as in training on ImageNet.
 
     Args:
-      width: Of the image, at least 1.
-      height: Likewise.
-      rng: What to draw from.
+      width: The image's width, at least 1.
+      height: The image's height, at least 1.
+      rng: The random generator.
 
     Returns:
-      Left, top, right, bottom: of 8 to 100 % of the image's area and 3/4 to 4/3 as wide
-      as high, to rounding, anywhere in the image. An image so long that ten draws find
-      no such part gives its largest middle of that shape.
+      Left, top, right and bottom of a box anywhere in the image. It has 8 to 100 % of
+      the image's area and an aspect ratio from 3/4 to 4/3, up to rounding. If none of
+      ten draws fits into the image, it is the largest central box of such a ratio.
 
     References:
       Szegedy et al., Going Deeper with Convolutions, 2015.
@@ -184,13 +182,13 @@ def random_box(
 def augment(
     image: Image.Image, fit: Fit, how: Augment, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw a training example from a picture.
+    """Make a training image from a picture, with random augmentation.
 
     Args:
-      image: Of any size.
-      fit: The sizes.
-      how: What to do.
-      rng: What to draw from.
+      image: An image of any size.
+      fit: The sizes of the resized image and of the crop.
+      how: The augmentations.
+      rng: The random generator.
 
     Returns:
       uint8 `[fit.size, fit.size, C]`.
@@ -218,12 +216,12 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 def _check_mode(image: Image.Image) -> None:
     if image.mode in ("I", "F"):
-        raise ValueError(f"expected 8 or 16 bits a channel, got mode {image.mode}")
+        raise ValueError(f"expected 8 or 16 bits per channel, got mode {image.mode}")
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # Pillow would cut off what is above 255.
+        # Pillow would clip values above 255.
         deep = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
     _check_mode(image)

@@ -8,10 +8,10 @@ from xnor_jax.packing import Preprocessing
 
 
 def normalize(source: Source, images: jax.Array) -> jax.Array:
-    """uint8 pixels to float32 with the set's mean 0 and standard deviation 1.
+    """Normalise uint8 pixels by the data set's mean and standard deviation.
 
     Args:
-      source: The mean and the deviation, one per channel, as fractions of 255.
+      source: The mean and the deviation of each channel, of pixels in [0, 1].
       images: uint8 `[..., C]`.
 
     Returns:
@@ -24,9 +24,9 @@ def augment(how: Augment, images: jax.Array, key: jax.Array) -> jax.Array:
     """Shift and mirror each image of a batch at random.
 
     Args:
-      how: Its `shift` and `flip`; images of one size have no `resize_crop`.
+      how: The `shift` and `flip`; `resize_crop` does not apply to images of one size.
       images: uint8 `[batch, H, W, C]`.
-      key: Decides for each image.
+      key: The random key.
 
     Returns:
       uint8 `[batch, H, W, C]`.

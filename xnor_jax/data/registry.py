@@ -1,4 +1,4 @@
-"""The image sets by name, and how one is opened."""
+"""The image data sets by name, and `load`, which opens one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,33 +44,32 @@ def load(
     fit: Fit | None = None,
     holdout: Holdout | None = None,
 ) -> "Dataset | PictureSet":
-    """Read an image set into memory, or open one that stays on disk.
+    """Load an image data set into memory, or open one that stays on disk.
 
     Args:
-      dataset: One of `SOURCES`: `digits`, `mnist`, `fashion`, `cifar10` are read into
-        memory, `imagenet` and `folder` stay on disk. Or a function without arguments
-        that returns `(train_images, train_labels, test_images, test_labels)`: uint8
-        `[N, H, W, C]` and integers `[N]`, numbered from 0. Its pixels are normalised by
-        the mean and deviation of the training images, channel by channel.
-      data_dir: A folder in the layout of the Hugging Face hub, or, for a set that stays
-        on disk, of class folders: `train/CLASS/*` and `validation/CLASS/*`. None asks
-        the hub itself. The digits and functions take none.
-      fit: The size of the images of a set that stays on disk; the others have theirs.
-      holdout: For class folders without a split, `CLASS/*`: what of them is for the
-        test.
+      dataset: A name in `SOURCES`: `digits`, `mnist`, `fashion` and `cifar10` are read
+        into memory, `imagenet` and `folder` stay on disk. Or a function without
+        arguments that returns `(train_images, train_labels, test_images, test_labels)`:
+        uint8 `[N, H, W, C]` and integers `[N]` from 0. Its pixels are normalised by the
+        mean and standard deviation of each channel of the training images.
+      data_dir: A folder in the layout of the Hugging Face hub, or of class folders:
+        `train/CLASS/*` and `validation/CLASS/*`, or `test/CLASS/*` for a set in memory.
+        None loads the set from the hub; `digits` and functions require None.
+      fit: The image size of a set that stays on disk; ignored for the others.
+      holdout: The part to hold out of class folders without a split, `CLASS/*`.
 
     Returns:
-      The training and the test split.
+      The data set, with a training and a test split.
 
     Raises:
-      DataError: If the set is unknown, cannot be read, or its images or labels are not
-        those of one set: the message says what would be right.
+      DataError: If the set is unknown or cannot be read, its images or labels are not
+        consistent, or an argument does not apply; the message says what was expected.
     """
     if callable(dataset):
         from xnor_jax.data import arrays
 
         if data_dir is not None:
-            raise DataError(f"a function takes no data folder: {data_dir}")
+            raise DataError(f"a function takes no data folder, got {data_dir}")
         if holdout is not None:
             raise DataError("a function returns a test split, and needs no holdout")
         return arrays.from_function(dataset)
@@ -85,7 +84,9 @@ def load(
                 f"{dataset} has pictures of any size; expected an image size"
             )
         if source.hub is None and data_dir is None:
-            raise DataError("no folder of class folders; give one with --data-dir")
+            raise DataError(
+                f"{dataset} needs a folder of class folders; give one with --data-dir"
+            )
         from xnor_jax.data import streams
 
         return streams.open_set(source, data_dir, fit, holdout)
@@ -94,7 +95,7 @@ def load(
     if source.hub is None:
         if data_dir is not None:
             raise DataError(
-                f"{dataset} is built in and takes no data folder: {data_dir}"
+                f"{dataset} is built in and takes no data folder, got {data_dir}"
             )
         from xnor_jax.data import digits
 

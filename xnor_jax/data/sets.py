@@ -1,4 +1,4 @@
-"""What an image set is: its types, and the errors of reading one."""
+"""The types of image data sets, and the error raised when one cannot be read."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-# The label of a row that only fills up a batch, and counts for nothing.
+# The label of the rows that pad a batch; metrics ignore them.
 BLANK = -1
 
 
 class DataError(Exception):
-    """A data set that is missing, damaged or not what was asked for."""
+    """A data set that is missing, damaged or not as requested."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a set comes from, and how its pixels, in [0, 1], are normalised."""
+    """A data set's origin, and the normalisation of its pixels in [0, 1]."""
 
     name: str
     mean: tuple[float, ...]  # one per channel
@@ -33,9 +33,9 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How a picture of any size becomes an image of `size × size`.
+    """The resize and crop of a picture of any size to an image of `size × size`.
 
-    Its shorter side is resized to `resize` pixels, and the centre is cut.
+    The shorter side is resized to `resize` pixels, and the centre is cropped.
 
     Raises:
       ValueError: Unless 1 ≤ size ≤ resize.
@@ -53,12 +53,12 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True)
 class Holdout:
-    """Which pictures of class folders without a split are held out for the test.
+    """The test pictures to hold out of class folders without a split.
 
     Attributes:
-      share: Of each class, above 0 and below 1; at least one picture is held out, and
-        at least one is not.
-      seed: Decides which.
+      share: The share of each class to hold out, above 0 and below 1; at least one
+        picture is held out, and at least one is not.
+      seed: The seed of the random selection.
 
     Raises:
       ValueError: Unless 0 < share < 1.
@@ -74,13 +74,13 @@ class Holdout:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random changes to each training image.
+    """Random augmentation of each training image.
 
     Attributes:
-      resize_crop: Cut a random part, of 8 to 100 % of the area and 3/4 to 4/3 as wide
-        as high, and resize it; only for pictures of any size.
-      shift: Translate by up to this many pixels along each axis, zeros outside.
-      flip: Mirror half of the images left to right.
+      resize_crop: Crop a random box of 8 to 100 % of the area, with an aspect ratio
+        from 3/4 to 4/3, and resize it; only for pictures of any size.
+      shift: Translate by up to this many pixels along each axis, filling with zeros.
+      flip: Mirror each image left to right with probability 1/2.
     """
 
     resize_crop: bool = False
@@ -96,7 +96,7 @@ class Split(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A picture in its file, and its class."""
+    """A picture that is not decoded, and its class."""
 
     name: str  # for errors
     picture: str | bytes  # a path, or the file's content
@@ -104,7 +104,7 @@ class Row(NamedTuple):
 
 
 class Rows(Protocol):
-    """A split whose pictures are still in their files."""
+    """A split whose pictures are not decoded."""
 
     @property
     def labels(self) -> "np.ndarray":
@@ -116,7 +116,7 @@ class Rows(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Row:
-        """A row, by its number."""
+        """The row at an index."""
         ...
 
     def __iter__(self) -> Iterator[Row]:
@@ -125,7 +125,7 @@ class Rows(Protocol):
 
 
 class RowSet(NamedTuple):
-    """A set's two splits of rows."""
+    """The training and the test rows of a data set."""
 
     where: str  # for errors
     train: Rows
@@ -138,12 +138,12 @@ class ImageSet(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One per class."""
+        """One name per class."""
         ...
 
     @property
     def source(self) -> Source:
-        """Where it comes from."""
+        """The origin and the normalisation."""
         ...
 
     @property

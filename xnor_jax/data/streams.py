@@ -1,7 +1,7 @@
-"""Image sets that stay on disk: Grain pipelines from files to batches of pixels.
+"""Image data sets on disk: Grain pipelines from files to batches of pixels.
 
-A batch is a pure function of the seed and its number. So neither an interruption nor
-how many processes prepare batches changes one, and a run's position is its epoch.
+A batch is a pure function of the seed and its index: it does not depend on
+interruptions or on the number of worker processes. A run's position is its epoch.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from xnor_jax.data.sets import (
     Split,
 )
 
-# At import, Grain warns of a jaxlib without hooks for its profiler.
+# On import, Grain logs a warning if jaxlib has no hooks for its profiler.
 _absl = logging.getLogger("absl")
 _level = _absl.level
 _absl.setLevel(logging.ERROR)
@@ -44,7 +44,7 @@ _absl.setLevel(_level)
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Which equal part of each batch is read here."""
+    """The equal share of each batch that this process reads."""
 
     index: int = 0
     count: int = 1
@@ -52,7 +52,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class PictureSet:
-    """A set that stays on disk."""
+    """An image data set that stays on disk."""
 
     train: Rows
     test: Rows
@@ -67,22 +67,23 @@ class PictureSet:
 
     @property
     def train_images(self) -> int:
-        """How many there are to train on."""
+        """The number of training images."""
         return len(self.train)
 
     @property
     def test_images(self) -> int:
-        """How many there are to test on."""
+        """The number of test images."""
         return len(self.test)
 
     def check(self) -> None:
-        """Look for damaged pictures, before a training that they would end.
+        """Check for damaged pictures, which would otherwise stop the training.
 
-        Each test picture is decoded, as an evaluation does; a training picture as far
-        as is quick: see `pictures.verify`.
+        Test pictures are decoded, as in evaluation; training pictures get the faster
+        check of `pictures.verify`.
 
         Raises:
-          DataError: If there are any; the message names the first and their number.
+          DataError: If any picture is damaged; the message names the first and gives
+            the number of the others.
         """
         channels = len(self.source.mean)
         broken: list[DataError] = []
@@ -109,18 +110,17 @@ class PictureSet:
         augment: Augment,
         shard: Shard = Shard(),  # noqa: B008
     ) -> grain.MapDataset:
-        """An epoch's batches `(images, labels)`; past its end comes the next epoch.
+        """The batches `(images, labels)` of an epoch; indices past it are later epochs.
 
         Args:
-          batch_size: Of all shards together, which it divides among.
-          seed: Of the order and of the augmentation.
-          augment: What happens to each picture.
-          shard: Which rows of each batch to read.
+          batch_size: Images per batch over all shards, a multiple of their number.
+          seed: The seed of the order and of the augmentation.
+          augment: The augmentation of each picture.
+          shard: The share of each batch to read.
 
         Returns:
-          uint8 `[batch, H, W, C]` and int32 `[batch]`. In each epoch a picture comes at
-          most once, in an order of its own; what is left of whole batches waits for the
-          next shuffle.
+          uint8 `[batch, H, W, C]` and int32 `[batch]`. Each epoch has its own order and
+          contains a picture at most once; an incomplete last batch is dropped.
         """
         rows = self._shuffled(batch_size, len(self.train) // batch_size, seed)
         prepare = _Augmented(self.source, self.fit, augment)
@@ -134,7 +134,7 @@ class PictureSet:
         seed: int,
         shard: Shard = Shard(),  # noqa: B008
     ) -> grain.MapDataset:
-        """The first `count` of an epoch's batches, prepared as for the test."""
+        """The first `count` training batches of an epoch, prepared as for the test."""
         count = min(count, len(self.train) // batch_size)
         rows = self._shuffled(batch_size, count, seed)
         return _batches(rows.map(_Centred(self.source, self.fit)), batch_size, shard)
@@ -145,7 +145,7 @@ class PictureSet:
         *,
         shard: Shard = Shard(),  # noqa: B008
     ) -> grain.MapDataset:
-        """All test images in order; the last batch is filled up by rows of `BLANK`."""
+        """All test images in order; rows with the label `BLANK` pad the last batch."""
         rows = grain.MapDataset.source(self.test).map(_Centred(self.source, self.fit))
         if blanks := -len(self.test) % batch_size:
             blank = grain.MapDataset.range(blanks).map(_Blank(self.image_shape))
@@ -153,7 +153,7 @@ class PictureSet:
         return _batches(rows, batch_size, shard)
 
     def test_splits(self) -> Iterator[Split]:
-        """The test images, as parts that fit in memory."""
+        """The test images in order, in parts that fit in memory."""
         with reading(self.test_batches(min(128, len(self.test)))) as batches:
             for images, labels in batches:
                 real = labels != BLANK
@@ -170,18 +170,19 @@ def open_set(
     fit: Fit,
     holdout: Holdout | None = None,
 ) -> PictureSet:
-    """Open a set in the hub's layout or of class folders; its pictures stay on disk.
+    """Open a data set whose pictures stay on disk.
 
-    It is evaluated on `validation`, or, where there is none, on `test`.
+    The test split is `validation`, or `test` if there is no labelled `validation`.
 
     Args:
-      source: Whose hub name is asked where there is no folder.
-      data_dir: A folder.
+      source: The data set.
+      data_dir: A folder in the hub's layout or of class folders; None loads the set
+        from the hub.
       fit: The size of the images.
-      holdout: Of class folders without a split, what is for the test.
+      holdout: The part to hold out of class folders without a split.
 
     Raises:
-      DataError: If it cannot be opened.
+      DataError: If the set cannot be opened.
     """
     test = "validation", "test"
     found = open_rows(source, data_dir, test=test, holdout=holdout)
@@ -190,14 +191,15 @@ def open_set(
 
 @contextlib.contextmanager
 def reading(batches: grain.MapDataset, workers: int = 0) -> Iterator[Iterator[Any]]:
-    """Iterate over batches, which are prepared ahead of who takes them.
+    """Iterate over batches that are prepared in advance, in the background.
 
     Args:
-      batches: A batch an element.
-      workers: Processes that prepare them; 0 for threads of this one, one a core.
+      batches: The batches, one per element.
+      workers: The number of processes that prepare batches; 0 for threads of this
+        process, one per core up to 16.
     """
     if workers and not flags.FLAGS.is_parsed():
-        # Grain asks a flag of its own before it starts a process.
+        # Grain reads one of its flags before it starts a process.
         flags.FLAGS.mark_as_parsed()
     threads = 0 if workers else min(os.cpu_count() or 1, 16)
     read = grain.ReadOptions(threads, threads + 2 if threads else 0)
@@ -212,8 +214,11 @@ def reading(batches: grain.MapDataset, workers: int = 0) -> Iterator[Iterator[An
 
 def _batches(rows: grain.MapDataset, size: int, shard: Shard) -> grain.MapDataset:
     if size % shard.count:
-        raise ValueError(f"a batch of {size} does not divide among {shard.count}")
-    # Each is a shard's share of a batch, the shards' in turn.
+        raise ValueError(
+            f"batch_size: expected a multiple of {shard.count}, the number of shards, "
+            f"got {size}"
+        )
+    # Each element is one shard's share of a batch; the shards take turns.
     return rows.batch(size // shard.count)[shard.index :: shard.count]
 
 
@@ -246,10 +251,10 @@ class _Blank:
         return np.zeros(self.image_shape, np.uint8), np.int32(BLANK)
 
 
-def deafen() -> None:
-    """Make workers that this thread starts deaf to Ctrl-C: it is for this process."""
-    # They inherit the mask. The first semaphore starts multiprocessing's tracker, and
-    # that would clear it.
+def block_sigint() -> None:
+    """Block Ctrl-C in the workers that this thread starts; this process handles it."""
+    # Workers inherit the signal mask. The first semaphore starts multiprocessing's
+    # resource tracker, which would clear the mask.
     multiprocessing.get_context("spawn").Event()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 

@@ -1,4 +1,4 @@
-"""Rows of pictures in Parquet files, through Hugging Face `datasets`."""
+"""Pictures in Parquet files, read with Hugging Face `datasets`."""
 
 import glob
 import os
@@ -11,15 +11,16 @@ import datasets
 import numpy as np
 import pyarrow.parquet
 
+from xnor_jax._words import first_line
 from xnor_jax.data.sets import DataError, Row, RowSet
 
-# A file's split: the word that its name starts with, or else its folder's name.
+# A file's split: the word at the start of its name, or else its folder's name.
 _SPLIT = re.compile(r"(train|validation|val|test)(?![a-z])", re.IGNORECASE)
 _T = TypeVar("_T")
 
 
 class Table:
-    """A split of rows in a `datasets.Dataset`."""
+    """A split whose rows are in a `datasets.Dataset`."""
 
     def __init__(self, name: str, pictures: Any, labels: np.ndarray):
         self._name, self._pictures, self._labels = name, pictures, labels
@@ -36,7 +37,7 @@ class Table:
         return self._row(index, self._pictures[index])
 
     def __iter__(self) -> Iterator[Row]:
-        # One row at a time would be many times slower.
+        # Indexing row by row would be many times slower.
         for index, found in enumerate(self._pictures):
             yield self._row(index, found)
 
@@ -51,32 +52,34 @@ class Table:
 
 
 def open_hub(name: str, test: Sequence[str]) -> RowSet:
-    """Open a set of the Hugging Face hub.
+    """Open a data set from the Hugging Face hub.
 
     Args:
-      name: The set's name there.
-      test: Names of the test split; the first that exists and has labels is taken.
+      name: The data set's name on the hub.
+      test: Accepted names of the test split; the first that exists and has labels is
+        used.
 
     Raises:
-      DataError: If it cannot be opened.
+      DataError: If the set cannot be opened.
     """
-    mend = "the hub may be out of reach: give a folder with --data-dir"
-    found = _reading(name, mend, lambda: datasets.load_dataset(name))
-    return _row_set(name, found, test, mend)
+    fix = "if the hub cannot be reached, give a folder with --data-dir"
+    found = _reading(name, fix, lambda: datasets.load_dataset(name))
+    return _row_set(name, found, test, fix)
 
 
 def open_parquet(folder: Path, test: Sequence[str]) -> RowSet | None:
     """Open a folder of Parquet files in the layout of the hub.
 
     Args:
-      folder: Holds `SPLIT-*.parquet` or `SPLIT/*.parquet`, at any depth.
-      test: Names of the test split; the first that exists and has labels is taken.
+      folder: The folder with `SPLIT-*.parquet` or `SPLIT/*.parquet`, at any depth.
+      test: Accepted names of the test split; the first that exists and has labels is
+        used.
 
     Returns:
-      The set; None where there are no Parquet files.
+      The set; None if there are no Parquet files.
 
     Raises:
-      DataError: If they cannot be read, or are not one set.
+      DataError: If the files cannot be read or do not form one data set.
     """
     every = [
         Path(place, name)
@@ -87,7 +90,7 @@ def open_parquet(folder: Path, test: Sequence[str]) -> RowSet | None:
     ]
     if not every:
         return None
-    where, mend = str(folder), "check the files"
+    where, fix = str(folder), "check the files"
     splits: dict[str, list[Path]] = {}
     for path in every:
         if word := _SPLIT.match(path.name) or _SPLIT.fullmatch(path.parent.name):
@@ -103,7 +106,7 @@ def open_parquet(folder: Path, test: Sequence[str]) -> RowSet | None:
     wanted = {name: splits[name] for name in ("train", *test) if name in splits}
     _check_splits(where, wanted, test, [str(p.relative_to(folder)) for p in every])
     schemas = {
-        path: _reading(str(path), mend, lambda path=path: _features(path))
+        path: _reading(str(path), fix, lambda path=path: _features(path))
         for files in wanted.values()
         for path in files
     }
@@ -114,22 +117,22 @@ def open_parquet(folder: Path, test: Sequence[str]) -> RowSet | None:
                 f"{path} has other columns or class names than {first}; expected the "
                 "files of one set"
             )
-    # datasets takes each path for a pattern.
+    # datasets treats each path as a glob pattern.
     patterns = {
         name: [glob.escape(str(path.absolute())) for path in files]
         for name, files in wanted.items()
     }
     found = _reading(
-        where, mend, lambda: datasets.load_dataset("parquet", data_files=patterns)
+        where, fix, lambda: datasets.load_dataset("parquet", data_files=patterns)
     )
-    return _row_set(where, found, test, mend)
+    return _row_set(where, found, test, fix)
 
 
 def _features(path: Path) -> datasets.Features:
     return datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
 
 
-def _row_set(where: str, found: Any, test: Sequence[str], mend: str) -> RowSet:
+def _row_set(where: str, found: Any, test: Sequence[str], fix: str) -> RowSet:
     _check_splits(where, found, test, list(found))
     image, label = _columns(where, found["train"].features)
     names = tuple(found["train"].features[label].names)
@@ -144,21 +147,20 @@ def _row_set(where: str, found: Any, test: Sequence[str], mend: str) -> RowSet:
         held_out = _labelled(where, found, label, test)
         return RowSet(where, table("train"), table(held_out), names)
 
-    return _reading(where, mend, both)
+    return _reading(where, fix, both)
 
 
-def _reading(where: str, mend: str, read: Callable[[], _T]) -> _T:
+def _reading(where: str, fix: str, read: Callable[[], _T]) -> _T:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         return read()
     except DataError:
         raise
-    except Exception as error:  # datasets raises its readers' own, of any kind
-        cause = error.__cause__ or error  # what the reader itself ran into
-        reason = (str(cause).strip().splitlines() or [""])[0][:200]
+    except Exception as error:  # the readers raise exceptions of any type
+        cause = error.__cause__ or error  # the reader's own exception
         raise DataError(
-            f"cannot read {where} ({type(cause).__name__}: {reason}); {mend}"
+            f"cannot read {where} ({type(cause).__name__}: {first_line(cause)}); {fix}"
         ) from error
 
 
@@ -178,13 +180,13 @@ def _check_splits(
 
 
 def _labelled(where: str, found: Any, label: str, test: Sequence[str]) -> str:
-    """The hub's ImageNet has a test split whose labels are secret: all are -1."""
-    there = [name for name in test if name in found]
-    for name in there:
+    """The first test split with labels; those of ImageNet's test split are all -1."""
+    splits = [name for name in test if name in found]
+    for name in splits:
         values = found[name][label][:] if label in found[name].features else []
         if not len(found[name]) or any(v is not None and v >= 0 for v in values):
             return name
-    raise DataError(f"{where} has no labels in {' and '.join(there)}")
+    raise DataError(f"{where} has no labels in {' and '.join(splits)}")
 
 
 def _columns(where: str, features: Any) -> tuple[str, str]:

@@ -1,6 +1,8 @@
 #include "arrays.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -51,10 +53,10 @@ int64_t Member::memory() const {
   return Times(4, Product(kind == kKernel ? laid_out() : shape));
 }
 
-void CheckPlaces(const std::vector<int32_t>& places, int64_t count,
-                 const std::string& name) {
-  for (int32_t place : places)
-    Require(place >= 0 && place < count, name + ": a place is out of range");
+void CheckIndices(const std::vector<int32_t>& indices, int64_t count,
+                  const std::string& name) {
+  for (int32_t index : indices)
+    Require(index >= 0 && index < count, name + ": an index is out of range");
 }
 
 const float* Arrays::KeptFloats(const std::string& name) const {
@@ -103,10 +105,10 @@ std::vector<int32_t> StoredArrays::Indices(const std::string& name) const {
   const auto& [member, data] = Find(name);
   const int64_t count = Product(member.shape);
   graph_.Reserve(4 * count);
-  std::vector<int32_t> places(count);
-  std::memcpy(places.data(), data, count * sizeof(int32_t));
-  CheckPlaces(places, member.bound, name);
-  return places;
+  std::vector<int32_t> indices(count);
+  std::memcpy(indices.data(), data, count * sizeof(int32_t));
+  CheckIndices(indices, member.bound, name);
+  return indices;
 }
 
 namespace {

@@ -69,9 +69,9 @@ class StoredArrays : public Arrays {
   const std::vector<std::pair<Member, const uint8_t*>> arrays_;
 };
 
-// Throws a Refusal unless every place is in [0, count).
-void CheckPlaces(const std::vector<int32_t>& places, int64_t count,
-                 const std::string& name);
+// Throws a Refusal unless every index is in [0, count).
+void CheckIndices(const std::vector<int32_t>& indices, int64_t count,
+                  const std::string& name);
 
 }  // namespace xnor
 

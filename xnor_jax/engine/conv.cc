@@ -288,11 +288,15 @@ void Conv<float>::LayOut(Group<float>& group, int64_t index) const {
   job.kernel = group.panels.data();
 }
 
-void CheckChannels(int64_t groups, int64_t channels, int64_t out_channels) {
+void CheckChannels(int64_t groups, int64_t channels, int64_t out_channels,
+                   Epilogue epilogue) {
   const auto in_range = [](int64_t size) { return size >= 1 && size <= kLargest; };
   Require(in_range(channels) && in_range(out_channels) && in_range(groups) &&
               out_channels % groups == 0,
           "the channels are out of range or do not divide into the groups");
+  Require(epilogue != Epilogue::kThreshold || groups == 1 ||
+              out_channels / groups % kPanel == 0,
+          "thresholds need groups of a multiple of 32 channels");
 }
 
 }  // namespace
@@ -300,12 +304,9 @@ void CheckChannels(int64_t groups, int64_t channels, int64_t out_channels) {
 std::unique_ptr<Operation> MakeConv(const Geometry& g, int64_t groups, int64_t channels,
                                     int64_t out_channels, const Target<int32_t>& target,
                                     const uint32_t* kernel) {
-  CheckChannels(groups, channels, out_channels);
+  CheckChannels(groups, channels, out_channels, target.epilogue);
   Require(Times(g.taps(), channels) <= kLargest / 2,
           "the window has too many weights for sums of 32 bits");
-  Require(target.epilogue != Epilogue::kThreshold || groups == 1 ||
-              out_channels / groups % kPanel == 0,
-          "thresholds need groups of a multiple of 32 channels");
   return std::make_unique<Conv<uint32_t>>(g, groups, WordsFor(channels), channels,
                                           out_channels, target, kernel);
 }
@@ -314,10 +315,7 @@ std::unique_ptr<Operation> MakeRealConv(const Geometry& g, int64_t groups,
                                         int64_t channels, int64_t out_channels,
                                         const Target<float>& target,
                                         const float* kernel) {
-  CheckChannels(groups, channels, out_channels);
-  Require(target.epilogue != Epilogue::kThreshold || groups == 1 ||
-              out_channels / groups % kPanel == 0,
-          "thresholds need groups of a multiple of 32 channels");
+  CheckChannels(groups, channels, out_channels, target.epilogue);
   return std::make_unique<Conv<float>>(g, groups, channels, channels, out_channels,
                                        target, kernel);
 }

@@ -55,16 +55,16 @@ Stores ReadStores(const json::Value& header, int64_t size) {
     const json::Value shape = found["shape"], offsets = found["data_offsets"];
     Require(shape.is(json::Kind::kList) && shape.count() <= kMostAxes &&
                 offsets.is(json::Kind::kList) && offsets.count() == 2,
-            "expected an array's shape and two offsets");
+            "expected a shape and two offsets for each array");
     for (const json::Value& n : shape.entries())
       stored.shape.push_back(ReadInteger(n, "shape", 0, kLargestFile));
     const std::vector<json::Value> ends = offsets.entries();
     stored.begin = ReadInteger(ends[0], "data_offsets", 0, size);
     stored.end = ReadInteger(ends[1], "data_offsets", stored.begin, size);
     const int64_t each = BytesOf(stored.dtype);
-    Require(each > 0, "an array is of a type that no packed network has");
+    Require(each > 0, "an array has an unsupported dtype");
     Require(Times(Product(stored.shape), each) == stored.end - stored.begin,
-            "an array's offsets are not those of its shape");
+            "an array's offsets do not match its shape");
     sorted.push_back(&stores.emplace(name, std::move(stored)).first->second);
   }
   std::sort(sorted.begin(), sorted.end(), [](const Stored* a, const Stored* b) {
@@ -72,10 +72,10 @@ Stores ReadStores(const json::Value& header, int64_t size) {
   });
   int64_t end = 0;
   for (const Stored* stored : sorted) {
-    Require(stored->begin == end, "expected arrays one behind the other");
+    Require(stored->begin == end, "expected contiguous arrays");
     end = stored->end;
   }
-  Require(end == size, "expected a complete file, and nothing behind its arrays");
+  Require(end == size, "expected a complete file, with nothing after its arrays");
   return stores;
 }
 
@@ -102,7 +102,7 @@ void ReadInfo(const json::Value& found, Model& model) {
   if (given("test_accuracy")) {
     model.test_accuracy = ReadReal(found["test_accuracy"], "test_accuracy");
     Require(model.test_accuracy >= 0 && model.test_accuracy <= 1,
-            "test_accuracy: expected a fraction of 1");
+            "test_accuracy: expected a number from 0 to 1");
   }
   if (given("class_names")) {
     const json::Value names = found["class_names"];
@@ -124,7 +124,7 @@ void ReadInfo(const json::Value& found, Model& model) {
   if (!pixels["resize"].is(json::Kind::kNull)) {
     read->resize = ReadInteger(pixels["resize"], "resize", 1, 1 << 16);
     Require(shape.size() == 3 && shape[0] == shape[1] && read->resize >= shape[0],
-            "preprocessing: expected square images, no larger than what is resized");
+            "preprocessing: expected square images, no larger than resize");
   }
   for (size_t c = 0; c < channels; ++c)
     for (int value = 0; value < 256; ++value)
@@ -182,7 +182,7 @@ Described ReadDescription(const json::Value& found, Model& model) {
                 {"format", "version", "layout", "image_shape", "nodes", "name", "dataset",
                  "preprocessing", "class_names", "test_accuracy"});
   Require(ReadString(found["layout"], "layout") == kLayout,
-          "layout: expected bits in another order");
+          "layout: unsupported bit order");
   model.image_shape = ReadIntegers(found["image_shape"], "image_shape", 1);
   Require(model.image_shape.size() >= 1 && model.image_shape.size() <= 4,
           "image_shape: expected 1 to 4 sizes");
@@ -291,7 +291,7 @@ std::unique_ptr<Model> ReadModel(const uint8_t* data, size_t size) {
     Require(found.is(json::Kind::kObject), "expected the description to be a JSON object");
     CheckVersion(found);
     Require(sum == Checksum(text, arrays, section),
-            "the file is damaged: its checksum is another; copy or pack it again");
+            "the file is damaged: its checksum does not match; copy or pack it again");
     return ReadDescription(found, *model);
   }();
   text = std::string();
@@ -307,12 +307,12 @@ std::unique_ptr<Model> ReadModel(const uint8_t* data, size_t size) {
       Require(found != stores.end(), "expected an array " + name);
       Require(found->second.dtype == member.stored_dtype() &&
                   found->second.shape == member.stored_shape(),
-              name + ": expected an array of another type or shape");
+              name + ": the array has the wrong dtype or shape");
       taken.back().push_back({member, arrays + found->second.begin});
       ++count;
     }
   }
-  Require(count == stores.size(), "there are arrays that no node has");
+  Require(count == stores.size(), "unexpected arrays: no node uses them");
 
   // Together with the file, at most three times its size plus a constant.
   constexpr int64_t kAlways = int64_t{48} << 20;

@@ -22,12 +22,11 @@ struct Axis {
       : size(size), window(window), stride(stride), before(before), after(after),
         dilation(dilation) {
     Require(size >= 0 && size <= kLargest, "a size is out of range");
-    Require(window >= 0 && window <= kLargest, "a size is out of range");
+    Require(window >= 1 && window <= kLargest, "a window is out of range");
     Require(stride >= 1 && stride <= kLargest, "a stride is out of range");
     Require(dilation >= 1 && dilation <= kLargest, "a dilation is out of range");
     for (int64_t p : {before, after})
       Require(p >= 0 && p <= kLargest, "a padding is out of range");
-    Require(window >= 1, "the window is empty");
     padded = size + before + after;
     const int64_t reach = Times(window - 1, dilation) + 1;
     Require(reach <= padded, "the window is larger than the padded image");

@@ -157,7 +157,7 @@ Described Describe(const Sizes& image_shape, const json::Value& nodes) {
       std::vector<Spec> in;
       for (int64_t input : node->inputs) {
         Require(input < static_cast<int64_t>(described.specs.size()),
-                "expected inputs before it");
+                "expected inputs from earlier nodes");
         in.push_back(described.specs[input]);
       }
       Spec out = node->Out(in);

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -16,13 +17,13 @@
 namespace {
 
 constexpr char kUsage[] =
-    "usage: xnor info FILE                what the network is\n"
+    "usage: xnor info FILE                describe the network\n"
     "       xnor run FILE < raw > logits  float32 images in, float32 logits out\n"
-    "       xnor bench FILE               milliseconds a call, the median of many\n"
-    "options: --threads N  up to so many (0, the default: one a processor)\n"
-    "         --uint8      of `run`: pixels in, preprocessed as the file says\n"
-    "         --batch N    of `run`: at most so many images a call (64); of `bench`: as\n"
-    "                      many, in place of 1 and 128\n";
+    "       xnor bench FILE               median milliseconds per call\n"
+    "options: --threads N  at most N threads (default 0: one per processor)\n"
+    "         --uint8      for run: uint8 pixels in, preprocessed as the file specifies\n"
+    "         --batch N    for run: at most N images per call (default 64);\n"
+    "                      for bench: N images per call (default: 1, then 128)\n";
 
 // Prints one line and exits; status 2 for a wrong argument, 1 for anything else.
 [[noreturn]] void Fail(int status, const std::string& text) {
@@ -165,7 +166,7 @@ void Run(const xnor_model* m, const Options& options) {
     std::memmove(bytes, bytes + count * each, held);
   }
   if (held > 0)
-    Fail(1, "standard input: the last image is not complete: expected " +
+    Fail(1, "standard input: the last image is incomplete: expected " +
                 std::to_string(each) + " bytes, got " + std::to_string(held));
 }
 

@@ -18,7 +18,7 @@ class AnyMove : public Node {
       (spec.dtype == DType::kBool ? truth : numbers) = true;
       shapes.push_back(spec.shape);
     }
-    Require(!truth || !numbers, "expected all inputs of one kind, got bool among them");
+    Require(!truth || !numbers, "expected inputs of one dtype, got bool and numbers");
     const Sizes shape = OutOf(shapes);
     Require(!bits || !shape.empty(), "expected bits with channels");
     return {shape, bits ? DType::kBits : truth ? DType::kBool : DType::kFloat};
@@ -70,7 +70,8 @@ class Reshape : public AnyMove {
 
  protected:
   Sizes OutOf(const std::vector<Sizes>& in) const override {
-    Require(Product(OneShape(in)) == Product(shape_), "expected as many numbers");
+    Require(Product(OneShape(in)) == Product(shape_),
+            "expected a shape of the input's size");
     return shape_;
   }
   bool MovesWords(const std::vector<Sizes>& in, const Sizes& out) const override {
@@ -101,11 +102,11 @@ class Transpose : public AnyMove {
     Sizes out;
     for (int64_t axis : order_) {
       Require(axis <= static_cast<int64_t>(shape.size()) && !seen[axis - 1],
-              "expected an order of all axes");
+              "expected a permutation of all axes");
       seen[axis - 1] = true;
       out.push_back(shape[axis - 1]);
     }
-    Require(out.size() == shape.size(), "expected an order of all axes");
+    Require(out.size() == shape.size(), "expected a permutation of all axes");
     return out;
   }
   bool MovesWords(const std::vector<Sizes>& in, const Sizes&) const override {
@@ -130,9 +131,9 @@ class Broadcast : public AnyMove {
  protected:
   Sizes OutOf(const std::vector<Sizes>& in) const override {
     const Sizes& shape = OneShape(in);
-    Require(shape.size() == shape_.size(), "expected as many axes");
+    Require(shape.size() == shape_.size(), "expected a shape of the input's rank");
     for (size_t i = 0; i < shape.size(); ++i)
-      Require(shape[i] == 1 || shape[i] == shape_[i], "the shape does not broadcast");
+      Require(shape[i] == 1 || shape[i] == shape_[i], "the input does not broadcast");
     return shape_;
   }
   bool MovesWords(const std::vector<Sizes>& in, const Sizes& out) const override {
@@ -161,10 +162,11 @@ class Slice : public AnyMove {
     const Sizes& shape = OneShape(in);
     Require(shape.size() == start_.size() && shape.size() == stop_.size() &&
                 shape.size() == strides_.size(),
-            "expected a slice of all axes");
+            "expected a start, a stop and a stride for each axis");
     Sizes out;
     for (size_t i = 0; i < shape.size(); ++i) {
-      Require(start_[i] < stop_[i] && stop_[i] <= shape[i], "expected a slice inside");
+      Require(start_[i] < stop_[i] && stop_[i] <= shape[i],
+              "expected start < stop <= size on each axis");
       out.push_back((stop_[i] - start_[i] - 1) / strides_[i] + 1);
     }
     return out;
@@ -236,12 +238,12 @@ class Concatenate : public AnyMove {
  protected:
   Sizes OutOf(const std::vector<Sizes>& in) const override {
     Sizes out = in[0];
-    Require(axis_ < static_cast<int64_t>(out.size()), "expected more axes");
+    Require(axis_ < static_cast<int64_t>(out.size()), "the axis is out of range");
     for (size_t i = 1; i < in.size(); ++i) {
-      Require(in[i].size() == out.size(), "expected as many axes of all");
+      Require(in[i].size() == out.size(), "expected inputs of the same rank");
       for (size_t axis = 0; axis < out.size(); ++axis)
         Require(static_cast<int64_t>(axis) == axis_ || in[i][axis] == out[axis],
-                "the shapes do not fit each other");
+                "expected shapes that are equal on the other axes");
       out[axis_] += in[i][axis_];
     }
     return out;

@@ -89,7 +89,7 @@ class Elementwise : public Node {
   Spec Out(const std::vector<Spec>& in) const override {
     const size_t count = Arity(function_);
     Require(operands_.size() == count && shapes_.size() == count,
-            "expected as many operands as the function has");
+            "expected an operand for each argument of the function");
     Require(!in.empty(), "expected an input");
     std::vector<bool> read(in.size());
     const size_t rank = in[0].shape.size();
@@ -100,12 +100,13 @@ class Elementwise : public Node {
     for (size_t i = 0; i < count; ++i) {
       const int64_t operand = operands_[i];
       Require(operand < static_cast<int64_t>(in.size()),
-              "expected every input among the operands");
+              "an operand is out of range");
       const bool truth = logical || (function_ == "select" && i == 0) ||
                          function_ == "to_float";
       if (operand < 0) {
         Require(!truth, "expected bool, got a constant");
-        Require(shapes_[i].size() <= rank, "expected a constant of no more axes");
+        Require(shapes_[i].size() <= rank,
+                "expected a constant of at most the inputs' rank");
         shapes.push_back(shapes_[i]);
         continue;
       }
@@ -173,7 +174,7 @@ class Reduce : public Node {
     std::vector<bool> over(spec.shape.size());
     for (int64_t axis : axes_) {
       Require(axis <= static_cast<int64_t>(over.size()) && !over[axis - 1],
-              "expected axes of the input, each once");
+              "expected distinct axes of the input");
       over[axis - 1] = true;
     }
     return over;

@@ -51,9 +51,12 @@ class Fields {
   std::string Choice(const char* name, const char* otherwise,
                      const std::vector<std::string>& choices) {
     const std::string given = Has(name) ? ReadString(Take(name), name) : otherwise;
-    for (const std::string& choice : choices)
+    std::string expected;
+    for (const std::string& choice : choices) {
       if (given == choice) return given;
-    throw Refusal(std::string(name) + ": expected one of a few names");
+      expected += (expected.empty() ? "" : ", ") + choice;
+    }
+    throw Refusal(std::string(name) + ": expected one of " + expected);
   }
   std::string String(const char* name) {
     return Has(name) ? ReadString(Take(name), name) : std::string();
@@ -70,7 +73,7 @@ class Fields {
   }
   void Done() {
     for (const json::Value& value : Names())
-      Require(seen_.count(std::string(value.string())) > 0, "unknown entry of a node");
+      Require(seen_.count(std::string(value.string())) > 0, "unknown entry");
   }
 
  private:

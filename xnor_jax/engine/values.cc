@@ -136,9 +136,9 @@ class Moves : public Operation {
 
 class Take : public Operation {
  public:
-  Take(int64_t in_size, std::vector<int32_t> places)
-      : Operation(Flat(Type::kFloats, static_cast<int64_t>(places.size()))),
-        in_size_(in_size), places_(std::move(places)) {
+  Take(int64_t in_size, std::vector<int32_t> indices)
+      : Operation(Flat(Type::kFloats, static_cast<int64_t>(indices.size()))),
+        in_size_(in_size), indices_(std::move(indices)) {
     work = kOnce * static_cast<double>(out.depth);
   }
   void Run(const Call& call) const override {
@@ -146,13 +146,13 @@ class Take : public Operation {
       for (int64_t n = begin; n < end; ++n)
         for (int64_t i = 0; i < out.depth; ++i)
           static_cast<float*>(call.out)[n * out.depth + i] =
-              call.floats()[n * in_size_ + places_[i]];
+              call.floats()[n * in_size_ + indices_[i]];
     });
   }
 
  private:
   const int64_t in_size_;
-  const std::vector<int32_t> places_;
+  const std::vector<int32_t> indices_;
 };
 
 class Constant : public Operation {
@@ -233,8 +233,8 @@ std::unique_ptr<Operation> MakeMoves(int64_t size, std::vector<Move> moves,
   return std::make_unique<Moves>(size, std::move(moves), fill);
 }
 
-std::unique_ptr<Operation> MakeTake(int64_t in_size, std::vector<int32_t> places) {
-  return std::make_unique<Take>(in_size, std::move(places));
+std::unique_ptr<Operation> MakeTake(int64_t in_size, std::vector<int32_t> indices) {
+  return std::make_unique<Take>(in_size, std::move(indices));
 }
 
 std::unique_ptr<Operation> MakeConstant(std::vector<float> value) {

@@ -61,7 +61,7 @@ struct Move {
 // Applies moves to a result of `size` elements; the rest, if any, becomes `*fill`.
 std::unique_ptr<Operation> MakeMoves(int64_t size, std::vector<Move> moves,
                                      const float* fill = nullptr);
-std::unique_ptr<Operation> MakeTake(int64_t in_size, std::vector<int32_t> places);
+std::unique_ptr<Operation> MakeTake(int64_t in_size, std::vector<int32_t> indices);
 std::unique_ptr<Operation> MakeConstant(std::vector<float> value);
 // `[batch, rows, inner]` times `[batch, inner, columns]`, for each image.
 std::unique_ptr<Operation> MakeMatMul(int64_t batch, int64_t rows, int64_t inner,

@@ -51,7 +51,7 @@ class AnyProduct : public Node {
     Spec out{{}, threshold() ? DType::kBits : DType::kFloat};
     if (window_.empty()) {
       Require(strides_.empty() && padding_.empty() && dilation_.empty(),
-              "expected no strides of a dense layer");
+              "expected no strides, padding or dilation for a dense layer");
       out.shape = spec.shape;
       out.shape.back() = features_;
     } else {
@@ -69,7 +69,7 @@ class AnyProduct : public Node {
     Require(spec.channels() % groups_ == 0 && each > 0 && features_ % groups_ == 0,
             "expected channels that divide into the groups");
     Require(window_.size() <= 3 && (groups_ == 1 || !window_.empty()),
-            "expected at most 3 spatial axes, a dense layer ungrouped");
+            "expected at most 3 spatial axes, and groups=1 for a dense layer");
     Sizes shape = window_;
     shape.push_back(each), shape.push_back(features_);
     Require(Product(shape) <= kLargestKernel, "a kernel has too many weights");

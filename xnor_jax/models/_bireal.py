@@ -1,5 +1,6 @@
 """Bi-Real Net's block: a shortcut around every binary convolution."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -36,6 +37,9 @@ class BiRealBlock(nnx.Module):
       rngs: Keys for the parameters.
       **conv: Passed on to `BinaryConv`, such as `rule` or `surrogate`.
 
+    Raises:
+      ValueError: If `strides` is not 1 or 2, or not 2 where the channels change.
+
     References:
       Liu et al., Bi-Real Net, 2018, §3.2 and §3.3; Liu et al., ReActNet, 2020, §4.2.
     """
@@ -52,7 +56,13 @@ class BiRealBlock(nnx.Module):
         rngs: nnx.Rngs,
         **conv: Any,
     ):
-        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        same = strides == 1 and in_features == out_features
+        if not same and strides != 2:
+            raise ValueError(
+                "BiRealBlock: expected strides=2, or 1 if the channels stay the same, "
+                f"got strides={strides} and {in_features} to {out_features} channels"
+            )
+        common: dict[str, Any] = {"backend": backend, "rngs": rngs}
         self.conv = BinaryConv(
             in_features,
             out_features,
@@ -61,12 +71,13 @@ class BiRealBlock(nnx.Module):
             padding=1,
             use_bias=False,
             binary=binary,
-            **ours,
+            **common,
             **conv,
         )
-        self.norm = BatchNorm(out_features, momentum=0.9, **ours)
-        same = strides == 1 and in_features == out_features
-        self.shortcut = None if same else Downsample(in_features, out_features, **ours)
+        self.norm = BatchNorm(out_features, momentum=0.9, **common)
+        self.shortcut = (
+            None if same else Downsample(in_features, out_features, **common)
+        )
         self.activation = RPReLU(out_features, rngs=rngs) if rprelu else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -76,6 +87,23 @@ class BiRealBlock(nnx.Module):
         shortcut = x if self.shortcut is None else self.shortcut(x)
         y = residual_sum(y, shortcut, backend=self.conv.backend)
         return y if self.activation is None else self.activation(y)
+
+
+def bireal_stages(widths: Sequence[int], blocks: int, **options: Any) -> nnx.List:
+    """Stages of `blocks` blocks; each stage but the first starts with stride 2.
+
+    Args:
+      widths: The output channels of each stage; the first has as many input channels.
+      blocks: The number of blocks of a stage.
+      **options: Passed on to every `BiRealBlock`.
+    """
+    found, before = [], widths[0]
+    for features in widths:
+        for _ in range(blocks):
+            strides = 1 if before == features else 2
+            found.append(BiRealBlock(before, features, strides=strides, **options))
+            before = features
+    return nnx.List(found)
 
 
 class Downsample(nnx.Module):
@@ -96,9 +124,9 @@ class Downsample(nnx.Module):
     def __init__(
         self, in_features: int, out_features: int, *, backend: str, rngs: nnx.Rngs
     ):
-        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
-        self.conv = Conv(in_features, out_features, (1, 1), use_bias=False, **ours)
-        self.norm = BatchNorm(out_features, momentum=0.9, **ours)
+        common: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        self.conv = Conv(in_features, out_features, (1, 1), use_bias=False, **common)
+        self.norm = BatchNorm(out_features, momentum=0.9, **common)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, H, W, C]` to `[N, ⌈H/2⌉, ⌈W/2⌉, C_out]`."""

@@ -11,7 +11,7 @@ from xnor_jax.models._images import check_image_shape
 from xnor_jax.nn import BatchNorm, Conv, Flatten, Layered, MaxPool, XnorBlock
 
 
-def _twice_the_mean(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def _init_kernel(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Normal values of standard deviation 2/n, for `n` weights per filter."""
     return nnx.initializers.normal(2 / prod(shape[:-1]))(key, shape, dtype)
 
@@ -70,20 +70,20 @@ class AlexNet(Layered):
         for _ in range(3):
             sizes = [(size - 3) // 2 + 1 for size in sizes]
         features = prod(sizes) * 256
-        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
-        init: dict[str, Any] = {"kernel_init": _twice_the_mean}
-        block = {"binary": binary, **init, **ours, **block}
+        common: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        init: dict[str, Any] = {"kernel_init": _init_kernel}
+        block = {"binary": binary, **init, **common, **block}
         self.conv1 = Conv(
-            channels, 96, (11, 11), strides=4, padding="VALID", **init, **ours
+            channels, 96, (11, 11), strides=4, padding="VALID", **init, **common
         )
-        self.norm1 = BatchNorm(96, momentum=0.9, epsilon=1e-4, **ours)
+        self.norm1 = BatchNorm(96, momentum=0.9, epsilon=1e-4, **common)
         self.block2 = XnorBlock(96, 256, (5, 5), padding=2, **block)
         self.block3 = XnorBlock(256, 384, (3, 3), padding=1, **block)
         self.block4 = XnorBlock(384, 384, (3, 3), padding=1, **block)
         self.block5 = XnorBlock(384, 256, (3, 3), padding=1, **block)
         self.block6 = XnorBlock(features, 4096, **block)
         self.block7 = XnorBlock(4096, 4096, dropout=dropout, **block)
-        self.norm8 = BatchNorm(4096, momentum=0.9, epsilon=1e-3, **ours)
+        self.norm8 = BatchNorm(4096, momentum=0.9, epsilon=1e-3, **common)
         self.dropout8 = nnx.Dropout(dropout, rngs=rngs)
         self.dense8 = nnx.Linear(4096, classes, **init, rngs=rngs)
 

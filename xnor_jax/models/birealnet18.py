@@ -6,11 +6,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from xnor_jax.models._bireal import BiRealBlock
+from xnor_jax.models._bireal import bireal_stages
 from xnor_jax.models._images import check_image_shape
 from xnor_jax.nn import BatchNorm, Conv, GlobalAveragePool, Layered, MaxPool
-
-_STAGES = (64, 128, 256, 512)
 
 
 class BiRealNet18(Layered):
@@ -61,18 +59,12 @@ class BiRealNet18(Layered):
         **conv: Any,
     ):
         self.image_shape = check_image_shape("BiRealNet18", image_shape)
-        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
-        conv = {"surrogate": surrogate, "binary": binary, **ours, **conv}
-        stem: dict[str, Any] = {"strides": 2, "padding": 3, "use_bias": False, **ours}
+        common: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        conv = {"surrogate": surrogate, "binary": binary, **common, **conv}
+        stem: dict[str, Any] = {"strides": 2, "padding": 3, "use_bias": False, **common}
         self.conv1 = Conv(self.image_shape[-1], 64, (7, 7), **stem)
-        self.norm1 = BatchNorm(64, momentum=0.9, **ours)
-        blocks, before = [], 64
-        for features in _STAGES:
-            for _ in range(4):
-                strides = 1 if before == features else 2
-                blocks.append(BiRealBlock(before, features, strides=strides, **conv))
-                before = features
-        self.blocks = nnx.List(blocks)
+        self.norm1 = BatchNorm(64, momentum=0.9, **common)
+        self.blocks = bireal_stages((64, 128, 256, 512), 4, **conv)
         self.dense18 = nnx.Linear(512, classes, rngs=rngs)
 
     def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:

@@ -52,12 +52,12 @@ class LeNet5(Layered):
         self.image_shape = check_image_shape("LeNet5", image_shape, smallest=16)
         *spatial, channels = self.image_shape
         pooled = [((size - 4) // 2 - 4) // 2 for size in spatial]
-        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
-        self.conv1 = Conv(channels, 20, (5, 5), padding="VALID", **ours)
+        common: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        self.conv1 = Conv(channels, 20, (5, 5), padding="VALID", **common)
         self.norm1 = BatchNorm(
-            20, momentum=0.9, epsilon=1e-4, use_bias=False, use_scale=False, **ours
+            20, momentum=0.9, epsilon=1e-4, use_bias=False, use_scale=False, **common
         )
-        block = {"binary": binary, **ours, **block}
+        block = {"binary": binary, **common, **block}
         self.block2 = XnorBlock(20, 50, (5, 5), padding="VALID", **block)
         self.block3 = XnorBlock(prod(pooled) * 50, 500, norm_features=50, **block)
         self.dense4 = nnx.Linear(500, classes, rngs=rngs)

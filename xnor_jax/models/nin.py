@@ -62,25 +62,18 @@ class NIN(Layered):
     ):
         self.image_shape = check_image_shape("NIN", image_shape)
         channels = self.image_shape[-1]
-        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
-        real: dict[str, Any] = {
-            "kernel_init": nnx.initializers.normal(0.05),
-            **ours,
-        }
+        common: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        init = nnx.initializers.normal(0.05)
+        layer: dict[str, Any] = {"kernel_init": init, **common}
         norm: dict[str, Any] = {
             "momentum": 0.9,
             "epsilon": 1e-4,
             "use_bias": False,
             "use_scale": False,
-            **ours,
+            **common,
         }
-        block = {
-            "binary": binary,
-            "kernel_init": nnx.initializers.normal(0.05),
-            **ours,
-            **block,
-        }
-        self.conv1 = Conv(channels, 192, (5, 5), padding=2, **real)
+        block = {"binary": binary, **layer, **block}
+        self.conv1 = Conv(channels, 192, (5, 5), padding=2, **layer)
         self.norm1 = BatchNorm(192, **norm)
         self.block2 = XnorBlock(192, 160, (1, 1), **block)
         self.block3 = XnorBlock(160, 96, (1, 1), **block)
@@ -90,7 +83,7 @@ class NIN(Layered):
         self.block7 = XnorBlock(192, 192, (3, 3), padding=1, dropout=dropout, **block)
         self.block8 = XnorBlock(192, 192, (1, 1), **block)
         self.norm9 = BatchNorm(192, **norm)
-        self.conv9 = Conv(192, classes, (1, 1), **real)
+        self.conv9 = Conv(192, classes, (1, 1), **layer)
 
     def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:
         """The layers in order; the network maps images `[N, H, W, C]` to logits."""

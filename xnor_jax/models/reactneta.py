@@ -69,11 +69,11 @@ class ReActNetA(Layered):
         **conv: Any,
     ):
         self.image_shape = check_image_shape("ReActNetA", image_shape)
-        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
-        conv = {"surrogate": surrogate, "binary": binary, **ours, **conv}
-        stem: dict[str, Any] = {"strides": 2, "padding": 1, "use_bias": False, **ours}
+        common: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        conv = {"surrogate": surrogate, "binary": binary, **common, **conv}
+        stem: dict[str, Any] = {"strides": 2, "padding": 1, "use_bias": False, **common}
         self.conv1 = Conv(self.image_shape[-1], 32, (3, 3), **stem)
-        self.norm1 = BatchNorm(32, momentum=0.9, **ours)
+        self.norm1 = BatchNorm(32, momentum=0.9, **common)
         blocks, before = [], 32
         for features in _BLOCKS:
             strides = 2 if before < features != 64 else 1
@@ -107,6 +107,9 @@ class ReActBlock(nnx.Module):
       backend: The backend of the products; see `xnor_jax.nn.BinaryConv`.
       rngs: Keys for the parameters.
       **conv: Passed on to every `BinaryConv`, such as `rule`.
+
+    Raises:
+      ValueError: If `out_features` is neither `in_features` nor twice that.
     """
 
     def __init__(
@@ -121,11 +124,22 @@ class ReActBlock(nnx.Module):
         rngs: nnx.Rngs,
         **conv: Any,
     ):
-        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
-        conv = {"use_bias": False, "binary": binary, "surrogate": None, **ours, **conv}
+        if out_features not in (in_features, 2 * in_features):
+            raise ValueError(
+                f"ReActBlock: expected {in_features} or {2 * in_features} output "
+                f"channels for {in_features} input channels, got {out_features}"
+            )
+        common: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        conv = {
+            "use_bias": False,
+            "binary": binary,
+            "surrogate": None,
+            **common,
+            **conv,
+        }
 
         def norm() -> BatchNorm:
-            return BatchNorm(in_features, momentum=0.9, **ours)
+            return BatchNorm(in_features, momentum=0.9, **common)
 
         self.pool = AvgPool(2, 2, "SAME") if strides == 2 else None
         self.sign1 = RSign(in_features, surrogate=surrogate, rngs=rngs)

@@ -113,6 +113,7 @@ class ResNet18(nnx.Module):
         return self.dense10(GlobalAveragePool()(x))
 
 
+# `resnet18-cifar` in `registry.MODELS`.
 CifarResNet18 = partial(ResNet18, image_shape=(32, 32, 3), classes=10, stem="cifar")
 
 
@@ -139,8 +140,8 @@ class Residual(nnx.Module):
         **block: Any,
     ):
         self.backend = backend
-        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
-        block = {"padding": 1, "use_bias": False, **ours, **block}
+        common: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        block = {"padding": 1, "use_bias": False, **common, **block}
         self.block1 = XnorBlock(
             in_features, out_features, (3, 3), strides=strides, **block
         )
@@ -149,14 +150,14 @@ class Residual(nnx.Module):
         self.shortcut = (
             None
             if same
-            else Shortcut(in_features, out_features, strides=strides, **ours)
+            else Shortcut(in_features, out_features, strides=strides, **common)
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, H, W, C]` to `[N, H', W', C_out]`."""
-        aside = x if self.shortcut is None else self.shortcut(x)
+        shortcut = x if self.shortcut is None else self.shortcut(x)
         y = self.block2(self.block1(x))
-        return nnx.relu(residual_sum(y, aside, backend=self.backend))
+        return nnx.relu(residual_sum(y, shortcut, backend=self.backend))
 
 
 class Shortcut(nnx.Module):

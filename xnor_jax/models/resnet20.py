@@ -6,11 +6,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from xnor_jax.models._bireal import BiRealBlock
+from xnor_jax.models._bireal import bireal_stages
 from xnor_jax.models._images import check_image_shape
 from xnor_jax.nn import BatchNorm, Conv, GlobalAveragePool, Layered
-
-_STAGES = (16, 32, 64)
 
 
 class ResNet20(Layered):
@@ -59,21 +57,13 @@ class ResNet20(Layered):
         **conv: Any,
     ):
         self.image_shape = check_image_shape("ResNet20", image_shape)
-        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
-        conv = {"surrogate": surrogate, "binary": binary, **ours, **conv}
+        common: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        conv = {"surrogate": surrogate, "binary": binary, **common, **conv}
         self.conv1 = Conv(
-            self.image_shape[-1], 16, (3, 3), padding=1, use_bias=False, **ours
+            self.image_shape[-1], 16, (3, 3), padding=1, use_bias=False, **common
         )
-        self.norm1 = BatchNorm(16, momentum=0.9, **ours)
-        blocks, before = [], 16
-        for features in _STAGES:
-            for _ in range(6):
-                strides = 1 if before == features else 2
-                blocks.append(
-                    BiRealBlock(before, features, strides=strides, rprelu=True, **conv)
-                )
-                before = features
-        self.blocks = nnx.List(blocks)
+        self.norm1 = BatchNorm(16, momentum=0.9, **common)
+        self.blocks = bireal_stages((16, 32, 64), 6, rprelu=True, **conv)
         self.dense20 = nnx.Linear(64, classes, rngs=rngs)
 
     def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:

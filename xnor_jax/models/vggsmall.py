@@ -55,9 +55,9 @@ class VGGSmall(Layered):
     ):
         self.image_shape = check_image_shape("VGGSmall", image_shape, smallest=8)
         height, width, channels = self.image_shape
-        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        common: dict[str, Any] = {"backend": backend, "rngs": rngs}
         norm: dict[str, Any] = {"epsilon": 1e-5, "momentum": 0.9}
-        same: dict[str, Any] = {"padding": 1, "use_bias": False, **ours}
+        same: dict[str, Any] = {"padding": 1, "use_bias": False, **common}
         signs = binary and block.get("precision") != "1w32a"
         block = {"binary": binary, "relu": not signs, **norm, **same, **block}
         self.conv1 = Conv(channels, 128, (3, 3), **same)
@@ -66,7 +66,7 @@ class VGGSmall(Layered):
         self.block4 = XnorBlock(256, 256, (3, 3), **block)
         self.block5 = XnorBlock(256, 512, (3, 3), **block)
         self.block6 = XnorBlock(512, 512, (3, 3), **block)
-        self.norm7 = BatchNorm(512, **norm, **ours)
+        self.norm7 = BatchNorm(512, **norm, **common)
         self.dense7 = nnx.Linear((height // 8) * (width // 8) * 512, classes, rngs=rngs)
 
     def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:

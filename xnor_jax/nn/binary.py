@@ -72,17 +72,16 @@ class _Binary(nnx.Module):
         if compute_dtype != jnp.float32 and not signs:
             reason = f"precision {precision}" if binary else "binary=False"
             raise ValueError(
-                f"compute_dtype: expected float32 with {reason}, whose products "
-                f"are not of signs and would be rounded, got {compute_dtype}"
+                f"compute_dtype: expected float32 with {reason}, which does not "
+                f"multiply signs, got {compute_dtype}"
             )
         centring = rules.get(rule) in (rules.corrected, rules.paper)
         if binary and precision != "32w1a" and shape[-2] == 1 and centring:
             name = rule if isinstance(rule, str) else rule.__name__
-            groups = getattr(self, "feature_group_count", 1)
             raise ValueError(
-                f"{type(self).__name__}: feature_group_count={groups}, one input "
-                "channel a group: centring over it leaves nothing, and the rule "
-                f'{name!r} no gradient; use rule="exact"'
+                f"{type(self).__name__}: expected at least 2 input channels per "
+                f"filter, got 1: centring would zero the kernel, and the rule {name!r} "
+                'its gradient; use rule="exact"'
             )
         if surrogate is not None:
             quantizers.get(surrogate)
@@ -154,7 +153,7 @@ class _Binary(nnx.Module):
                 "surrogate": self.surrogate,
                 "compute_dtype": self.compute_dtype,
                 "backend": self.backend,
-                **self._drop(x),
+                **self._dropout_options(x),
             }
             if not scaled:
                 settings |= {"bias": bias, "relu": relu}
@@ -177,7 +176,7 @@ class _Binary(nnx.Module):
             x, kernel, **geometry.options, groups=groups, backend=self.backend
         )
 
-    def _drop(self, x: jax.Array) -> dict[str, Any]:
+    def _dropout_options(self, x: jax.Array) -> dict[str, Any]:
         """Dropout's arguments of `training.binary_product`; none in evaluation."""
         if self.dropout is None or self.dropout.deterministic:
             return {}
@@ -196,18 +195,19 @@ def _check_signs(name: str, x: jax.Array) -> None:
       ValueError: If concrete activations are not ±1. Under `checkify` the check is part
         of the program; under `jit` alone there is none.
     """
-    expected = (
-        f"{name}: surrogate=None expects activations of −1 and +1; put a sign before "
-        "the layer, or give it a surrogate (dropout is the layer's own)"
+    message = (
+        f"{name}: surrogate=None expects activations of −1 and +1, got other values; "
+        "put a sign before the layer, or give it a surrogate (for dropout, use the "
+        "layer's argument)"
     )
     signs = jnp.all(jnp.abs(x) == 1)
     try:
         known = bool(signs)
     except jax.errors.ConcretizationTypeError:
-        checkify.debug_check(signs, expected)
+        checkify.debug_check(signs, message)
         return
     if not known:
-        raise ValueError(f"{expected}; got others")
+        raise ValueError(message)
 
 
 class BinaryConv(_Binary):
@@ -260,9 +260,9 @@ class BinaryConv(_Binary):
     Raises:
       ValueError: If an argument is unknown or out of range; the groups do not divide
         the channels; the window does not fit; a group has one input channel under the
-        rules `corrected` or `paper`; `compute_dtype` is not float32 and products are
-        not of signs; `input_scale` is used with `1w32a`; or, with `surrogate=None`, a
-        concrete input is not ±1.
+        rules `corrected` or `paper`; `compute_dtype` is not float32 and the layer
+        does not multiply signs; `input_scale` is used with `1w32a`; or, with
+        `surrogate=None`, a concrete input is not ±1.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.2.
@@ -402,7 +402,7 @@ class BinaryLinear(_Binary):
     Raises:
       ValueError: If an argument is unknown or out of range; there is one input feature
         under the rules `corrected` or `paper`; `compute_dtype` is not float32 and
-        products are not of signs; `input_scale` is used with `1w32a`; or, with
+        the layer does not multiply signs; `input_scale` is used with `1w32a`; or, with
         `surrogate=None`, a concrete input is not ±1.
 
     References:

@@ -39,7 +39,10 @@ class Layered(nnx.Module):
 
     def layers(self) -> Sequence[Callable[[jax.Array], jax.Array]]:
         """The layers in order: modules and functions of one array."""
-        raise NotImplementedError(f"{type(self).__name__}: expected a method layers()")
+        raise TypeError(
+            f"{type(self).__name__}: expected a method layers() that lists the layers "
+            "in order"
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map images `[N, *image_shape]` to logits `[N, classes]`."""

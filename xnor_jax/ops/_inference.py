@@ -38,9 +38,7 @@ def check_floating(where: str, name: str, x: Any) -> jax.Array:
     """
     x = x if isinstance(x, jax.Array) else jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"{where}: expected floating point numbers in {name}, got {describe(x)}"
-        )
+        raise TypeError(f"{where}: expected a floating point {name}, got {describe(x)}")
     return x
 
 
@@ -52,6 +50,6 @@ def _guarded(where: str, x: jax.Array) -> jax.Array:
 @_guarded.defjvp
 def _guarded_jvp(where, primals, tangents):
     raise TypeError(
-        f"{where}: has no gradient, it is for inference; train with xnor_jax.nn, or "
-        "give it one with jax.custom_vjp"
+        f"{where}: is for inference and has no gradient; train with xnor_jax.nn, or "
+        "define one with jax.custom_vjp"
     )

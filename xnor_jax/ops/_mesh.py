@@ -17,13 +17,13 @@ from jax.sharding import PartitionSpec as P
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def over_images(function: F, *, whole: int = 0) -> F:
+def over_images(function: F, *, replicated: int = 0) -> F:
     """Extend a function to images on any mesh.
 
     Args:
       function: Takes images `[N, ...]`, or their bits, then other arrays. Its first
         result is sharded along its first axis like the images.
-      whole: The number of further results, each replicated.
+      replicated: The number of further results, each replicated.
     """
 
     @wraps(function)
@@ -41,14 +41,15 @@ def over_images(function: F, *, whole: int = 0) -> F:
 
         spec = jax.typeof(jax.tree.leaves(x)[0]).sharding.spec
         images = NamedSharding(mesh, P(spec[0] if spec else None))
-        out = (images, *[NamedSharding(mesh, P())] * whole) if whole else images
+        further = [NamedSharding(mesh, P())] * replicated
+        out = (images, *further) if further else images
         run_inside: Any = jax.sharding.auto_axes(inside, out_sharding=out)
         return run_inside(x, args, arrays)
 
     return run  # type: ignore[return-value]
 
 
-def whole(x: jax.Array) -> jax.Array:
+def replicate(x: jax.Array) -> jax.Array:
     """Replicate an array over all devices.
 
     If a kernel were sharded over its channels, its words would be too, and there may be
@@ -70,7 +71,7 @@ def whole(x: jax.Array) -> jax.Array:
     gathered = custom_partitioning(_same)
     gathered.def_partition(partition, sharding_rule=rule)
     mapped = jax.custom_batching.custom_vmap(gathered)
-    mapped.def_vmap(lambda size, batched, x: (whole(x), batched[0]))
+    mapped.def_vmap(lambda size, batched, x: (replicate(x), batched[0]))
     manual = jax.sharding.get_abstract_mesh().manual_axes
     return x if manual else mapped(x)
 

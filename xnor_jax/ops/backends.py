@@ -24,7 +24,7 @@ from xnor_jax.registry import BACKENDS, expected
 Function = Callable[..., jax.Array]
 
 # `n - 2 · popcount` is int32; the compiled library supports half of its range.
-_LARGEST_FILTER = 2**30 - 1
+_LARGEST_PACKED_FILTER = 2**30 - 1
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ def resolve(where: str, backend: str, rank: int = 2, *, gradient: bool = False) 
         )
     if not found.is_available():
         raise RuntimeError(
-            f"{where}: the backend {backend!r} is not available, its library was not "
+            f"{where}: the backend {backend!r} is not available: its library was not "
             "built; install from source with a C++ compiler, or use 'auto'"
         )
     if rank > found.axes:
         raise ValueError(
-            f"{where}: the backend {backend!r} has 1 or {found.axes} spatial axes, got "
-            f"{rank}; use 'auto' or {'float' if gradient else 'xla'!r}"
+            f"{where}: the backend {backend!r} supports at most {found.axes} spatial "
+            f"axes, got {rank}; use 'auto' or {'float' if gradient else 'xla'!r}"
         )
     return backend
 
@@ -164,11 +164,17 @@ def pack(backend: str, x: jax.Array) -> jax.Array:
 
 
 def product(
-    backend: str, x: jax.Array, kernel: jax.Array, geometry: Geometry, groups: int = 1
+    where: str,
+    backend: str,
+    x: jax.Array,
+    kernel: jax.Array,
+    geometry: Geometry,
+    groups: int = 1,
 ) -> jax.Array:
     """The sums of a product of unpacked signs, by the given backend.
 
     Args:
+      where: The public function's name, for errors.
       backend: A result of `resolve`.
       x: Real numbers `[N, *spatial, C]`; their signs are taken.
       kernel: Real numbers `[*window, C / groups, C_out]`; their signs are taken.
@@ -189,8 +195,8 @@ def product(
     grouped = x.reshape(*x.shape[:-1], groups, packed.in_features)
     if not (_compiles(backend, x) and packed.whole_words):
         words = pack(backend, grouped)
-        return conv_words(backend, words, packed, Sums(), geometry)
-    _check_filter(packed)
+        return conv_words(where, backend, words, packed, Sums(), geometry)
+    _check_filter(where, packed)
 
     def compiled(x, kernel):
         packed = pack_kernel(kernel, groups)
@@ -205,6 +211,7 @@ def product(
 
 
 def conv_words(
+    where: str,
     backend: str,
     words: jax.Array,
     kernel: PackedKernel,
@@ -214,6 +221,7 @@ def conv_words(
     """The convolution of packed signs, by the given backend.
 
     Args:
+      where: The public function's name, for errors.
       backend: A result of `resolve`.
       words: uint32 `[N, *spatial, G, Cw]`.
       kernel: The packed kernel, of `G` groups and `Cw` words per tap.
@@ -229,7 +237,7 @@ def conv_words(
     if words.size == 0:
         shape = (words.shape[0], *geometry.out, kernel.out_features)
         return apply_epilogue(jnp.zeros(shape, jnp.int32), epilogue)
-    _check_filter(kernel)
+    _check_filter(where, kernel)
     if backend != "auto":
         return BACKENDS[backend].conv_words(words, kernel, epilogue, geometry)
     compiled, portable = (partial(run, geometry=geometry) for run in (_cpu, _xla))
@@ -329,12 +337,12 @@ def _compiles(backend: str, x: jax.Array) -> bool:
     return backend in ("auto", "cpu") and narrow and x.size > 0
 
 
-def _check_filter(kernel: PackedKernel) -> None:
+def _check_filter(where: str, kernel: PackedKernel) -> None:
     weights = prod(kernel.window) * kernel.in_features
-    if weights > _LARGEST_FILTER:
+    if weights > _LARGEST_PACKED_FILTER:
         raise ValueError(
-            f"expected a filter of at most {_LARGEST_FILTER} weights, for sums of 32 "
-            f"bits, got {weights}"
+            f"{where}: expected a filter of at most {_LARGEST_PACKED_FILTER} weights, "
+            f"whose sums fit into 32 bits, got {weights}"
         )
 
 

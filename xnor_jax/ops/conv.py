@@ -98,8 +98,8 @@ def check_channels(where: str, x: jax.Array, kernel: jax.Array, groups: int) -> 
         )
     if x.ndim != kernel.ndim:
         raise ValueError(
-            f"{where}: expected images [N, *spatial, C] of {rank} spatial axes, as the "
-            f"kernel {kernel.shape}, got {x.shape}"
+            f"{where}: expected images [N, *spatial, C] of {rank} spatial axes for the "
+            f"kernel of shape {kernel.shape}, got {x.shape}"
         )
     if x.shape[-1] % groups or kernel.shape[-1] % groups:
         raise ValueError(
@@ -118,4 +118,4 @@ def check_channels(where: str, x: jax.Array, kernel: jax.Array, groups: int) -> 
 @partial(jax.jit, static_argnames=("geometry", "groups", "backend"))
 def _binary_conv(x, kernel, *, geometry: Geometry, groups: int, backend: str):
     x, kernel = _inference.no_gradient("binary_conv", (x, kernel))
-    return backends.product(backend, x, kernel, geometry, groups)
+    return backends.product("binary_conv", backend, x, kernel, geometry, groups)

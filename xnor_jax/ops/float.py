@@ -14,7 +14,7 @@ from xnor_jax.geometry import Pads
 from xnor_jax.ops.epilogue import Epilogue, apply_epilogue
 
 DTYPE = jnp.float32
-LARGEST_FILTER = 2**24
+LARGEST_EXACT_FILTER = 2**24
 
 
 def conv_signs(
@@ -42,10 +42,10 @@ def conv_signs(
       ValueError: If a filter has more than 2²⁴ weights.
     """
     weights = prod(kernel.shape[:-1])
-    if weights > LARGEST_FILTER:
+    if weights > LARGEST_EXACT_FILTER:
         raise ValueError(
-            f"float: expected a filter of at most {LARGEST_FILTER} weights, which "
-            f"float32 sums exactly, got {weights}; use the backend 'xla'"
+            f"float: expected a filter of at most {LARGEST_EXACT_FILTER} weights, "
+            f"which float32 sums exactly, got {weights}; use the backend 'xla'"
         )
     if kernel.ndim == 2 and groups == 1:
         acc = convolution.dot(x, kernel, accumulator=jnp.float32)

@@ -17,10 +17,11 @@ from xnor_jax.ops.bits import WORD, words_for
 from xnor_jax.ops.cpu import steps
 from xnor_jax.ops.epilogue import Sums
 
-# The number of multiplications that take as long as adding one value in col2im.cc.
+# The number of multiplications that take as long as adding one value in col2im; equal
+# to kAdded in engine/xla/col2im.cc.
 _ADDED = 16
 # The largest number of values in an image's patches: 8 MiB of memory per thread.
-_LARGEST = 1 << 21
+_MAX_PATCH_VALUES = 1 << 21
 
 
 def input_gradient(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -51,7 +52,7 @@ def takes_col2im(geometry: Geometry, kernel: jax.Array) -> bool:
         return words_for(columns) * WORD
 
     taps, (channels, features) = prod(geometry.window), kernel.shape[-2:]
-    if prod(geometry.out) * taps * channels > _LARGEST:
+    if prod(geometry.out) * taps * channels > _MAX_PATCH_VALUES:
         return False
     patch = features * panels(taps * channels) + _ADDED * taps * channels
     window = features * panels(channels) * taps

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from xnor_jax._kernel import check_kernel, summary
 from xnor_jax.geometry import positive
 from xnor_jax.ops import _inference
-from xnor_jax.ops._mesh import whole
+from xnor_jax.ops._mesh import replicate
 from xnor_jax.ops.bits import WORD, pack_signs, unpack_negative, words_for
 
 _BLOCK = 2**20  # signs unpacked at a time
@@ -185,7 +185,7 @@ def columns(packed: PackedKernel) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("groups",))
 def _pack_kernel(kernel, *, groups):
-    kernel = whole(_inference.no_gradient("pack_kernel", kernel))
+    kernel = replicate(_inference.no_gradient("pack_kernel", kernel))
     *window, c_in, c_out = kernel.shape
     count, each = words_for(c_in), c_out // groups
     panels = words_for(each)

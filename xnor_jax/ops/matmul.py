@@ -56,5 +56,5 @@ def binary_matmul(a: ArrayLike, b: ArrayLike, *, backend: str = "auto") -> jax.A
 def _binary_matmul(a, b, *, backend: str) -> jax.Array:
     a, b = _inference.no_gradient("binary_matmul", (a, b))
     rows = a.reshape(-1, a.shape[-1])
-    acc = backends.product(backend, rows, b, DENSE)
+    acc = backends.product("binary_matmul", backend, rows, b, DENSE)
     return acc.reshape(*a.shape[:-1], b.shape[-1])

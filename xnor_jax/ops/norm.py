@@ -16,7 +16,7 @@ from xnor_jax.ops import backends, cpu
 from xnor_jax.ops._mesh import over_images
 
 
-@partial(over_images, whole=2)
+@partial(over_images, replicated=2)
 def batch_norm(
     x: jax.Array,
     scale: jax.Array | None = None,

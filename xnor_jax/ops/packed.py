@@ -1,13 +1,14 @@
 """Operations of packed networks: products with an epilogue, and pools."""
 
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from xnor_jax import convolution
 from xnor_jax.geometry import (
     DENSE,
     Geometry,
@@ -89,8 +90,8 @@ def packed_conv(
         )
     if positive("packed_conv", "groups", groups) != kernel.groups:
         raise ValueError(
-            f"packed_conv: expected groups={kernel.groups}, as the kernel was packed, "
-            f"got {groups}"
+            f"packed_conv: expected groups={kernel.groups}, with which the kernel was "
+            f"packed, got {groups}"
         )
     geometry = conv_geometry(
         "packed_conv",
@@ -188,8 +189,8 @@ def real_conv(
     if len(geometry.window) != 2 or groups != 1:
         if backend == "cpu":
             raise ValueError(
-                "real_conv: the backend 'cpu' has 2 spatial axes and one group, got "
-                f"{len(geometry.window)} and {groups}; use 'auto' or 'xla'"
+                "real_conv: the backend 'cpu' supports only 2 spatial axes and one "
+                f"group, got {len(geometry.window)} and {groups}; use 'auto' or 'xla'"
             )
         backend = "xla"
     options = {"geometry": geometry, "groups": groups, "backend": backend}
@@ -312,8 +313,8 @@ def _check_operands(where: str, x: Bits, kernel: PackedKernel, epilogue: Epilogu
         )
     if x.size != kernel.in_features * groups:
         raise ValueError(
-            f"{where}: expected {kernel.in_features * groups} input channels, as the "
-            f"kernel has in {groups} group(s), got {x.size}"
+            f"{where}: expected {kernel.in_features * groups} input channels for a "
+            f"kernel of {kernel.in_features} and groups={groups}, got {x.size}"
         )
     check_epilogue(where, epilogue, kernel.out_features, jnp.int32)
 
@@ -370,7 +371,9 @@ def _sign_bits(x, *, backend: str) -> jax.Array:
 def _packed_conv(x, kernel, epilogue, *, geometry: Geometry, backend: str) -> jax.Array:
     epilogue = _inference.no_gradient("packed_conv", epilogue)
     words = regroup(x.words, x.size, kernel.groups)
-    return backends.conv_words(backend, words, kernel, epilogue, geometry)
+    return backends.conv_words(
+        "packed_conv", backend, words, kernel, epilogue, geometry
+    )
 
 
 @over_images
@@ -378,7 +381,7 @@ def _packed_conv(x, kernel, epilogue, *, geometry: Geometry, backend: str) -> ja
 def _packed_matmul(x, kernel, epilogue, *, backend: str) -> jax.Array:
     epilogue = _inference.no_gradient("packed_matmul", epilogue)
     rows = x.words.reshape(-1, 1, x.words.shape[-1])
-    y = backends.conv_words(backend, rows, kernel, epilogue, DENSE)
+    y = backends.conv_words("packed_matmul", backend, rows, kernel, epilogue, DENSE)
     return y.reshape(*x.words.shape[:-1], y.shape[-1])
 
 
@@ -394,11 +397,8 @@ def _real_conv(x, kernel, epilogue, *, geometry: Geometry, groups: int, backend:
 def _pool_bits(words, flip, *, geometry: Geometry) -> jax.Array:
     identity = jnp.uint32(0xFFFFFFFF)
     pads = ((0, 0), *geometry.padding, (0, 0))
-    y = jnp.pad(words ^ flip, pads, constant_values=identity)
-    for axis, shifts in enumerate(geometry.shifts, start=1):
-        before = (slice(None),) * axis
-        y = reduce(jnp.bitwise_and, [y[(*before, shift)] for shift in shifts])
-    return y ^ flip
+    padded = jnp.pad(words ^ flip, pads, constant_values=identity)
+    return convolution.reduce_windows(jnp.bitwise_and, padded, geometry) ^ flip
 
 
 @over_images

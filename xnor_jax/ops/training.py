@@ -87,12 +87,12 @@ def conv(
         return y if bias is None else y + bias.astype(y.dtype)
 
     backend = backends.resolve("conv", backend, len(geometry.window), gradient=True)
-    known = kernel.dtype == jnp.float32 and accumulator in (None, x.dtype)
-    if not _compiles("conv", backend, x, geometry, groups, known=known):
-        return portable(x, kernel, bias)
     x = cpu.vary_as(x, kernel)  # As in `binary_product`.
     kernel = cpu.vary_as(kernel, x)
     bias = None if bias is None else cpu.vary_as(bias, x)
+    dtypes = [a for a in (x.dtype, kernel.dtype, accumulator) if a is not None]
+    if not _compiles("conv", backend, x, groups, dtypes):
+        return portable(x, kernel, bias)
     return backends.choose(backend, partial(_conv, geometry), portable, x, kernel, bias)
 
 
@@ -165,8 +165,8 @@ def binary_product(
     bias = None if bias is None else cpu.vary_as(bias, x)
     args = (x, kernel, bias, keep)
     portable = partial(_in_floats, geometry, groups, keep_rate, relu, dtype, clipped)
-    known = kernel.dtype == jnp.float32
-    if not _compiles("binary_product", backend, x, geometry, groups, known=known):
+    dtypes = [x.dtype, kernel.dtype]
+    if not _compiles("binary_product", backend, x, groups, dtypes):
         return portable(*args)
     on_bits = partial(_on_bits, geometry, keep_rate, relu, dtype, clipped)
     return backends.choose(backend, on_bits, portable, *args)
@@ -306,13 +306,15 @@ def _bias_gradient(g, bias):
     return None if bias is None else cpu.channel_sums(g, g, jnp.zeros_like(bias))[0]
 
 
-def _compiles(where, backend, x, geometry, groups, *, known):
-    """Whether the compiled library can be used; raises if requested but unsupported."""
-    one = groups == 1 and x.dtype == jnp.float32 and known
-    if backend == "cpu" and not one:
+def _compiles(where, backend, x, groups, dtypes):
+    """Whether to use the compiled library; raises if requested but unsupported."""
+    others = [jnp.dtype(dtype) for dtype in dtypes if dtype != jnp.float32]
+    supported = groups == 1 and not others
+    if backend == "cpu" and not supported:
         raise ValueError(
-            f"{where}: the backend 'cpu' trains one group of float32 numbers, got "
-            f"feature_group_count={groups} and {x.dtype}; use 'auto' or 'float'"
+            f"{where}: the backend 'cpu' supports only one group and float32 arrays, "
+            f"got feature_group_count={groups} and {(*others, 'float32')[0]}; use "
+            "'auto' or 'float'"
         )
-    fits = len(geometry.window) <= cpu.RANK and x.size > 0
-    return cpu.is_available() and one and fits
+    # An empty batch needs no product, and the library does not take it.
+    return backend in ("auto", "cpu") and supported and x.size > 0

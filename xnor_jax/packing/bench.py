@@ -83,7 +83,7 @@ def measure(
     Raises:
       OSError: If the process fails; the message has the last line of its stderr.
     """
-    order = {
+    settings = {
         "path": str(path),
         "threads": threads,
         "batch_sizes": list(batch_sizes),
@@ -93,7 +93,7 @@ def measure(
     # PJRT_NPROC sets XLA's threads where a process cannot set its CPU affinity.
     own = {"JAX_PLATFORMS": "cpu", "PJRT_NPROC": str(threads)}
     process = subprocess.run(
-        [sys.executable, "-m", __name__, json.dumps(order)],
+        [sys.executable, "-m", __name__, json.dumps(settings)],
         env=os.environ | own,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -130,13 +130,13 @@ def describe_cpu() -> str:
     return names[0].strip() if names else platform.processor() or platform.machine()
 
 
-def _measure_here(order: dict[str, Any]) -> list[Result]:
-    threads, backend = order["threads"], order["backend"]
+def _measure_here(settings: dict[str, Any]) -> list[Result]:
+    threads, backend = settings["threads"], settings["backend"]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, _cores()[:threads])
-    packed = load(order["path"], backend=backend)
+    packed = load(settings["path"], backend=backend)
     results = []
-    for batch_size in order["batch_sizes"]:
+    for batch_size in settings["batch_sizes"]:
         shape = (batch_size, *packed.image_shape)
         x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         x = jax.device_put(x)
@@ -144,7 +144,7 @@ def _measure_here(order: dict[str, Any]) -> list[Result]:
             _caller(unpack(packed, xla_conv=xla_conv), x) for xla_conv in (False, True)
         ]
         floats = min(candidates, key=lambda call: min(_seconds(call, 1, 3)))
-        sides = _in_turn((_caller(packed, x), floats), order["rounds"])
+        sides = _in_turn((_caller(packed, x), floats), settings["rounds"])
         ratio = [there / here for here, there in zip(*sides, strict=True)]
         spreads = [_spread(values) for values in (*sides, ratio)]
         results.append(Result(threads, batch_size, *spreads))

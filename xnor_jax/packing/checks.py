@@ -18,18 +18,19 @@ LARGEST_FILE = 2**30  # bytes
 LARGEST_HEADER = 2**20  # bytes
 MOST_NODES = 4096
 MOST_AXES = 8
+MOST_INPUTS = 8  # of a node
 MOST_CLASSES = 2**16
 LONGEST_STRING = 200
 
 
-def limit(what: str, size: int, largest: int) -> None:
-    """Check a size against a limit; `what` names the quantity in the error.
+def limit(what: str, count: int, largest: int) -> None:
+    """Check a count against a limit; `what` names what is counted, in the plural.
 
     Raises:
-      ValueError: If `size` is larger than `largest`.
+      ValueError: If `count` is larger than `largest`.
     """
-    if size > largest:
-        raise ValueError(f"expected {what} of at most {largest}, got {size}")
+    if count > largest:
+        raise ValueError(f"expected at most {largest} {what}, got {count}")
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def integers(
     return tuple(integer(entry, least=least, largest=largest) for entry in value)
 
 
-def a_list(value: Any, most: int, *, least: int = 0) -> list[Any]:
+def sequence(value: Any, most: int, *, least: int = 0) -> list[Any]:
     """Check that a value is a JSON list of `least` to `most` entries, and return it.
 
     Raises:

@@ -16,7 +16,7 @@ from xnor_jax.masks import path_string
 from xnor_jax.nn import BinaryConv, BinaryLinear
 from xnor_jax.ops import backends
 from xnor_jax.packing import file
-from xnor_jax.packing.exact import exactly
+from xnor_jax.packing.exact import reference
 from xnor_jax.packing.lower import lower
 from xnor_jax.packing.network import PackedModel
 from xnor_jax.packing.report import report
@@ -138,7 +138,7 @@ def _packed(model: Any, mask: Mask, example: ArrayLike | None, backend: str):
 
 def _of_module(model: nnx.Module, mask: Mask):
     """A module as a function, its state, its parameters' paths and the masked ones."""
-    _check_numbers(model)
+    _check_concrete(model)
     # A copy, whose xnor_jax layers trace to JAX operations whatever their backend was.
     copy = nnx.merge(*nnx.split(model))
     for _, module in nnx.iter_modules(copy):
@@ -157,7 +157,7 @@ def _of_module(model: nnx.Module, mask: Mask):
     for path, leaf in jax.tree.leaves_with_path(params):
         if path_string(path) in chosen and np.ndim(leaf) < 2:
             raise PackError(
-                f"pack: the mask selects {path_string(path)}, which is no kernel"
+                f"pack: the mask selects {path_string(path)}, which is not a kernel"
             )
     # Binary layers binarize their kernels themselves.
     own = {
@@ -187,14 +187,14 @@ def _concrete(leaf: Any) -> Any:
     return np.zeros(leaf.shape, leaf.dtype)
 
 
-def _check_numbers(model: nnx.Module) -> None:
+def _check_concrete(model: nnx.Module) -> None:
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     for path, leaf in jax.tree.leaves_with_path(state):
         if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray):
             raise TypeError(
-                f"pack: expected a model with numbers, got {type(leaf).__name__} at "
-                f"{path_string(path)}; call pack outside jit, on a model that is not "
-                "abstract"
+                "pack: expected a model with concrete arrays, got "
+                f"{type(leaf).__name__} at {path_string(path)}; call pack outside "
+                "jit, on a model that is not abstract"
             )
 
 
@@ -211,8 +211,8 @@ def _image_shape(model: Any, example: ArrayLike | None) -> tuple[int, ...]:
     shape = getattr(model, "image_shape", given and given[1:])
     if shape is None:
         raise ValueError(
-            "pack: expected an example, a batch of inputs, or an attribute image_shape "
-            f"of the model; {type(model).__name__} does not tell the shape of its input"
+            "pack: expected an example (a batch of inputs), since "
+            f"{type(model).__name__} has no attribute image_shape"
         )
     shape = tuple(map(int, shape))
     if given is not None and given[1:] != shape:
@@ -238,18 +238,18 @@ def _check(
     if example is not None:
         given = np.asarray(example, np.float32)
         x = (x * given.std() + given.mean()).astype(np.float32)
-        if len(given) and _share_off(packed, function, params, given) == 0:
+        if len(given) and _mismatch_fraction(packed, function, params, given) == 0:
             return
-    if (share := _share_off(packed, function, params, x)) > 1 / _IMAGES:
+    if (share := _mismatch_fraction(packed, function, params, x)) > 1 / _IMAGES:
         raise PackError(
-            f"pack: the packed network gives other numbers than the model for "
-            f"{share:.0%} of the images that it was tried on; this is a fault of "
-            "xnor_jax, please report it"
+            f"pack: the packed network disagrees with the model on {share:.0%} of "
+            "random images; this is a bug in xnor_jax, please report it"
         )
 
 
-def _share_off(packed, function, params, x: np.ndarray) -> float:
-    wanted = np.asarray(exactly(function, params, jnp.asarray(x)), np.float64)
+def _mismatch_fraction(packed, function, params, x: np.ndarray) -> float:
+    """The fraction of the images on which the logits differ by more than rounding."""
+    wanted = np.asarray(reference(function, params, jnp.asarray(x)), np.float64)
     found = np.asarray(packed(x), np.float64)
     wanted, found = (a.reshape(len(x), -1) for a in (wanted, found))
     finite = np.isfinite(wanted)

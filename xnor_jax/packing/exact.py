@@ -14,7 +14,7 @@ from jax.extend import core as jex
 from xnor_jax.packing.trace import CALLS, Const, constant, evaluated
 
 
-def exactly(function: Callable, params: Any, x: jax.Array) -> np.ndarray:
+def reference(function: Callable, params: Any, x: jax.Array) -> np.ndarray:
     """Evaluate `function(params, x)` with each ±α kernel applied as signs, then α.
 
     Sums of −1, 0 and +1 are exact in floats, so only the multiplication by α rounds.
@@ -29,12 +29,12 @@ def exactly(function: Callable, params: Any, x: jax.Array) -> np.ndarray:
     consts = [constant(c) for c in closed.consts]
     leaves = [constant(leaf) for leaf in jax.tree.leaves(params)]
 
-    def meant(x):
+    def of_input(x):
         (y,) = _run(closed.jaxpr, consts, [*leaves, x])
         return _array(y)
 
     # Constants stay arguments of the program: folding them may change the rounding.
-    exact = jax.make_jaxpr(meant)(x)
+    exact = jax.make_jaxpr(of_input)(x)
 
     @jax.jit
     def run(consts, x):
@@ -63,8 +63,8 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         elif all(isinstance(i, Const) for i in ins):
             outs = evaluated(equation, ins)
         else:
-            product = _PRODUCTS.get(name, _bind)
-            outs = product(equation, ins)
+            rule = _PRODUCT_RULES.get(name, _bind)
+            outs = rule(equation, ins)
         env |= dict(zip(equation.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
@@ -101,12 +101,12 @@ def _dot(equation: Any, ins: Sequence[Any]) -> list[Any]:
             operands[at], scale = found
             (y,) = _bind(equation, operands)
             # The right operand's free axes are the last axes of the result.
-            behind = y.ndim - scale.ndim if at == 0 else 0
-            return [y * scale.reshape(*scale.shape, *(1,) * behind)]
+            after = y.ndim - scale.ndim if at == 0 else 0
+            return [y * scale.reshape(*scale.shape, *(1,) * after)]
     return _bind(equation, ins)
 
 
-_PRODUCTS = {"conv_general_dilated": _conv, "dot_general": _dot}
+_PRODUCT_RULES = {"conv_general_dilated": _conv, "dot_general": _dot}
 
 
 def _signs(kernel: Any, axes: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:

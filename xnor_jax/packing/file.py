@@ -60,17 +60,18 @@ import safetensors.numpy
 from xnor_jax import ops
 from xnor_jax.ops.kernel import kernel_from_bytes, kernel_to_bytes
 from xnor_jax.packing import checks
-from xnor_jax.packing.graph import NODES, Member, Node, Spec
+from xnor_jax.packing.graph import NODES, Member, Node, Spec, input_specs, specs_of
 from xnor_jax.packing.network import Info, PackedModel, Preprocessing
 from xnor_jax.packing.report import report
 
 FORMAT = "xnor_jax packed network"
 VERSION = 3
-_KEY, _SUM = "xnor_jax", "crc32"
+_DESCRIPTION_KEY = "xnor_jax"
+_CHECKSUM_KEY = "crc32"
 _LAYOUT = "bit 1 is -1; least significant bit first; C order of [*window, in, out]"
 _DTYPES = {"<f4": "F32", "<i4": "I32", "<i2": "I16", "|u1": "U8"}
 _SIGNS = ("kernel", "flip")
-_LEAST = np.iinfo(np.int32).min
+_INT32_MIN = np.iinfo(np.int32).min
 
 
 class FormatError(ValueError):
@@ -186,11 +187,12 @@ def to_bytes(packed: PackedModel, info: Info) -> bytes:
     bare = safetensors.numpy.save(tensors)
     start = _data_start(bare)
     # safetensors writes metadata entries in an order that varies between calls.
-    metadata = {_KEY: text, _SUM: _checksum(text, memoryview(bare)[start:])}
+    checksum = _checksum(text, memoryview(bare)[start:])
+    metadata = {_DESCRIPTION_KEY: text, _CHECKSUM_KEY: checksum}
     entries = {"__metadata__": metadata} | json.loads(bare[8:start])
     header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    checks.limit("a header in bytes", len(header), checks.LARGEST_HEADER)
+    checks.limit("bytes in the header", len(header), checks.LARGEST_HEADER)
     return b"".join((len(header).to_bytes(8, "little"), header, bare[start:]))
 
 
@@ -204,16 +206,16 @@ def from_bytes(data: bytes) -> PackedModel:
     entries = _strict_json(data[8:start], "the header")
     metadata = entries.pop("__metadata__", None)
     metadata = metadata if isinstance(metadata, dict) else {}
-    text = metadata.pop(_KEY, None)
+    text = metadata.pop(_DESCRIPTION_KEY, None)
     if not isinstance(text, str):
         raise ValueError("expected a packed network of xnor_jax, got another file")
     found = _strict_json(text, "the description")
     _check_version(found)
     section = memoryview(data)[start:]
     _check_entries(entries, len(section))
-    if metadata != {_SUM: _checksum(text, section)}:
+    if metadata != {_CHECKSUM_KEY: _checksum(text, section)}:
         raise ValueError(
-            "the file is damaged: its checksum is another; copy or pack it again"
+            "the file is damaged: its checksum does not match; copy or pack it again"
         )
     description = _describe(found)
     wanted = {
@@ -249,13 +251,9 @@ def from_bytes(data: bytes) -> PackedModel:
 
 def stored_sizes(nodes: Sequence[Node], image_shape: tuple[int, ...]) -> list[int]:
     """The size in bytes of each node's arrays in a file."""
-    specs = [Spec(image_shape)]
-    sizes = []
-    for node in nodes:
-        inputs = [specs[i] for i in node.inputs]
-        sizes.append(sum(map(_stored_bytes, node.members(inputs).values())))
-        specs.append(node.out(inputs))
-    return sizes
+    specs = specs_of(nodes, image_shape)
+    members = [node.members([specs[i] for i in node.inputs]) for node in nodes]
+    return [sum(map(_stored_bytes, own.values())) for own in members]
 
 
 def _from_json(found: Any) -> Node:
@@ -298,7 +296,10 @@ def _store(array: Any, member: Member) -> np.ndarray:
     if member.kind == "kernel":
         found = (*array.window, array.in_features, array.out_features)
         if (found, array.groups) != (member.shape, member.groups):
-            raise ValueError(f"expected a kernel {member.shape}, got {found}")
+            raise ValueError(
+                f"expected a kernel of shape {member.shape} and {member.groups} groups,"
+                f" got {found} and {array.groups}"
+            )
         return kernel_to_bytes(array)
     if member.kind == "flip":
         signs = np.asarray(ops.unpack_bits(array, member.shape[-1]))
@@ -322,7 +323,7 @@ def _check_numbers(stored: np.ndarray, member: Member) -> None:
             raise ValueError(f"expected thresholds of at most {member.bound}")
     elif member.kind == "indices":
         if ((stored < 0) | (stored >= member.bound)).any():
-            raise ValueError(f"expected places below {member.bound}")
+            raise ValueError(f"expected indices from 0 to {member.bound - 1}")
     else:
         finite = np.isfinite(stored)
         if member.kind == "reals":
@@ -338,7 +339,7 @@ def _restore(data: Any, member: Member) -> Any:
         _check_numbers(stored, member)
         if member.kind == "integers":
             stored = stored.astype(np.int32)
-            stored = np.where(stored == -member.bound, _LEAST, stored)
+            stored = np.where(stored == -member.bound, _INT32_MIN, stored)
         return jnp.asarray(stored)
     # Only the last byte: unpacking all of a kernel's bits takes eight times its bytes.
     spare = -prod(member.shape) % 8
@@ -366,7 +367,7 @@ def _check_stored(found: Any, name: str, member: Member) -> None:
 
 def _check_entries(entries: dict[str, Any], size: int) -> None:
     """Check that the arrays fill a section of this size without gaps or overlaps."""
-    places = []
+    offsets = []
     for name, entry in entries.items():
         wanted = {
             "dtype": checks.string,
@@ -379,9 +380,9 @@ def _check_entries(entries: dict[str, Any], size: int) -> None:
             entry |= checks.fields(entry, wanted)
         except ValueError as error:
             raise ValueError(f"{checks.clip(name)}: {error}") from None
-        places.append(entry["data_offsets"])
+        offsets.append(entry["data_offsets"])
     at = 0
-    for begin, end in sorted(places):
+    for begin, end in sorted(offsets):
         if begin != at or end < begin:
             raise ValueError("expected arrays without gaps in the data section")
         at = end
@@ -410,18 +411,21 @@ def _data_start(data: bytes) -> int:
 
 def _strict_json(text: str | bytes, what: str) -> dict[str, Any]:
     def refuse(name):
-        raise ValueError(f"{name} is no number")
+        raise ValueError(f"{name} is not a JSON number")
 
     def unique(pairs):
         if len(found := dict(pairs)) < len(pairs):
-            raise ValueError("a key stands there twice")
+            raise ValueError("duplicate keys")
         return found
 
     try:
         found = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
-        return checks.mapping(found)
-    except (ValueError, RecursionError):
-        raise ValueError(f"expected {what} to be a JSON object") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected {what} to be a JSON object: {error}") from None
+    if not isinstance(found, dict):
+        got = checks.clip(found)
+        raise ValueError(f"expected {what} to be a JSON object, got {got}")
+    return found
 
 
 def _check_version(found: dict[str, Any]) -> None:
@@ -447,7 +451,7 @@ def _describe(found: dict[str, Any]) -> _Description:
         "version": checks.integer,
         "layout": lambda value: checks.one_of(value, choices=(_LAYOUT,)),
         "image_shape": lambda value: checks.integers(value, least=1),
-        "nodes": lambda value: checks.a_list(value, checks.MOST_NODES, least=1),
+        "nodes": lambda value: checks.sequence(value, checks.MOST_NODES, least=1),
         **_INFO,
     }
     found = checks.fields(_INFO_DEFAULTS | found, wanted)
@@ -461,9 +465,7 @@ def _describe(found: dict[str, Any]) -> _Description:
     for index, json_node in enumerate(found["nodes"]):
         try:
             node = _from_json(json_node)
-            if any(i >= len(specs) for i in node.inputs):
-                raise ValueError(f"expected inputs before it, got {node.inputs}")
-            inputs = [specs[i] for i in node.inputs]
+            inputs = input_specs(node, specs)
             spec, own = node.out(inputs), node.members(inputs)
             _check_size(spec.shape)
         except ValueError as error:
@@ -472,12 +474,15 @@ def _describe(found: dict[str, Any]) -> _Description:
         stored += sum(map(_stored_bytes, own.values()))
         # With the file's own bytes the total is three times those, plus a constant.
         most = min(2 * stored + checks.LARGEST_PACKED, checks.LARGEST_NETWORK)
-        checks.limit("the bytes of a network in memory", memory, most)
+        checks.limit("bytes of arrays in memory", memory, most)
         specs.append(spec)
         nodes.append(node)
         members.append(own)
     if specs[-1].dtype != "float32" or not specs[-1].shape:
-        raise ValueError(f"expected a network that ends in floats, got {specs[-1]}")
+        raise ValueError(
+            f"expected a network that ends in floats, got {specs[-1].dtype} of shape "
+            f"{specs[-1].shape}"
+        )
     info = _info_from_json(found, shape, classes=specs[-1].shape[-1])
     return _Description(shape, nodes, members, info)
 
@@ -485,7 +490,7 @@ def _describe(found: dict[str, Any]) -> _Description:
 def _check_size(shape: tuple[int, ...]) -> None:
     if len(shape) > checks.MOST_AXES:
         raise ValueError(f"expected at most {checks.MOST_AXES} axes, got {len(shape)}")
-    checks.limit("the numbers of an image", prod(shape), checks.LARGEST_IMAGE)
+    checks.limit("numbers in an image", prod(shape), checks.LARGEST_IMAGE)
 
 
 def _info_to_json(info: Info) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from xnor_jax.packing.normal import (
     rewrite,
     users_of,
 )
-from xnor_jax.packing.thresholds import Answer, flip_words
+from xnor_jax.packing.thresholds import Evaluation, flip_words
 from xnor_jax.packing.trace import Const, Node, live
 
 _RISING = (
@@ -78,22 +78,22 @@ class _Fold:
         chains = [chain(*segment) for segment in segments]
         kind, flip = sign.attrs["kind"], sign.attrs["flip"]
 
-        def ask(params, v):
+        def function(params, v):
             bound, consts = params
             heads = []
-            for (function, _), c in zip(chains, consts, strict=True):
-                v = function(c, v)
+            for (segment, _), c in zip(chains, consts, strict=True):
+                v = segment(c, v)
                 heads.append(v)
             plus = jnp.logical_xor(apply_function(kind, (v, bound)), flip)
-            return Answer(heads[:-1], plus, jnp.isnan(v))
+            return Evaluation(heads[:-1], plus, jnp.isnan(v))
 
         params = (constant, [consts for _, consts in chains])
         if "threshold" in source.attrs:  # its values are signs already
             made = None
         elif source.op == "binary" and alone:
-            made = _integer(sign, source, ask, params, len(pools))
+            made = _integer(sign, source, function, params, len(pools))
         else:
-            made = self._float(sign, source, ask, params, segments, alone)
+            made = self._float(sign, source, function, params, segments, alone)
         if made is None:
             return _compared(sign)
         y, falls = made
@@ -133,7 +133,7 @@ class _Fold:
             for user in self.users[node]
         )
 
-    def _float(self, sign, source, ask, params, segments, alone):
+    def _float(self, sign, source, function, params, segments, alone):
         features = source.shape[-1]
         if source.dtype != np.float32 or len(source.shape) < 2 or features < 1:
             return None
@@ -145,7 +145,7 @@ class _Fold:
             total = total * slope
             slopes.append(total)
         found = thresholds.float_threshold(
-            ask, params, features=features, slopes=slopes
+            function, params, features=features, slopes=slopes
         )
         if found is None:
             return None
@@ -160,15 +160,15 @@ class _Fold:
         return made, found.falls
 
 
-def _integer(sign, source, ask, params, pools):
+def _integer(sign, source, function, params, pools):
     kernel, alpha = source.attrs["kernel"], jnp.asarray(source.attrs["alpha"])
 
-    def ask_sums(params, sums):
+    def of_sums(params, sums):
         alpha, rest = params
-        return ask(rest, (alpha * sums).astype(source.dtype))
+        return function(rest, (alpha * sums).astype(source.dtype))
 
     found = thresholds.integer_threshold(
-        ask_sums,
+        of_sums,
         (alpha, params),
         bound=prod(kernel.shape[:-1]),
         features=kernel.shape[-1],
@@ -286,9 +286,7 @@ def _slope(node, slopes, source, features) -> np.ndarray | None:
     ins = [
         slopes[i] if isinstance(i, Node) else np.zeros(features, int) for i in node.ins
     ]
-    if name in ("add", "max", "min"):
-        return _agreeing(ins)
-    if name == "clamp":
+    if name in ("add", "max", "min", "clamp"):
         return _agreeing(ins)
     if name == "sub":
         return _agreeing([ins[0], -ins[1]])

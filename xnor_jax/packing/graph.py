@@ -189,10 +189,10 @@ def _plain(value: Any) -> Any:
     return None if value == -np.inf else value
 
 
-def _one(specs: Sequence[Spec]) -> Spec:
-    if len(specs) != 1:
-        raise ValueError(f"expected one input, got {len(specs)}")
-    return specs[0]
+def _one(inputs: Sequence[T]) -> T:
+    if len(inputs) != 1:
+        raise ValueError(f"expected one input, got {len(inputs)}")
+    return inputs[0]
 
 
 def _expect(spec: Spec, dtype: str) -> Spec:
@@ -210,7 +210,7 @@ def _floats(spec: Spec) -> Spec:
 
 def _with_channels(spec: Spec) -> Spec:
     if not spec.shape:
-        raise ValueError("expected channels, got a number")
+        raise ValueError("expected channels, got a scalar")
     return spec
 
 
@@ -227,7 +227,7 @@ def as_bits(x: Value, backend: str) -> Bits:
 def _limit_padded(geometry: Geometry) -> Geometry:
     sizes = zip(geometry.spatial, geometry.padding, strict=True)
     padded = prod(size + sum(pads) for size, pads in sizes)
-    checks.limit("a padded image", padded, checks.LARGEST_IMAGE)
+    checks.limit("positions in a padded image", padded, checks.LARGEST_IMAGE)
     return geometry
 
 
@@ -253,15 +253,15 @@ class _Product(Node):
         each, rest = divmod(_with_channels(spec).shape[-1], self.groups)
         if rest or not each or self.features % self.groups:
             raise ValueError(
-                f"expected {spec.shape[-1]} and {self.features} channels that divide "
-                f"into {self.groups} groups"
+                f"expected channels that divide into {self.groups} groups, got "
+                f"{spec.shape[-1]} and {self.features}"
             )
         if len(self.window) > 3 or (self.groups > 1 and not self.window):
-            raise ValueError("expected at most 3 spatial axes, a dense layer ungrouped")
+            raise ValueError(
+                "expected at most 3 spatial axes, and groups=1 for a dense layer"
+            )
         shape = (*self.window, each, self.features)
-        checks.limit(
-            "the weights of a kernel to number", prod(shape), checks.LARGEST_KERNEL
-        )
+        checks.limit("weights in a kernel", prod(shape), checks.LARGEST_KERNEL)
         return shape
 
     def out(self, specs: Sequence[Spec]) -> Spec:
@@ -270,7 +270,9 @@ class _Product(Node):
         dtype = "bits" if self.epilogue == THRESHOLD else "float32"
         if not self.window:
             if self.strides or self.padding or self.dilation:
-                raise ValueError("expected no strides of a dense layer")
+                raise ValueError(
+                    "expected no strides, padding or dilation for a dense layer"
+                )
             return Spec((*spec.shape[:-1], self.features), dtype)
         geometry = conv_geometry(
             self.kind, spec.shape[:-1], self.window, **self.geometry
@@ -543,7 +545,7 @@ class Elementwise(Node):
     operands: tuple[int, ...] = setting(_sizes(-1), ())
     shapes: tuple[tuple[int, ...], ...] = setting(
         lambda value: tuple(
-            checks.integers(shape, least=1) for shape in checks.a_list(value, 3)
+            checks.integers(shape, least=1) for shape in checks.sequence(value, 3)
         ),
         (),
     )
@@ -612,7 +614,9 @@ class Reduce(Node):
         if len(set(self.axes)) != len(self.axes) or any(
             axis > len(spec.shape) for axis in self.axes
         ):
-            raise ValueError(f"expected axes of shape {spec.shape}, got {self.axes}")
+            raise ValueError(
+                f"expected distinct axes of shape {spec.shape}, got {self.axes}"
+            )
         left = [d for at, d in enumerate(spec.shape, 1) if at not in self.axes]
         return Spec(tuple(left))
 
@@ -632,7 +636,7 @@ class _Move(Node):
         dtypes = {spec.dtype for spec in specs}
         bits = dtypes == {"bits"} and self._keeps_signs()
         if "bool" in dtypes and len(dtypes) > 1:
-            raise ValueError("expected all inputs of one kind, got bool among them")
+            raise ValueError("expected bool in all inputs or in none")
         shape = self._shape([spec.shape for spec in specs])
         if bits and not shape:
             raise ValueError("expected bits with channels")
@@ -654,12 +658,6 @@ class _Move(Node):
         raise NotImplementedError
 
 
-def _single(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    if len(shapes) != 1:
-        raise ValueError(f"expected one input, got {len(shapes)}")
-    return shapes[0]
-
-
 @_node
 class Reshape(_Move):
     """A reshape of each image."""
@@ -668,7 +666,7 @@ class Reshape(_Move):
     shape: tuple[int, ...] = setting(_sizes(1), ())
 
     def _shape(self, shapes):
-        if prod(_single(shapes)) != prod(self.shape):
+        if prod(_one(shapes)) != prod(self.shape):
             raise ValueError(
                 f"expected {prod(shapes[0])} numbers, got shape {self.shape}"
             )
@@ -695,9 +693,11 @@ class Transpose(_Move):
     order: tuple[int, ...] = setting(_sizes(1), ())
 
     def _shape(self, shapes):
-        shape = _single(shapes)
+        shape = _one(shapes)
         if sorted(self.order) != list(range(1, len(shape) + 1)):
-            raise ValueError(f"expected an order of {len(shape)} axes")
+            raise ValueError(
+                f"expected a permutation of axes 1 to {len(shape)}, got {self.order}"
+            )
         return tuple(shape[axis - 1] for axis in self.order)
 
     def _move(self, args):
@@ -712,7 +712,7 @@ class Broadcast(_Move):
     shape: tuple[int, ...] = setting(_sizes(1), ())
 
     def _shape(self, shapes):
-        shape = _single(shapes)
+        shape = _one(shapes)
         if len(shape) != len(self.shape) or any(
             a not in (1, b) for a, b in zip(shape, self.shape, strict=True)
         ):
@@ -733,12 +733,12 @@ class Slice(_Move):
     strides: tuple[int, ...] = setting(_sizes(1), ())
 
     def _shape(self, shapes):
-        shape = _single(shapes)
+        shape = _one(shapes)
         if not len(shape) == len(self.start) == len(self.stop) == len(self.strides):
-            raise ValueError(f"expected {len(shape)} axes")
+            raise ValueError(f"expected start, stop and strides of {len(shape)} axes")
         axes = zip(shape, self.start, self.stop, self.strides, strict=True)
         if any(not start < stop <= size for size, start, stop, _ in axes):
-            raise ValueError(f"expected a slice of {shape}")
+            raise ValueError(f"expected start < stop <= size on each axis of {shape}")
         ends = zip(self.start, self.stop, self.strides, strict=True)
         return tuple(len(range(start, stop, stride)) for start, stop, stride in ends)
 
@@ -760,9 +760,11 @@ class Pad(_Move):
         return abs(self.value) == 1
 
     def _shape(self, shapes):
-        shape = _single(shapes)
+        shape = _one(shapes)
         if len(shape) != len(self.padding):
-            raise ValueError(f"expected {len(shape)} axes, got {len(self.padding)}")
+            raise ValueError(
+                f"expected padding of {len(shape)} axes, got {len(self.padding)}"
+            )
         return tuple(d + sum(p) for d, p in zip(shape, self.padding, strict=True))
 
     def _move(self, args):
@@ -780,7 +782,7 @@ class Concatenate(_Move):
     def _shape(self, shapes):
         at, first = self.axis - 1, shapes[0]
         if at >= len(first):
-            raise ValueError(f"expected at least {self.axis} axes, got {first}")
+            raise ValueError(f"expected at least {self.axis} axes, got shape {first}")
         for shape in shapes:
             if len(shape) != len(first) or any(
                 a != b
@@ -808,7 +810,7 @@ class Take(_Move):
         return {"places": Member("indices", self.shape, prod(specs[0].shape))}
 
     def _shape(self, shapes):
-        _single(shapes)
+        _one(shapes)
         return self.shape
 
     def _move(self, args):
@@ -866,6 +868,17 @@ class MatMul(Node):
 MOVES = (Reshape, Transpose, Broadcast, Slice, Concatenate, Take)
 
 
+def input_specs(node: Node, specs: Sequence[Spec]) -> list[Spec]:
+    """The specs of a node's inputs, from those of all values before it.
+
+    Raises:
+      ValueError: If the node reads a later value.
+    """
+    if any(i >= len(specs) for i in node.inputs):
+        raise ValueError(f"expected inputs from earlier nodes, got {node.inputs}")
+    return [specs[i] for i in node.inputs]
+
+
 def specs_of(nodes: Sequence[Node], image_shape: tuple[int, ...]) -> list[Spec]:
     """Each value's shape and dtype: the input, then the result of each node.
 
@@ -874,10 +887,8 @@ def specs_of(nodes: Sequence[Node], image_shape: tuple[int, ...]) -> list[Spec]:
     """
     specs = [Spec(tuple(image_shape))]
     for at, node in enumerate(nodes):
-        if any(i >= len(specs) for i in node.inputs):
-            raise ValueError(f"node {at}: expected inputs before it, got {node.inputs}")
         try:
-            specs.append(node.out([specs[i] for i in node.inputs]))
+            specs.append(node.out(input_specs(node, specs)))
         except ValueError as error:
             raise ValueError(f"node {at} ({node.kind} {node.name}): {error}") from None
     return specs

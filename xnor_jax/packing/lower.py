@@ -47,10 +47,10 @@ def lower(traced: Trace, masked: Iterable[str] = ()) -> tuple[graph.Node, ...]:
     output = normalize(x, output)
     check_coverage(output, frozenset(masked))
     output = fold_signs(x, output)
-    for rule in (_with_bias, _with_bias, _with_relu, _norm):
+    for rule in (_with_bias, _with_bias, _with_relu, _fuse_norm):
         output = rewrite(rule, x, output)
-    output = rewrite(_Mean(output), x, output)
-    output = rewrite(_multiply_add, x, output)
+    output = rewrite(_FuseMean(output), x, output)
+    output = rewrite(_fuse_multiply_add, x, output)
     return _Emitter(traced.parameters).run(x, output)
 
 
@@ -63,7 +63,8 @@ def _check_constants(output: Node) -> None:
                 continue
             if np.isnan(const.value).any():
                 names = ", ".join(sorted(const.sources)[:3])
-                raise refuse(node, f"what is computed from {names} is no number")
+                origin = f" computed from {names}" if names else ""
+                raise refuse(node, f"the constant{origin} contains NaN")
 
 
 # Chains of operations that become one node.
@@ -124,7 +125,7 @@ def _with_relu(node: Node, users: Users) -> Node:
     return node
 
 
-def _norm(node: Node, users: Users) -> Node:
+def _fuse_norm(node: Node, users: Users) -> Node:
     """Rewrite `(x − mean) · scale + bias` as `norm`; the bias is optional."""
     found = _operands(node, "add")
     below = found[0] if found else node
@@ -149,7 +150,7 @@ def _norm(node: Node, users: Users) -> Node:
     return made
 
 
-def _multiply_add(node: Node, users: Users) -> Node:
+def _fuse_multiply_add(node: Node, users: Users) -> Node:
     """Fuse a sum and a product that only it reads: XLA rounds them once."""
     name = node.attrs.get("name")
     if node.op != "function" or name not in ("add", "sub") or node.dtype != np.float32:
@@ -171,7 +172,7 @@ def _multiply_add(node: Node, users: Users) -> Node:
     return node
 
 
-class _Mean:
+class _FuseMean:
     """A rule that rewrites the mean over all positions as `mean`.
 
     The node adds in the order of a window of the image's size. `jnp.mean` adds in
@@ -237,14 +238,14 @@ class _Emitter:
                 self.values[node] = self._emit(node)
         last = self.values[output]
         if last != len(self.nodes):
-            raise refuse(output, "is the input itself")
+            raise refuse(output, "the function returns its input unchanged")
         if self.specs[last].dtype != "float32":
             raise refuse(output, "expected a function that returns floats")
         return tuple(self.nodes)
 
     def _emit(self, node: Node) -> int:
         if node.shape[:1] != (-1,) or any(d < 0 for d in node.shape[1:]):
-            raise refuse(node, "expected the batch as the first axis alone")
+            raise refuse(node, "expected the batch as the first axis only")
         if node.dtype not in (np.float32, np.bool_):
             raise refuse(
                 node,
@@ -355,7 +356,7 @@ class _Emitter:
         a, inputs = node.attrs, self._inputs(node)
         edges = [(a[k][0], a[k][-1]) for k in ("window", "strides", "padding")]
         if edges != [(1, 1), (1, 1), ((0, 0), (0, 0))]:
-            raise refuse(node, "expected a window over the spatial axes alone")
+            raise refuse(node, "expected a window over the spatial axes only")
         sizes = {k: a[k][1:-1] for k in _SPATIAL}
         if "threshold" in a:
             arrays = _threshold_arrays(a["threshold"])
@@ -391,7 +392,7 @@ class _Emitter:
             value = operand.value
             if value.ndim == len(node.shape):
                 if value.shape[0] != 1:
-                    raise refuse(node, "has a constant an image of the batch")
+                    raise refuse(node, "has one constant per image of the batch")
                 value = value[0]
             if value.dtype not in (np.float32, np.bool_):
                 raise refuse(
@@ -426,7 +427,7 @@ class _Emitter:
     def _transpose(self, node: Node) -> dict[str, Any]:
         order = node.attrs["order"]
         if order[0] != 0:
-            raise refuse(node, "expected the batch as the first axis alone")
+            raise refuse(node, "expected the batch as the first axis only")
         return self._moved(graph.Transpose, node, order=order[1:])
 
     def _broadcast(self, node: Node) -> dict[str, Any]:
@@ -435,7 +436,7 @@ class _Emitter:
     def _slice(self, node: Node) -> dict[str, Any]:
         a = node.attrs
         if a["start"][0] != 0 or a["stop"][0] != -1 or a["strides"][0] != 1:
-            raise refuse(node, "takes a part of the batch")
+            raise refuse(node, "slices the batch axis")
         parts = {k: a[k][1:] for k in ("start", "stop", "strides")}
         return self._moved(graph.Slice, node, **parts)
 
@@ -446,10 +447,10 @@ class _Emitter:
 
     def _concat(self, node: Node) -> dict[str, Any]:
         if node.attrs["axis"] == 0:
-            raise refuse(node, "joins batches")
+            raise refuse(node, "concatenates along the batch axis")
         inputs, axis = self._inputs(node), node.attrs["axis"]
-        while len(inputs) > checks.MOST_AXES:  # the limit of a file's node
-            first, rest = inputs[: checks.MOST_AXES], inputs[checks.MOST_AXES :]
+        while len(inputs) > checks.MOST_INPUTS:
+            first, rest = inputs[: checks.MOST_INPUTS], inputs[checks.MOST_INPUTS :]
             part = graph.Concatenate(inputs=tuple(first), axis=axis)
             self.specs.append(part.out([self.specs[i] for i in first]))
             self.nodes.append(part)
@@ -457,9 +458,9 @@ class _Emitter:
         return {"kind": graph.Concatenate, "inputs": inputs, "axis": axis}
 
     def _take(self, node: Node) -> dict[str, Any]:
-        places = np.asarray(node.attrs["places"], np.int32)
+        indices = np.asarray(node.attrs["indices"], np.int32)
         return self._moved(
-            graph.Take, node, shape=places.shape, arrays={"places": places}
+            graph.Take, node, shape=indices.shape, arrays={"places": indices}
         )
 
     def _moved(self, kind: type[graph.Node], node: Node, **settings) -> dict[str, Any]:

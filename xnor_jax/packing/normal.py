@@ -12,7 +12,7 @@ Operations and their attributes; axis 0 is the batch, `conv` lists spatial axes 
   sources}; `matmul` of two values;
 * `window` {kind, window, strides, padding}; `reduce` {kind, axes};
 * `reshape`; `transpose` {order}; `broadcast`; `slice` {start, stop, strides};
-  `pad` {padding, value}; `concat` {axis}; `take` {places}.
+  `pad` {padding, value}; `concat` {axis}; `take` {indices}.
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xnor_jax.packing.functions import FUNCTIONS, apply_function
-from xnor_jax.packing.trace import Const, Node, PackError, compact, live
+from xnor_jax.packing.trace import BATCH_SIZES, Const, Node, PackError, compact, live
 
 Users = dict[Node, list[Node | None]]
 Rule = Callable[[Node, Users], Node]
@@ -37,7 +37,7 @@ _IDENTITIES = (
 # Primitive to function, where the names differ.
 _RENAMED = {"select_n": "select", "add_any": "add"}
 _WINDOWS = ("window", "strides", "padding", "start", "stop")
-_OWN = (
+_OPERATIONS = (
     *("input", "function", "conv", "dense", "matmul", "window", "reduce", "reshape"),
     *("transpose", "broadcast", "slice", "pad", "concat", "take"),
 )
@@ -104,6 +104,16 @@ def evaluate(node: Node, args: Sequence[Any]) -> jax.Array:
     if name == "convert":
         return jnp.asarray(args[0]).astype(node.attrs["dtype"])
     return apply_function(name, args, node.attrs.get("exponent", 0))
+
+
+def is_function_of_two(node: Node | None, name: str) -> bool:
+    """Whether a node is the function `name` of two values, neither of them constant."""
+    return (
+        node is not None
+        and node.op == "function"
+        and node.attrs["name"] == name
+        and len(node.nodes) == 2
+    )
 
 
 def per_channel(const: Const) -> np.ndarray | None:
@@ -175,7 +185,7 @@ def _translate(node: Node, users: Users) -> Node:
         return reshaped(x, node.shape)
     if op == "reshape":
         if a.get("dimensions") not in (None, ()):
-            raise refuse(node, "expected no dimensions")
+            raise refuse(node, "expected a reshape without dimensions; transpose first")
         return reshaped(x, node.shape)
     if op == "transpose":
         return transposed(x, a["permutation"])
@@ -196,12 +206,6 @@ def _translate(node: Node, users: Users) -> Node:
         return _window(x, op[-3:], *sizes, node)
     if op in ("reduce_sum", "reduce_max", "reduce_min"):
         axes = tuple(map(int, a["axes"]))
-        if any(x.shape[d] < 0 for d in axes):
-            raise refuse(
-                node,
-                "reduces over the batch, as BatchNorm in training mode does; call "
-                "model.eval() first",
-            )
         return make("reduce", [x], node.shape, node, kind=op[-3:], axes=axes)
     if op == "concatenate":
         return make("concat", node.ins, node.shape, node, axis=int(a["dimension"]))
@@ -240,12 +244,12 @@ def _translate(node: Node, users: Users) -> Node:
     if name in FUNCTIONS:
         exponent = int(a["y"]) if name == "integer_pow" else 0
         if name == "select" and node.ins[0].dtype != np.bool_:
-            raise refuse(node, "expected a choice of two")
+            raise refuse(node, "expected a boolean condition")
         attrs = {"name": name, "exponent": exponent}
         return make("function", node.ins, node.shape, node, **attrs)
     raise PackError(
-        f"pack: the primitive {op} {node.place} is none that a packed network knows; "
-        "xnor_jax.packing.functions has the elementwise functions"
+        f"pack: the primitive {op} {node.place} is not supported in a packed network; "
+        "xnor_jax.packing.functions lists the elementwise functions"
     )
 
 
@@ -263,7 +267,9 @@ def _conv(node: Node) -> Node:
     if not isinstance(x, Node) or not isinstance(kernel, Const):
         raise refuse(node, "expected a kernel that does not depend on the input")
     if a["batch_group_count"] != 1 or any(d != 1 for d in a["lhs_dilation"]):
-        raise refuse(node, "expected no transposed convolution")
+        raise refuse(
+            node, "transposed convolutions and batch_group_count are not supported"
+        )
     lhs, rhs, out = (tuple(map(int, spec)) for spec in a["dimension_numbers"])
     rank = len(lhs)
     if rank > 5:
@@ -374,14 +380,14 @@ def _pad(node: Node) -> Node:
     x, value = node.ins
     config = [tuple(map(int, c)) for c in node.attrs["padding_config"]]
     if not isinstance(x, Node) or not isinstance(value, Const):
-        raise refuse(node, "expected a constant around the input")
+        raise refuse(node, "expected the input padded with a constant")
     if any(inside for _, _, inside in config) or min(min(c) for c in config) < 0:
-        raise refuse(node, "expected padding at the edges alone")
+        raise refuse(node, "negative and interior padding are not supported")
     padding = tuple((low, high) for low, high, _ in config)
     if not any(map(any, padding)):
         return x
     if padding[0] != (0, 0) and x.shape[0] < 0:
-        raise refuse(node, "pads the batch")
+        raise refuse(node, "pads the batch axis")
     number = float(value.value.reshape(()))
     return make("pad", [x], node.shape, node, padding=padding, value=number)
 
@@ -390,8 +396,8 @@ def _take(node: Node) -> Node:
     """A gather with constant indices as `take`, found by evaluating it on `arange`."""
     x, others = node.ins[0], node.consts
     if not isinstance(x, Node) or len(node.nodes) > 1:
-        raise refuse(node, "expected places that do not depend on the input")
-    n = 2  # the batch size of the first trace
+        raise refuse(node, "expected indices that do not depend on the input")
+    n = BATCH_SIZES[0]  # `original` is of the first trace
     if x.shape[0] != -1 or node.shape[:1] != (-1,):
         raise refuse(node, "expected the batch as the first axis")
 
@@ -399,17 +405,17 @@ def _take(node: Node) -> Node:
         return tuple(-d * n if d < 0 else d for d in shape)
 
     size = _size(x.shape[1:])
-    places = np.arange(n * size, dtype=np.int32).reshape(known(x.shape))
+    indices = np.arange(n * size, dtype=np.int32).reshape(known(x.shape))
     primitive, params = node.attrs["primitive"], node.attrs["original"]
     with jax.ensure_compile_time_eval():
         args = [jnp.asarray(np.broadcast_to(i.value, known(i.shape))) for i in others]
-        found = np.asarray(primitive.bind(jnp.asarray(places), *args, **params))
+        found = np.asarray(primitive.bind(jnp.asarray(indices), *args, **params))
     if (
         not (0 <= found[0].min() and found[0].max() < size)
         or not (found[1] == found[0] + size).all()
     ):
-        raise refuse(node, "picks from other images of the batch, or outside")
-    return make("take", [x], node.shape, node, places=found[0])
+        raise refuse(node, "indexes another image of the batch, or out of range")
+    return make("take", [x], node.shape, node, indices=found[0])
 
 
 def _window(x: Node, kind: str, window, strides, padding, like: Node) -> Node:
@@ -465,7 +471,7 @@ def _window(x: Node, kind: str, window, strides, padding, like: Node) -> Node:
 
 def _simplify(node: Node, users: Users) -> Node:
     """Merge a node with its operand if rewriting the operand made that possible."""
-    if node.op not in _OWN:
+    if node.op not in _OPERATIONS:
         return node
     if node.op == "reshape":
         x = node.nodes[0]
@@ -489,24 +495,18 @@ def _simplify(node: Node, users: Users) -> Node:
 def _max_of_slices(node: Node, users: Users) -> Node:
     """Rewrite a maximum of shifted slices as a max-pool along one axis."""
 
-    def is_max(n: Node | None) -> bool:
-        return (
-            n is not None
-            and n.op == "function"
-            and n.attrs["name"] == "max"
-            and len(n.nodes) == 2
-        )
-
     def leaves(n: Node) -> list[Node]:
         found = []
         for operand in n.nodes:
-            inside = is_max(operand) and len(users[operand]) == 1
+            inside = is_function_of_two(operand, "max") and len(users[operand]) == 1
             found += leaves(operand) if inside else [operand]
         return found
 
     # Only the outermost maximum is rewritten, since it has all the slices.
     below = users[node]
-    if not is_max(node) or (len(below) == 1 and is_max(below[0])):
+    if not is_function_of_two(node, "max"):
+        return node
+    if len(below) == 1 and is_function_of_two(below[0], "max"):
         return node
     cuts = []
     for leaf in leaves(node):
@@ -532,26 +532,19 @@ def _max_of_slices(node: Node, users: Users) -> Node:
         return node
     window, steps = [1] * len(strides), [1] * len(strides)
     window[axis], steps[axis] = taps, stride
-    return _window(x, "max", window, steps, _none(window), node)
+    return _window(x, "max", window, steps, _no_padding(window), node)
 
 
 def _sum_of_slices(node: Node, users: Users) -> Node:
     """Rewrite shifted slices, added in row-major order, as a window's sum."""
-
-    def is_add(n: Node | None) -> bool:
-        return (
-            n is not None
-            and n.op == "function"
-            and n.attrs["name"] == "add"
-            and len(n.nodes) == 2
-        )
-
     below = users[node]
-    if not is_add(node) or (len(below) == 1 and is_add(below[0])):
+    if not is_function_of_two(node, "add"):
+        return node
+    if len(below) == 1 and is_function_of_two(below[0], "add"):
         return node
     cuts: list[Node] = []
     left = node
-    while is_add(left) and (left is node or len(users[left]) == 1):
+    while is_function_of_two(left, "add") and (left is node or len(users[left]) == 1):
         left, last = left.nodes
         cuts.insert(0, last)
     cuts.insert(0, left)
@@ -564,11 +557,12 @@ def _sum_of_slices(node: Node, users: Users) -> Node:
         return node
     if starts != list(np.ndindex(*window)):
         return node
-    made = _window(_no_negative_zero(x), "sum", window, strides, _none(window), node)
+    x, padding = _no_negative_zero(x), _no_padding(window)
+    made = _window(x, "sum", window, strides, padding, node)
     return made if made.shape == node.shape else node
 
 
-def _none(window: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def _no_padding(window: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return ((0, 0),) * len(window)
 
 
@@ -610,8 +604,6 @@ def _push(node: Node, users: Users) -> Node:
                 node,
                 **{**node.attrs, "padding": padding},
             )
-    if node.op == "reshape" and x.op == "broadcast" and len(node.shape) == len(x.shape):
-        return node
     return node
 
 
@@ -661,8 +653,8 @@ def _push_reshape(node: Node, x: Node) -> Node:
         if inner.shape[0] == x.shape[0] and order[0] == 0:
             matrix = node.attrs["kernel"]
             kernel = matrix.reshape(*inner.shape[1:], -1)
-            places = [int(p) - 1 for p in np.argsort(order)][1:]
-            kernel = kernel.transpose(*places, len(places)).reshape(matrix.shape)
+            axes = [int(p) - 1 for p in np.argsort(order)][1:]
+            kernel = kernel.transpose(*axes, len(axes)).reshape(matrix.shape)
             attrs = {**node.attrs, "kernel": kernel}
             return make("dense", [reshaped(image, x.shape)], node.shape, node, **attrs)
     if inner.shape[:1] != (-1,):

@@ -10,7 +10,7 @@ from xnor_jax import ops
 from xnor_jax.packing.graph import Node, as_floats, specs_of
 
 # Settings that describe a node's origin and do not change the program.
-_TOLD = ("name", "parameters")
+_METADATA = ("name", "parameters")
 
 
 def run_nodes(nodes: Sequence[Node], x: jax.Array, backend: str) -> jax.Array:
@@ -39,6 +39,6 @@ def run_compiled(nodes: Sequence[Node], x: jax.Array) -> jax.Array:
     for node in nodes:
         names = node.members([specs[i] for i in node.inputs])
         arrays += [node.arrays[name] for name in names]
-        found.append({k: v for k, v in node.to_json().items() if k not in _TOLD})
+        found.append({k: v for k, v in node.to_json().items() if k not in _METADATA})
     text = json.dumps(found, separators=(",", ":"))
     return ops.run_network(x, text, arrays, specs[-1].shape)

@@ -19,12 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from xnor_jax.packing.functions import COMPARISONS
-from xnor_jax.packing.normal import Users, evaluate, make, refuse, reshaped, rewrite
+from xnor_jax.packing.normal import (
+    Users,
+    evaluate,
+    is_function_of_two,
+    make,
+    refuse,
+    reshaped,
+    rewrite,
+)
 from xnor_jax.packing.trace import Const, Node, PackError, compact, live
 
-_MOVES = ("reshape", "transpose", "slice", "broadcast", "take")
+# Operations whose result has only entries of their operands.
+_SIGN_PRESERVING = ("reshape", "transpose", "slice", "broadcast", "take", "concat")
 _SWAPPED = {"ge": "le", "le": "ge", "gt": "lt", "lt": "gt"}
-_CONTRARY = {"lt": "ge", "le": "gt"}
+_NEGATED = {"lt": "ge", "le": "gt"}
 
 
 def find_signs(x: Node, output: Node) -> Node:
@@ -61,13 +70,13 @@ def check_coverage(output: Node, masked: frozenset[str]) -> None:
     found = frozenset().union(*(node.attrs["sources"] for node in products))
     if missing := sorted(masked - found):
         raise PackError(
-            f"pack: the mask selects {', '.join(missing)}, which no product of signs "
-            "multiplies by"
+            f"pack: the mask selects {', '.join(missing)}, not used in any product of "
+            "signs"
         )
     if not products:
         raise PackError(
-            "pack: expected a model with a binary layer, got none; give a mask of the "
-            "kernels that are binary"
+            "pack: expected a model with a binary layer, got none; pass a mask that "
+            "selects the binary kernels"
         )
 
 
@@ -118,8 +127,8 @@ class _Signs:
         kind = compared.attrs["name"]
         if isinstance(x, Const):
             x, constant, kind = constant, x, _SWAPPED[kind]
-        if kind in _CONTRARY:
-            kind, flip = _CONTRARY[kind], not flip
+        if kind in _NEGATED:
+            kind, flip = _NEGATED[kind], not flip
         attrs = {"kind": kind, "constant": constant, "flip": flip}
         return make("sign", [x], node.shape, node, **attrs)
 
@@ -129,15 +138,12 @@ def _straight_through(node: Node) -> Node | None:
     if len(node.nodes) != 2:
         return None
     a, b = node.nodes
-
-    def is_sub(n: Node) -> bool:
-        return n.op == "function" and n.attrs["name"] == "sub" and len(n.nodes) == 2
-
     if node.attrs["name"] == "add":
         for x, rest in ((a, b), (b, a)):
-            if is_sub(rest) and rest.nodes[1] is x and is_signs(rest.nodes[0]):
-                return rest.nodes[0]
-    if node.attrs["name"] == "sub" and is_sub(b):
+            if is_function_of_two(rest, "sub") and rest.nodes[1] is x:
+                if is_signs(rest.nodes[0]):
+                    return rest.nodes[0]
+    if node.attrs["name"] == "sub" and is_function_of_two(b, "sub"):
         if b.nodes[0] is a and is_signs(b.nodes[1]):
             return b.nodes[1]
     return None
@@ -153,10 +159,8 @@ def _not_signs(node: Node) -> Node | None:
     op, a = node.op, node.attrs
     if op == "sign":
         return None
-    follow = op in _MOVES or op == "concat"
-    if op == "window":
-        follow = a["kind"] != "sum"
-    if op == "reduce":
+    follow = op in _SIGN_PRESERVING
+    if op in ("window", "reduce"):
         follow = a["kind"] != "sum"
     if op == "pad":
         follow = abs(a["value"]) == 1

@@ -33,7 +33,7 @@ def report_table(title: str, report: Report) -> Table:
 def bench_table(results: Sequence[Result]) -> Table:
     """A table of the timings: one row per number of threads and batch size."""
     columns = ("threads", "batch", "packed, ms", "float, ms", "images/s")
-    table = _table(None, (*columns, "times quicker"))
+    table = _table(None, (*columns, "speedup"))
     for result in results:
         table.add_row(
             str(result.threads),
@@ -41,7 +41,7 @@ def bench_table(results: Sequence[Result]) -> Table:
             _milliseconds(result.packed),
             _milliseconds(result.floats),
             f"{result.batch_size / result.packed.median:,.0f}",
-            _in_words(result.ratio, 1),
+            _format_spread(result.ratio, 1),
         )
     return table
 
@@ -66,9 +66,9 @@ def _table(
 def _milliseconds(seconds: Spread) -> str:
     digits = 2 if seconds.median < 1e-2 else 1 if seconds.median < 0.1 else 0
     digits += seconds.median < 1e-4
-    return _in_words(Spread(*(1e3 * value for value in seconds)), digits)
+    return _format_spread(Spread(*(1e3 * value for value in seconds)), digits)
 
 
-def _in_words(spread: Spread, digits: int) -> str:
+def _format_spread(spread: Spread, digits: int) -> str:
     middle, least, most = (f"{value:.{digits}f}" for value in spread)
     return f"{middle} ({least}–{most})"

@@ -17,7 +17,7 @@ import numpy as np
 from xnor_jax.ops import Threshold, pack_bits
 
 
-class Answer(NamedTuple):
+class Evaluation(NamedTuple):
     """The function between two signs, evaluated on sums `[rows, C]`.
 
     Attributes:
@@ -33,10 +33,10 @@ class Answer(NamedTuple):
 
 # Jitted with the constants as arguments, as in the model: folded into the program, they
 # might round differently.
-Ask = Callable[[Any, jax.Array], Answer]
+Function = Callable[[Any, jax.Array], Evaluation]
 
 
-class Found(NamedTuple):
+class FoldedThreshold(NamedTuple):
     """A threshold, and per max-pool the channels where the function after it falls."""
 
     threshold: Threshold
@@ -48,16 +48,16 @@ _LARGEST = int(np.float32(np.finfo(np.float32).max).view(np.int32))
 
 
 def integer_threshold(
-    ask: Ask, params: Any, *, bound: int, features: int, pools: int = 0
-) -> Found | None:
+    function: Function, params: Any, *, bound: int, features: int, pools: int = 0
+) -> FoldedThreshold | None:
     """Find the threshold on integer sums at which a sign changes.
 
     Every integer in `[−bound, bound]` is evaluated, so the function need not be known
     to be monotone.
 
     Args:
-      ask: `(params, sums) -> Answer`, on float32 sums `[rows, C]`.
-      params: A pytree of arrays that `ask` reads.
+      function: `(params, sums) -> Evaluation`, on float32 sums `[rows, C]`.
+      params: A pytree of arrays that `function` reads.
       bound: The largest magnitude of a sum, `n` for a filter of `n` weights.
       features: `C`.
       pools: Number of max-pools in the function.
@@ -73,21 +73,21 @@ def integer_threshold(
     def evaluate(params, start):
         sums = start + jnp.arange(rows, dtype=jnp.int32)
         sums = jnp.broadcast_to(sums[:, None], (rows, features))
-        return ask(params, sums.astype(jnp.float32))
+        return function(params, sums.astype(jnp.float32))
 
     last: list[np.ndarray] = []
     changes, positive = (np.zeros(features, np.int64) for _ in range(2))
     rises, drops = (np.zeros((pools, features), bool) for _ in range(2))
     first = np.zeros(features, bool)
     for start in range(-bound, bound + 1, rows):
-        answer = evaluate(params, np.int32(start))
+        evaluation = evaluate(params, np.int32(start))
         kept = bound + 1 - start
-        now = [np.asarray(a)[:kept] for a in (answer.plus, *answer.heads)]
+        now = [np.asarray(a)[:kept] for a in (evaluation.plus, *evaluation.heads)]
         first = now[0][0] if start == -bound else first
         positive += now[0].sum(0)
         both = (
             [np.concatenate(pair) for pair in zip(last, now, strict=True)]
-            if (last)
+            if last
             else now
         )
         changes += (both[0][1:] != both[0][:-1]).sum(0)
@@ -106,20 +106,21 @@ def integer_threshold(
     threshold = np.where(constant, np.iinfo(np.int32).min, below - bound)
     # The sign falls over a pool's input if exactly one of the two falls over the sum.
     falls = [~constant & (first ^ down) for down in drops]
-    return Found(_threshold(threshold.astype(np.int32), first, constant), falls)
+    threshold = threshold.astype(np.int32)
+    return FoldedThreshold(_threshold(threshold, first, constant), falls)
 
 
 def float_threshold(
-    ask: Ask, params: Any, *, features: int, slopes: list[np.ndarray]
-) -> Found | None:
+    function: Function, params: Any, *, features: int, slopes: list[np.ndarray]
+) -> FoldedThreshold | None:
     """Find the threshold on float32 sums at which a sign changes.
 
     A binary search over the finite float32 numbers in order.
 
     Args:
-      ask: `(params, sums) -> Answer`, on float32 sums `[rows, C]`, monotone
+      function: `(params, sums) -> Evaluation`, on float32 sums `[rows, C]`, monotone
         (rising, falling or constant) in each channel.
-      params: A pytree of arrays that `ask` reads.
+      params: A pytree of arrays that `function` reads.
       features: `C`.
       slopes: Per max-pool the sign of its input's slope over the sum, −1, 0 or 1 for
         each channel.
@@ -131,26 +132,26 @@ def float_threshold(
 
     @jax.jit
     def evaluate(params, sums):
-        return ask(params, sums[None])
+        return function(params, sums[None])
 
-    def reply(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        answer = evaluate(params, _from_codes(codes))
-        return np.asarray(answer.plus)[0], np.asarray(answer.nan)[0]
+    def probe(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        evaluation = evaluate(params, _from_codes(codes))
+        return np.asarray(evaluation.plus)[0], np.asarray(evaluation.nan)[0]
 
     zero = np.zeros(features, np.int64)
-    if reply(zero)[1].any():
+    if probe(zero)[1].any():
         return None
     # Large sums may overflow in the function, and infinity times a scale of 0 is NaN:
     # the search covers the range without NaN, in which a network's sums lie.
-    low = _bisect(lambda codes: ~reply(codes)[1], zero - _LARGEST, zero)
-    high = _bisect(lambda codes: reply(codes)[1], zero, zero + _LARGEST) - 1
-    high = np.where(reply(zero + _LARGEST)[1], high, _LARGEST)
-    first, last = reply(low)[0], reply(high)[0]
-    at = _bisect(lambda codes: reply(codes)[0] != first, low, high)
+    low = _bisect(lambda codes: ~probe(codes)[1], zero - _LARGEST, zero)
+    high = _bisect(lambda codes: probe(codes)[1], zero, zero + _LARGEST) - 1
+    high = np.where(probe(zero + _LARGEST)[1], high, _LARGEST)
+    first, last = probe(low)[0], probe(high)[0]
+    at = _bisect(lambda codes: probe(codes)[0] != first, low, high)
     constant = first == last
     threshold = np.where(constant, np.float32(-np.inf), _from_codes(at))
     falls = [~constant & (first ^ (slope < 0)) for slope in slopes]
-    return Found(_threshold(threshold, first, constant), falls)
+    return FoldedThreshold(_threshold(threshold, first, constant), falls)
 
 
 def flip_words(flip: np.ndarray) -> jax.Array:

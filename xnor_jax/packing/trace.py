@@ -22,7 +22,8 @@ from jax.extend import source_info_util
 
 from xnor_jax.masks import path_string
 
-_BATCHES = (2, 3)
+# Of the two traces.
+BATCH_SIZES = (2, 3)
 # Primitive to the parameter that holds its jaxpr.
 CALLS = {
     "jit": "jaxpr",
@@ -67,17 +68,17 @@ _ELEMENTWISE = {
 _WIDENED = (np.dtype(bool), np.dtype(np.int32), np.dtype(np.float32))
 _OPAQUE = ("ffi_call", "pure_callback", "io_callback", "pallas_call", "shard_map")
 # Evaluated on the indices of the entries, to find which entries they pick.
-_RUN_ON_PLACES = ("gather", "rev", "dynamic_slice")
+_RUN_ON_INDICES = ("gather", "rev", "dynamic_slice")
 _UNCOMPARED = ("sharding", "out_sharding", "primitive", "original")
 _LONGEST_LOOP = 1024
-_DRAWN = "drawn at random"
+_RANDOM_SOURCE = "drawn at random"
 # Packages whose stack frames are not part of the user's program.
 _LIBRARIES = (
     *(str(Path(str(module.__file__)).parent) for module in (jax, flax, np)),
     str(Path(__file__).parents[1]),
 )
 # Raised when Python or NumPy needs the value of a tracer.
-_ON_VALUES = (
+_CONCRETIZATION_ERRORS = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
@@ -156,12 +157,12 @@ class Node:
     @property
     def place(self) -> str:
         """Scope, layer (its own or the one before) and line, for error messages."""
-        node, layer, behind = self, self._layer, ""
+        node, layer, after = self, self._layer, ""
         while not layer and node.nodes:
-            node, behind = node.nodes[0], "behind "
+            node, after = node.nodes[0], "after "
             layer = node._layer
         scope = self.where and f"at {self.where}"
-        parts = (scope, layer and f"{behind or 'of '}{layer}", self.line)
+        parts = (scope, layer and f"{after or 'of '}{layer}", self.line)
         return " ".join(filter(None, parts))
 
     @property
@@ -206,7 +207,7 @@ def trace(
         as a callback; if a parameter is not finite; or if the result is not one array
         that depends on the input.
     """
-    first, second = (_flatten(function, params, (n, *image_shape)) for n in _BATCHES)
+    first, second = (_flatten(function, params, (n, *image_shape)) for n in BATCH_SIZES)
     nodes, others = (live(f.output) for f in (first, second))
     if [n.op for n in nodes] != [n.op for n in others]:
         raise PackError("pack: the program depends on the batch size")
@@ -253,16 +254,16 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
 
     try:
         closed = jax.make_jaxpr(call)(leaves, jax.ShapeDtypeStruct(shape, jnp.float32))
-    except _ON_VALUES as error:
+    except _CONCRETIZATION_ERRORS as error:
         raise PackError(
             f"pack: {_last_line(error)}: the program depends on the input's values "
-            f"({type(error).__name__}), which no graph can hold; use jnp.where"
+            f"({type(error).__name__}), which cannot be traced; use jnp.where"
         ) from error
     except Exception as error:
         if "TraceContext" in type(error).__name__ or "different trace" in str(error):
             raise PackError(
-                "pack: the function changes what it closes over, as BatchNorm and "
-                "Dropout in training mode do; call model.eval() first"
+                "pack: the function mutates state that it closes over, as BatchNorm "
+                "and Dropout in training mode do; call model.eval() first"
             ) from error
         raise
     if len(closed.jaxpr.outvars) != 1:
@@ -270,7 +271,6 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
             f"pack: expected a function that returns one array, got "
             f"{len(closed.jaxpr.outvars)}"
         )
-    flattener = _Flattener()
     arguments: list[Node | Const] = [
         constant(leaf, frozenset({name}))
         for leaf, name in zip(leaves, names, strict=True)
@@ -294,7 +294,7 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
                     f"pack: expected finite numbers, got NaN or inf at {name}"
                 )
     x = Node("input", [], {}, shape, np.dtype(np.float32))
-    (output,) = flattener.run(closed.jaxpr, constants, [*arguments, x])
+    (output,) = _run(closed.jaxpr, constants, [*arguments, x])
     if isinstance(output, Const):
         raise PackError("pack: the function's result does not depend on its input")
     return Trace(x, output, parameters)
@@ -308,125 +308,121 @@ def _last_line(error: Exception) -> str:
     return f"{last.filename}:{last.lineno} ({last.name})"
 
 
-class _Flattener:
-    """An interpreter of jaxprs on nodes and constants."""
+def _run(
+    jaxpr: Any,
+    consts: Sequence[Any],
+    args: Sequence[Any],
+    scope: str = "",
+    line: str = "",
+) -> list[Any]:
+    """Interpret a jaxpr on nodes and constants."""
+    env = dict(zip(jaxpr.constvars, consts, strict=True))
+    env |= dict(zip(jaxpr.invars, args, strict=True))
 
-    def run(
-        self,
-        jaxpr: Any,
-        consts: Sequence[Any],
-        args: Sequence[Any],
-        scope: str = "",
-        line: str = "",
-    ) -> list[Any]:
-        env = dict(zip(jaxpr.constvars, consts, strict=True))
-        env |= dict(zip(jaxpr.invars, args, strict=True))
+    def read(var: Any) -> Any:
+        if isinstance(var, jex.Literal):
+            aval: Any = var.aval
+            return Const(np.asarray(var.val, aval.dtype), tuple(aval.shape))
+        return env[var]
 
-        def read(var: Any) -> Any:
-            if isinstance(var, jex.Literal):
-                aval: Any = var.aval
-                return Const(np.asarray(var.val, aval.dtype), tuple(aval.shape))
-            return env[var]
+    for equation in jaxpr.eqns:
+        ins = [read(v) for v in equation.invars]
+        outs = _equation(equation, ins, scope, line)
+        env |= dict(zip(equation.outvars, outs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
 
-        for equation in jaxpr.eqns:
-            ins = [read(v) for v in equation.invars]
-            outs = self._equation(equation, ins, scope, line)
-            env |= dict(zip(equation.outvars, outs, strict=True))
-        return [read(v) for v in jaxpr.outvars]
 
-    def _equation(
-        self, equation: Any, ins: list[Any], scope: str, line: str
-    ) -> list[Any]:
-        name, params = equation.primitive.name, equation.params
-        stack = str(equation.source_info.name_stack)
-        scope = "/".join(filter(None, (scope, stack)))
-        # Equations inside JAX's own functions have no user line: take that of the call.
-        found = source_info_util.summarize(equation.source_info)
-        line = line if not found or found == "unknown" else found
-        if name in CALLS:
-            return self._call(params[CALLS[name]], ins, scope, line)
-        if name == "platform_index":
-            platforms = list(params["platforms"])
-            if None not in platforms:
-                raise PackError(
-                    f"pack: lax.platform_dependent without a default{_at(scope)}"
-                )
-            return [Const(np.array(platforms.index(None), np.int32), ())]
-        if name == "cond" and isinstance(ins[0], Const):
-            branches = params["branches"]
-            at = int(np.clip(int(ins[0].value), 0, len(branches) - 1))
-            return self._call(branches[at], ins[1:], scope, line)
-        if all(isinstance(i, Const) for i in ins):
-            return evaluated(equation, ins)
-        if any(_DRAWN in i.sources for i in ins if isinstance(i, Const)):
+def _equation(equation: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
+    name, params = equation.primitive.name, equation.params
+    stack = str(equation.source_info.name_stack)
+    scope = "/".join(filter(None, (scope, stack)))
+    # Equations inside JAX's own functions have no user line: take that of the call.
+    found = source_info_util.summarize(equation.source_info)
+    line = line if not found or found == "unknown" else found
+    if name in CALLS:
+        return _call(params[CALLS[name]], ins, scope, line)
+    if name == "platform_index":
+        platforms = list(params["platforms"])
+        if None not in platforms:
             raise PackError(
-                f"pack: {name}{_at(scope)} ({line}) joins random numbers and the input,"
-                " as dropout does in training mode; call model.eval() first"
+                f"pack: lax.platform_dependent without a default{_at(scope)}"
             )
-        if name == "scan":
-            return self._unroll(equation, ins, scope, line)
-        if name in ("while", "cond"):
-            raise PackError(
-                f"pack: {name}{_at(scope)} ({line}): what runs depends on the input's "
-                "values, which no graph can hold; use jnp.where"
-            )
-        if name in _OPAQUE:
-            raise PackError(
-                f"pack: {name}{_at(scope)} ({line}) cannot be looked into; build the "
-                "model with backend='auto', or write it in jax.numpy"
-            )
-        outs = []
-        for at, var in enumerate(equation.outvars):
-            attrs = dict(params)
-            if name in _RUN_ON_PLACES:
-                attrs = {"primitive": equation.primitive, "original": dict(params)}
-            if equation.primitive.multiple_results:
-                attrs["result"] = at
-            shape, dtype = tuple(var.aval.shape), var.aval.dtype
-            node = Node(name, list(ins), attrs, shape, dtype, scope, line)
-            node.primitive = name
-            outs.append(node)
-        return outs
-
-    def _call(self, program: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
-        jaxpr = getattr(program, "jaxpr", program)
-        consts = [constant(c) for c in getattr(program, "consts", ())]
-        return self.run(jaxpr, consts, ins, scope, line)
-
-    def _unroll(
-        self, equation: Any, ins: list[Any], scope: str, line: str
-    ) -> list[Any]:
-        """Unroll a `scan`, as a `fori_loop` of known length or `nnx.scan` makes it."""
-        params, length = equation.params, equation.params["length"]
-        body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
-        # The parameters that count the operands differ between JAX versions. An operand
-        # with one axis more than in the body is scanned over; such a result is stacked.
-        rowed, stacked = (
-            sum(a.aval.ndim != b.aval.ndim for a, b in zip(outer, inner, strict=True))
-            for outer, inner in (
-                (equation.invars, body.invars),
-                (equation.outvars, body.outvars),
-            )
+        return [Const(np.array(platforms.index(None), np.int32), ())]
+    if name == "cond" and isinstance(ins[0], Const):
+        branches = params["branches"]
+        at = int(np.clip(int(ins[0].value), 0, len(branches) - 1))
+        return _call(branches[at], ins[1:], scope, line)
+    if all(isinstance(i, Const) for i in ins):
+        return evaluated(equation, ins)
+    if any(_RANDOM_SOURCE in i.sources for i in ins if isinstance(i, Const)):
+        raise PackError(
+            f"pack: {name}{_at(scope)} ({line}) combines random numbers with the "
+            "input, as dropout does in training mode; call model.eval() first"
         )
-        consts = len(ins) - rowed - (len(body.outvars) - stacked)
-        fixed, carry = ins[:consts], ins[consts : len(ins) - rowed]
-        rows = ins[len(ins) - rowed :]
-        if length > _LONGEST_LOOP or not all(isinstance(i, Const) for i in rows):
-            raise PackError(
-                f"pack: scan{_at(scope)} ({line}): expected at most {_LONGEST_LOOP} "
-                "rounds over what does not depend on the input"
-            )
-        order = reversed(range(length)) if params["reverse"] else range(length)
-        if stacked:
-            raise PackError(
-                f"pack: scan{_at(scope)} ({line}): expected one that gives its last "
-                "state alone"
-            )
-        for at in order:
-            now = [constant(i.full()[at], i.sources) for i in rows]
-            args = [*fixed, *carry, *now]
-            carry = self._call(params["jaxpr"], args, f"{scope}/{at}", line)
-        return carry
+    if name == "scan":
+        return _unroll(equation, ins, scope, line)
+    if name in ("while", "cond"):
+        raise PackError(
+            f"pack: {name}{_at(scope)} ({line}): the control flow depends on the "
+            "input's values, which cannot be traced; use jnp.where"
+        )
+    if name in _OPAQUE:
+        raise PackError(
+            f"pack: {name}{_at(scope)} ({line}) is opaque; build the model "
+            "with backend='auto', or write it in jax.numpy"
+        )
+    outs = []
+    for at, var in enumerate(equation.outvars):
+        attrs = dict(params)
+        if name in _RUN_ON_INDICES:
+            attrs = {"primitive": equation.primitive, "original": dict(params)}
+        if equation.primitive.multiple_results:
+            attrs["result"] = at
+        shape, dtype = tuple(var.aval.shape), var.aval.dtype
+        node = Node(name, list(ins), attrs, shape, dtype, scope, line)
+        node.primitive = name
+        outs.append(node)
+    return outs
+
+
+def _call(program: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
+    jaxpr = getattr(program, "jaxpr", program)
+    consts = [constant(c) for c in getattr(program, "consts", ())]
+    return _run(jaxpr, consts, ins, scope, line)
+
+
+def _unroll(equation: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
+    """Unroll a `scan`, as a `fori_loop` of known length or `nnx.scan` makes it."""
+    params, length = equation.params, equation.params["length"]
+    body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
+    # The parameters that count the operands differ between JAX versions. An operand
+    # with one axis more than in the body is scanned over; such a result is stacked.
+    rowed, stacked = (
+        sum(a.aval.ndim != b.aval.ndim for a, b in zip(outer, inner, strict=True))
+        for outer, inner in (
+            (equation.invars, body.invars),
+            (equation.outvars, body.outvars),
+        )
+    )
+    consts = len(ins) - rowed - (len(body.outvars) - stacked)
+    fixed, carry = ins[:consts], ins[consts : len(ins) - rowed]
+    rows = ins[len(ins) - rowed :]
+    if length > _LONGEST_LOOP or not all(isinstance(i, Const) for i in rows):
+        raise PackError(
+            f"pack: scan{_at(scope)} ({line}): expected at most {_LONGEST_LOOP} "
+            "iterations over constants"
+        )
+    order = reversed(range(length)) if params["reverse"] else range(length)
+    if stacked:
+        raise PackError(
+            f"pack: scan{_at(scope)} ({line}): expected a scan that returns "
+            "only its carry"
+        )
+    for at in order:
+        now = [constant(i.full()[at], i.sources) for i in rows]
+        args = [*fixed, *carry, *now]
+        carry = _call(params["jaxpr"], args, f"{scope}/{at}", line)
+    return carry
 
 
 def constant(value: Any, sources: frozenset[str] = frozenset()) -> Const:
@@ -448,7 +444,7 @@ def evaluated(equation: Any, ins: Sequence[Const]) -> list[Const]:
     if (value := _by_numpy(equation, ins)) is not None:
         return [constant(value, sources)]
     if equation.primitive.name.startswith(_RANDOM):
-        sources |= {_DRAWN}
+        sources |= {_RANDOM_SOURCE}
     with jax.ensure_compile_time_eval():
         got = equation.primitive.bind(*(i.array() for i in ins), **equation.params)
     got = got if equation.primitive.multiple_results else [got]
@@ -562,11 +558,11 @@ def _unify(node: Node, a: Any, b: Any) -> Any:
         a, b = int(a), int(b)
         if a == b:
             return a
-        if a % _BATCHES[0] == 0 and a * _BATCHES[1] == b * _BATCHES[0]:
-            return -(a // _BATCHES[0])
+        if a % BATCH_SIZES[0] == 0 and a * BATCH_SIZES[1] == b * BATCH_SIZES[0]:
+            return -(a // BATCH_SIZES[0])
         raise PackError(
-            f"pack: {node.op} {node.place}: the program depends on the batch size, "
-            f"{a} of {_BATCHES[0]} images are {b} of {_BATCHES[1]}"
+            f"pack: {node.op} {node.place}: the program depends on the batch size: got "
+            f"{a} for {BATCH_SIZES[0]} images and {b} for {BATCH_SIZES[1]}"
         )
     if isinstance(a, tuple | list) and len(a) == len(b):
         made = [_unify(node, p, q) for p, q in zip(a, b, strict=True)]

@@ -16,7 +16,7 @@ from xnor_jax._words import counted
 from xnor_jax.train import folder as folders
 from xnor_jax.train import loop, processes, ship
 from xnor_jax.train import recipe as recipes
-from xnor_jax.train.checkpoint import History
+from xnor_jax.train.checkpoint import History, best_record
 from xnor_jax.train.devices import make_mesh
 from xnor_jax.train.folder import RunError, RunInfo, RunWarning
 from xnor_jax.train.recipe import Recipe, RecipeError
@@ -163,10 +163,10 @@ def describe_spread(runs: Sequence[Run]) -> str:
         return f"{mean:.2%} ± {statistics.stdev(accuracies):.2%} ({most})"
 
     last = [one.history[-1]["test_accuracy"] for one in runs]
-    best = [max(epoch["test_accuracy"] for epoch in one.history) for one in runs]
+    best = [best_record(one.history)["test_accuracy"] for one in runs]
     return (
         f"{counted(len(runs), 'seed')}, mean ± sample standard deviation "
-        "(least to most):\n"
+        "(lowest to highest):\n"
         f"best {spread(best)},\ntest accuracy {spread(last)} in the last epoch"
     )
 
@@ -185,8 +185,8 @@ def train(
     """Train as `run` does, given the name, the data set, the folder and the mesh."""
     console = console or Console(quiet=True)
     info = RunInfo.of(name, recipe, dataset)
-    if obstacle := ship.obstacle(info):
-        warnings.warn(f"{name} cannot be packed: {obstacle}", RunWarning, stacklevel=2)
+    if reason := ship.why_not_packable(info):
+        warnings.warn(f"{name} cannot be packed: {reason}", RunWarning, stacklevel=2)
     result = loop.train(
         info,
         dataset,
@@ -200,9 +200,7 @@ def train(
         f"done in {result.seconds:.0f} s: {folder}/ holds\n"
         "metrics.jsonl, report.png, tensorboard/ and checkpoints/"
     )
-    # The last of equally accurate epochs: its checkpoint is the one that is kept.
-    last, history = result.history[-1], reversed(result.history)
-    best = max(history, key=lambda epoch: epoch["test_accuracy"])
+    last, best = result.history[-1], best_record(result.history)
     console.print(
         f"test accuracy {last['test_accuracy']:.2%} in the last epoch, "
         f"{last['epoch']} (best {best['test_accuracy']:.2%} in epoch {best['epoch']})"
@@ -219,7 +217,8 @@ def with_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise RecipeError(
-            f"expected one seed or more, each once, got {list(seeds)}", field="seeds"
+            f"expected at least one seed, without duplicates, got {list(seeds)}",
+            field="seeds",
         )
     recipes.validate(recipe)
     each = [dataclasses.replace(recipe, seed=seed) for seed in seeds]
@@ -273,10 +272,10 @@ def train_each(
     """
     if (folder / "recipe.json").exists():
         raise RunError(
-            f"{folder} holds a run; give another folder for those of several seeds"
+            f"{folder} holds a single run; give another folder for several seeds"
         )
     if resume and not any(folder.glob("seed*")):
-        raise RunError(f"no runs in {folder} to resume")
+        raise RunError(f"no runs in {folder} to resume; omit --resume to start them")
     if processes.is_first():
         folders.write_seeds(folder, [recipe.seed for recipe in each])
     runs = []
@@ -284,8 +283,8 @@ def train_each(
         at = folder / f"seed{recipe.seed}"
         if recipe.holdout and recipe is not each[0]:
             dataset = load(recipe)
-        begun = resume and (at / "recipe.json").exists()
-        given |= {"resume": begun, "console": console}
+        started = resume and (at / "recipe.json").exists()
+        given |= {"resume": started, "console": console}
         runs.append(train(name, recipe, dataset, at, **given))
     if console is not None:
         console.print(describe_spread(runs))

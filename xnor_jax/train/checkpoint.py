@@ -15,12 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from xnor_jax._words import first_line
 from xnor_jax.train.folder import RunError, RunWarning, write_atomically
 from xnor_jax.train.step import TrainState
 
 History = list[dict[str, Any]]
 
 _STATE, _HISTORY, _CHECKSUMS = "state", "history.json", "checksums.json"
+
+
+def best_record(history: History) -> dict[str, Any]:
+    """Return the record of the highest test accuracy; of equals, the last."""
+    return max(reversed(history), key=lambda record: record["test_accuracy"])
 
 
 class Checkpoints:
@@ -88,8 +94,8 @@ class Checkpoints:
                 self._prune(epoch, history)
         except Exception as error:  # Orbax and TensorStore raise many types
             raise RunError(
-                f"cannot save epoch {epoch} in {self._folder}: {_reason(error)}; see "
-                "to its room and its rights, then go on with --resume"
+                f"cannot save epoch {epoch} in {self._folder}: {first_line(error)}; "
+                "check free space and permissions, then resume with --resume"
             ) from error
 
     def restore(self, epoch: int, like: TrainState) -> tuple[TrainState, History]:
@@ -112,8 +118,8 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise many types
             raise RunError(
                 f"cannot read the checkpoint of epoch {epoch} in {self._folder}: "
-                f"{_reason(error)}; restore its files from a copy, or train anew in "
-                "another folder"
+                f"{first_line(error)}; restore its files from a backup, or start a new "
+                "run in another folder"
             ) from error
 
     def _epochs(self) -> list[int]:
@@ -132,7 +138,7 @@ class Checkpoints:
                     if jax.process_index() == 0:
                         warnings.warn(
                             f"the checkpoint of epoch {number} in {self._folder} is "
-                            f"damaged: {what}; epoch {epoch} is taken instead",
+                            f"damaged: {what}; epoch {epoch} is used instead",
                             RunWarning,
                             stacklevel=3,
                         )
@@ -143,7 +149,7 @@ class Checkpoints:
         all_of_them = "; ".join(f"epoch {n}: {what}" for n, what in damages.items())
         raise RunError(
             f"every checkpoint in {self._folder} is damaged ({all_of_them}); restore "
-            "the files from a copy, or train anew in another folder"
+            "the files from a backup, or start a new run in another folder"
         )
 
     def _damage(self, epoch: int) -> str | None:
@@ -155,24 +161,23 @@ class Checkpoints:
         except (OSError, ValueError, TypeError):
             return f"{_CHECKSUMS} cannot be read"
         if text != json.dumps(checksums):
-            return f"{_CHECKSUMS} is not what was written"
+            return f"{_CHECKSUMS} has changed since it was written"
         for name, checksum in checksums.items():
             try:
                 found = _checksum(place / name)
             except (OSError, ValueError):
                 return f"{name} cannot be read"
             if found != checksum:
-                return f"{name} is not what was written"
+                return f"{name} has changed since it was written"
         return None
 
     def _history(self, epoch: int) -> History:
         return json.loads((self._folder / str(epoch) / _HISTORY).read_text())
 
     def _prune(self, epoch: int, history: History) -> None:
-        """Keep `epoch`, the epoch saved before it, and the best epoch up to it."""
+        """Keep `epoch`, the one saved before it, and the best: of equals, the last."""
         saved = [number for number in self._epochs() if number <= epoch]
-        accuracy = {number: history[number - 1]["test_accuracy"] for number in saved}
-        best = max(saved, key=lambda number: (accuracy[number], number))
+        best = max(saved, key=lambda number: history[number - 1]["test_accuracy"])
         for number in self._epochs():
             if number not in (*saved[:2], best):
                 self._remove(number)
@@ -193,11 +198,6 @@ class Checkpoints:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
 
 
 @contextlib.contextmanager

@@ -35,37 +35,39 @@ def validate(cluster: Cluster) -> Cluster:
     Raises:
       OptionError: If they are inconsistent, incomplete or out of range.
     """
+    coordinator, this = cluster.coordinator, cluster.process_id
+    count = cluster.num_processes
     by_hand = {
-        "--coordinator": cluster.coordinator,
-        "--process-id": cluster.process_id,
-        "--num-processes": cluster.num_processes,
+        "--coordinator": coordinator,
+        "--process-id": this,
+        "--num-processes": count,
     }
     given = [name for name, value in by_hand.items() if value is not None]
     missing = [name for name in by_hand if name not in given]
     if cluster.cluster and given:
-        raise OptionError(f"--cluster: finds {given[0]} itself; leave one of them out")
+        raise OptionError(f"--cluster: expected without {given[0]}, which it detects")
     if given and missing:
         raise OptionError(f"{given[0]}: give {' and '.join(missing)} too")
-    named = cluster.cluster or given
-    if cluster.start_timeout != Cluster.start_timeout and not named:
-        raise OptionError("--start-timeout: waits for other processes; this is the one")
+    if coordinator is not None and this is not None and count is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise OptionError(
+                f"--coordinator: expected HOST:PORT, such as 10.0.0.1:1234, got "
+                f"{coordinator}"
+            )
+        if count < 1:
+            raise OptionError(f"--num-processes: expected at least 1, got {count}")
+        if not 0 <= this < count:
+            raise OptionError(
+                f"--process-id: expected 0 to {count - 1} (of {count} processes), got "
+                f"{this}"
+            )
+    if cluster.start_timeout != Cluster.start_timeout and not cluster.named:
+        raise OptionError(
+            "--start-timeout: expected with --coordinator or --cluster only"
+        )
     if cluster.start_timeout < 1:
         raise OptionError(
             f"--start-timeout: expected at least 1 second, got {cluster.start_timeout}"
-        )
-    if cluster.coordinator is None:
-        return cluster
-    host, _, port = cluster.coordinator.rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise OptionError(
-            f"--coordinator: expected HOST:PORT, such as 10.0.0.1:1234, got "
-            f"{cluster.coordinator}"
-        )
-    count, this = cluster.num_processes or 0, cluster.process_id or 0
-    if count < 1:
-        raise OptionError(f"--num-processes: expected at least 1, got {count}")
-    if not 0 <= this < count:
-        raise OptionError(
-            f"--process-id: expected 0 to {count - 1}, of {count} processes, got {this}"
         )
     return cluster

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from xnor_jax.train import folder as folders
@@ -80,9 +79,7 @@ def read(runs: Sequence[Path]) -> list[Group]:
 
 def table(groups: Sequence[Group]) -> Table:
     """Tabulate accuracies by group: mean ± sample standard deviation over its seeds."""
-    result = Table(
-        box=box.SIMPLE, collapse_padding=True, pad_edge=False, show_edge=False
-    )
+    result = report.make_table()
     result.add_column("run", overflow="fold", max_width=30)
     for column in ("seeds", "epochs", "last, %", "best, %", "training, %"):
         result.add_column(column, justify="right", no_wrap=True)
@@ -110,7 +107,7 @@ def picture(groups: Sequence[Group]) -> Any:
     curves = (
         ("test error, %", lambda e: 100 - 100 * e["test_accuracy"]),
         ("test loss", lambda e: e["test_loss"]),
-        ("signs turned a step, share of the weights", lambda e: e["flip_ratio"]),
+        ("sign flips per step, share of the weights", lambda e: e["flip_ratio"]),
     )
     for axis, (title, value) in zip(axes, curves, strict=True):
         for group in groups:

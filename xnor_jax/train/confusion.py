@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from xnor_jax.data import ImageSet
@@ -39,9 +38,7 @@ def table(counts: np.ndarray, names: Sequence[str]) -> Table:
       counts: From `matrix`.
       names: The class names.
     """
-    result = Table(
-        box=box.SIMPLE, collapse_padding=True, pad_edge=False, show_edge=False
-    )
+    result = report.make_table()
     total = counts.sum(1)
     if len(names) <= _WIDE:
         short = [name[:4] for name in names]
@@ -54,8 +51,8 @@ def table(counts: np.ndarray, names: Sequence[str]) -> Table:
             share = "" if right is None else f"{right:.1f}"
             result.add_row(name[:16], *cells, share)
         return result
-    for title in ("class", "taken for", "images", "of its class, %"):
-        left = title in ("class", "taken for")
+    for title in ("class", "predicted as", "images", "of its class, %"):
+        left = title in ("class", "predicted as")
         result.add_column(title, justify="left" if left else "right")
     wrong = counts - np.diag(np.diag(counts))
     for flat in np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]:

@@ -37,20 +37,21 @@ def make_mesh(devices: int | None, batch_size: int) -> Mesh | None:
         devices = 1 if processes == 1 else len(found)
     if not 1 <= devices <= len(found):
         raise RecipeError(
-            f"expected 1 to {len(found)}, which JAX has here ({found[0].platform}), "
+            f"expected 1 to {len(found)} (the number of {found[0].platform} devices), "
             f"got {devices}",
             field="devices",
         )
     if processes > 1 and devices != len(found):
         raise RecipeError(
-            f"expected all {len(found)} of the {processes} processes, got {devices}",
+            f"expected {len(found)}, all devices of the {processes} processes, got "
+            f"{devices}",
             field="devices",
         )
     if rest := batch_size % devices:
         near = [n for n in (batch_size - rest, batch_size - rest + devices) if n]
         raise RecipeError(
-            f"{batch_size} images do not divide among {devices} devices; the nearest "
-            f"that do: {' and '.join(map(str, near))}",
+            f"{batch_size} is not divisible by {devices} devices; the nearest "
+            f"multiples: {' and '.join(map(str, near))}",
             field="batch_size",
         )
     return None if devices == 1 else Mesh(np.array(found[:devices]), (_AXIS,))

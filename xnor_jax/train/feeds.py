@@ -13,13 +13,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from xnor_jax._words import first_line
 from xnor_jax.data import Augment, Dataset
 from xnor_jax.data.preprocess import normalize
-from xnor_jax.data.streams import PictureSet, Shard, deafen, grain, reading
+from xnor_jax.data.streams import PictureSet, Shard, block_sigint, grain, reading
 from xnor_jax.train import predict, step
 from xnor_jax.train.devices import put_batch, replicate
 from xnor_jax.train.folder import RunError
-from xnor_jax.train.pieces import heard_while_compiling
+from xnor_jax.train.pieces import compile_in_thread
 from xnor_jax.train.step import Metrics, Trainer, TrainState
 
 OnSteps = Callable[[int, Metrics], None]  # steps of the epoch so far, mean metrics
@@ -89,9 +90,9 @@ def evaluate(
     """Return the mean metrics over a data set's test images, and their number."""
     if isinstance(dataset, PictureSet):
         batches = dataset.test_batches(trainer.recipe.batch_size)
-        with Ahead(batches) as ahead:
+        with Prefetcher(batches) as prefetcher:
             program = step.make_evaluate_batch(trainer)
-            metrics = _evaluate(program, state, ahead, len(batches))
+            metrics = _evaluate(program, state, prefetcher, len(batches))
     else:
         program = step.make_evaluate(trainer)
         metrics = program(state.evaluated, state.rest, *map(jnp.asarray, dataset.test))
@@ -189,11 +190,11 @@ class Streamed:
         ]
         self._steps, self._calibrations, self._tests = map(len, passes)
         epoch = grain.MapDataset.concatenate([part for part in passes if len(part)])
-        ahead = epoch.repeat(recipe.epochs)[done * len(epoch) :]
-        self._batches = Ahead(ahead, mesh=mesh, workers=workers)
+        remaining = epoch.repeat(recipe.epochs)[done * len(epoch) :]
+        self._batches = Prefetcher(remaining, mesh=mesh, workers=workers)
         self._on_steps = on_steps
         train_batch = step.make_train_batch(trainer, mesh=mesh)
-        self._train_batch = heard_while_compiling(train_batch)
+        self._train_batch = compile_in_thread(train_batch)
         self._statistics = step.make_batch_statistics(trainer, mesh=mesh)
         self._evaluate = step.make_evaluate_batch(trainer, mesh=mesh)
         self._mesh = mesh
@@ -243,7 +244,7 @@ class Streamed:
         return _evaluate(self._evaluate, state, self._batches, self._tests)
 
 
-class Ahead:
+class Prefetcher:
     """Batches on the devices, with the next one prefetched during each step.
 
     Args:
@@ -259,11 +260,12 @@ class Ahead:
         self._batches, self._mesh, self._workers = batches, mesh, workers
         self._open = contextlib.ExitStack()
 
-    def __enter__(self) -> "Ahead":
+    def __enter__(self) -> "Prefetcher":
         """Start preparing batches."""
         self._iterator = self._open.enter_context(reading(self._batches, self._workers))
         # Exited first: its thread may be waiting for a worker.
-        pool = ThreadPoolExecutor(1, initializer=deafen if self._workers else None)
+        initializer = block_sigint if self._workers else None
+        pool = ThreadPoolExecutor(1, initializer=initializer)
         self._pool = self._open.enter_context(pool)
         self._next = self._pool.submit(self._pull)
         return self
@@ -295,10 +297,9 @@ class Ahead:
         try:
             batch = next(self._iterator, None)
         except RuntimeError as error:  # from Grain, when a worker has died
-            reason = str(error).splitlines()[0][:100]
             raise RunError(
-                f"no more pictures: {reason}; see to the memory, or give fewer "
-                "--workers, then go on with --resume"
+                f"cannot read more images: {first_line(error)}; free memory or lower "
+                "--workers, then resume with --resume"
             ) from error
         if batch is None:
             return None
@@ -307,7 +308,7 @@ class Ahead:
 
 
 def _evaluate(
-    program: Callable[..., Any], state: TrainState, batches: Ahead, count: int
+    program: Callable[..., Any], state: TrainState, batches: Prefetcher, count: int
 ) -> Metrics:
     total = None
     for _ in range(count):

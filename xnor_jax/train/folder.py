@@ -116,7 +116,7 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
         found = _read(folder)
         if not resume:
             raise RunError(
-                f"{folder} holds a run of {found['name']} already; go on with "
+                f"{folder} already holds a run of {found['name']}; resume it with "
                 "--resume, or give another folder with --output"
             )
         difference = _difference(found, info)
@@ -136,9 +136,7 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
         leftover = _temporary(existing)
         there = list(folder.iterdir()) if folder.exists() else []
         if resume and not there:
-            raise RunError(
-                f"no run in {folder} to resume; leave --resume out to start one"
-            )
+            raise RunError(f"no run in {folder} to resume; omit --resume to start one")
         if any(path != leftover for path in there):
             raise RunError(
                 f"{folder} holds other files and no run; give another folder with "
@@ -148,8 +146,8 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
         write_atomically(existing, json.dumps(info.to_json(), indent=2) + "\n")
     except OSError as error:
         raise RunError(
-            f"cannot write in {folder}: {error.strerror or error}; give a folder that "
-            "can be written with --output"
+            f"cannot write to {folder}: {error.strerror or error}; give a writable "
+            "folder with --output"
         ) from error
 
 
@@ -211,10 +209,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         history = []
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"cannot read {path}: {error!r}; --resume writes it anew"
+            f"cannot read {path}: {error!r}; --resume rewrites it"
         ) from error
     if not history:
-        raise RunError(f"{folder} has no epoch yet; train for one first")
+        raise RunError(f"{folder} has no completed epoch yet; train for one first")
     return history
 
 
@@ -238,7 +236,7 @@ def default_folder(name: str, *, resume: bool) -> Path:
     return newest_folder(base) if resume else free_folder(base)
 
 
-def begun(folder: Path) -> tuple[str, Recipe, tuple[int, ...]] | None:
+def read_started(folder: Path) -> tuple[str, Recipe, tuple[int, ...]] | None:
     """Read the name, the recipe and the seeds of the run or runs in a folder.
 
     Returns:
@@ -328,13 +326,13 @@ def _read(folder: Path) -> dict[str, Any]:
         return found
     except FileNotFoundError as error:
         raise RunError(
-            f"no run in {folder}: it has no recipe.json; expected a folder that "
-            "xnor-jax train wrote"
+            f"no run in {folder}: it has no recipe.json; expected a folder written by "
+            "xnor-jax train"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error if isinstance(error, OSError) else repr(error)
         raise RunError(
-            f"cannot read {path}: {reason}; restore the file, or train anew"
+            f"cannot read {path}: {reason}; restore the file, or start a new run"
         ) from error
 
 
@@ -361,7 +359,7 @@ def _check_data(data: Mapping[str, Any], *, moments: bool) -> None:
             key, "numbers", lambda x, least=least: type(x) is float and 1 >= x >= least
         )
         if len(values) != shape[2]:
-            raise ValueError(f"{key}: expected one a channel, got {len(values)}")
+            raise ValueError(f"{key}: expected one per channel, got {len(values)}")
 
 
 def _warn_of_changes(folder: Path, modules: Mapping[str, str]) -> None:
@@ -382,7 +380,7 @@ def _difference(found: dict[str, Any], wanted: RunInfo) -> str:
             if obstacle := recipes.fixed_length(wanted.recipe):
                 return (
                     f"its epochs is {found[field]}, not {here[field]}, and {obstacle} "
-                    "depends on their number"
+                    "depends on the number of epochs"
                 )
             continue
         there = found[field]
@@ -391,5 +389,5 @@ def _difference(found: dict[str, Any], wanted: RunInfo) -> str:
             return f"its {field} is {there}, not {here[field]}"
     for field in ("image_shape", "class_names", "train_images"):
         if found["data"][field] != getattr(wanted, field):
-            return f"its data's {field} are not those of this data set"
+            return f"its {field} differs from that of this data set"
     return ""

@@ -22,6 +22,7 @@ from xnor_jax.train import feeds, network, processes, report, step
 from xnor_jax.train.checkpoint import Checkpoints, History
 from xnor_jax.train.devices import replicate
 from xnor_jax.train.folder import (
+    DATA_WAIT,
     RunError,
     RunInfo,
     open_folder,
@@ -86,25 +87,23 @@ def train(
     console = console or Console()
     if info.steps_per_epoch < 1:
         raise RecipeError(
-            f"expected at most {info.train_images}, as many as there are training "
-            f"images, got {recipe.batch_size}",
+            f"expected at most {info.train_images}, the number of training images, got "
+            f"{recipe.batch_size}",
             field="batch_size",
         )
     # Check that the network takes such images before creating a folder and verifying
     # all pictures.
-    classes = len(info.class_names)
-    build = network.builder(recipe, image_shape=info.image_shape, classes=classes)
-    network.abstract(recipe, build, info.image_shape, classes)
+    _abstract_network(info)
     if isinstance(dataset, PictureSet):
         dataset.check()
     checkpoints = Checkpoints(folder)
     history: History = []
     done = (checkpoints.newest() or 0) if resume else 0
     others = _others(info, first=not done)
-    processes.check_alike(run=info, data_set=_digest(dataset), folder=folder.name)
+    processes.check_equal(run=info, data_set=_digest(dataset), folder=folder.name)
     processes.open_together(folder, lambda: open_folder(folder, info, resume=resume))
     trainer, state = create(info, **others)
-    processes.check_alike(newest_checkpoint=done)
+    processes.check_equal(newest_checkpoint=done)
     first = processes.is_first()
     steps = counted(info.steps_per_epoch, "step")
     console.print(
@@ -114,9 +113,9 @@ def train(
     )
     if done:
         state, history = checkpoints.restore(done, state)
-        console.print(f"{folder}: going on after epoch {done} of {recipe.epochs}")
+        console.print(f"{folder}: resuming after epoch {done} of {recipe.epochs}")
     elif resume:
-        console.print(f"{folder}: no epoch was saved; going on from the first")
+        console.print(f"{folder}: no checkpoint yet; starting from the first epoch")
 
     state = replicate(state, mesh)
     trained_images = info.steps_per_epoch * recipe.batch_size
@@ -157,7 +156,7 @@ def train(
                     trained_images / seconds,
                 )
                 if feed.waited is not None:
-                    record["data_wait"] = feed.waited / seconds
+                    record[DATA_WAIT] = feed.waited / seconds
                 history.append(record)
                 checkpoints.save(epoch, state, history)
                 if first:
@@ -167,8 +166,8 @@ def train(
                 display.end_epoch(record)
     except OSError as error:
         raise RunError(
-            f"cannot write in {folder}: {error.strerror or error}; see to its room and "
-            "its rights, then go on with --resume"
+            f"cannot write to {folder}: {error.strerror or error}; check free space "
+            "and permissions, then resume with --resume"
         ) from error
     finally:
         # An interrupted call may still hold the lock that `close` would wait for.
@@ -222,7 +221,7 @@ def _others(info: RunInfo, *, first: bool) -> dict[str, Any]:
             if getattr(found, kind) != getattr(info, kind):
                 raise RunError(
                     f"{field}: expected a run on the same images and classes, got "
-                    f"{folder}, whose {kind} is another"
+                    f"{folder}, which differs in {kind}"
                 )
         return trainer, state
 
@@ -231,18 +230,20 @@ def _others(info: RunInfo, *, first: bool) -> dict[str, Any]:
         others["teacher"] = trained_model(*other("teacher"))
     if info.recipe.initial is not None and first:
         others["initial"] = other("initial")[1].evaluated
-        if _shapes(others["initial"]) != _shapes(_abstract_params(info)):
+        expected = nnx.state(_abstract_network(info), nnx.Param)
+        if _shapes(others["initial"]) != _shapes(expected):
             raise RunError(
                 f"initial: expected a run of the same network, got "
-                f"{info.recipe.initial}, whose parameters have other names or shapes"
+                f"{info.recipe.initial}, whose parameters have different names or "
+                "shapes"
             )
     return others
 
 
-def _abstract_params(info: RunInfo) -> Any:
+def _abstract_network(info: RunInfo) -> nnx.Module:
     shape, classes = info.image_shape, len(info.class_names)
     build = network.builder(info.recipe, image_shape=shape, classes=classes)
-    return nnx.state(network.abstract(info.recipe, build, shape, classes), nnx.Param)
+    return network.abstract(info.recipe, build, shape, classes)
 
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
@@ -287,8 +288,8 @@ def _check_finite(recipe: Recipe, epoch: int, name: str, metrics: Metrics) -> No
     if not math.isfinite(loss):
         raise RunError(
             f"the {name} of epoch {epoch} is {loss}; lower learning_rate "
-            f"({recipe.learning_rate:g}) or multiplier ({recipe.multiplier:g}), in "
-            "another folder"
+            f"({recipe.learning_rate:g}) or multiplier ({recipe.multiplier:g}) and "
+            "start a new run in another folder"
         )
 
 
@@ -312,7 +313,7 @@ def _record(
         path: values.size
         for path, values in report.latent_weights(state, trainer.inner).items()
     }
-    turned = sum(ratios[path] * sizes[path] for path in ratios)
+    flipped = sum(ratios[path] * sizes[path] for path in ratios)
     steps = int(state.step)
     return {
         "epoch": epoch,
@@ -322,7 +323,7 @@ def _record(
         "test_loss": float(test.loss),
         "test_accuracy": float(test.accuracy),
         "learning_rate": float(jnp.asarray(trainer.schedule(steps - 1))),
-        "flip_ratio": turned / sum(sizes.values()),
+        "flip_ratio": flipped / sum(sizes.values()),
         "images_per_second": images_per_second,
         "flip_ratios": ratios,
     }

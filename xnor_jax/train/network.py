@@ -71,7 +71,7 @@ def abstract(
     name = own.describe(recipe.model)
     if not isinstance(model, nnx.Module):
         raise RecipeError(
-            f"expected an nnx.Module of {name}, got {type(model).__name__}",
+            f"expected {name} to return an nnx.Module, got {type(model).__name__}",
             field="model",
         )
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
@@ -86,7 +86,7 @@ def abstract(
     if getattr(out, "shape", None) != (2, classes):
         got = f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
         raise RecipeError(
-            f"expected logits of shape (2, {classes}) of {name} for 2 images of "
+            f"expected {name} to return logits of shape (2, {classes}) for 2 images of "
             f"{sizes} in {classes} classes, got {got}",
             field="model",
         )

@@ -22,8 +22,8 @@ def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> Links:
         made = recipe.optimizer(schedule)
     if not (hasattr(made, "init") and hasattr(made, "update")):
         raise RecipeError(
-            f"expected an optax.GradientTransformation of "
-            f"{own.describe(recipe.optimizer)}, got {type(made).__name__}",
+            f"expected {own.describe(recipe.optimizer)} to return an "
+            f"optax.GradientTransformation, got {type(made).__name__}",
             field="optimizer",
         )
     return [made]
@@ -48,8 +48,8 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
         made: optax.Schedule = recipe.schedule(**taken)
     if not callable(made):
         raise RecipeError(
-            f"expected an optax.Schedule of {own.describe(recipe.schedule)}, got "
-            f"{type(made).__name__}",
+            f"expected {own.describe(recipe.schedule)} to return an optax.Schedule, "
+            f"got {type(made).__name__}",
             field="schedule",
         )
     return made

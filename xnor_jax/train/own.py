@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from xnor_jax._words import first_line
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be trained.
@@ -43,11 +45,11 @@ def find(reference: str) -> Any:
     name, _, path = reference.partition(":")
     if name.endswith(".py"):
         module = name.removesuffix(".py").replace("/", ".")
-        raise RecipeError(f"{reference}: expected MODULE:NAME, as {module}:{path}")
+        raise RecipeError(f"{reference}: expected MODULE:NAME, such as {module}:{path}")
     if not all(word.isidentifier() for word in re.split("[.:]", reference)):
         raise RecipeError(
-            f"{reference}: expected MODULE:NAME of something that can be imported, "
-            "such as my_net:RECIPE"
+            f"{reference}: expected MODULE:NAME of an importable object, such as "
+            "my_net:RECIPE"
         )
     module = _import(name, reference)
     try:
@@ -55,10 +57,13 @@ def find(reference: str) -> Any:
     except AttributeError as error:
         if name == "__main__":
             raise RecipeError(
-                f"{reference} belongs to a script or session, and cannot be imported; "
-                "define it in a module, or give xnor_jax.train.load the recipe"
+                f"{reference} is defined in a script or session, so it cannot be "
+                "imported; define it in a module, or pass the recipe to "
+                "xnor_jax.train.load"
             ) from error
-        raise RecipeError(f"{reference}: {name} has no {path}") from error
+        raise RecipeError(
+            f"{reference}: module {name} has no attribute {path}"
+        ) from error
 
 
 def describe(function: Callable[..., Any]) -> str:
@@ -125,8 +130,8 @@ def arguments(
         signature.bind(**taken)
     except TypeError as error:
         raise RecipeError(
-            f"{describe(function)}: {error}; it is called with those of "
-            f"{', '.join(offered)} that it takes, by name",
+            f"{describe(function)}: {error}; it is called with the keyword arguments "
+            f"among {', '.join(offered)} that it takes",
             field=field,
         ) from error
     return taken
@@ -172,17 +177,15 @@ def errors(field: str, part: Any, more: str = "") -> Iterator[None]:
         if not callable(part) and not isinstance(error, ValueError | TypeError):
             raise
         name = describe(part) if callable(part) else part
-        said = reason(error) if callable(part) else str(error).strip().splitlines()[0]
+        said = reason(error) if callable(part) else first_line(error)
         where = f" {more}" if more else ""
         raise RecipeError(f"{name} fails{where}: {said}", field=field) from error
 
 
 def reason(error: BaseException) -> str:
     """Describe an error in one line, with its last position in the user's files."""
-    lines = str(error).strip().splitlines()
-    said = lines[0][:300] if lines else ""
-    kind = type(error).__name__
-    said = f"{kind}: {said}" if said else kind
+    said, kind = first_line(error), type(error).__name__
+    said = kind if said == kind else f"{kind}: {said}"
     if isinstance(error, SyntaxError):
         return f"{said} in {error.filename}" if "line" in said else said
     frames = [
@@ -203,8 +206,9 @@ def _import(name: str, reference: str) -> Any:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise RecipeError(f"cannot import {name}: {reason(error)}") from error
         raise RecipeError(
-            f"{reference}: there is no module {error.name} here or among the installed "
-            f"ones; go to the folder that holds {name.partition('.')[0]}.py"
+            f"{reference}: there is no module {error.name} in the current directory or "
+            "among the installed packages; run from the folder that contains "
+            f"{name.partition('.')[0]}.py"
         ) from error
     except Exception as error:  # a module may raise anything
         raise RecipeError(f"cannot import {name}: {reason(error)}") from error

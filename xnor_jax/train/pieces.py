@@ -24,7 +24,7 @@ SECONDS = 1.0
 """The most seconds that a piece should take, unless a single step takes longer."""
 
 
-def heard_while_compiling(program: Callable[..., T]) -> Callable[..., T]:
+def compile_in_thread(program: Callable[..., T]) -> Callable[..., T]:
     """Wrap the jitted `program` so that its first compilation does not delay signals.
 
     XLA compiles in another thread, while this one stays in Python. A caller that is
@@ -35,14 +35,14 @@ def heard_while_compiling(program: Callable[..., T]) -> Callable[..., T]:
     def call(*args):
         nonlocal compiled
         if not compiled:
-            _in_a_thread(program.lower(*args).compile)  # type: ignore[attr-defined]
+            _run_in_thread(program.lower(*args).compile)  # type: ignore[attr-defined]
             compiled = True
         return program(*args)
 
     return call
 
 
-def _in_a_thread(function: Callable[[], Any]) -> None:
+def _run_in_thread(function: Callable[[], Any]) -> None:
     done: Future[None] = Future()
 
     def run() -> None:
@@ -69,7 +69,7 @@ class Pieces:
     """
 
     def __init__(self, program: Callable[..., Any]):
-        self._program = heard_while_compiling(program)
+        self._program = compile_in_thread(program)
         self._steps = 1
 
     def __call__(
@@ -90,7 +90,7 @@ class Pieces:
         """
         done = 0
         while done < count:
-            steps = processes.agree(self._steps)
+            steps = processes.broadcast(self._steps)
             stop = min(done + steps, count)
             begin = time.perf_counter()
             carry = jax.block_until_ready(self._program(carry, done, stop, *data))

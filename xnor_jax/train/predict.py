@@ -36,14 +36,10 @@ def logits(packed: PackedModel, pixels: np.ndarray) -> np.ndarray:
       DataError: If the network has no preprocessing, or takes images of another shape.
     """
     if packed.info.preprocessing is None:
-        raise DataError(
-            "the network does not say how pixels are prepared for it; save it with "
-            "preprocessing"
-        )
+        raise DataError("the network has no preprocessing; save it with preprocessing")
     if pixels.shape[1:] != packed.image_shape:
         raise DataError(
-            f"the network takes images of shape {packed.image_shape}, these have "
-            f"{pixels.shape[1:]}"
+            f"expected images of shape {packed.image_shape}, got {pixels.shape[1:]}"
         )
     if not len(pixels):
         return np.empty((0, packed.classes or 0), np.float32)
@@ -102,16 +98,16 @@ def evaluate(packed: PackedModel, dataset: ImageSet) -> Metrics:
     names = packed.info.class_names
     if names and names != dataset.class_names:
         raise DataError(
-            f"the network knows the classes {_some(names)}, the data set has "
-            f"{_some(dataset.class_names)}; give its own data set with --data-dir"
+            f"the network has the classes {_some(names)}, the data set has "
+            f"{_some(dataset.class_names)}; give the network's own with --data-dir"
         )
     losses, right = [], []
     for images, labels in dataset.test_splits():
         found = logits(packed, images)
         if len(dataset.class_names) != found.shape[-1]:
             raise DataError(
-                f"the network knows {found.shape[-1]} classes, the data set has "
-                f"{len(dataset.class_names)}; give its own data set with --data-dir"
+                f"the network has {found.shape[-1]} classes, the data set has "
+                f"{len(dataset.class_names)}; give the network's own with --data-dir"
             )
         scores = np.asarray(jax.nn.log_softmax(found))
         losses.append(-scores[np.arange(len(labels)), labels])
@@ -130,7 +126,7 @@ def dataset_name(info: Info) -> str:
         raise DataError("the network does not name its data set; pack its run again")
     if info.dataset not in SOURCES:
         raise DataError(
-            f"the network was trained on {info.dataset}, which is none of the data "
+            f"the network was trained on {info.dataset}, which is not one of the data "
             f"sets {', '.join(SOURCES)}; evaluate its run's folder"
         )
     return info.dataset

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from xnor_jax._words import first_line
 from xnor_jax.train.cluster import Cluster, OptionError
 from xnor_jax.train.folder import RunError
 
@@ -43,8 +44,7 @@ def joined(cluster: Cluster) -> Iterator[None]:
         yield
         multihost_utils.sync_global_devices("the run is done")
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise RunError(_lost(cluster, reason)) from error
+        raise RunError(_lost(cluster, first_line(error))) from error
 
 
 def is_first() -> bool:
@@ -74,8 +74,7 @@ def open_together(folder: Path, open_first: Callable[[], None]) -> None:
             elif not turn and not (folder / "recipe.json").exists():
                 raise RunError(
                     f"process {jax.process_index()} does not see what process 0 wrote "
-                    f"in {folder}; give all processes a folder that they share with "
-                    "--output"
+                    f"in {folder}; give all processes one shared folder with --output"
                 )
         except RunError as failure:
             error = failure
@@ -84,18 +83,18 @@ def open_together(folder: Path, open_first: Callable[[], None]) -> None:
             raise error
         if failed.any():
             raise RunError(
-                f"process {np.argmax(failed)} cannot use {folder}: see what it says"
+                f"process {np.argmax(failed)} cannot use {folder}; see its output"
             )
 
 
-def agree(number: int) -> int:
+def broadcast(number: int) -> int:
     """Return the first process's number in all processes."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def check_alike(**parts: object) -> None:
+def check_equal(**parts: object) -> None:
     """Check that values are the same in all processes.
 
     Args:
@@ -111,8 +110,8 @@ def check_alike(**parts: object) -> None:
     for name, column in zip(parts, found.T, strict=True):
         if (column != column[0]).any():
             raise RunError(
-                f"process {np.argmax(column != column[0])} has another "
-                f"{name.replace('_', ' ')} than process 0; start all processes with "
+                f"process {np.argmax(column != column[0])} has a different "
+                f"{name.replace('_', ' ')} from process 0; start all processes with "
                 "the same arguments, data and folder"
             )
 
@@ -135,26 +134,27 @@ def _join(cluster: Cluster) -> None:
         ):
             raise
         raise OptionError(
-            "--cluster: JAX finds none here (it knows Slurm, Open MPI, Kubernetes and "
-            "Cloud TPU); give --coordinator, --process-id and --num-processes"
+            "--cluster: JAX detects no cluster here (it supports Slurm, Open MPI, "
+            "Kubernetes and Cloud TPU); give --coordinator, --process-id and "
+            "--num-processes"
         ) from error
     except RuntimeError as error:
         raise RunError(
-            f"cannot join the other processes: {str(error).splitlines()[0]}"
+            f"cannot connect to the other processes: {first_line(error)}"
         ) from error
 
 
 def _lost(cluster: Cluster, reason: str) -> str:
     """The message for processes that cannot reach each other, or no longer can."""
-    line = f"the processes lost each other ({reason}); "
+    line = f"connection between processes lost ({reason}); "
     coordinator = (cluster.coordinator or "").rpartition(":")[0]
     # A process gives the others the address that its host's name resolves to.
     if not _is_loopback(coordinator) and _is_loopback(name := socket.gethostname()):
         line += (
-            f"if they are on several hosts, give {name} its own address in /etc/hosts: "
-            "its name stands for the host itself there; "
+            f"if they run on several hosts, map {name} to its network address, "
+            "not a loopback address, in /etc/hosts; "
         )
-    return line + "start all of them again with --resume"
+    return line + "restart all processes with --resume"
 
 
 def _is_loopback(host: str) -> bool:

@@ -296,7 +296,7 @@ def get(name: str) -> Recipe:
         found = own.find(name)
         if not isinstance(found, Recipe):
             kind = type(found).__name__
-            raise RecipeError(f"{name} is a {kind}; expected an xnor_jax.train.Recipe")
+            raise RecipeError(f"{name}: expected an xnor_jax.train.Recipe, got {kind}")
         return found
     if name not in PRESETS:
         raise RecipeError(
@@ -364,12 +364,12 @@ def validate(recipe: Recipe) -> Recipe:
     require(
         not (recipe.teacher and recipe.label_smoothing),
         "label_smoothing",
-        "0 with a teacher, whose answers are the labels",
+        "0 with a teacher, which replaces the labels",
     )
     require(
         not (recipe.average and not recipe.calibration_batches),
         "average",
-        "0 without calibration_batches: BatchNorm's statistics are not the average's",
+        "0 without calibration_batches, as BatchNorm's statistics are not averaged",
     )
     rising = all(a < b for a, b in zip((0, *recipe.decay_epochs), recipe.decay_epochs))  # noqa: B905
     require(rising, "decay_epochs", "rising epochs, each at least 1")
@@ -388,11 +388,11 @@ def validate(recipe: Recipe) -> Recipe:
     if source is not None and source.streamed:
         require(whole("image_size", 1), "image_size", "a whole number ≥ 1")
     else:
-        own_size = f"none for {_plain(recipe.dataset)}, whose images have a size"
+        own_size = f"none for {_plain(recipe.dataset)}, whose images have a fixed size"
         require(recipe.image_size is None, "image_size", own_size)
         require(not recipe.resize_crop, "resize_crop", own_size)
     share = number("validation_share", 0) and recipe.validation_share < 1
-    require(share, "validation_share", "a number ≥ 0 and below 1")
+    require(share, "validation_share", "a number in [0, 1)")
     folders = source is not None and source.streamed and source.hub is None
     require(
         folders or not recipe.validation_share,
@@ -402,7 +402,7 @@ def validate(recipe: Recipe) -> Recipe:
     require(
         not (recipe.resize_crop and recipe.shift),
         "shift",
-        "0 with resize_crop, which moves images itself",
+        "0 with resize_crop, which already moves images",
     )
     require(
         recipe.compute_dtype in ("float32", "bfloat16"),
@@ -423,7 +423,7 @@ def validate(recipe: Recipe) -> Recipe:
     require(
         not (recipe.input_scale and recipe.precision == "1w32a"),
         "input_scale",
-        "False with 1w32a, whose activations have no sign to scale",
+        "False with 1w32a, whose activations are not binarized",
     )
     require(
         recipe.weight_method == "latent" or recipe.precision != "32w1a",
@@ -471,6 +471,8 @@ def fixed_length(recipe: Recipe) -> str | None:
     """
     if recipe.binary and recipe.surrogate == "tanh":
         return "the temperature of its surrogate tanh"
+    if recipe.binary and recipe.weight_method == "recu":
+        return "the quantile τ of its weight method recu"
     if callable(recipe.schedule):
         offered = schedule_options(recipe, steps_per_epoch=1)
         fixed = "epochs" in own.arguments("schedule", recipe.schedule, offered)

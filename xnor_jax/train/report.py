@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich import box
+from rich.table import Table
 
 from xnor_jax.masks import path_string
 from xnor_jax.train import recipe as recipes
-from xnor_jax.train.checkpoint import History
+from xnor_jax.train.checkpoint import History, best_record
 from xnor_jax.train.folder import DATA_WAIT, RunInfo
 from xnor_jax.train.step import TrainState
 
@@ -70,14 +72,12 @@ class EventWriter:
 
 
 _CAPTION = """\
-Loss, error: over the training images while they are trained on, and over the test
-images after each epoch; the grey line is at the epoch of the least test error. Signs
-turned: the share of a kernel's weights whose sign a step turned, averaged over the
-epoch; near 0 the binary network has settled. Latent weights: their distribution after
-the last epoch, in the same colours; those near 0 turn easily, and at ±1 they are
-clamped. Signs: a part of the first of these kernels, blue +1, red −1.""".replace(
-    "\n", " "
-)
+Loss, error: on the training images during the epoch, and on the test images after it;
+the grey line marks the epoch of the lowest test error. Sign flips: the share of a
+kernel's weights whose sign a step flips, averaged over the epoch; near 0 the binary
+network has settled. Latent weights: their distribution after the last epoch, in the
+same colours; those near 0 flip easily, those at ±1 are clamped. Signs: a part of the
+first of these kernels, blue +1, red −1.""".replace("\n", " ")
 
 _LINES = 8  # legend entries at most
 _FEW = 20  # epochs at most for a marker at each one
@@ -105,6 +105,17 @@ def draw(
       weights: The latent kernels by path.
     """
     save(picture(title, history, weights), path)
+
+
+def make_table(**options: Any) -> Table:
+    """Make an empty table with the style of all tables of this package."""
+    return Table(
+        box=box.SIMPLE,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
+        **options,
+    )
 
 
 def make_figure(width: float, height: float) -> Any:
@@ -141,13 +152,12 @@ def picture(title: str, history: History, weights: dict[str, np.ndarray]) -> Any
         errors = [100 * (1 - e[f"{split}_accuracy"]) for e in history]
         axes[0].plot(epochs, losses, label=split, **look)
         axes[1].plot(epochs, errors, label=split, **look)
-    best = max(history, key=lambda e: (e["test_accuracy"], e["epoch"]))
-    last = history[-1]
+    best, last = best_record(history), history[-1]
     axes[0].set(title="loss (cross-entropy)")
     axes[1].set(
         title=f"error: last {100 - 100 * last['test_accuracy']:.2f} %, "
         f"best {100 - 100 * best['test_accuracy']:.2f} % (epoch {best['epoch']})",
-        ylabel="wrong, %",
+        ylabel="error, %",
     )
     axes[1].axvline(best["epoch"], color="grey", linewidth=0.5)
     rates = [e["learning_rate"] for e in history]
@@ -156,7 +166,7 @@ def picture(title: str, history: History, weights: dict[str, np.ndarray]) -> Any
     names = sorted(last["flip_ratios"], key=_natural)
     flips = {name: [e["flip_ratios"][name] for e in history] for name in names}
     _lines(axes[3], epochs, flips, **look)
-    axes[3].set(title="signs turned a step, share of a kernel")
+    axes[3].set(title="sign flips per step, share of a kernel")
     for axis in axes[:4]:
         scale(axis)
         axis.set(xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
@@ -204,7 +214,7 @@ def _lines(axis: Any, x: Any, curves: Mapping[str, Any], **look: Any) -> None:
         values = np.array([curves[name] for name in rest])
         low, high = values.min(0), values.max(0)
         grey = {"color": "grey", "alpha": 0.3}
-        grey["label"] = f"{len(rest)} others,\nleast to most"
+        grey["label"] = f"{len(rest)} others,\nlowest to highest"
         if len(x) > 1:
             axis.fill_between(x, low, high, **grey)
         else:

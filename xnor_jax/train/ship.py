@@ -41,8 +41,8 @@ def pack_run(
         )
     if run.recipe.precision != "1w1a":
         raise RunError(
-            f"{folder} holds a run of precision {run.recipe.precision}, whose products "
-            "are not of signs; expected 1w1a"
+            f"{folder} holds a run of precision {run.recipe.precision}, which does "
+            "not multiply signs; expected 1w1a"
         )
     trainer, state, history = loop.restore(folder, run, best=best)
     try:
@@ -67,7 +67,7 @@ def pack_run(
     return dataclasses.replace(packed, info=info)
 
 
-def obstacle(run: RunInfo) -> str | None:
+def why_not_packable(run: RunInfo) -> str | None:
     """Return why a run's network cannot be packed; None if it can or is not tried.
 
     Registered models, which can be packed, float twins and precisions other than 1w1a

@@ -20,7 +20,7 @@ from xnor_jax.train.pieces import Pieces, make_map
 from xnor_jax.train.recipe import PARTS, Recipe
 
 # For a program that runs once: the options of `jax_disable_most_optimizations`.
-_IN_A_HURRY: Any = {
+_FAST_COMPILE: Any = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
@@ -119,11 +119,11 @@ def create(
         step = jnp.zeros((), jnp.int32)
         return TrainState(params, rest, optimizer.init(params), step)
 
-    _try_own(trainer, init, image_shape)
-    return trainer, jax.jit(init, compiler_options=_IN_A_HURRY)(initial)
+    _check_custom_parts(trainer, init, image_shape)
+    return trainer, jax.jit(init, compiler_options=_FAST_COMPILE)(initial)
 
 
-def _try_own(
+def _check_custom_parts(
     trainer: Trainer, init: Callable[[], TrainState], image_shape: tuple[int, ...]
 ) -> None:
     """Trace a step of a recipe with custom parts, without data.
@@ -163,6 +163,8 @@ def train_step(
     def loss_fn(params):
         model = nnx.merge(trainer.graphdef, params, state.rest, copy=True)
         model.train()
+        # A run of which a part depends on `progress` cannot be extended: add such a
+        # part to `recipe.fixed_length`.
         progress = state.step / trainer.steps
         if trainer.recipe.surrogate == "tanh":
             network.set_temperature(model, progress)

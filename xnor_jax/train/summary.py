@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from rich import box
 from rich.table import Table
 
 from xnor_jax import data, masks
 from xnor_jax.packing import PackedModel
 from xnor_jax.packing.compiler import pack_unchecked
 from xnor_jax.packing.graph import specs_of
-from xnor_jax.train import network, ship
+from xnor_jax.train import network, report, ship
 from xnor_jax.train.folder import RunWarning
 from xnor_jax.train.recipe import Recipe, to_json
 
@@ -50,20 +49,16 @@ def table(name: str, recipe: Recipe) -> Table:
         if on and recipe.binary_weights
     }
     kernels = ["/".join(map(str, paths[0])) for paths in masks.definition_order(model)]
-    numbers = build() if callable(recipe.model) else _with_any_numbers(model)
-    packed = _packed(name, numbers, image_shape)
+    filled = build() if callable(recipe.model) else _fill_randomly(model)
+    packed = _packed(name, filled, image_shape)
     costs = {} if packed is None else _costs(packed)
     fields = to_json(recipe)
     shape = "×".join(map(str, image_shape))
-    result = Table(
+    result = report.make_table(
         title=f"{name}: {fields['model']}, {fields['dataset']}, images {shape}; "
         f"{len(inner)} of {len(kernels)} kernels binary",
         title_style="bold",
         title_justify="left",
-        box=box.SIMPLE,
-        collapse_padding=True,
-        pad_edge=False,
-        show_edge=False,
     )
     for column in ("layer", "kernel", "weights", "bits", "output", "MACs", "bytes"):
         left = column in ("layer", "kernel")
@@ -102,7 +97,7 @@ def table(name: str, recipe: Recipe) -> Table:
     return result
 
 
-def _with_any_numbers(model: nnx.Module) -> nnx.Module:
+def _fill_randomly(model: nnx.Module) -> nnx.Module:
     """Fill an abstract model with random values, much faster than the initializers."""
     rng = np.random.default_rng(0)
 

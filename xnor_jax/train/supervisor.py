@@ -86,8 +86,8 @@ def _check_port(cluster: Cluster) -> None:
             probe.bind(("", port))
         except OSError as error:
             raise RunError(
-                f"--coordinator: cannot listen at port {port}: {error.strerror}; give "
-                "all processes another one"
+                f"--coordinator: cannot listen on port {port}: {error.strerror}; give "
+                "all processes another port"
             ) from error
 
 
@@ -105,9 +105,9 @@ def explain(number: int, log: Path, cluster: Cluster) -> str:
         where = f" at {cluster.coordinator}" if cluster.coordinator else ""
         line = (
             f"JAX ended this process ({name}): another process of the run is gone, or "
-            f"they did not come together{where} in {cluster.start_timeout} s"
+            f"the processes did not connect{where} within {cluster.start_timeout} s"
         )
-    return f"{line}; {log} has more; start all processes again with --resume"
+    return f"{line}; see {log}; restart all processes with --resume"
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""Trained networks that ship with the package, packed, and networks to share.
+"""Trained, packed networks that ship with the package, and sharing through the hub.
 
-A network of the zoo is two files in this folder: `NAME.safetensors`, which
-`xnor-jax pack` wrote, and `NAME.json`, its card.
+A network in the zoo is two files in this folder: `NAME.safetensors`, written by
+`xnor-jax pack`, and `NAME.json`, its card.
 """
 
 from xnor_jax.zoo.cards import Card

@@ -1,4 +1,4 @@
-"""What is to be known of a trained network beside its numbers."""
+"""Model cards of packed networks."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,12 +14,13 @@ class Card:
     Attributes:
       name: The network's name, such as its recipe's.
       bytes: Size of the packed file.
-      dataset: Data set that it was trained on, by its name in `xnor_jax.data`.
-      test_accuracy: Of the packed network, a fraction of 1; that of a run's last epoch.
+      dataset: Name of the training data set in `xnor_jax.data`.
+      test_accuracy: Test accuracy of the packed network, in [0, 1]; in the zoo, that
+        of the last epoch.
       classes: One name per logit.
-      command: What trained it.
+      command: The command that trained it.
       seed: The run's seed.
-      license: Of the file, by the identifier that the hub has for it.
+      license: The file's license, by its identifier on the hub.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Card:
 
     @classmethod
     def of(cls, info: "Info", size: int) -> "Card":
-        """The card of a packed file of this size, as far as the file tells."""
+        """Make the card of a packed file from its metadata and its size."""
         return cls(
             name=info.name or "packed network",
             bytes=size,
@@ -54,5 +55,5 @@ class Card:
             "Licence": self.license,
         }
         lines = [f"- {name}: {value}" for name, value in facts.items() if value]
-        about = "An XNOR-Network, packed at one bit a binary weight by xnor_jax."
+        about = "An XNOR-Network, packed at one bit per binary weight by xnor_jax."
         return "\n".join([f"# {self.name}", "", about, "", *lines])

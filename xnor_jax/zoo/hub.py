@@ -1,4 +1,4 @@
-"""Packed networks in repositories of the Hugging Face hub."""
+"""Sharing packed networks in repositories on the Hugging Face hub."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ from xnor_jax.zoo.cards import Card
 if TYPE_CHECKING:
     from xnor_jax.packing import PackedModel
 
-# Names that the hub itself knows.
+# Names that the hub recognises.
 _MODEL, _CARD, _TASK = "model.safetensors", "README.md", "image-classification"
 
 
 class HubError(OSError):
-    """What the hub refuses, lacks, or cannot be asked."""
+    """A request to the hub that was refused, found nothing, or got no answer."""
 
 
 def push(
@@ -26,21 +26,21 @@ def push(
 ) -> str:
     """Upload a packed file and its card, in one commit.
 
-    The repository is made where there is none. It gets `model.safetensors`, and the
-    card as `README.md`: that of the zoo for a name of the zoo; `FILE.md` where it is
-    beside the file; else one made from what the file tells.
+    The repository is created if it does not exist. The file becomes
+    `model.safetensors` and the card `README.md`. The card is the zoo's for a name in
+    the zoo, `FILE.md` if it is beside the file, or else made from the file's metadata.
 
     Args:
-      file: A packed file, or a name of the zoo.
+      file: A packed file, or the name of a network in the zoo.
       repository: `OWNER/NAME`.
-      private: Whether a repository that is made is private.
+      private: Whether a new repository is private.
 
     Returns:
       The repository's address.
 
     Raises:
-      ValueError: If there is no such file, or `repository` is no such name.
-      FormatError: If the file is no packed network, or damaged.
+      ValueError: If there is no such file, or `repository` is not `OWNER/NAME`.
+      FormatError: If the file is not a packed network, or is damaged.
       HubError: If there is no token, or the hub refuses or cannot be reached.
       ModuleNotFoundError: If `huggingface_hub` is missing.
     """
@@ -62,8 +62,8 @@ def push(
             "no token for the hub; log in with `hf auth login`, or set HF_TOKEN"
         )
     api = hub.HfApi()
-    with _in_a_line(repository):
-        made = api.create_repo(repository, private=private, exist_ok=True)
+    with _hub_errors(repository):
+        address = api.create_repo(repository, private=private, exist_ok=True)
         api.create_commit(
             repository,
             [
@@ -72,25 +72,25 @@ def push(
             ],
             commit_message=f"{info.name or 'A network'}, packed by xnor_jax",
         )
-    return str(made)
+    return str(address)
 
 
 def pull(repository: str, output: str | os.PathLike[str]) -> "PackedModel":
     """Download a packed file, and its card as `OUTPUT.md`.
 
-    The file is read as by `xnor_jax.load` before anything is replaced. Where the
-    repository has no card, one is made from what the file tells.
+    The file is checked as by `xnor_jax.load` before anything is replaced. If the
+    repository has no card, one is generated from the file's metadata.
 
     Args:
       repository: `OWNER/NAME`, with the files that `push` uploads.
-      output: The file to write; one that is there is replaced as a whole.
+      output: The file to write; an existing file is replaced atomically.
 
     Returns:
       The network.
 
     Raises:
-      ValueError: If `repository` is no such name.
-      FormatError: If the repository's file is no packed network, or damaged.
+      ValueError: If `repository` is not `OWNER/NAME`.
+      FormatError: If the repository's file is not a packed network, or is damaged.
       HubError: If there is no such repository or file, or it cannot be reached.
       OSError: If the output cannot be written.
       ModuleNotFoundError: If `huggingface_hub` is missing.
@@ -101,21 +101,23 @@ def pull(repository: str, output: str | os.PathLike[str]) -> "PackedModel":
     from xnor_jax.packing.checks import LARGEST_FILE
 
     api, path = hub.HfApi(), Path(output)
-    with _in_a_line(repository):
+    with _hub_errors(repository):
         info = api.model_info(repository, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     if _MODEL not in sizes:
-        raise HubError(f"{repository} has no {_MODEL}; expected what push uploads")
+        raise HubError(
+            f"{repository} has no {_MODEL}; expected the files that push uploads"
+        )
     if sizes[_MODEL] > LARGEST_FILE:
         raise packing.FormatError(
             f"{repository}: {_MODEL}: expected at most {LARGEST_FILE} bytes, got "
             f"{sizes[_MODEL]}"
         )
-    # In the output's folder: only there is a replacement atomic.
+    # In the output's folder: a file is replaced atomically only within one file system.
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=path.parent) as folder:
 
         def download(name: str) -> Path:
-            with _in_a_line(repository):
+            with _hub_errors(repository):
                 found = api.hf_hub_download(
                     repository, name, revision=info.sha, local_dir=folder
                 )
@@ -139,7 +141,7 @@ def pull(repository: str, output: str | os.PathLike[str]) -> "PackedModel":
 
 
 def check_repository(repository: str) -> None:
-    """See that a name is a repository's.
+    """Check that a repository's name is valid.
 
     Raises:
       ValueError: If it is not `OWNER/NAME`.
@@ -160,7 +162,7 @@ def _card_path(file: Path) -> Path:
 
 
 def _model_card(card: Card, repository: str) -> bytes:
-    """A card as the hub shows it: Markdown below YAML that the hub searches."""
+    """Format a card for the hub: Markdown below YAML metadata for the hub's search."""
     hub = _import_hub()
     from xnor_jax.data import SOURCES
 
@@ -211,26 +213,26 @@ def _import_hub() -> Any:
 
 
 @contextlib.contextmanager
-def _in_a_line(repository: str) -> Iterator[None]:
-    """Raise what the hub's client raises as a HubError of one line."""
+def _hub_errors(repository: str) -> Iterator[None]:
+    """Convert the exceptions of the hub's client to a HubError of one line."""
     errors = _import_hub().errors
     try:
         yield
     except errors.RepositoryNotFoundError as error:
         raise HubError(
-            f"no repository {repository}, or none that your token may see"
+            f"no repository {repository}, or your token has no access to it"
         ) from error
     except errors.HfHubHTTPError as error:
-        said = error.server_message or error
+        reason = error.server_message or error
         raise HubError(
             f"{repository}: the hub refused with status "
-            f"{error.response.status_code}: {_one_line(said)}"
+            f"{error.response.status_code}: {_one_line(reason)}"
         ) from error
     except ValueError as error:  # the card's metadata
         raise HubError(f"{repository}: the hub refused: {_one_line(error)}") from error
-    except Exception as error:  # the client's own, of any kind
+    except Exception as error:  # the client raises exceptions of any type
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # a file's
+            raise  # from a local file
         raise HubError(
             f"{repository}: the hub cannot be reached: "
             f"{_one_line(error.__cause__ or error)}"

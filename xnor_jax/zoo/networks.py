@@ -1,4 +1,4 @@
-"""The networks of the zoo, by name."""
+"""The networks in the zoo, by name."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def names() -> tuple[str, ...]:
 
 
 def card(name: str) -> Card:
-    """A network's card.
+    """Load a network's card.
 
     Args:
       name: One of `names()`.
@@ -33,7 +33,7 @@ def card(name: str) -> Card:
 
 
 def load(name: str, *, backend: str = "auto") -> "PackedModel":
-    """Read a network, packed; see `xnor_jax.load`.
+    """Load a packed network; see `xnor_jax.load`.
 
     Args:
       name: One of `names()`.
@@ -50,10 +50,10 @@ def load(name: str, *, backend: str = "auto") -> "PackedModel":
 
 
 def find(file: str | os.PathLike[str]) -> Path:
-    """The path of a packed file, or of a network of the zoo.
+    """Find the path of a packed file or of a network in the zoo.
 
     Args:
-      file: A path, or one of `names()`. A path that exists wins over a name.
+      file: A path, or one of `names()`. A path that exists takes precedence.
 
     Raises:
       ValueError: If it is neither.
@@ -66,7 +66,7 @@ def find(file: str | os.PathLike[str]) -> Path:
             f"no file {file}, and no network of that name in the zoo; "
             f"{expected(str(file), names())}"
         )
-    return _file(str(file), ".safetensors")
+    return _FOLDER / f"{file}.safetensors"
 
 
 def _file(name: str, suffix: str) -> Path:

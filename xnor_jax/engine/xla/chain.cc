@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -29,7 +30,7 @@ class Arguments {
   ffi::Buffer<type> Next() {
     Require(next_ < args_.size(), "a kernel or a constant is missing");
     auto buffer = args_.get<ffi::Buffer<type>>(next_++);
-    Require(buffer.has_value(), "a kernel or a constant is of another type");
+    Require(buffer.has_value(), "a kernel or a constant has the wrong type");
     return *buffer;
   }
   // The elements of the next buffer, a vector of this size.
@@ -37,7 +38,7 @@ class Arguments {
   const auto* Vector(int64_t size) {
     const ffi::Buffer<type> buffer = Next<type>();
     Require(buffer.dimensions().size() == 1 && buffer.dimensions()[0] == size,
-            "a constant has not an entry for each channel");
+            "a constant does not have an entry for each channel");
     return buffer.typed_data();
   }
   bool AllTaken() const { return next_ == args_.size(); }
@@ -49,7 +50,7 @@ class Arguments {
 
 template <class Sum>
 Target<Sum> TakeTarget(const Step& step, int64_t channels, Arguments& args) {
-  Require(step.epilogue >= 0 && step.epilogue <= 2, "there is no such epilogue");
+  Require(step.epilogue >= 0 && step.epilogue <= 2, "unknown epilogue");
   Require(channels >= 1 && channels <= kLargest,
           "the channels are out of range or do not divide into the groups");
   Target<Sum> target;
@@ -79,8 +80,9 @@ std::unique_ptr<Operation> TakeConv(const Shape& in, const Step& step, Arguments
                        kernel.typed_data());
   const int64_t words = WordsFor(step.channels);
   Require(k[1] == WordsFor(step.out_channels / k[0]) && k[4] == words && k[5] == kPanel,
-          "the kernel has not the shape of its channels");
-  Require(in.depth == Times(k[0], words), "the words are not those of the channels");
+          "the kernel's shape does not match its channels");
+  Require(in.depth == Times(k[0], words),
+          "the input's words do not match the channels");
   return conv;
 }
 
@@ -93,7 +95,7 @@ std::unique_ptr<Operation> TakeRealConv(const Shape& in, const Step& step,
   const int64_t window[] = {k[0], k[1]};
   const Geometry g = GeometryOf(in.height, in.width, window, step.strides, step.padding,
                                 step.dilation);
-  Require(k[2] == in.depth, "the channels are not the kernel's");
+  Require(k[2] == in.depth, "the input's channels do not match the kernel's");
   const Target<float> target = TakeTarget<float>(step, k[3], args);
   return MakeRealConv(g, 1, k[2], k[3], target, kernel.typed_data());
 }
@@ -117,7 +119,7 @@ std::unique_ptr<Operation> Make(const Shape& in, const Step& step, Arguments& ar
     case Kind::kCol2Im: return MakeCol2Im(in, step);
     case Kind::kPackFlags: return MakePackFlags(in, step);
   }
-  throw Refusal("there is no such operation");
+  throw Refusal("unknown operation");
 }
 
 struct Batch {
@@ -152,7 +154,7 @@ class Chain {
   Chain(const Batch& x, ffi::Span<const int64_t> numbers, Arguments args) {
     const int64_t count = static_cast<int64_t>(numbers.size()) / kStepNumbers;
     Require(count >= 1 && numbers.size() % kStepNumbers == 0,
-            "expected a number of whole steps");
+            "expected one or more whole steps");
     Shape shape = x.shape;
     for (int64_t i = 0; i < count; ++i) {
       Step step;
@@ -207,7 +209,7 @@ void Run(ffi::ThreadPool& pool, ffi::AnyBuffer& in, Arguments args, ffi::AnyBuff
   const Batch x(in), y(out);
   Chain chain(x, numbers, args);
   Require(y.images == x.images && y.shape == chain.out(),
-          "the result has not the shape that the steps give");
+          "the result does not have the shape that the steps give");
   chain.Prepare();
   PoolTeam team(pool, static_cast<double>(x.images) * chain.work);
   const int64_t chunk = ChunkOf(x.images, chain.largest(), team.threads());

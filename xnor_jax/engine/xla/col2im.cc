@@ -73,7 +73,7 @@ std::unique_ptr<Operation> MakeCol2Im(const Shape& in, const Step& step) {
   const int64_t taps = Times(g.y.window, g.x.window);
   Require(g.y.size >= 1 && g.x.size >= 1 && in.height == g.y.out &&
               in.width == g.x.out && in.depth % taps == 0,
-          "expected a patch for each of the window's places on the image");
+          "expected a patch for each position of the window on the image");
   return std::make_unique<Col2Im>(g, in.depth / taps);
 }
 

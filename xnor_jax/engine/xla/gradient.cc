@@ -220,15 +220,15 @@ void Run(ffi::ThreadPool& pool, ffi::AnyBuffer& x, ffi::AnyBuffer& again,
   Require(words || x.element_type() == ffi::F32, "expected float32 or uint32");
   Require(again.element_type() == x.element_type() && e.size() == 4 &&
               std::equal(d.begin(), d.end(), e.begin()),
-          "expected the second images like the first ones");
+          "expected second images of the first ones' type and shape");
   const int64_t channels = o[2], window[] = {o[0], o[1]};
   const int64_t strides[] = {way[0], way[1]}, dilation[] = {way[6], way[7]};
   const int64_t padding[] = {way[2], way[3], way[4], way[5]};
   const Geometry g = GeometryOf(d[1], d[2], window, strides, padding, dilation);
   Require(d[3] == (words ? WordsFor(channels) : channels),
-          "the images have not the kernel's channels");
+          "the images do not have the kernel's channels");
   Require(y[0] == d[0] && y[1] == g.y.out && y[2] == g.x.out && y[3] == o[3],
-          "the gradient has not the shape of the convolution's result");
+          "the gradient does not have the shape of the convolution's result");
   Times(g.padded_pixels(), channels);  // Throws on overflow.
   const Pixels pixels = words
                             ? Pixels(static_cast<const uint32_t*>(x.untyped_data()),

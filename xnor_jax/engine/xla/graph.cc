@@ -19,6 +19,7 @@
 #include "handler.h"
 #include "model.h"
 #include "xla/ffi/api/ffi.h"
+#include "xnor.h"
 
 namespace xnor {
 namespace {
@@ -48,9 +49,9 @@ class GivenArrays : public Arrays {
     return Copied<float>(name);
   }
   std::vector<int32_t> Indices(const std::string& name) const override {
-    const std::vector<int32_t> places = Copied<int32_t>(name);
-    CheckPlaces(places, members_[Find(name)].bound, name);
-    return places;
+    const std::vector<int32_t> indices = Copied<int32_t>(name);
+    CheckIndices(indices, members_[Find(name)].bound, name);
+    return indices;
   }
   const int32_t* Integers(const std::string& name) const override {
     return reinterpret_cast<const int32_t*>(contents_[Find(name)].data());
@@ -118,7 +119,8 @@ class Network {
                             json::Document(nodes, "the nodes").root())) {
     for (const std::vector<Member>& own : described_.members)
       for (const Member& member : own)
-        wanted_.push_back({"another type or shape of the array " + member.name, TypeOf(member.kind), member.laid_out()});
+        wanted_.push_back({"the array " + member.name + " has the wrong type or shape",
+                           TypeOf(member.kind), member.laid_out()});
   }
 
   // The network with these weights, laid out anew if they differ from the last ones.
@@ -139,7 +141,7 @@ class Network {
 
  private:
   struct Wanted {
-    std::string otherwise;  // the error for any other buffer
+    std::string error;  // for any other buffer
     ffi::DataType type;
     Sizes sizes;
   };
@@ -150,14 +152,15 @@ class Network {
   }
 
   void Check(const ffi::RemainingArgs& args) const {
-    Require(args.size() == wanted_.size(), "expected the arrays of the nodes, no others");
+    Require(args.size() == wanted_.size(),
+            "expected the arrays of the nodes, and no others");
     for (size_t i = 0; i < wanted_.size(); ++i) {
       const auto buffer = args.get<ffi::AnyBuffer>(i);
       Require(buffer.has_value() && buffer->element_type() == wanted_[i].type &&
                   buffer->dimensions().size() == wanted_[i].sizes.size() &&
                   std::equal(wanted_[i].sizes.begin(), wanted_[i].sizes.end(),
                              buffer->dimensions().begin()),
-              wanted_[i].otherwise);
+              wanted_[i].error);
     }
   }
 
@@ -196,8 +199,9 @@ ffi::Error Execute(ffi::ThreadPool pool, Network* network, Floats x,
   return Answer([&] {
     const std::shared_ptr<const Loaded> loaded = network->With(args);
     const Model& model = loaded->model;
-    const int64_t count = CheckBatch(x, model.image_shape, "expected a batch of images");
-    Require(CheckBatch(*y, model.output_shape, "the result is of another shape") == count,
+    const int64_t count =
+        CheckBatch(x, model.image_shape, "expected a batch of images of the input shape");
+    Require(CheckBatch(*y, model.output_shape, "the result has the wrong shape") == count,
             "expected a result for each image");
     PoolTeam team(pool, static_cast<double>(count) * model.graph->work());
     model.Run(team, x.typed_data(), count, y->typed_data());
@@ -208,10 +212,8 @@ ffi::Error Execute(ffi::ThreadPool pool, Network* network, Floats x,
 }  // namespace xnor
 
 // Python registers the type of the state with these.
-#define XNOR_EXPORT extern "C" __attribute__((visibility("default")))
-
-XNOR_EXPORT void* xnor_jax_network_id() { return &xnor::Network::id; }
-XNOR_EXPORT const void* xnor_jax_network_info() { return &xnor::Network::info; }
+extern "C" XNOR_API void* xnor_jax_network_id() { return &xnor::Network::id; }
+extern "C" XNOR_API const void* xnor_jax_network_info() { return &xnor::Network::info; }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(xnor_jax_network_instantiate, xnor::Instantiate,
                               ::xla::ffi::Ffi::BindInstantiate()

@@ -1,12 +1,11 @@
 // The choice of an instruction set, for Python.
 #include "select.h"
+#include "xnor.h"
 
-#define XNOR_EXPORT extern "C" __attribute__((visibility("default")))
-
-XNOR_EXPORT const char* xnor_jax_instruction_set(int i) {
+extern "C" XNOR_API const char* xnor_jax_instruction_set(int i) {
   return xnor::InstructionSet(i);
 }
 
-XNOR_EXPORT const char* xnor_jax_chosen() { return xnor::Chosen().name; }
+extern "C" XNOR_API const char* xnor_jax_chosen() { return xnor::Chosen().name; }
 
-XNOR_EXPORT int xnor_jax_choose(const char* name) { return xnor::Choose(name); }
+extern "C" XNOR_API int xnor_jax_choose(const char* name) { return xnor::Choose(name); }

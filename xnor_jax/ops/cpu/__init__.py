@@ -109,7 +109,7 @@ def run(
     call = split_images(result_of, images=1)
     arrays = [array for step in steps for array in step.arrays]
     units = range(x.ndim - 1, RANK + 1)
-    y = _over_images(call)(jnp.expand_dims(x, units), *arrays)
+    y = _batched_over_images(call)(jnp.expand_dims(x, units), *arrays)
     return vary_as(y.reshape(x.shape[0], *spatial, depth), x, *arrays)
 
 
@@ -142,7 +142,7 @@ def run_network(
         return call(x, *arrays, image_shape=image_shape, nodes=nodes)
 
     call = split_images(logits_of, images=1)
-    return vary_as(_over_images(call)(x, *arrays), x, *arrays)
+    return vary_as(_batched_over_images(call)(x, *arrays), x, *arrays)
 
 
 def kernel_gradient(
@@ -235,7 +235,7 @@ def keep(x: jax.Array) -> jax.Array:
         aliases = {0: 0}
         return jax.ffi.ffi_call("xnor_jax_keep", out, input_output_aliases=aliases)(x)
 
-    return vary_as(_over_images(split_images(same, images=1))(x), x)
+    return vary_as(_batched_over_images(split_images(same, images=1))(x), x)
 
 
 def vary_as(y: jax.Array, *arrays: jax.Array) -> jax.Array:
@@ -251,7 +251,7 @@ def _varying(*arrays: jax.Array) -> frozenset[Any]:
 
 def _refuse_export(*args: Any, **options: Any) -> Any:
     raise ValueError(
-        "jax.export: the compiled backend has no program of a symbolic batch; use "
+        "jax.export: the compiled backend does not support a symbolic batch size; use "
         'packed.with_backend("xla"), or backend="xla" of an operation and '
         'backend="float" of a layer'
     )
@@ -264,7 +264,7 @@ _EXPORT.def_abstract_eval(lambda x, *, shape, dtype: ShapedArray(shape, dtype))
 mlir.register_lowering(_EXPORT, _refuse_export)
 
 
-def _over_images(call):
+def _batched_over_images(call):
     """Under `vmap`, one call if only the images are mapped, else sequential calls."""
     mapped = jax.custom_batching.custom_vmap(call)
 

@@ -1,6 +1,7 @@
-"""Print the results table of the runs beside this file: `python table.py`."""
+"""Print the results table of a folder of runs: `python table.py mnist_lenet5`."""
 
 import json
+import sys
 from pathlib import Path
 
 
@@ -29,5 +30,5 @@ if __name__ == "__main__":
         "| run | recipe | seed | epochs | last, % | best, % (epoch) | last ten, % | "
         "their spread | training, % |\n|---|---|---|---|---|---|---|---|---|"
     )
-    for metrics in sorted(Path(__file__).parent.glob("*/metrics.jsonl")):
+    for metrics in sorted(Path(sys.argv[1]).glob("*/metrics.jsonl")):
         print(row(metrics.parent))

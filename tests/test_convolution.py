@@ -354,6 +354,7 @@ def chain(x: np.ndarray, geometry: windows.Geometry) -> np.ndarray:
     return sums
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "longest",
     [

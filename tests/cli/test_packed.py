@@ -188,6 +188,7 @@ def test_predict_prints_several_classes_and_json(file, pictures, capsys):
     assert code == 2 and "--top: expected a number of at least 1" in err
 
 
+@pytest.mark.slow
 def test_evaluate_reports_which_class_is_taken_for_which(run, file, capsys):
     totals = []
     for place, picture in (

@@ -83,6 +83,7 @@ def test_networks_of_the_papers(make, shape):
     assert far.any(-1).sum() <= 1  # image: the rounding of a sum may flip a sign
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["signals", "volumes"])
 def test_images_of_one_and_of_three_axes(name):
     make = getattr(packed_networks, name)

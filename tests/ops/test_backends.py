@@ -183,6 +183,7 @@ EVALUATIONS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -254,6 +255,7 @@ LAYERS_THE_LIBRARY_CANNOT_TRAIN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not cpu.is_available(), reason="the cpu backend was not built")
 @pytest.mark.parametrize("name", LAYERS_THE_LIBRARY_CANNOT_TRAIN)
 def test_the_library_is_not_replaced_in_silence(name):

@@ -137,6 +137,7 @@ def test_sums_of_thousands_of_shapes(drawn):
             np.testing.assert_array_equal(y, wanted, err_msg=f"{name}: {case}")
 
 
+@pytest.mark.slow
 @given(case=cases())
 def test_epilogues_on_every_instruction_set(case):
     rng = np.random.default_rng(case.seed)
@@ -377,6 +378,7 @@ def test_a_chain_is_its_operations_one_by_one():
     np.testing.assert_array_equal(chained(many), some)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 18, 32, 37, 64, 70])
 def test_flags_become_the_words_of_each(channels):
     flags = np.random.default_rng(channels).integers(0, 256, (3, 5, channels), np.uint8)

@@ -336,5 +336,6 @@ def check_mutants(parts, count, seed):
     assert count / 100 < loaded < count / 2
 
 
+@pytest.mark.slow
 def test_damaged_files_are_refused_or_another_network(parts):
     check_mutants(parts, 400, seed=0)

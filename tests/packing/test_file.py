@@ -261,6 +261,7 @@ def places(value, path=()):
             yield from places(inner, (*path, key))
 
 
+@pytest.mark.slow
 def test_changed_descriptions_are_refused_or_another_network(data, load):
     description, arrays = split(data)
     rng = random.Random(1)

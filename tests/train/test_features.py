@@ -15,6 +15,7 @@ def model():
     return model
 
 
+@pytest.mark.slow
 def test_signs_are_those_that_reach_the_layer(model):
     packed = xnor.pack(model)
     info = Info(preprocessing=Preprocessing((0.4,), (0.3,)))

@@ -233,6 +233,7 @@ def test_a_worker_that_is_killed_is_told_in_a_line():
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_the_average_where_one_is_kept():
     recipe = dataclasses.replace(RECIPE, average=0.9)
     source = data.SOURCES["digits"]

@@ -143,6 +143,7 @@ def test_evaluate_pack_predict_and_summary_by_command(
     assert f"{copied}:Net" in out and "1 of 3 kernels binary" in out
 
 
+@pytest.mark.slow
 def test_what_is_recorded(trained):
     run, module = trained
     fields = json.loads((run.folder / "recipe.json").read_text())

@@ -48,9 +48,9 @@ jax.monitoring.register_event_duration_secs_listener(_on_event)
 
 @pytest.fixture
 def optimized():
-    """Skip without XLA's optimizations: its older emitters round differently."""
+    """Skip without XLA's optimizations: programs are slow and round differently."""
     if _HURRY:
-        pytest.skip("compares two programs; set JAX_DISABLE_MOST_OPTIMIZATIONS=0")
+        pytest.skip("needs optimized programs; set JAX_DISABLE_MOST_OPTIMIZATIONS=0")
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ xnor_status Run(const xnor_model* model, const float* images, const uint8_t* pix
     xnor::Require(count == 0 || (given && logits != nullptr),
                   "expected images and room for logits, got NULL");
     xnor::Require(pixels == nullptr || model->model->preprocessing != nullptr,
-                  "the file has no preprocessing; pass floats to xnor_run");
+                  "the file has no preprocessing; pass float32 images instead");
     xnor::Require(threads >= 0 && threads <= 1024, "expected 0 to 1024 threads");
     xnor::Require(count <= static_cast<size_t>(xnor::kLargest), "there are too many images");
     const int all = static_cast<int>(std::thread::hardware_concurrency());

@@ -18,7 +18,7 @@ class AnyMove : public Node {
       (spec.dtype == DType::kBool ? truth : numbers) = true;
       shapes.push_back(spec.shape);
     }
-    Require(!truth || !numbers, "expected inputs of one dtype, got bool and numbers");
+    Require(!truth || !numbers, "expected bool in all inputs or in none");
     const Sizes shape = OutOf(shapes);
     Require(!bits || !shape.empty(), "expected bits with channels");
     return {shape, bits ? DType::kBits : truth ? DType::kBool : DType::kFloat};

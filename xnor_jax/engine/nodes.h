@@ -100,7 +100,7 @@ inline void RequireNumbers(const Spec& spec) {
 
 inline void RequireChannels(const Spec& spec) {
   RequireNumbers(spec);
-  Require(!spec.shape.empty(), "expected channels, got a number");
+  Require(!spec.shape.empty(), "expected channels, got a scalar");
 }
 
 inline Reduction ReductionOf(const std::string& name) {

@@ -70,7 +70,7 @@ struct Target {
 };
 
 // `Prepare` copies float kernels, thresholds, and the scale and bias of a `Target`; the
-// other arrays must live as long as the operation.
+// other arrays must live as long as the operation. `MakeThreshold` copies nothing.
 
 // Words [pixels, groups * words of a group's channels] times a kernel
 // [groups, panels, *window, words, 32].

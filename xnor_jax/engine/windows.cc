@@ -64,7 +64,7 @@ class AnyProduct : public Node {
   bool threshold() const { return epilogue_ == "threshold"; }
 
   Sizes KernelShape(const Spec& spec) const {
-    Require(!spec.shape.empty(), "expected channels, got a number");
+    Require(!spec.shape.empty(), "expected channels, got a scalar");
     const int64_t each = spec.channels() / groups_;
     Require(spec.channels() % groups_ == 0 && each > 0 && features_ % groups_ == 0,
             "expected channels that divide into the groups");

@@ -208,7 +208,9 @@ def _image_shape(model: Any, example: ArrayLike | None) -> tuple[int, ...]:
     given = None if example is None else tuple(np.shape(example))
     if given is not None and len(given) < 2:
         raise ValueError(f"pack: expected an example [N, ...], got shape {given}")
-    shape = getattr(model, "image_shape", given and given[1:])
+    shape = getattr(model, "image_shape", None)
+    if shape is None:
+        shape = given and given[1:]
     if shape is None:
         raise ValueError(
             "pack: expected an example (a batch of inputs), since "

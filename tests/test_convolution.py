@@ -354,7 +354,6 @@ def chain(x: np.ndarray, geometry: windows.Geometry) -> np.ndarray:
     return sums
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "longest",
     [

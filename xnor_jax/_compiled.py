@@ -41,11 +41,25 @@ def load() -> ctypes.CDLL | None:
     library.xnor_jax_choose.argtypes = [ctypes.c_char_p]
     name = os.environ.get("XNOR_JAX_INSTRUCTION_SET")
     if name and not library.xnor_jax_choose(name.encode()):
+        names = ", ".join(_instruction_sets(library))
         raise RuntimeError(
             f"XNOR_JAX_INSTRUCTION_SET: {name!r} is not supported by this processor or "
-            "library"
+            f"library; expected one of {names}"
         )
     return library
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """The supported instruction sets, the best first; () without the library."""
+    library = load()
+    return _instruction_sets(library) if library else ()
+
+
+def _instruction_sets(library: ctypes.CDLL) -> tuple[str, ...]:
+    names: list[str] = []
+    while name := library.xnor_jax_instruction_set(len(names)):
+        names.append(name.decode())
+    return tuple(names)
 
 
 def instruction_set() -> str | None:

@@ -19,3 +19,13 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:300]
+
+
+def described(error: BaseException) -> str:
+    """Return an error's type and the first line of its message, if it has one.
+
+    >>> described(KeyError("a")), described(RuntimeError())
+    ("KeyError: 'a'", 'RuntimeError')
+    """
+    line, kind = first_line(error), type(error).__name__
+    return kind if line == kind else f"{kind}: {line}"

@@ -27,8 +27,7 @@ from xnor_jax.nn import (
 
 EPOCHS = 20
 
-# By what is chosen; `{runs}` and `{seed}` are filled in. The first is what all others
-# differ from.
+# The options of each cell, by kind of choice. All others differ from the first.
 CELLS: dict[str, dict[str, str]] = {
     "baseline": {"the recipe": ""},
     "network": {
@@ -135,7 +134,11 @@ class ConvFirst(Layered):
 
 
 def bop(learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    """Bop for the binary kernels, γ falling with the rate; Adam for what is real."""
+    """Bop for the binary kernels, with γ proportional to the rate; Adam for the rest.
+
+    A recipe centres the kernels after each step, which keeps almost all signs but makes
+    α a little smaller than Bop's 1.
+    """
 
     def binary(params: Any) -> Any:
         return xnor.mask_by_path(params, lambda path, _: path.endswith("layer/kernel"))

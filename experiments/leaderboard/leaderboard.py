@@ -2,8 +2,9 @@
 
     python leaderboard.py DATA_DIR RUNS
 
-trains what RUNS has not, seed by seed, and can be stopped at any time: what was begun
-is resumed. Each finished run is a line of results.jsonl beside this file; then
+trains each cell that results.jsonl does not have, seed by seed. It can be stopped at
+any time; an unfinished run in RUNS is resumed. Each finished run is a line of
+results.jsonl.
 
     python leaderboard.py
 
@@ -34,8 +35,14 @@ def cells() -> Iterator[tuple[str, str, str]]:
 
 
 def results() -> dict[tuple[str, int], dict]:
+    """The finished runs of the present cells, by name and seed."""
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    return {(r["cell"], r["seed"]): r for r in map(json.loads, lines)}
+    now = {name: (options, EPOCHS) for _, name, options in cells()}
+    return {
+        (r["cell"], r["seed"]): r
+        for r in map(json.loads, lines)
+        if now.get(r["cell"]) == (r["options"], len(r["test_accuracy"]))
+    }
 
 
 def folder(name: str) -> str:
@@ -45,7 +52,11 @@ def folder(name: str) -> str:
 def train(name: str, options: str, seed: int, data_dir: Path, runs: Path) -> None:
     """Train a cell with a seed, from where it stopped, and write its line."""
     run = runs / folder(name) / f"seed{seed}"
-    filled = options.format(runs=runs, seed=seed).split()
+    for other in re.findall(r"{runs}/([\w-]+)/", options):
+        if not (runs / other / f"seed{seed}" / "metrics.jsonl").exists():
+            needed, given = next((n, o) for _, n, o in cells() if folder(n) == other)
+            train(needed, given, seed, data_dir, runs)
+    filled = [word.format(runs=runs, seed=seed) for word in options.split()]
     command = ["xnor-jax", "train", "fashion-lenet5", "--epochs", str(EPOCHS)]
     command += ["--seed", str(seed), *filled]
     begun = (run / "recipe.json").exists()
@@ -59,7 +70,7 @@ def train(name: str, options: str, seed: int, data_dir: Path, runs: Path) -> Non
     result = {
         "cell": name,
         "seed": seed,
-        "options": options.format(runs="RUNS", seed=seed),
+        "options": options,
         "seconds": None if begun else round(seconds),
         "train_accuracy": round(epochs[-1]["train_accuracy"], 5),
         "flip_ratio": round(epochs[-1]["flip_ratio"], 8),

@@ -98,6 +98,15 @@ def test_classes_without_a_split_train_are_evaluated_and_go_on(tmp_path, capsys)
     (last,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     found = finished(capsys, "evaluate", run, "--data-dir", place)
     assert f"3 test images, loss {last['test_loss']:.4f}" in found
+    file = tmp_path / "packed"
+    finished(capsys, "pack", run, "-o", file)
+    split = ("--validation-share", 0.2, "--seed", 3)
+    found = finished(capsys, "evaluate", file, "--data-dir", place, *split)
+    assert f"3 test images, loss {last['test_loss']:.4f}" in found
+    code, err = refused(capsys, "evaluate", run, "--data-dir", place, *split)
+    assert code == 2 and "expected none for a run" in err
+    code, err = refused(capsys, "evaluate", file, "--validation-share", 1)
+    assert code == 2 and "--validation-share: expected a number in [0, 1)" in err
     code, err = refused(capsys, *train[:-2], "--output", tmp_path / "other")
     assert code == 1 and "--validation-share 0.2" in err
     for wrong, words in (

@@ -43,7 +43,6 @@ SLOPES: dict[Any, Any] = {
 BACKENDS = [name for name in available_backends() if name in ("cpu", "float")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_surrogate_has_the_same_sums_and_its_own_gradient(backend: str):
     first = None

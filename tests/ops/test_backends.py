@@ -183,7 +183,6 @@ EVALUATIONS = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -86,7 +86,6 @@ def test_no_images_give_no_sums(backend):
     assert y.dtype == jnp.int32
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_vmap_over_images_kernels_or_both(backend):
     case = Case((5, 4), (3, 2), (1, 2), (1, 1), ((1, 0), (2, 1)), 2, 66, 34, 2)

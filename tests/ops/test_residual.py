@@ -68,11 +68,27 @@ def test_only_training_keeps_it():
 
 
 @needs_library
-def test_under_vmap_and_on_several_devices():
-    y, shortcut = draw(4, 6, 3)
-    expected = gradients(jnp.add, y, shortcut)
+def test_bfloat16_under_remat():
+    y, shortcut = draw(2, 5, 3, dtype=jnp.bfloat16)
+    add = jax.checkpoint(residual_sum)
+    chex.assert_trees_all_equal(
+        jax.jit(lambda *a: gradients(add, *a))(y, shortcut),
+        gradients(jnp.add, y, shortcut),
+    )
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [(4,), (4, 6, 3)])
+def test_under_vmap(shape):
+    y, shortcut = draw(*shape)
     mapped = jax.vmap(lambda *a: gradients(residual_sum, *a))(y, shortcut)
-    chex.assert_trees_all_close(mapped, expected, rtol=1e-6)
+    chex.assert_trees_all_close(mapped, gradients(jnp.add, y, shortcut), rtol=1e-6)
+
+
+@needs_library
+def test_on_several_devices():
+    y, shortcut = draw(4, 6, 4)
+    expected = gradients(jnp.add, y, shortcut)
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
     mesh = Mesh(np.array(jax.devices()[:2]), ("i",))
@@ -81,6 +97,22 @@ def test_under_vmap_and_on_several_devices():
     found = run(*jax.device_put((y, shortcut), images))
     chex.assert_trees_all_close(found, expected, rtol=1e-6)
     assert all(array.sharding == images for array in found)
+    mapped = jax.shard_map(
+        lambda *a: gradients(residual_sum, *a),
+        mesh=mesh,
+        in_specs=P("i"),
+        out_specs=P("i"),
+    )
+    chex.assert_trees_all_close(mapped(y, shortcut), expected, rtol=1e-6)
+    explicit = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(explicit):
+        for spec in (P("i"), P(None, None, "i")):
+            given = jax.device_put((y, shortcut), NamedSharding(explicit, spec))
+            assert jax.typeof(residual_sum(*given)).sharding.spec[: len(spec)] == tuple(
+                spec
+            )
+            found = run(*given)
+            chex.assert_trees_all_close(found, expected, rtol=1e-6)
 
 
 def test_what_cannot_be_added_is_refused():

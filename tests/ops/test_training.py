@@ -327,7 +327,6 @@ def test_images_that_do_not_divide_are_whole_on_each_device(count):
     check_close(run(kernel, split), run(kernel, x))
 
 
-@pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize("spec", [P(None, None, None, "i"), P(None, None, "i")])
 @pytest.mark.parametrize("features", [4, pytest.param(64, marks=pytest.mark.slow), 96])

@@ -195,7 +195,7 @@ def test_processes_that_do_not_fit_together_stop(tmp_path):
         ((*BY_HAND, "--coordinator", "here:99999"), "expected HOST:PORT"),
         (("--start-timeout", 9), "--start-timeout: expected with --coordinator or"),
         ((*BY_HAND, "--start-timeout", 0), "--start-timeout: expected at least 1"),
-        ((*BY_HAND, "--cluster"), "--cluster: expected without --coordinator"),
+        ((*BY_HAND, "--cluster"), "--cluster: it detects --coordinator"),
     ],
 )
 def test_wrong_options_are_one_line(args, words, capsys):

@@ -25,7 +25,7 @@ class RunOptions:
 
     data_dir: Path | None = None
     """The data set's folder, in the hub's layout or of class folders; without it, the
-    set is loaded from the hub."""
+    set is loaded from the hub. The digits and functions take none; folder needs one."""
     output: Path | None = None
     """The run's folder; without it, runs/RECIPE, or the next free one of runs/RECIPE-2,
     …. With --resume, the newest of these."""

@@ -28,22 +28,36 @@ def evaluate(
     data_dir: Path | None = None,
     best: bool = False,
     report: bool = False,
+    validation_share: float = 0.0,
+    seed: int = 0,
 ) -> None:
     """Evaluate a run's checkpoint, or a packed network, on its test split.
 
     Args:
       run: The run's folder, a file written by pack, or the name of a network in the
         zoo.
-      data_dir: The data set's folder; without it, the set is loaded from the hub.
+      data_dir: The data set's folder; without it, the set is loaded from the hub. The
+        digits and functions take none; folder needs one.
       best: Evaluate a run's best epoch; without it, the newest.
       report: Print the confusion matrix and draw it in confusion.png in the run's
         folder, or FILE.confusion.png beside the packed file, or in the current folder
         for a network in the zoo. Also draw, in signs.png, the input signs of the first
         binary convolutions for a test image, and their kernels.
+      validation_share: For a packed file and class folders without a split: the share
+        of each class that the training held out.
+      seed: The seed of the training, which selected the held-out pictures.
     """
     check_data_dir(data_dir)
+    if not 0 <= validation_share < 1:
+        raise UsageError(
+            f"--validation-share: expected a number in [0, 1), got {validation_share}"
+        )
     if run.is_dir():
         check_run(run, ", or a file that pack wrote")
+        if validation_share or seed:
+            raise UsageError(
+                "--validation-share, --seed: expected none for a run, which has its own"
+            )
         _evaluate_run(run, data_dir, best=best, report=report)
         return
     try:
@@ -54,7 +68,8 @@ def evaluate(
         raise UsageError(
             f"--best: expected a run's folder, with checkpoints; {run} is a packed file"
         )
-    _evaluate_packed(load(file), run, data_dir, report=report)
+    holdout = (validation_share, seed) if validation_share else None
+    _evaluate_packed(load(file), run, data_dir, holdout, report=report)
 
 
 def _evaluate_run(
@@ -92,14 +107,19 @@ def _evaluate_run(
 
 
 def _evaluate_packed(
-    packed: Any, file: Path, data_dir: Path | None, *, report: bool
+    packed: Any,
+    file: Path,
+    data_dir: Path | None,
+    holdout: tuple[float, int] | None,
+    *,
+    report: bool,
 ) -> None:
     from xnor_jax import data
     from xnor_jax.train import predict
 
     name, fit = predict.dataset_name(packed.info), predict.fit(packed)
     check_data(name, data_dir)
-    dataset = data.load(name, data_dir, fit)
+    dataset = data.load(name, data_dir, fit, holdout and data.Holdout(*holdout))
     metrics = predict.evaluate(packed, dataset)
     print(
         f"{packed.info.name or file}, packed: "

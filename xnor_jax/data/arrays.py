@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from xnor_jax._words import counted, first_line
+from xnor_jax._words import counted, described
 from xnor_jax.data import pictures
 from xnor_jax.data.layouts import open_rows
 from xnor_jax.data.sets import DataError, Dataset, Rows, Source, Split
@@ -55,9 +55,7 @@ def from_function(function: Callable[[], Any]) -> Dataset:
     try:
         found = function()
     except Exception as error:
-        raise DataError(
-            f"{name} failed: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise DataError(f"{name} failed: {described(error)}") from error
     names = ("train_images", "train_labels", "test_images", "test_labels")
     if not isinstance(found, tuple | list) or len(found) != 4:
         got = type(found).__name__

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet
 
-from xnor_jax._words import first_line
+from xnor_jax._words import described
 from xnor_jax.data.sets import DataError, Row, RowSet
 
 # A file's split: the word at the start of its name, or else its folder's name.
@@ -159,9 +159,7 @@ def _reading(where: str, fix: str, read: Callable[[], _T]) -> _T:
         raise
     except Exception as error:  # the readers raise exceptions of any type
         cause = error.__cause__ or error  # the reader's own exception
-        raise DataError(
-            f"cannot read {where} ({type(cause).__name__}: {first_line(cause)}); {fix}"
-        ) from error
+        raise DataError(f"cannot read {where} ({described(cause)}); {fix}") from error
 
 
 def _check_splits(

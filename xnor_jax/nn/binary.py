@@ -78,10 +78,12 @@ class _Binary(nnx.Module):
         centring = rules.get(rule) in (rules.corrected, rules.paper)
         if binary and precision != "32w1a" and shape[-2] == 1 and centring:
             name = rule if isinstance(rule, str) else rule.__name__
+            groups = getattr(self, "feature_group_count", 1)
+            where = f" (feature_group_count={groups})" if groups > 1 else ""
             raise ValueError(
                 f"{type(self).__name__}: expected at least 2 input channels per "
-                f"filter, got 1: centring would zero the kernel, and the rule {name!r} "
-                'its gradient; use rule="exact"'
+                f"filter, got 1{where}: centring would zero the kernel, and the rule "
+                f'{name!r} its gradient; use rule="exact"'
             )
         if surrogate is not None:
             quantizers.get(surrogate)

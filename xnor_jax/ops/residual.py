@@ -9,7 +9,6 @@ from xnor_jax.ops import backends, cpu
 from xnor_jax.ops._mesh import over_images
 
 
-@over_images
 def residual_sum(
     y: jax.Array, shortcut: jax.Array, *, backend: str = "auto"
 ) -> jax.Array:
@@ -28,7 +27,8 @@ def residual_sum(
         others have no gradients.
 
     Returns:
-      The sum, of the same shape; differentiable in reverse mode only.
+      The sum, of the same shape. With the compiled library, it is differentiable once,
+      in reverse mode.
 
     Raises:
       ValueError: If the shapes differ, or the backend is unknown or has no gradients.
@@ -40,28 +40,35 @@ def residual_sum(
             f"{shortcut.shape}"
         )
     backend = backends.resolve("residual_sum", backend, gradient=True)
+    specs = [jax.typeof(term).sharding.spec for term in (y, shortcut)]
+    split = specs[0] != specs[1] or any(specs[0][1:])  # over more than the images
+    if backend not in ("auto", "cpu") or not y.size or not y.ndim or split:
+        return y + shortcut
     dtype = jnp.result_type(y, shortcut)
     terms = cpu.vary_as(y, shortcut), cpu.vary_as(shortcut, y)
-    return _residual_sum(
-        backend if y.size else "xla", *(t.astype(dtype) for t in terms)
-    )
+    return _over_images(*(term.astype(dtype) for term in terms), backend=backend)
+
+
+@over_images
+def _over_images(y, shortcut, *, backend):
+    return _kept_sum(backend, y, shortcut)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _residual_sum(backend, y, shortcut):
+def _kept_sum(backend, y, shortcut):
     return y + shortcut
 
 
-def _residual_sum_fwd(backend, y, shortcut):
+def _kept_sum_fwd(backend, y, shortcut):
     return _keep(backend, y + shortcut), None
 
 
-def _residual_sum_bwd(backend, _, g):
+def _kept_sum_bwd(backend, _, g):
     g = _keep(backend, g)
     return g, g
 
 
-_residual_sum.defvjp(_residual_sum_fwd, _residual_sum_bwd)
+_kept_sum.defvjp(_kept_sum_fwd, _kept_sum_bwd)
 
 
 def _keep(backend, x):

@@ -407,10 +407,15 @@ def _unroll(equation: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
     consts = len(ins) - rowed - (len(body.outvars) - stacked)
     fixed, carry = ins[:consts], ins[consts : len(ins) - rowed]
     rows = ins[len(ins) - rowed :]
-    if length > _LONGEST_LOOP or not all(isinstance(i, Const) for i in rows):
+    if length > _LONGEST_LOOP:
         raise PackError(
             f"pack: scan{_at(scope)} ({line}): expected at most {_LONGEST_LOOP} "
-            "iterations over constants"
+            f"iterations, got {length}"
+        )
+    if not all(isinstance(i, Const) for i in rows):
+        raise PackError(
+            f"pack: scan{_at(scope)} ({line}): expected a scan over constants, got one "
+            "over the input"
         )
     order = reversed(range(length)) if params["reverse"] else range(length)
     if stacked:

@@ -45,7 +45,7 @@ def validate(cluster: Cluster) -> Cluster:
     given = [name for name, value in by_hand.items() if value is not None]
     missing = [name for name in by_hand if name not in given]
     if cluster.cluster and given:
-        raise OptionError(f"--cluster: expected without {given[0]}, which it detects")
+        raise OptionError(f"--cluster: it detects {given[0]}; omit one of the two")
     if given and missing:
         raise OptionError(f"{given[0]}: give {' and '.join(missing)} too")
     if coordinator is not None and this is not None and count is not None:

@@ -389,5 +389,6 @@ def _difference(found: dict[str, Any], wanted: RunInfo) -> str:
             return f"its {field} is {there}, not {here[field]}"
     for field in ("image_shape", "class_names", "train_images"):
         if found["data"][field] != getattr(wanted, field):
-            return f"its {field} differs from that of this data set"
+            what = field.replace("_", " ")
+            return f"its data set differs from this one in {what}"
     return ""

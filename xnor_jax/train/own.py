@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from xnor_jax._words import first_line
+from xnor_jax._words import described, first_line
 
 
 class RecipeError(ValueError):
@@ -184,8 +184,7 @@ def errors(field: str, part: Any, more: str = "") -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """Describe an error in one line, with its last position in the user's files."""
-    said, kind = first_line(error), type(error).__name__
-    said = kind if said == kind else f"{kind}: {said}"
+    said = described(error)
     if isinstance(error, SyntaxError):
         return f"{said} in {error.filename}" if "line" in said else said
     frames = [

@@ -44,8 +44,8 @@ class Recipe:
     """
 
     dataset: str | Callable[[], Any]
-    """The data set: the built-in digits, a Hugging Face layout, or, for imagenet and
-    folder, class folders; these two stay on disk. Or a function () -> (train_images,
+    """The data set: the built-in digits, or a folder in the Hugging Face layout or of
+    class folders; imagenet and folder stay on disk. Or a function () -> (train_images,
     train_labels, test_images, test_labels): uint8 [N, H, W, C] and integers [N]."""
     model: str | Callable[..., Any]
     """The network. Or a class or function `(*, image_shape, classes, rngs, **options)
@@ -70,8 +70,8 @@ class Recipe:
     """A factor on the rule's gradient."""
     precision: Precision = "1w1a"
     """Bits of weights and activations of the binary layers: 1w32a is a
-    Binary-Weight-Network; 32w1a is the first of two stages, whose run is initial in the
-    second. Only 1w1a can be packed."""
+    Binary-Weight-Network; 32w1a is the first of two stages, whose run is given to the
+    second as initial. Only 1w1a can be packed."""
     weight_method: str | Callable[[Any], Any] = "latent"
     """What is binarized: the latent kernels, IR-Net's balanced and standardised ones,
     or those of ReCU's rectified clamp, whose τ rises from 0.85 to 0.99. Or a function
@@ -100,8 +100,8 @@ class Recipe:
     weight_decay: float = 1e-5
     """L2 decay."""
     decay: Literal["coupled", "decoupled"] = "coupled"
-    """Whether decay is added to the gradient (coupled), as in the reference, or to the
-    optimizer's step; adamw's is always decoupled."""
+    """Whether decay is added to the gradient (coupled), as in the public PyTorch code,
+    or to the optimizer's step (decoupled); adamw's is always decoupled."""
     label_smoothing: float = 0.0
     """The share in [0, 1) of each training label that is spread over all classes."""
     average: float = 0.0
@@ -128,9 +128,10 @@ class Recipe:
     image_size: int | None = None
     """The side in pixels of the images made from pictures of imagenet and folder."""
     resize_crop: bool = False
-    """Augmentation of these: a random crop of 8 to 100 % of each picture's area, with
-    an aspect ratio of 3/4 to 4/3. Test pictures are cropped at the centre, after a
-    resize of the shorter side to 8/7 of image_size; without this, to image_size."""
+    """Augmentation for imagenet and folder: a random crop of 8 to 100 % of each
+    picture's area, with an aspect ratio of 3/4 to 4/3. Test pictures are cropped at the
+    centre, after a resize of the shorter side to 8/7 of image_size; without this, to
+    image_size."""
 
     @property
     def binary_weights(self) -> bool:

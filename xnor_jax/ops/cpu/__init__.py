@@ -39,11 +39,7 @@ def is_available() -> bool:
 
 def instruction_sets() -> tuple[str, ...]:
     """The library's instruction sets that this processor supports, best first."""
-    library = _library()
-    names = []
-    while library and (name := library.xnor_jax_instruction_set(len(names))):
-        names.append(name.decode())
-    return tuple(names)
+    return _compiled.instruction_sets()
 
 
 def instruction_set() -> str:
@@ -335,7 +331,13 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _capsule(library: ctypes.CDLL, call: str) -> Any:
-    return jax.ffi.pycapsule(getattr(library, f"xnor_jax_{call}"))
+    try:
+        return jax.ffi.pycapsule(getattr(library, f"xnor_jax_{call}"))
+    except AttributeError as error:
+        raise RuntimeError(
+            "xnor_jax: the compiled library is of another version; install xnor_jax "
+            f"again ({error})"
+        ) from error
 
 
 def _register(call: str, handlers: Any) -> None:

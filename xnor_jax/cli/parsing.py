@@ -21,7 +21,7 @@ from tyro.constructors import (
 from xnor_jax.cli import UsageError
 from xnor_jax.cli.output import wrapped
 from xnor_jax.registry import BACKENDS, expected
-from xnor_jax.train import own
+from xnor_jax.train import custom
 
 _KINDS = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path"}
 _TYPES = ConstructorRegistry()
@@ -58,7 +58,7 @@ def _name_or_callable(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] 
         instance_from_str=lambda words: words[0],
         is_instance=lambda part: isinstance(part, str) or callable(part),
         str_from_instance=lambda part: [
-            part if isinstance(part, str) else own.describe(part)
+            part if isinstance(part, str) else custom.describe(part)
         ],
     )
 

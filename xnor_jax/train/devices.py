@@ -14,7 +14,7 @@ import numpy as np
 from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from xnor_jax.train.own import RecipeError
+from xnor_jax.train.custom import RecipeError
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xnor_jax.data import SOURCES, ImageSet, Source
-from xnor_jax.train import own
+from xnor_jax.train import custom
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.recipe import Recipe, RecipeError
 
@@ -74,7 +74,7 @@ class RunInfo:
             dataset.image_shape,
             dataset.class_names,
             dataset.train_images,
-            own.digests(filter(own.is_reference, parts)),
+            custom.digests(filter(custom.is_reference, parts)),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def read_info(folder: Path, recipe: Recipe | None = None) -> RunInfo:
     name, data, modules = (fields.pop(key) for key in ("name", "data", "modules"))
     try:
         base = recipe
-        if base is None and own.is_reference(name):
+        if base is None and custom.is_reference(name):
             base = recipes.get(name)
         found = recipes.from_json(fields, base)
     except RecipeError as error:
@@ -322,7 +322,7 @@ def _read(folder: Path) -> dict[str, Any]:
             raise ValueError("name: expected a string")
         if not isinstance(found["modules"], dict):
             raise ValueError("modules: expected an object")
-        _check_data(data, moments=own.is_reference(str(found["dataset"])))
+        _check_data(data, moments=custom.is_reference(str(found["dataset"])))
         return found
     except FileNotFoundError as error:
         raise RunError(
@@ -363,7 +363,7 @@ def _check_data(data: Mapping[str, Any], *, moments: bool) -> None:
 
 
 def _warn_of_changes(folder: Path, modules: Mapping[str, str]) -> None:
-    now = own.digests(f"{name}:" for name in modules)
+    now = custom.digests(f"{name}:" for name in modules)
     changed = [name for name in now if now[name] != modules[name]]
     if changed:
         warnings.warn(

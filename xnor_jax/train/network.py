@@ -11,8 +11,8 @@ from flax import nnx
 
 from xnor_jax import masks, nn, quantizers, weights
 from xnor_jax.registry import MODELS
-from xnor_jax.train import own
-from xnor_jax.train.own import RecipeError
+from xnor_jax.train import custom
+from xnor_jax.train.custom import RecipeError
 from xnor_jax.train.recipe import Recipe, model_options
 
 
@@ -32,7 +32,7 @@ def builder(
       backend: The backend of the binary products; see `xnor_jax.nn.BinaryConv`.
     """
     model = recipe.model if callable(recipe.model) else MODELS[recipe.model]
-    taken = own.arguments(
+    taken = custom.arguments(
         "model",
         model,
         {
@@ -64,11 +64,11 @@ def abstract(
         map them to logits.
     """
     sizes = "×".join(map(str, image_shape))
-    with own.errors("model", recipe.model, f"for images of {sizes}"):
+    with custom.errors("model", recipe.model, f"for images of {sizes}"):
         model = nnx.eval_shape(build)
     if not callable(recipe.model):
         return model
-    name = own.describe(recipe.model)
+    name = custom.describe(recipe.model)
     if not isinstance(model, nnx.Module):
         raise RecipeError(
             f"expected {name} to return an nnx.Module, got {type(model).__name__}",
@@ -81,7 +81,7 @@ def abstract(
         built.eval()
         return built(images)  # type: ignore[operator]
 
-    with own.errors("model", recipe.model, f"for images of {sizes}"):
+    with custom.errors("model", recipe.model, f"for images of {sizes}"):
         out = jax.eval_shape(logits, images)
     if getattr(out, "shape", None) != (2, classes):
         got = f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__

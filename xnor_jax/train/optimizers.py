@@ -3,8 +3,8 @@
 import optax
 
 from xnor_jax.registry import OPTIMIZERS, SCHEDULES
-from xnor_jax.train import own
-from xnor_jax.train.own import RecipeError
+from xnor_jax.train import custom
+from xnor_jax.train.custom import RecipeError
 from xnor_jax.train.recipe import Recipe, schedule_options
 
 Links = list[optax.GradientTransformation]
@@ -18,11 +18,11 @@ def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> Links:
     """
     if not callable(recipe.optimizer):
         return OPTIMIZERS[recipe.optimizer](recipe, schedule)
-    with own.errors("optimizer", recipe.optimizer):
+    with custom.errors("optimizer", recipe.optimizer):
         made = recipe.optimizer(schedule)
     if not (hasattr(made, "init") and hasattr(made, "update")):
         raise RecipeError(
-            f"expected {own.describe(recipe.optimizer)} to return an "
+            f"expected {custom.describe(recipe.optimizer)} to return an "
             f"optax.GradientTransformation, got {type(made).__name__}",
             field="optimizer",
         )
@@ -43,12 +43,12 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
         rise = optax.linear_schedule(0.0, recipe.learning_rate, warmup)
         return optax.join_schedules([rise, after], [warmup])
     options = schedule_options(recipe, steps_per_epoch)
-    with own.errors("schedule", recipe.schedule):
-        taken = own.arguments("schedule", recipe.schedule, options)
+    with custom.errors("schedule", recipe.schedule):
+        taken = custom.arguments("schedule", recipe.schedule, options)
         made: optax.Schedule = recipe.schedule(**taken)
     if not callable(made):
         raise RecipeError(
-            f"expected {own.describe(recipe.schedule)} to return an optax.Schedule, "
+            f"expected {custom.describe(recipe.schedule)} to return an optax.Schedule, "
             f"got {type(made).__name__}",
             field="schedule",
         )

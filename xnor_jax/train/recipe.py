@@ -18,8 +18,8 @@ from xnor_jax.registry import (
     Precision,
     suggestion,
 )
-from xnor_jax.train import own
-from xnor_jax.train.own import RecipeError
+from xnor_jax.train import custom
+from xnor_jax.train.custom import RecipeError
 
 # The fields that take a registered name or a custom callable.
 PARTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -293,8 +293,8 @@ def get(name: str) -> Recipe:
     Raises:
       RecipeError: If there is none; the message lists the presets.
     """
-    if own.is_reference(name):
-        found = own.find(name)
+    if custom.is_reference(name):
+        found = custom.find(name)
         if not isinstance(found, Recipe):
             kind = type(found).__name__
             raise RecipeError(f"{name}: expected an xnor_jax.train.Recipe, got {kind}")
@@ -476,7 +476,7 @@ def fixed_length(recipe: Recipe) -> str | None:
         return "the quantile τ of its weight method recu"
     if callable(recipe.schedule):
         offered = schedule_options(recipe, steps_per_epoch=1)
-        fixed = "epochs" in own.arguments("schedule", recipe.schedule, offered)
+        fixed = "epochs" in custom.arguments("schedule", recipe.schedule, offered)
     else:
         fixed = recipe.schedule != "steps"
     return f"its schedule {_plain(recipe.schedule)}" if fixed else None
@@ -506,12 +506,12 @@ def from_json(fields: dict[str, Any], base: Recipe | None = None) -> Recipe:
     def value(name: str, written: Any) -> Any:
         if isinstance(written, list):
             return tuple(written)
-        if name in PARTS and isinstance(written, str) and own.is_reference(written):
+        if name in PARTS and isinstance(written, str) and custom.is_reference(written):
             given = getattr(base, name, None)
-            if callable(given) and own.describe(given) == written:
+            if callable(given) and custom.describe(given) == written:
                 return given
             try:
-                return own.find(written)
+                return custom.find(written)
             except RecipeError as error:
                 raise RecipeError(str(error), field=name) from error
         return written
@@ -525,7 +525,7 @@ def from_json(fields: dict[str, Any], base: Recipe | None = None) -> Recipe:
 
 def _plain(value: Any) -> Any:
     if callable(value):
-        return own.describe(value)
+        return custom.describe(value)
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -543,19 +543,19 @@ def _check_callables(recipe: Recipe) -> None:
             )
 
     if callable(recipe.dataset):
-        own.check_signature("dataset", recipe.dataset)
+        custom.check_signature("dataset", recipe.dataset)
     for field, argument in (("rule", "kernel"), ("surrogate", "x")):
         if callable(getattr(recipe, field)):
-            own.check_signature(field, getattr(recipe, field), argument, "grad")
+            custom.check_signature(field, getattr(recipe, field), argument, "grad")
     if callable(recipe.weight_method):
-        own.check_signature("weight_method", recipe.weight_method, "kernel")
+        custom.check_signature("weight_method", recipe.weight_method, "kernel")
     if callable(recipe.optimizer):
-        own.check_signature("optimizer", recipe.optimizer, "learning_rate")
+        custom.check_signature("optimizer", recipe.optimizer, "learning_rate")
         for field in ("weight_decay", "decay"):
             unused(field, by="optimizer")
     if callable(recipe.schedule):
         offered = schedule_options(recipe, steps_per_epoch=1)
-        taken = own.arguments("schedule", recipe.schedule, offered)
+        taken = custom.arguments("schedule", recipe.schedule, offered)
         if "learning_rate" not in taken:
             unused("learning_rate", by="schedule")
         for field in ("warmup_epochs", "decay_factor"):
@@ -563,6 +563,6 @@ def _check_callables(recipe: Recipe) -> None:
     if callable(recipe.model):
         offered = {"image_shape": (), "classes": 0, "rngs": None, "backend": "auto"}
         options = model_options(recipe)
-        taken = own.arguments("model", recipe.model, {**offered, **options})
+        taken = custom.arguments("model", recipe.model, {**offered, **options})
         for field in options.keys() - taken:
             unused(field, by="model")

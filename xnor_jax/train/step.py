@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from xnor_jax import losses, masks, optim, weights
 from xnor_jax.data import BLANK, Augment, Source
 from xnor_jax.data.preprocess import augment, normalize
-from xnor_jax.train import network, own
+from xnor_jax.train import custom, network
 from xnor_jax.train.devices import constrain_batch, constrain_replicated, replicate
 from xnor_jax.train.optimizers import make_optimizer, make_schedule
 from xnor_jax.train.pieces import Pieces, make_map
@@ -142,7 +142,9 @@ def _check_custom_parts(
             partial(train_step, trainer), jax.eval_shape(init), images, labels
         )
     except Exception as error:  # custom parts may raise anything
-        raise own.RecipeError(f"a training step fails: {own.reason(error)}") from error
+        raise custom.RecipeError(
+            f"a training step fails: {custom.reason(error)}"
+        ) from error
 
 
 def train_step(

@@ -22,8 +22,8 @@ from rich.console import Console
 
 import xnor_jax as xnor
 from xnor_jax import data
+from xnor_jax.train import custom, network, ship
 from xnor_jax.train import folder as folders
-from xnor_jax.train import network, own, ship
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.recipe import Recipe, RecipeError
 
@@ -279,7 +279,7 @@ def test_a_reference_that_leads_nowhere_is_one_line(
         ({"optimizer": lambda rate: rate / 0}, "optimizer: .* fails: TypeError"),
         ({"schedule": lambda **_: None}, "schedule: expected .* return an optax.Sch"),
         ({"rule": lambda w, g: g.sum()}, "model: .* fails .*rule must return"),
-        ({"rule": lambda w, g: g / nothing}, "NameError.*test_own.py, line"),  # noqa: F821 # pyright: ignore[reportUndefinedVariable]
+        ({"rule": lambda w, g: g / nothing}, "NameError.*test_custom.py, line"),  # noqa: F821 # pyright: ignore[reportUndefinedVariable]
         ({"model": lambda **_: 3}, "model: expected .* to return an nnx.Module"),
     ],
 )
@@ -304,13 +304,13 @@ def test_logits_of_another_shape_are_refused(recipe, tmp_path):
 def test_descriptions_lead_back_where_they_can(trained, recipe):
     module = trained[1]
     net = recipe.model
-    assert own.find(own.describe(net)) is net
+    assert custom.find(custom.describe(net)) is net
     wide = functools.partial(net, width=16)
-    assert own.describe(wide) == f"{module}:Net(width=16)"
-    assert own.describe(recipe.surrogate) == f"{module}:<lambda>"
-    for text in (own.describe(wide), own.describe(recipe.surrogate)):
+    assert custom.describe(wide) == f"{module}:Net(width=16)"
+    assert custom.describe(recipe.surrogate) == f"{module}:<lambda>"
+    for text in (custom.describe(wide), custom.describe(recipe.surrogate)):
         with pytest.raises(RecipeError, match="expected MODULE:NAME"):
-            own.find(text)
+            custom.find(text)
     by_name = dataclasses.replace(recipe, surrogate="approx", optimizer="sgd")
     assert (
         recipes.from_json(json.loads(json.dumps(recipes.to_json(by_name)))) == by_name
@@ -338,7 +338,7 @@ def test_tanh_follows_the_training(progress, t):
 def test_an_error_without_a_message_is_named():
     for part in ("lenet5", Recipe):  # registered, and custom
         with pytest.raises(RecipeError, match="^model: .* fails: ValueError"):
-            with own.errors("model", part):
+            with custom.errors("model", part):
                 raise ValueError
 
 

@@ -30,7 +30,7 @@ def scaling():
 
 
 @pytest.mark.parametrize("name", ["gpu_step", "gpu_packed"])
-def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch, name):
+def test_gpu_benchmarks_exit_without_a_gpu(monkeypatch, name):
     if jax.default_backend() == "gpu":
         pytest.skip("there is one here")
     monkeypatch.setattr(sys, "argv", [name])
@@ -38,7 +38,7 @@ def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch, name):
         importlib.import_module(name).main()
 
 
-def test_paper_layer_is_one_layer_on_every_side_in_jax(monkeypatch):
+def test_paper_layer_implementations_agree_in_jax(monkeypatch):
     script = importlib.import_module("paper_layer")
     size, channels = 5, 40
     monkeypatch.setattr(script, "SIZE", size)
@@ -58,7 +58,7 @@ def test_paper_layer_is_one_layer_on_every_side_in_jax(monkeypatch):
 
 
 @pytest.mark.slow
-def test_gpu_packed_runs_small(monkeypatch, capsys):
+def test_gpu_packed_runs_with_tiny_sizes(monkeypatch, capsys):
     options = ["--tiny", "--rounds", "1", "--seconds", "0.01"]
     monkeypatch.setattr(sys, "argv", ["gpu_packed", *options])
     importlib.import_module("gpu_packed").main()
@@ -72,7 +72,7 @@ def test_gpu_packed_runs_small(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_gpu_step_runs_small(monkeypatch, capsys):
+def test_gpu_step_runs_with_tiny_sizes(monkeypatch, capsys):
     pytest.importorskip("torch", reason="PyTorch is the optional extra `experiments`")
     # The other network takes a minute to compile.
     options = ["--tiny", "--rounds", "1", "--only", "NIN"]
@@ -87,7 +87,7 @@ def test_gpu_step_runs_small(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_gpu_step_counts_the_products_operations(scaling):
+def test_gpu_step_flops_match_the_scaling_model(scaling):
     step = importlib.import_module("gpu_step")
     nin = scaling.nin()
     counted = step.flops(step.CASES[0]) / 128
@@ -96,7 +96,7 @@ def test_gpu_step_counts_the_products_operations(scaling):
 
 
 @pytest.mark.parametrize(("name", "model"), [("nin", "NIN"), ("resnet18", "ResNet18")])
-def test_scaling_counts_what_the_model_has(scaling, name, model):
+def test_scaling_model_matches_parameters_and_norms(scaling, name, model):
     network = getattr(scaling, name)()
     abstract = oracles.abstract(getattr(models, model))
     shapes = oracles.param_shapes(abstract)
@@ -108,7 +108,7 @@ def test_scaling_counts_what_the_model_has(scaling, name, model):
     assert products == kernels
 
 
-def test_torchs_resnet_has_the_librarys_parameters():
+def test_torch_resnet18_matches_parameter_shapes():
     pytest.importorskip("torch", reason="PyTorch is the optional extra `experiments`")
     net = importlib.import_module("torch_reference").ResNet18()
 
@@ -122,7 +122,7 @@ def test_torchs_resnet_has_the_librarys_parameters():
     assert len(net.norm_scales()) == 20
 
 
-def test_all_reduces_are_the_textbooks(scaling):
+def test_all_reduce_times_match_textbook_formulas(scaling):
     node = scaling.H100
     assert node.large(1, 1e9) == node.small(1) == 0
     ring = node.large(8, 8e9) - node.small(8)
@@ -133,7 +133,7 @@ def test_all_reduces_are_the_textbooks(scaling):
     assert node.small(16) - node.small(8) == pytest.approx(2 * node.far)
 
 
-def test_the_page_has_the_scripts_tables(scaling, capsys):
+def test_scaling_page_contains_the_printed_tables(scaling, capsys):
     scaling.main()
     tables = capsys.readouterr().out
     page = (BENCHMARKS / "SCALING.md").read_text()
@@ -141,9 +141,11 @@ def test_the_page_has_the_scripts_tables(scaling, capsys):
         assert line in page, line
 
 
-def test_gpu_compile_reads_a_program_and_needs_the_plugin(monkeypatch):
+def test_gpu_compile_parses_hlo_and_requires_the_plugin(monkeypatch):
     script = importlib.import_module("gpu_compile")
-    back = 'metadata={op_name="jit(step)/transpose(jvp(block4))/conv_general_dilated"}'
+    backward = (
+        'metadata={op_name="jit(step)/transpose(jvp(block4))/conv_general_dilated"}'
+    )
     text = f"""
 %fused (parameter_0: bf16[8,192], parameter_1: bf16[192,160]) -> f32[8,160] {{
   ROOT %dot.1 = f32[8,160]{{1,0}} dot(%parameter_0, %parameter_1), \
@@ -151,8 +153,8 @@ metadata={{op_name="jit(step)/jvp(block2)/jit(conv)/dot_general"}}
 }}
   %a = s8[8,8]{{1,0}} parameter(0)
   %conv.2 = (s32[8,8]{{1,0}}, u8[0]) custom-call(%a, %a), \
-custom_call_target="__cudnn$convBackwardFilter", {back}
-  %sorted = s8[8,8]{{1,0}} custom-call(%a, %a), custom_call_target="Sort", {back}
+custom_call_target="__cudnn$convBackwardFilter", {backward}
+  %sorted = s8[8,8]{{1,0}} custom-call(%a, %a), custom_call_target="Sort", {backward}
 """
     assert [*script.products(text)] == [
         (False, "XLA's own, Triton", "bf16 · bf16", "f32", "block2"),

@@ -24,14 +24,14 @@ def make_grads(seed, size=1.0):
 def numpy_step(w, g, m, v, gamma, tau, sigma=None, epsilon=1e-10):
     """The papers' formulas, one weight at a time."""
     w, m, v = w.copy(), m.copy(), v.copy()
-    for at in np.ndindex(*w.shape):
-        m[at] = (1 - gamma) * m[at] + gamma * g[at]
-        drive = m[at]
+    for index in np.ndindex(*w.shape):
+        m[index] = (1 - gamma) * m[index] + gamma * g[index]
+        signal = m[index]
         if sigma is not None:
-            v[at] = (1 - sigma) * v[at] + sigma * g[at] ** 2
-            drive = m[at] / (np.sqrt(v[at]) + epsilon)
-        if abs(drive) >= tau and np.sign(drive) == np.sign(w[at]):
-            w[at] = -w[at]
+            v[index] = (1 - sigma) * v[index] + sigma * g[index] ** 2
+            signal = m[index] / (np.sqrt(v[index]) + epsilon)
+        if abs(signal) >= tau and np.sign(signal) == np.sign(w[index]):
+            w[index] = -w[index]
     return w, m, v
 
 
@@ -48,7 +48,7 @@ def test_twenty_steps_agree_with_the_formula(sigma):
         np.zeros(w.shape),
         np.asarray(params["conv"]["bias"]),
     )
-    turned = 0
+    flips = 0
     for step in range(20):
         grads = make_grads(10 + step)
         updates, state = update(grads, state, params)
@@ -57,10 +57,10 @@ def test_twenty_steps_agree_with_the_formula(sigma):
         before = w
         w, m, v = numpy_step(w, g, m, v, gamma, tau, sigma)
         bias = bias - 0.1 * np.asarray(grads["conv"]["bias"])
-        turned += (before != w).sum()
+        flips += (before != w).sum()
         np.testing.assert_array_equal(params["conv"]["kernel"], w)
         np.testing.assert_allclose(params["conv"]["bias"], bias, rtol=1e-5, atol=1e-6)
-    assert turned > 10
+    assert flips > 10
 
 
 def test_weights_are_signs_after_the_first_step():
@@ -76,14 +76,14 @@ def test_weights_are_signs_after_the_first_step():
     )
 
 
-def test_leaves_outside_the_mask_stay_without_an_inner_optimizer():
+def test_unmasked_leaves_are_constant_without_inner_optimizer():
     optimizer, params = xnor.optim.bop(0.5, mask=MASK), make_params()
     updates, _ = optimizer.update(make_grads(3), optimizer.init(params), params)
     assert not np.any(updates["conv"]["bias"]) and not np.any(updates["scale"])
     assert np.any(updates["conv"]["kernel"])
 
 
-def test_a_mean_at_the_threshold_turns_the_weight_and_one_of_other_sign_does_not():
+def test_momentum_at_the_threshold_flips_weights_of_equal_sign():
     kernel = jnp.array([[1.0, 1.0, -1.0, -1.0]]).T @ jnp.ones((1, 1))
     grad = jnp.array([[0.5, -0.5, -0.5, 0.4999]]).T
     optimizer = xnor.optim.bop(gamma=1.0, threshold=0.5)
@@ -92,7 +92,7 @@ def test_a_mean_at_the_threshold_turns_the_weight_and_one_of_other_sign_does_not
     np.testing.assert_array_equal(new[:, 0], [-1, 1, 1, -1])
 
 
-def test_gamma_may_be_a_schedule_and_a_second_call_does_not_compile(compilations):
+def test_scheduled_gamma_does_not_recompile(compilations):
     schedule = optax.linear_schedule(1.0, 0.0, 2)
     optimizer, params = xnor.optim.bop(schedule, 1e-8), jnp.ones((4, 3))
     update = jax.jit(optimizer.update)
@@ -125,7 +125,7 @@ def test_training_without_latent_weights_reaches_a_binary_target():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"gamma": 0.0}, r"gamma to be a number in \(0, 1\], got 0.0"),
         ({"gamma": 1.5}, "gamma"),
@@ -135,12 +135,12 @@ def test_training_without_latent_weights_reaches_a_binary_target():
         ({"gamma": float("nan")}, "gamma"),
     ],
 )
-def test_a_number_out_of_range_is_refused(options, words):
-    with pytest.raises(ValueError, match=f"bop: expected {words}"):
+def test_hyperparameters_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=f"bop: expected {message}"):
         xnor.optim.bop(**options)
 
 
-def test_without_params_and_for_what_is_no_kernel_the_error_is_a_line():
+def test_missing_params_and_non_kernels_are_refused():
     optimizer = xnor.optim.bop()
     state = optimizer.init({"a": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match="bop: update needs the latent params"):

@@ -89,17 +89,22 @@ def on_xla(conv, *shapes: tuple[int, ...]) -> bool:
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
-def test_on_a_gpu_a_1x1_convolution_is_a_product_without_strides(strides):
+def test_gpu_lowers_unstrided_1x1_convolution_to_dot(strides):
     """XLA's GPU compiler in JAX 0.10 fails if the strides are slices."""
     pads, unit = ((0, 0),) * 2, (1, 1)
     conv = partial(convolution.conv, strides=strides, padding=pads, dilation=unit)
 
-    def both(x, kernel):
+    def value_and_pullback(x, kernel):
         y, pullback = jax.vjp(conv, x, kernel)
         return y, pullback(y)
 
     args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 6, 6, 4), (1, 1, 4, 5))]
-    text = jax.jit(both).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+    text = (
+        jax.jit(value_and_pullback)
+        .trace(*args)
+        .lower(lowering_platforms=("cuda",))
+        .as_text()
+    )
     counts = [
         text.count(f"stablehlo.{kind}") for kind in ("dot_general", "convolution")
     ]
@@ -128,7 +133,7 @@ geometries = pytest.mark.parametrize(
 
 
 @geometries
-def test_conv_and_its_gradients_follow_the_loop_and_lax(geometry: Geometry):
+def test_conv_and_gradients_match_loops_and_lax(geometry: Geometry):
     x, kernel = draw_arrays(geometry)
     y = loop.conv(x, kernel, *geometry.loop_arguments)
     g = np.random.default_rng(1).normal(size=y.shape)
@@ -153,9 +158,9 @@ def any_geometry(draw) -> Geometry:
     small = st.integers(1, 3)
     groups = draw(small)
     window, dilation = per_axis(small), per_axis(st.integers(1, 2))
-    reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    extents = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
     pads = per_axis(st.tuples(st.integers(0, 2), st.integers(0, 2)))
-    spatial = tuple(n + draw(st.integers(0, 3)) for n in reach)
+    spatial = tuple(n + draw(st.integers(0, 3)) for n in extents)
     return Geometry(
         spatial=spatial,
         window=window,
@@ -170,22 +175,22 @@ def any_geometry(draw) -> Geometry:
 
 
 @hypothesis.given(any_geometry(), st.integers(0, 99))
-def test_conv_follows_the_loop_whatever_the_geometry(geometry: Geometry, seed: int):
+def test_conv_matches_loops_for_any_geometry(geometry: Geometry, seed: int):
     x, kernel = draw_arrays(geometry, seed)
     y = geometry.conv(jnp.float32(x), jnp.float32(kernel))
     expected = loop.conv(x, kernel, *geometry.loop_arguments)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_conv_takes_the_formulation_that_is_fast_on_a_cpu():
+def test_conv_selects_the_fast_cpu_formulation():
     if jax.default_backend() != "cpu":
         pytest.skip("the decision is about CPUs")
     assert prod(GEOMETRIES["largest patch"].shapes[1][:-1]) == 512
-    taken = {
+    uses_xla = {
         name: on_xla(GEOMETRIES[name].conv, *GEOMETRIES[name].shapes)
         for name in ("rank 2", "1×1", "largest patch", "XLA", "groups")
     }
-    assert taken == {
+    assert uses_xla == {
         "rank 2": False,
         "1×1": False,
         "largest patch": False,
@@ -242,13 +247,13 @@ def test_half_precision_gradients_keep_dtype_and_value(name: str):
         assert error.max() < 2e-2 * np.abs(oracle).max()
 
 
-def test_conv_maps_over_batches_and_kernels():
+def test_conv_supports_vmap_over_kernels():
     geometry = GEOMETRIES["rank 2"]
     x, kernel = (jnp.float32(a) for a in draw_arrays(geometry))
     kernels = jnp.stack([kernel, -2 * kernel[::-1], kernel[..., ::-1]])
-    together = jax.vmap(geometry.conv, in_axes=(None, 0))(x, kernels)
-    apart = jnp.stack([geometry.conv(x, k) for k in kernels])
-    np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-5)
+    batched = jax.vmap(geometry.conv, in_axes=(None, 0))(x, kernels)
+    looped = jnp.stack([geometry.conv(x, k) for k in kernels])
+    np.testing.assert_allclose(batched, looped, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [2, 58])  # Patches; XLA's convolution.
@@ -264,14 +269,14 @@ def test_an_image_smaller_than_the_window_is_refused(channels, strides):
 
 
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 7)])
-def test_dot_is_the_product(shape):
+def test_dot_matches_numpy(shape):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=shape), rng.normal(size=(7, 5))
     y = convolution.dot(jnp.float32(x), jnp.float32(kernel))
     np.testing.assert_allclose(y, x @ kernel, rtol=1e-5, atol=1e-5)
 
 
-def test_dot_accumulates_as_told():
+def test_dot_uses_the_given_accumulator():
     ones = jnp.ones((1, 601), jnp.bfloat16)
     y = convolution.dot(ones, ones.T, accumulator=jnp.float32)
     chex.assert_type(y, jnp.float32)
@@ -300,7 +305,7 @@ def pool_and_gradient(pool, x, g):
 
 
 @pytest.mark.parametrize("name", POOLS)
-def test_max_pool_and_its_gradient_are_those_of_reduce_window(name: str):
+def test_max_pool_and_gradient_match_reduce_window(name: str):
     shape, window, strides, pads = POOLS[name]
     rng = np.random.default_rng(0)
     x = jnp.float32(rng.normal(size=shape)) - 3  # Below 0: zero padding would show.
@@ -325,7 +330,7 @@ def test_max_pool_and_its_gradient_are_those_of_reduce_window(name: str):
         np.testing.assert_array_equal(y, plain)
 
 
-def test_equal_maxima_share_the_whole_gradient():
+def test_tied_maxima_share_the_gradient():
     x = jnp.float32(np.random.default_rng(0).integers(0, 2, size=(2, 6, 6, 3)))
 
     geometry = pool_windows(x.shape, (3, 3), (3, 3), "VALID")
@@ -339,23 +344,23 @@ def test_equal_maxima_share_the_whole_gradient():
     assert (np.asarray(shares)[np.asarray(x) == 0] == 0).all()
 
 
-def chain(x: np.ndarray, geometry: windows.Geometry) -> np.ndarray:
+def sequential_window_sums(x: np.ndarray, geometry: windows.Geometry) -> np.ndarray:
     """Sums in the order of a loop over the window, in the dtype of `x`."""
     padded = np.pad(x, ((0, 0), *geometry.padding, (0, 0)))
     sums = np.zeros((len(x), *geometry.out, x.shape[-1]), x.dtype)
     for tap in product(*map(range, geometry.window)):
-        places = [
+        slices = [
             slice(t * d, t * d + (out - 1) * s + 1, s)
             for t, d, out, s in zip(
                 tap, geometry.dilation, geometry.out, geometry.strides, strict=True
             )
         ]
-        sums += padded[(slice(None), *places)]
+        sums += padded[(slice(None), *slices)]
     return sums
 
 
 @pytest.mark.parametrize(
-    "longest",
+    "longest_chain",
     [
         pytest.param(0, id="a loop"),
         pytest.param(256, id="a chain", marks=pytest.mark.slow),
@@ -365,8 +370,8 @@ def chain(x: np.ndarray, geometry: windows.Geometry) -> np.ndarray:
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
 @hypothesis.given(any_geometry(), st.integers(0, 99))
-def test_sums_of_windows_have_one_order_of_additions(longest, monkeypatch, case, seed):
-    monkeypatch.setattr(convolution, "_LONGEST_CHAIN", longest)
+def test_sum_pool_has_a_fixed_summation_order(longest_chain, monkeypatch, case, seed):
+    monkeypatch.setattr(convolution, "_LONGEST_CHAIN", longest_chain)
     geometry = windows.conv_geometry(
         "pool",
         case.spatial,
@@ -376,18 +381,18 @@ def test_sums_of_windows_have_one_order_of_additions(longest, monkeypatch, case,
         dilation=case.dilation,
     )
     rng = np.random.default_rng(seed)
-    whole = rng.integers(-99, 99, (case.batch, *case.spatial, 5)).astype(np.float32)
+    integers = rng.integers(-99, 99, (case.batch, *case.spatial, 5)).astype(np.float32)
     scale = np.float32(rng.normal(size=5) * 10.0 ** rng.integers(-3, 3, 5))
-    expected = chain(scale * whole, geometry)
+    expected = sequential_window_sums(scale * integers, geometry)
 
     # XLA could fuse the product with the additions and round once.
     @jax.jit
-    def sums(whole, scale):
-        return convolution.sum_pool(scale * whole, geometry)
+    def sums(integers, scale):
+        return convolution.sum_pool(scale * integers, geometry)
 
-    np.testing.assert_array_equal(sums(whole, scale), expected)
-    alone = np.concatenate([sums(image[None], scale) for image in whole])
-    np.testing.assert_array_equal(alone, expected)
+    np.testing.assert_array_equal(sums(integers, scale), expected)
+    single = np.concatenate([sums(image[None], scale) for image in integers])
+    np.testing.assert_array_equal(single, expected)
 
     def by_lax(x):
         return lax.reduce_window(
@@ -401,14 +406,16 @@ def test_sums_of_windows_have_one_order_of_additions(longest, monkeypatch, case,
         )
 
     ours = partial(convolution.sum_pool, geometry=geometry)
-    g, x_dot = (jnp.float32(rng.normal(size=s)) for s in (expected.shape, whole.shape))
-    _, d_x = pool_and_gradient(ours, whole, g)
-    np.testing.assert_array_equal(d_x, pool_and_gradient(by_lax, whole, g)[1])
-    tangents = jax.jvp(ours, (whole,), (x_dot,))[1]
+    g, x_dot = (
+        jnp.float32(rng.normal(size=s)) for s in (expected.shape, integers.shape)
+    )
+    _, d_x = pool_and_gradient(ours, integers, g)
+    np.testing.assert_array_equal(d_x, pool_and_gradient(by_lax, integers, g)[1])
+    tangents = jax.jvp(ours, (integers,), (x_dot,))[1]
     np.testing.assert_allclose(tangents, by_lax(x_dot), rtol=1e-5, atol=1e-5)
 
 
-def test_the_mean_of_the_whole_image_and_its_gradient():
+def test_global_average_pool_and_its_gradient():
     x = np.float32(np.random.default_rng(0).normal(size=(3, 5, 7, 6)))
     layer = GlobalAveragePool()
     np.testing.assert_allclose(layer(x), x.mean((1, 2)), rtol=1e-5, atol=1e-6)

@@ -19,15 +19,15 @@ from xnor_jax.geometry import LARGEST_SIZE, conv_geometry, pool_geometry
 
 
 @hypothesis.given(oracle.cases())
-def test_places_inside_and_shifts_agree_with_counting(case):
+def test_window_geometry_matches_numpy_padding(case):
     options = {k: v for k, v in case.options.items() if k != "groups"}
     geometry = conv_geometry("test", case.spatial, case.window, **options)
     assert geometry.padding == case.pads
     axes = case.spatial, case.pads, case.window, case.strides, case.dilation
-    corners = zip(*axes, strict=True)
+    per_axis = zip(*axes, strict=True)
     assert geometry.out == tuple(
         len(range(0, size + sum(pads) - (k - 1) * d, s))
-        for size, pads, k, s, d in corners
+        for size, pads, k, s, d in per_axis
     )
     axes = (case.spatial, geometry.padding, geometry.shifts, geometry.inside)
     for size, (before, after), shifts, inside in zip(*axes, strict=True):
@@ -40,14 +40,14 @@ def test_places_inside_and_shifts_agree_with_counting(case):
 
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(oracle.cases())
-def test_same_and_valid_padding_are_laxs(case):
+def test_same_and_valid_padding_match_lax(case):
     axes = case.spatial, case.window
     options = {"strides": case.strides, "dilation": case.dilation}
     same = conv_geometry("test", *axes, **options, padding="SAME").padding
-    reach = [(k - 1) * d + 1 for k, d in zip(case.window, case.dilation, strict=True)]
-    by_lax = lax.padtype_to_pads(case.spatial, reach, case.strides, "SAME")
+    extents = [(k - 1) * d + 1 for k, d in zip(case.window, case.dilation, strict=True)]
+    by_lax = lax.padtype_to_pads(case.spatial, extents, case.strides, "SAME")
     assert same == tuple(by_lax) == loop.same_pads(*axes, *options.values())
-    if all(k <= size for k, size in zip(reach, case.spatial, strict=True)):
+    if all(k <= size for k, size in zip(extents, case.spatial, strict=True)):
         valid = conv_geometry("test", *axes, **options, padding="VALID").padding
         assert valid == ((0, 0),) * len(case.window)
 
@@ -63,7 +63,7 @@ def test_same_and_valid_padding_are_laxs(case):
         (np.array([[0, 1], [2, 3]]), ((0, 1), (2, 3))),
     ],
 )
-def test_padding_is_read_as_numbers_and_pairs(padding, expected):
+def test_padding_accepts_integers_and_pairs(padding, expected):
     geometry = conv_geometry("test", (5, 5), 3, strides=np.int8(1), padding=padding)
     assert geometry.padding == expected
     assert {type(p) for pair in geometry.padding for p in pair} == {int}
@@ -117,7 +117,7 @@ BAD_SIZES = (
 
 
 @pytest.mark.parametrize("value", BAD_SIZES, ids=repr)
-def test_strides_windows_and_dilation_out_of_range_are_refused_by_name(value):
+def test_window_arguments_out_of_range_are_refused_by_name(value):
     calls = [
         *(("strides", call) for call in conv_calls(strides=value).items()),
         *(("dilation", call) for call in conv_calls(dilation=value).items()),
@@ -181,7 +181,7 @@ def test_the_largest_strides_and_dilation_run(backend):
         np.testing.assert_array_equal(sums, np.broadcast_to(expected, sums.shape))
 
 
-def test_windows_as_large_as_their_padding_are_refused_in_pools():
+def test_pools_refuse_padding_as_large_as_the_window():
     for function, call in pool_calls(window=2, padding=2).items():
         with pytest.raises(ValueError, match=f"{function}: .*padding smaller than"):
             call()
@@ -189,7 +189,7 @@ def test_windows_as_large_as_their_padding_are_refused_in_pools():
     assert found.out == (3,)
 
 
-def test_spatial_sizes_that_are_not_known_are_refused():
+def test_symbolic_spatial_sizes_are_refused():
     (rows,) = jax.export.symbolic_shape("h")
     with pytest.raises(ValueError, match="test: expected images whose spatial sizes"):
         conv_geometry("test", (rows, 5), 3, strides=1, padding="SAME")

@@ -36,7 +36,7 @@ def run(program, *args):
     )
 
 
-def test_the_light_dependencies_are_as_promised():
+def test_core_dependencies_exclude_the_train_extra():
     names = {line.partition(">")[0] for line in PROJECT["project"]["dependencies"]}
     assert names == {"jax", "flax", "optax", "numpy", "safetensors"}
     extras = PROJECT["project"]["optional-dependencies"]
@@ -45,20 +45,20 @@ def test_the_light_dependencies_are_as_promised():
     assert {"tyro", "datasets", "grain", "pillow", "orbax-checkpoint"} <= train
 
 
-def test_a_bare_import_loads_only_the_standard_library():
+def test_import_loads_only_the_standard_library():
     program = (
         "import sys; before = set(sys.modules); import xnor_jax; "
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
-    ran = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    new = set(ran.stdout.split()) - set(sys.stdlib_module_names)
+    new = set(result.stdout.split()) - set(sys.stdlib_module_names)
     assert new == {"xnor_jax"}
 
 
 @pytest.mark.slow
-def test_everything_but_training_works_without_the_extra(tmp_path):
+def test_core_api_works_without_the_train_extra(tmp_path):
     program = """
 import jax, jax.numpy as jnp, numpy as np, optax
 from flax import nnx
@@ -78,26 +78,26 @@ xnor.save(sys.argv[1], packed)
 x = jax.random.normal(jax.random.key(1), (2, 28, 28, 1))
 assert (xnor.load(sys.argv[1])(x) == packed(x)).all()
 """
-    ran = run(program, tmp_path / "net")
-    assert ran.returncode == 0, ran.stderr
+    result = run(program, tmp_path / "net")
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("args", [("train",), ("predict", "a", "b"), ("summary",)])
-def test_a_command_without_its_packages_says_so_in_a_line(args):
-    ran = run("from xnor_jax.cli import main; main()", *args)
-    assert ran.returncode == 1 and not ran.stdout
-    assert ran.stderr.startswith("xnor-jax: the package ")
-    assert "pip install 'xnor-jax[train]'" in ran.stderr
-    assert len(ran.stderr.splitlines()) == 1
+def test_missing_packages_are_reported_in_one_line(args):
+    result = run("from xnor_jax.cli import main; main()", *args)
+    assert result.returncode == 1 and not result.stdout
+    assert result.stderr.startswith("xnor-jax: the package ")
+    assert "pip install 'xnor-jax[train]'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
-def test_help_needs_nothing():
+def test_help_needs_no_optional_packages():
     for args in (("--help",), ("--version",)):
-        ran = run("from xnor_jax.cli import main; main()", *args)
-        assert (ran.returncode, ran.stderr) == (0, "") and ran.stdout
+        result = run("from xnor_jax.cli import main; main()", *args)
+        assert (result.returncode, result.stderr) == (0, "") and result.stdout
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_is_defined():
     assert set(xnor.__all__) <= set(dir(xnor))
     for name in xnor.__all__:
         assert getattr(xnor, name) is not None

@@ -16,31 +16,33 @@ def log_softmax(z):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.75])
-def test_cross_entropy_is_that_of_smoothed_labels(smoothing):
-    wanted = (1 - smoothing) * np.eye(7)[LABELS] + smoothing / 7
-    expected = -(wanted * log_softmax(LOGITS)).sum(-1)
+def test_cross_entropy_smooths_labels(smoothing):
+    smoothed = (1 - smoothing) * np.eye(7)[LABELS] + smoothing / 7
+    expected = -(smoothed * log_softmax(LOGITS)).sum(-1)
     found = losses.cross_entropy(LOGITS, LABELS, smoothing=smoothing)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_distillation_is_the_distance_to_the_teachers_answers(temperature):
-    answers = np.exp(log_softmax(TEACHER / temperature))
-    expected = -(answers * log_softmax(LOGITS / temperature)).sum(-1)
+def test_distillation_matches_soft_cross_entropy(temperature):
+    probabilities = np.exp(log_softmax(TEACHER / temperature))
+    expected = -(probabilities * log_softmax(LOGITS / temperature)).sum(-1)
 
     def loss(logits, teacher):
-        each = losses.distillation(logits, teacher, temperature=temperature)
-        return each.sum(), each
+        per_example = losses.distillation(logits, teacher, temperature=temperature)
+        return per_example.sum(), per_example
 
     gradient = jax.grad(loss, (0, 1), has_aux=True)
-    (grad, of_teacher), each = gradient(jnp.asarray(LOGITS), jnp.asarray(TEACHER))
-    np.testing.assert_allclose(each, temperature**2 * expected, rtol=1e-5)
-    slope = np.exp(log_softmax(LOGITS / temperature)) - answers
+    (grad, teacher_grad), per_example = gradient(
+        jnp.asarray(LOGITS), jnp.asarray(TEACHER)
+    )
+    np.testing.assert_allclose(per_example, temperature**2 * expected, rtol=1e-5)
+    slope = np.exp(log_softmax(LOGITS / temperature)) - probabilities
     np.testing.assert_allclose(grad, temperature * slope, rtol=1e-4, atol=1e-5)
-    assert not of_teacher.any()
+    assert not teacher_grad.any()
 
 
-def test_what_is_out_of_range_is_refused():
+def test_invalid_loss_arguments_are_refused():
     with pytest.raises(ValueError, match=r"smoothing in \[0, 1\), got 1"):
         losses.cross_entropy(LOGITS, LABELS, smoothing=1.0)
     with pytest.raises(ValueError, match="temperature above 0, got 0"):

@@ -16,7 +16,7 @@ from oracles import assert_close
 import xnor_jax as xnor
 
 
-def chosen(mask):
+def selected_paths(mask):
     """The paths that a mask selects, as `a/b/kernel`."""
     return {
         xnor.masks.path_string(path)
@@ -39,14 +39,14 @@ def kernels(*names):
     return {f"{name}/kernel" for name in names}
 
 
-def test_order_is_that_of_definition_with_ten_and_more():
+def test_layer_order_is_definition_order_beyond_ten_layers():
     names = [f"conv{i}" for i in range(1, 12)]
-    assert chosen(xnor.inner_kernels(Named(*names))) == kernels(*names[1:-1])
+    assert selected_paths(xnor.inner_kernels(Named(*names))) == kernels(*names[1:-1])
 
 
 @given(st.permutations(["conv1", "conv2", "conv10", "Dense", "a", "head", "z"]))
-def test_order_is_that_of_definition_in_any_permutation(names):
-    assert chosen(xnor.inner_kernels(Named(*names))) == kernels(*names[1:-1])
+def test_layer_order_is_definition_order_for_any_names(names):
+    assert selected_paths(xnor.inner_kernels(Named(*names))) == kernels(*names[1:-1])
 
 
 class Containers(nnx.Module):
@@ -69,13 +69,13 @@ REBUILDS = {
 
 
 @pytest.mark.parametrize("rebuild", REBUILDS)
-def test_a_rebuilt_model_has_the_mask_of_the_original(rebuild):
+def test_rebuilt_models_keep_the_mask(rebuild):
     # Flax sorts the attributes of rebuilt modules.
     model = Containers()
-    expected = chosen(xnor.inner_kernels(model))
+    expected = selected_paths(xnor.inner_kernels(model))
     assert len(expected) == 20 - 2
     rebuilt = REBUILDS[rebuild](model)
-    assert chosen(xnor.inner_kernels(rebuilt)) == expected
+    assert selected_paths(xnor.inner_kernels(rebuilt)) == expected
 
 
 @pytest.mark.parametrize("rebuild", [lambda model: model, nnx.clone])
@@ -91,7 +91,7 @@ def test_a_plain_dict_of_modules_is_refused(rebuild):
 
 
 @pytest.mark.parametrize("container", ["List", "Sequential"])
-def test_items_come_in_their_order_with_ten_and_more(container):
+def test_container_items_keep_their_order_beyond_ten(container):
     class Net(nnx.Module):
         def __init__(self):
             self.zeroth = linear()
@@ -101,25 +101,25 @@ def test_items_come_in_their_order_with_ten_and_more(container):
             else:
                 self.body = nnx.Sequential(*items, nnx.relu)
 
-    under = "body" if container == "List" else "body/layers"
-    expected = kernels(*(f"{under}/{i}" for i in range(11)))
-    assert chosen(xnor.inner_kernels(Net())) == expected
+    prefix = "body" if container == "List" else "body/layers"
+    expected = kernels(*(f"{prefix}/{i}" for i in range(11)))
+    assert selected_paths(xnor.inner_kernels(Net())) == expected
 
 
-def test_a_bare_sequential_is_a_model():
+def test_sequential_is_accepted_as_a_model():
     model = nnx.Sequential(*(linear() for _ in range(12)))
     expected = kernels(*(f"layers/{i}" for i in range(1, 11)))
-    assert chosen(xnor.inner_kernels(model)) == expected
+    assert selected_paths(xnor.inner_kernels(model)) == expected
 
 
-def test_dicts_and_nested_containers_keep_the_order_of_definition():
+def test_nested_containers_keep_definition_order():
     convs = [f"conv{i}" for i in range(1, 12)]
     body = ["body/0/layers/0", "body/0/layers/1", "body/1/q", "body/1/b"]
     inner = kernels(*convs, "z/y", "z/x", *body, "a/tail")
-    assert chosen(xnor.inner_kernels(Containers())) == inner
+    assert selected_paths(xnor.inner_kernels(Containers())) == inner
 
 
-def test_a_shared_module_counts_where_it_is_reached_first():
+def test_shared_module_counts_at_its_first_definition():
     class Net(nnx.Module):
         def __init__(self):
             shared = linear()
@@ -132,20 +132,20 @@ def test_a_shared_module_counts_where_it_is_reached_first():
     model = Net()
     mask = xnor.inner_kernels(model)
     # Second of four in order of definition, so inner, whatever its path in the state.
-    assert chosen(mask) == kernels("a", "c")
+    assert selected_paths(mask) == kernels("a", "c")
     assert jax.tree.structure(mask) == jax.tree.structure(nnx.state(model, nnx.Param))
 
 
-def test_a_module_that_holds_itself_does_not_loop():
+def test_self_referencing_module_terminates():
     class Loop(Named):
         def __init__(self):
             super().__init__("a", "b", "c")
             self.me = self
 
-    assert chosen(xnor.inner_kernels(Loop())) == kernels("b")
+    assert selected_paths(xnor.inner_kernels(Loop())) == kernels("b")
 
 
-def test_only_convolution_and_dense_kernels_count():
+def test_only_conv_and_dense_kernels_are_selected():
     class Net(nnx.Module):
         def __init__(self, rngs):
             self.table = nnx.Embed(3, 4, rngs=rngs)
@@ -160,7 +160,7 @@ def test_only_convolution_and_dense_kernels_count():
 
     model = nnx.eval_shape(lambda: Net(nnx.Rngs(0)))
     mask = xnor.inner_kernels(model)
-    assert chosen(mask) == kernels("middle")
+    assert selected_paths(mask) == kernels("middle")
     assert jax.tree.structure(mask) == jax.tree.structure(nnx.state(model, nnx.Param))
 
 
@@ -173,37 +173,37 @@ class Middle(nnx.Module):
         self.last = linear()
 
 
-def taken(make):
+def middle_kernels(make):
     """The inner kernels of a `Middle` whose middle layer is built by `make`."""
-    return chosen(xnor.inner_kernels(Middle(make)))
+    return selected_paths(xnor.inner_kernels(Middle(make)))
 
 
-class OwnDense(nnx.Module):
+class CustomDense(nnx.Module):
     def __init__(self, rngs):
         self.kernel = nnx.Param(rngs.params.normal((3, 5)))
 
 
-class OwnKnown(OwnDense):
+class CustomDenseOfKnownRank(CustomDense):
     kernel_rank = 2
 
 
-KNOWN = {
+KNOWN_LAYOUTS = {
     "BinaryConv": lambda rngs: xnor.nn.BinaryConv(2, 4, (3, 3), rngs=rngs),
     "BinaryLinear": lambda rngs: xnor.nn.BinaryLinear(2, 4, rngs=rngs),
     "grouped": lambda rngs: nnx.Conv(4, 4, 3, feature_group_count=2, rngs=rngs),
     "transposed": lambda rngs: nnx.ConvTranspose(2, 4, (3, 3), rngs=rngs),
     "general": lambda rngs: nnx.LinearGeneral(2, 4, rngs=rngs),
     "LoRALinear": lambda rngs: nnx.LoRALinear(2, 4, lora_rank=1, rngs=rngs),
-    "own": OwnKnown,
+    "own": CustomDenseOfKnownRank,
 }
 
 
-@pytest.mark.parametrize("name", KNOWN)
-def test_layers_of_the_known_layout_are_taken(name):
-    assert taken(KNOWN[name]) == {"middle/kernel"}
+@pytest.mark.parametrize("name", KNOWN_LAYOUTS)
+def test_layers_with_known_layouts_are_selected(name):
+    assert middle_kernels(KNOWN_LAYOUTS[name]) == {"middle/kernel"}
 
 
-UNKNOWN = {
+UNKNOWN_LAYOUTS = {
     "query": lambda rngs: nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs),
     "several axes": lambda rngs: nnx.LinearGeneral(2, (3, 4), rngs=rngs),
     "batch axis": lambda rngs: nnx.LinearGeneral(2, 4, batch_axis={0: 3}, rngs=rngs),
@@ -211,35 +211,35 @@ UNKNOWN = {
     "transposed": lambda rngs: nnx.ConvTranspose(
         4, 4, (3,), transpose_kernel=True, rngs=rngs
     ),
-    "own": OwnDense,
+    "own": CustomDense,
 }
 
 
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_layers_of_another_layout_are_refused_by_path(name):
+@pytest.mark.parametrize("name", UNKNOWN_LAYOUTS)
+def test_layers_with_unknown_layouts_are_refused_by_path(name):
     path = "middle/query/kernel" if name == "query" else "middle/kernel"
     with pytest.raises(ValueError, match=rf"C_in, C_out\], got {path} of shape"):
-        taken(UNKNOWN[name])
+        middle_kernels(UNKNOWN_LAYOUTS[name])
 
 
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_layers_of_another_layout_can_stay_real(name):
-    def real(rngs):
-        layer = UNKNOWN[name](rngs)
+@pytest.mark.parametrize("name", UNKNOWN_LAYOUTS)
+def test_layers_with_unknown_layouts_can_stay_real(name):
+    def make_real(rngs):
+        layer = UNKNOWN_LAYOUTS[name](rngs)
         layer.keep_real = True
         return layer
 
-    assert taken(real) == set()
+    assert middle_kernels(make_real) == set()
 
 
-def test_the_first_and_last_layer_may_have_any_layout():
+def test_first_and_last_layers_may_have_any_layout():
     class Net(nnx.Module):
         def __init__(self, rngs):
             self.first = nnx.LinearGeneral(2, (3, 4), rngs=rngs)
             self.middle = linear()
             self.last = nnx.LinearGeneral((3, 4), 2, axis=(-2, -1), rngs=rngs)
 
-    assert chosen(xnor.inner_kernels(Net(nnx.Rngs(0)))) == {"middle/kernel"}
+    assert selected_paths(xnor.inner_kernels(Net(nnx.Rngs(0)))) == {"middle/kernel"}
 
 
 def stack(make, count):
@@ -255,7 +255,7 @@ STACKS = {
 
 
 @pytest.mark.parametrize("name", STACKS)
-def test_the_layers_of_a_stack_have_scales_of_their_own(name):
+def test_stacked_layers_have_separate_scales(name):
     model = Middle(stack(stack(STACKS[name], 3), 2))
     params = nnx.state(model, nnx.Param)
     out = xnor.binarize(params, xnor.inner_kernels(model))
@@ -265,27 +265,27 @@ def test_the_layers_of_a_stack_have_scales_of_their_own(name):
     assert_close(out["middle"]["kernel"], np.asarray(expected))
 
 
-BARE = {
+AMBIGUOUS_STACKS = {
     "no bias": stack(lambda rngs: nnx.Linear(2, 3, use_bias=False, rngs=rngs), 4),
     # `nnx.LinearGeneral(4, (4, 3))` has the same shapes.
     "ambiguous": stack(lambda rngs: nnx.Linear(4, 3, rngs=rngs), 4),
 }
 
 
-@pytest.mark.parametrize("name", BARE)
-def test_a_stack_that_its_bias_does_not_tell_is_refused(name):
+@pytest.mark.parametrize("name", AMBIGUOUS_STACKS)
+def test_ambiguous_stacks_are_refused(name):
     with pytest.raises(ValueError, match=r"of rank 2 in Linear, got middle/kernel of"):
-        taken(BARE[name])
+        middle_kernels(AMBIGUOUS_STACKS[name])
 
 
 @pytest.mark.parametrize("tree", [{"kernel": jnp.ones((2, 2))}, jnp.ones(3), None])
-def test_what_is_no_module_is_referred_to_mask_by_path(tree):
+def test_non_module_errors_suggest_mask_by_path(tree):
     kind = type(tree).__name__
     with pytest.raises(TypeError, match=f"nnx.Module, got {kind}; .* mask_by_path"):
         xnor.inner_kernels(tree)
 
 
-def test_binarize_takes_the_mask():
+def test_binarize_accepts_the_mask():
     params = nnx.state(model := Named("a", "b", "c"), nnx.Param)
     out = xnor.binarize(params, xnor.inner_kernels(model))
     assert np.unique(np.abs(out["b"]["kernel"][..., 0])).size == 1
@@ -293,13 +293,13 @@ def test_binarize_takes_the_mask():
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_fewer_than_three_kernels_have_none_inside(count):
+def test_fewer_than_three_kernels_are_refused(count):
     model = Named(*"abc"[:count])
     with pytest.raises(ValueError, match=f"at least 3 .*kernels, got {count}"):
         xnor.inner_kernels(model)
 
 
-def test_the_mask_is_of_plain_bools():
+def test_mask_leaves_are_plain_bools():
     leaves = jax.tree.leaves(xnor.inner_kernels(Named("a", "b", "c")))
     assert all(type(leaf) is bool for leaf in leaves)
 
@@ -321,7 +321,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize("kind", PATHS)
-def test_mask_by_path_sees_each_leaf_once_with_its_path(kind):
+def test_mask_by_path_visits_each_leaf_once(kind):
     params, expected = trees.make(kind)
     seen = {}
 
@@ -337,11 +337,11 @@ def test_mask_by_path_sees_each_leaf_once_with_its_path(kind):
     assert all(a is b for a, b in zip(seen.values(), leaves, strict=True))
 
 
-def test_mask_by_path_of_a_bare_array_has_the_empty_path():
+def test_mask_by_path_of_an_array_has_an_empty_path():
     assert xnor.mask_by_path(jnp.ones((3, 2)), lambda path, leaf: path == "") is True
 
 
-def test_mask_by_path_can_choose_by_value_and_makes_plain_bools():
+def test_mask_by_path_converts_numpy_bools():
     params = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
     predicate: Any = lambda _, leaf: np.bool_(leaf.ndim > 1)  # noqa: E731
     mask = xnor.mask_by_path(params, predicate)
@@ -349,7 +349,7 @@ def test_mask_by_path_can_choose_by_value_and_makes_plain_bools():
     assert type(mask["a"]) is bool
 
 
-def test_mask_by_path_that_selects_nothing_is_refused_with_the_paths():
+def test_empty_mask_by_path_is_refused_with_all_paths():
     params, _ = trees.make("dict")
     with pytest.raises(ValueError, match="selects no leaf") as caught:
         xnor.mask_by_path(params, lambda path, leaf: "kernle" in path)
@@ -358,7 +358,7 @@ def test_mask_by_path_that_selects_nothing_is_refused_with_the_paths():
         xnor.mask_by_path({}, lambda path, leaf: True)
 
 
-def test_norm_scales_are_those_of_batch_norms():
+def test_norm_scales_selects_batch_norm_scales():
     class Net(nnx.Module):
         def __init__(self, rngs):
             self.norm = nnx.BatchNorm(2, rngs=rngs)
@@ -369,16 +369,16 @@ def test_norm_scales_are_those_of_batch_norms():
 
     model = Net(nnx.Rngs(0))
     mask = xnor.masks.norm_scales(model)
-    assert chosen(mask) == {"norm/scale", "blocks/0/scale"}
+    assert selected_paths(mask) == {"norm/scale", "blocks/0/scale"}
     assert jax.tree.structure(mask) == jax.tree.structure(nnx.state(model, nnx.Param))
     chex.assert_trees_all_equal(mask, xnor.masks.norm_scales(nnx.clone(model)))
 
 
-def test_norm_scales_of_a_shared_batch_norm():
+def test_norm_scales_counts_a_shared_batch_norm_once():
     class Net(nnx.Module):
         def __init__(self, rngs):
             norm = nnx.BatchNorm(2, rngs=rngs)
             self.z = norm
             self.a = norm
 
-    assert chosen(xnor.masks.norm_scales(Net(nnx.Rngs(0)))) == {"a/scale"}
+    assert selected_paths(xnor.masks.norm_scales(Net(nnx.Rngs(0)))) == {"a/scale"}

@@ -94,9 +94,9 @@ def make_optimizer(wrapper, inner):
 @matrix
 def test_training_reaches_a_binary_target(wrapper, inner):
     # A target that a centred kernel can reach: the binary view of one.
-    far = make_params(magnitude=0.4)
-    target = xnor.binarize(xnor.project(far, MASK), MASK)
-    start = jax.tree.map(lambda x: random_array(11, x.shape) / 4, far)
+    target_params = make_params(magnitude=0.4)
+    target = xnor.binarize(xnor.project(target_params, MASK), MASK)
+    start = jax.tree.map(lambda x: random_array(11, x.shape) / 4, target_params)
     optimizer: Any = make_optimizer(wrapper, inner)
 
     def loss(view) -> Any:
@@ -130,7 +130,7 @@ def test_state_and_params_keep_structure_shapes_and_dtypes(wrapper, inner, dtype
 
 
 @matrix
-def test_a_second_call_does_not_compile(wrapper, inner, compilations):
+def test_second_call_does_not_recompile(wrapper, inner, compilations):
     params = make_params()
     optimizer: Any = make_optimizer(wrapper, inner)
     chex.clear_trace_counter()
@@ -155,18 +155,18 @@ def test_update_works_under_cond(wrapper):
     grads, state = make_grads(params), optimizer.init(params)
 
     @jax.jit
-    def maybe(predicate):
+    def update_if(predicate):
         skip = jax.tree.map(jnp.zeros_like, params), state
         return jax.lax.cond(
             predicate, lambda: optimizer.update(grads, state, params), lambda: skip
         )
 
     expected = jax.jit(optimizer.update)(grads, state, params)
-    chex.assert_trees_all_close(maybe(True), expected, rtol=1e-5, atol=1e-6)
-    assert not np.any(maybe(False)[0]["binary"]["kernel"])
+    chex.assert_trees_all_close(update_if(True), expected, rtol=1e-5, atol=1e-6)
+    assert not np.any(update_if(False)[0]["binary"]["kernel"])
 
 
-def two_routes(params):
+def rule_and_view_gradients(params):
     weight = make_grads(params)
 
     def loss(view):  # nonlinear: the gradient depends on the point
@@ -181,23 +181,23 @@ def two_routes(params):
         yield applied, jax.grad(lambda params: loss(view(params)))(params)  # noqa: B023
 
 
-def assert_two_routes_agree(routes, params):
-    for applied, through in routes:
-        chex.assert_trees_all_equal_dtypes(applied, through, params)
+def assert_gradient_pairs_match(pairs, params):
+    for applied, differentiated in pairs:
+        chex.assert_trees_all_equal_dtypes(applied, differentiated, params)
         eps = 2 * float(jnp.finfo(params["binary"]["kernel"].dtype).eps)
-        size = float(jnp.abs(through["binary"]["kernel"]).max())
-        chex.assert_trees_all_close(applied, through, rtol=eps, atol=eps * size)
+        size = float(jnp.abs(differentiated["binary"]["kernel"]).max())
+        chex.assert_trees_all_close(applied, differentiated, rtol=eps, atol=eps * size)
 
 
 @each_dtype
-def test_apply_rule_is_the_gradient_through_binarize(dtype):
+def test_apply_rule_matches_gradient_through_binarize(dtype):
     params = make_params(dtype)
-    routes = jax.jit(lambda params: list(two_routes(params)))(params)
-    assert_two_routes_agree(routes, params)
+    pairs = jax.jit(lambda params: list(rule_and_view_gradients(params)))(params)
+    assert_gradient_pairs_match(pairs, params)
 
 
 @each_rule
-def test_apply_rule_agrees_with_numpy_and_lets_the_rest_pass(rule):
+def test_apply_rule_matches_numpy_and_passes_other_leaves(rule):
     params = make_params()
     grads = make_grads(params)
     transform: Any = optim.apply_rule(rule, MASK, multiplier=-3.0)
@@ -210,7 +210,7 @@ def test_apply_rule_agrees_with_numpy_and_lets_the_rest_pass(rule):
     assert out["norm"]["scale"] is grads["norm"]["scale"]
 
 
-def test_apply_rule_takes_a_function():
+def test_apply_rule_accepts_a_function():
     params = make_params()
     grads = make_grads(params)
     transform: Any = optim.apply_rule(lambda kernel, grad: kernel + 2 * grad, MASK)
@@ -219,7 +219,7 @@ def test_apply_rule_takes_a_function():
     np.testing.assert_allclose(out["binary"]["kernel"], kernel + 2 * grad, rtol=1e-6)
 
 
-def test_apply_rule_keeps_the_gradient_in_range_when_the_multiplier_is_not():
+def test_apply_rule_avoids_float16_multiplier_overflow():
     params = {"kernel": random_kernel(0, (5, 4), "float16")}
     grads = {"kernel": (2.0**-12 * random_array(1, (5, 4))).astype("float16")}
     transform: Any = optim.apply_rule("ste", multiplier=1e6)
@@ -237,36 +237,34 @@ def project_step(params, updates, **options) -> Any:
 class ProjectTest(chex.TestCase):
     @jit_and_eager
     @parameterized.product(dtype=oracles.DTYPES, magnitude=[0.05, 0.7])
-    def test_what_is_stored_is_the_projection_of_the_moved_kernel(
-        self, dtype, magnitude
-    ):
+    def test_stored_kernel_is_the_projected_update(self, dtype, magnitude):
         @self.variant
-        def move(params, updates):
+        def step(params, updates):
             return apply_updates(params, project_step(params, updates))
 
         params = xnor.project(make_params(dtype), MASK)
         for seed in range(5):
             updates = make_grads(params, 10 * seed)
-            stored = move(params, updates)
+            stored = step(params, updates)
             chex.assert_trees_all_equal_dtypes(stored, params)
             kernel = stored["binary"]["kernel"]
             assert jnp.abs(kernel).max() == 1  # large updates: some are clamped
-            moved = jax.tree.map(
+            updated = jax.tree.map(
                 lambda a, b: oracles.f64(a) + oracles.f64(b), params, updates
             )
             # One rounding each: move, centre, subtract the old, add it again.
             tolerance = 4 * 4 * float(jnp.finfo(dtype).eps)
             np.testing.assert_allclose(
                 oracles.f64(kernel),
-                oracles.project(moved["binary"]["kernel"]),
+                oracles.project(updated["binary"]["kernel"]),
                 atol=tolerance,
             )
-            bias = moved["binary"]["bias"]
+            bias = updated["binary"]["bias"]
             assert_close(stored["binary"]["bias"], bias, size=4.0)
             params = stored
 
 
-def test_small_steps_stay_centred():
+def test_small_steps_keep_kernels_centred():
     params = xnor.project(make_params(magnitude=0.05), MASK)
     params["binary"]["kernel"] = params["binary"]["kernel"] / 4
     for seed in range(20):
@@ -278,7 +276,7 @@ def test_small_steps_stay_centred():
 
 
 @each_dtype
-def test_kernels_from_far_outside_are_stopped_at_one_exactly(dtype):
+def test_kernels_never_exceed_one_after_rounding(dtype):
     # Updates of a large |kernel| are rounded coarsely: adding one may overshoot 1.
     kernel = random_kernel(0, (40, 50), dtype, magnitude=6.0)
     stored = apply(optim.project(), kernel, random_array(1, kernel.shape, dtype))
@@ -286,7 +284,7 @@ def test_kernels_from_far_outside_are_stopped_at_one_exactly(dtype):
 
 
 @each_half
-def test_updates_of_lower_precision_than_the_kernel_do_no_harm(dtype):
+def test_half_precision_updates_keep_kernel_precision(dtype):
     kernel = xnor.project(random_kernel(0, (20, 30)))
     updates = random_array(1, kernel.shape, dtype)
     stored = apply(optim.project(), kernel, updates)
@@ -305,18 +303,18 @@ def test_scale_mask_keeps_norm_scales_above_the_minimum(dtype):
         bounded = project_step(params, updates, scale_mask=SCALES, **options)
         stored = apply_updates(params, bounded)
         scale = oracles.f64(stored["norm"]["scale"])
-        moved = oracles.f64(params["norm"]["scale"]) + oracles.f64(
+        updated = oracles.f64(params["norm"]["scale"]) + oracles.f64(
             updates["norm"]["scale"]
         )
-        assert moved.min() < minimum < moved.max()  # both cases occur
-        np.testing.assert_allclose(scale, np.maximum(moved, minimum), atol=4 * eps)
+        assert updated.min() < minimum < updated.max()  # both cases occur
+        np.testing.assert_allclose(scale, np.maximum(updated, minimum), atol=4 * eps)
         plain = project_step(params, updates)
         chex.assert_trees_all_equal(bounded["binary"], plain["binary"])
         assert plain["norm"]["scale"] is updates["norm"]["scale"]
 
 
 @pytest.mark.parametrize("start", [1.0, 0.7, 5.3, -5.3])
-def test_a_norm_scale_never_falls_below_the_minimum(start):
+def test_norm_scale_never_falls_below_the_minimum(start):
     params = {"scale": jnp.linspace(start, start + 0.1, 101)}
     transform: Any = optim.project(False, scale_mask=True)
     stored = apply(transform, params, {"scale": jnp.full(101, -20.0)})["scale"]
@@ -352,7 +350,7 @@ def test_three_steps_of_adam_agree_with_numpy(decay):
     np.testing.assert_allclose(params["binary"]["kernel"], w, atol=2e-6)
 
 
-def test_binop_is_the_chain_of_its_three_parts():
+def test_binop_equals_the_chain_of_its_parts():
     params, inner = make_params(), optax.adam(0.1)
     binop = optim.binop(inner, MASK, "paper", 3.0)
     rule = optim.apply_rule("paper", MASK, 3.0)
@@ -368,7 +366,7 @@ def test_binop_is_the_chain_of_its_three_parts():
     )
 
 
-def test_the_size_of_the_gradient_matters_to_adam_by_coupled_decay_only():
+def test_adam_depends_on_multiplier_only_with_coupled_decay():
     params = xnor.project(make_params(), MASK)
     grads = make_grads(params)
 
@@ -410,17 +408,17 @@ def test_binop_works_on_every_kind_of_tree(kind):
         np.testing.assert_allclose(after, expected, atol=1e-5)
 
 
-def test_a_stack_steps_as_its_layers_do():
+def test_stacked_layers_update_like_single_layers():
     # The bias reveals that the kernel is a stack, as `nnx.scan` runs.
     params = {"kernel": random_kernel(0, (3, 4, 5)), "bias": random_array(1, (3, 5))}
     grads = {"kernel": random_array(2, (3, 4, 5)), "bias": random_array(3, (3, 5))}
     optimizer = optim.binop(optax.sgd(0.1), {"kernel": True, "bias": False})
-    together = apply(optimizer, params, grads)
+    stacked = apply(optimizer, params, grads)
     for i in range(3):
-        one, grad = (jax.tree.map(lambda x, i=i: x[i], t) for t in (params, grads))
-        alone = apply(optimizer, one, grad)
+        layer, grad = (jax.tree.map(lambda x, i=i: x[i], t) for t in (params, grads))
+        single = apply(optimizer, layer, grad)
         chex.assert_trees_all_close(
-            jax.tree.map(lambda x, i=i: x[i], together), alone, atol=1e-6
+            jax.tree.map(lambda x, i=i: x[i], stacked), single, atol=1e-6
         )
 
 
@@ -436,7 +434,7 @@ def test_binop_works_on_an_equinox_module():
     )
 
 
-def test_binop_works_in_the_optimizer_of_nnx():
+def test_binop_works_in_nnx_optimizer():
     # `nnx.Optimizer` passes a state without the `nnx.Param` boxes of the mask.
     class Net(nnx.Module):
         def __init__(self, rngs):
@@ -456,7 +454,7 @@ def test_binop_works_in_the_optimizer_of_nnx():
     np.testing.assert_allclose(model.last.kernel[...], real, rtol=1e-6)
 
 
-def test_an_injected_multiplier_can_be_set_and_scheduled_without_recompiling(
+def test_injected_multiplier_changes_without_recompiling(
     compilations,
 ):
     params = make_params()
@@ -499,7 +497,7 @@ def test_hyperparameters_of_binop_and_project_can_be_injected():
     chex.assert_trees_all_close(apply(injected, params, grads), expected, atol=1e-6)
 
 
-def test_a_schedule_inside_binop_runs():
+def test_binop_supports_learning_rate_schedules():
     rates = [0.1, 0.0, 0.3]
     schedule = lambda count: jnp.array(rates)[count]  # noqa: E731
     optimizer: Any = optim.binop(optax.sgd(schedule), MASK)
@@ -516,30 +514,30 @@ def test_a_schedule_inside_binop_runs():
         chex.assert_trees_all_close(params, expected, atol=1e-6)
 
 
-def test_multi_steps_moves_on_the_mean_gradient_and_not_in_between():
+def test_multi_steps_applies_the_mean_gradient():
     params = make_params()
     first, second = make_grads(params), make_grads(params, seed=8)
     binop = optim.binop(optax.sgd(0.1), MASK)
     optimizer = optax.MultiSteps(binop, every_k_schedule=2)
     update = jax.jit(optimizer.update)
     updates, state = update(first, optimizer.init(params), params)
-    waiting = apply_updates(params, updates)
-    chex.assert_trees_all_equal(waiting, params)
-    updates, state = update(second, state, waiting)
+    unchanged = apply_updates(params, updates)
+    chex.assert_trees_all_equal(unchanged, params)
+    updates, state = update(second, state, unchanged)
     mean = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
     chex.assert_trees_all_close(
-        apply_updates(waiting, updates), apply(binop, params, mean), atol=1e-5
+        apply_updates(unchanged, updates), apply(binop, params, mean), atol=1e-5
     )
 
 
-def test_apply_if_finite_stands_still_on_nan_and_goes_on():
+def test_apply_if_finite_skips_nan_updates():
     params = make_params()
     grads = make_grads(params)
-    bad = jax.tree.map(lambda g: g.at[0].set(jnp.nan), grads)
+    nan_grads = jax.tree.map(lambda g: g.at[0].set(jnp.nan), grads)
     binop = optim.binop(optax.adam(0.1), MASK)
     optimizer = optax.apply_if_finite(binop, max_consecutive_errors=3)
     update = jax.jit(optimizer.update)
-    updates, state = update(bad, optimizer.init(params), params)
+    updates, state = update(nan_grads, optimizer.init(params), params)
     chex.assert_trees_all_equal(apply_updates(params, updates), params)
     updates, state = update(grads, state, params)
     stored = apply_updates(params, updates)
@@ -561,7 +559,7 @@ def test_partition_gives_each_part_its_own_optimizer(mask):
     np.testing.assert_allclose(stored["binary"]["bias"], expected, rtol=1e-6)
 
 
-def test_optax_masked_is_another_way_to_mask():
+def test_optax_masked_matches_the_mask_argument():
     params = make_params()
     grads = make_grads(params)
     masked: Any = optax.masked(optim.binop(optax.sgd(1.0)), MASK)
@@ -574,7 +572,7 @@ def test_optax_masked_is_another_way_to_mask():
     assert updates["norm"]["scale"] is grads["norm"]["scale"]
 
 
-def test_donated_buffers_give_the_same_numbers():
+def test_buffer_donation_does_not_change_results():
     optimizer: Any = make_optimizer("chain", "adam")
 
     def step(params, state, grads):
@@ -592,7 +590,7 @@ def test_donated_buffers_give_the_same_numbers():
     chex.assert_trees_all_equal(*outcomes)
 
 
-def test_sharded_params_stay_sharded_and_give_the_same_numbers():
+def test_sharded_params_stay_sharded_with_equal_results():
     devices = jax.devices()
     mesh = Mesh(np.array(devices), ("device",))
     sharding = NamedSharding(mesh, P(None, "device"))
@@ -606,7 +604,7 @@ def test_sharded_params_stay_sharded_and_give_the_same_numbers():
 
 
 @each_dtype
-def test_sign_flips_are_counted_exactly_and_updates_left_alone(dtype):
+def test_sign_flips_are_counted_and_updates_unchanged(dtype):
     params = make_params(dtype)
     transform: Any = optim.count_sign_flips(MASK)
     state = transform.init(params)
@@ -621,15 +619,15 @@ def test_sign_flips_are_counted_exactly_and_updates_left_alone(dtype):
         _, state = update(updates, state, params)
         stored = apply_updates(params, updates)
         before, after = (oracles.sign(p["binary"]["kernel"]) for p in (params, stored))
-        turned, n = np.sum(before != after), before.size
-        assert 0 < turned < n
+        flips, n = np.sum(before != after), before.size
+        assert 0 < flips < n
         ratio = state.flip_ratio["binary"]["kernel"]
         assert ratio.dtype == jnp.float32 and ratio.shape == ()
-        np.testing.assert_allclose(ratio * n, turned, rtol=1e-6)
+        np.testing.assert_allclose(ratio * n, flips, rtol=1e-6)
         params = stored
 
 
-def test_leaving_zero_is_a_flip_only_downwards():
+def test_leaving_zero_counts_as_a_flip_only_downwards():
     kernel = jnp.array([[0.0, -0.0, 0.0, 0.5], [-0.5, -0.5, 0.5, 0.5]])
     step = jnp.array([[-0.1, -0.1, 0.1, -0.5], [0.5, 0.4, -0.6, 0.0]])
     transform: Any = optim.count_sign_flips()
@@ -638,14 +636,14 @@ def test_leaving_zero_is_a_flip_only_downwards():
     assert state.flip_ratio == 4 / 8
 
 
-def test_flip_ratio_is_found_in_any_chain_for_masked_kernels_only():
+def test_flip_ratio_covers_only_masked_kernels():
     params = make_params()
     optimizer: Any = make_optimizer("chain", "adam")
     ratio: Any = optax.tree.get(optimizer.init(params), "flip_ratio")
     assert len(jax.tree.leaves(ratio)) == 1
     assert ratio["binary"]["kernel"] == 0
-    everything = optim.count_sign_flips().init(params)
-    assert len(jax.tree.leaves(everything)) == 3
+    unmasked = optim.count_sign_flips().init(params)
+    assert len(jax.tree.leaves(unmasked)) == 3
 
 
 def test_flip_ratio_of_an_nnx_state():
@@ -670,7 +668,7 @@ each_transform = pytest.mark.parametrize("name", TRANSFORMS)
 
 
 @each_transform
-def test_without_params_the_error_says_what_to_call(name):
+def test_missing_params_are_refused_with_the_call_signature(name):
     grads = {"conv": {"kernel": random_kernel(0, (3, 2))}}
     transform: Any = TRANSFORMS[name]()
     state = transform.init(grads)
@@ -683,23 +681,23 @@ def test_without_params_the_error_says_what_to_call(name):
 
 @pytest.mark.parametrize("name", ["apply_rule", "project"])
 @pytest.mark.parametrize(
-    ("leaf", "error", "what"),
+    ("leaf", "error", "message"),
     [
         (jnp.ones((3, 1, 2)), ValueError, "at least 2 input channels"),
         (jnp.ones((3, 2), jnp.int32), TypeError, "got int32"),
         (jnp.ones(3), ValueError, r"got shape \(3,\)"),
     ],
 )
-def test_a_wrong_kernel_is_refused_by_name_and_path(name, leaf, error, what):
+def test_invalid_kernels_are_refused_by_name_and_path(name, leaf, error, message):
     params = {"conv": {"kernel": leaf}}
     transform: Any = TRANSFORMS[name]()
-    with pytest.raises(error, match=f"^{name}: .*{what}") as caught:
+    with pytest.raises(error, match=f"^{name}: .*{message}") as caught:
         transform.update(params, transform.init(params), params)
     assert "['conv']['kernel']" in str(caught.value)
 
 
 @each_transform
-def test_a_mask_that_fits_no_leaf_is_refused_by_path(name):
+def test_mismatched_masks_are_refused_by_path(name):
     params = {"conv": {"kernel": random_kernel(0, (3, 2))}}
     transform: Any = TRANSFORMS[name](mask={"conv": {"kernle": True}})
     with pytest.raises(ValueError, match=f"^{name}: the mask") as caught:
@@ -719,13 +717,13 @@ def test_a_traced_mask_is_refused(name):
         jax.jit(run)({"kernel": True})
 
 
-def test_an_unknown_rule_is_refused_when_the_transform_is_made():
+def test_unknown_rules_are_refused_at_construction():
     for make in (optim.apply_rule, lambda rule: optim.binop(optax.sgd(1), rule=rule)):
         with pytest.raises(ValueError, match="unknown name 'xnor'"):
             make("xnor")
 
 
-def test_a_rule_of_another_shape_is_refused_by_path():
+def test_rules_with_wrong_output_shape_are_refused_by_path():
     params = {"conv": {"kernel": random_kernel(0, (3, 2))}}
     transform: Any = optim.apply_rule(lambda w, g: g.sum())
     with pytest.raises(
@@ -735,7 +733,7 @@ def test_a_rule_of_another_shape_is_refused_by_path():
     assert "['conv']['kernel']" in str(caught.value)
 
 
-def test_an_average_follows_the_params_and_changes_no_update():
+def test_keep_average_tracks_params_and_keeps_updates():
     optimizer = optax.chain(optax.sgd(0.5), optim.keep_average(0.75))
     params = {"kernel": jnp.array([[2.0, -1.0]]), "bias": jnp.array([4.0])}
     state = optimizer.init(params)
@@ -753,6 +751,6 @@ def test_an_average_follows_the_params_and_changes_no_update():
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
-def test_an_averages_decay_is_in_its_range(decay):
+def test_average_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match=r"keep_average: expected decay in \[0, 1\)"):
         optim.keep_average(decay)

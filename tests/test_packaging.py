@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = (ROOT / "pyproject.toml").read_text()
 
 
-def script(name):
+def load_script(name):
     path = ROOT / "packaging" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
@@ -19,7 +19,7 @@ def script(name):
     return module
 
 
-address, floor = script("address"), script("floor")
+address, floor = load_script("address"), load_script("floor")
 HOME = "https://example.org/owner/name"
 
 
@@ -31,7 +31,7 @@ def test_relative_links_become_absolute_and_others_stay():
     )
 
 
-def test_no_link_of_the_readme_stays_relative():
+def test_readme_links_become_absolute():
     readme = address.absolute((ROOT / "README.md").read_text(), HOME, "main")
     targets = re.findall(r"\]\(([^)]+)\)", readme)
     assert len(targets) > 10
@@ -46,7 +46,7 @@ def test_urls_are_added_once():
         address.with_urls(changed, HOME)
 
 
-def test_an_older_python_is_told_by_pip_and_not_by_a_build_dependency():
+def test_jaxlib_build_requirement_has_the_python_marker():
     loaded = tomllib.loads(PROJECT)
     minor = loaded["project"]["requires-python"].removeprefix(">=")
     # No jaxlib supports an older Python: without the marker pip would blame jaxlib.
@@ -57,9 +57,7 @@ def test_an_older_python_is_told_by_pip_and_not_by_a_build_dependency():
     assert "Operating System :: POSIX :: Linux" in classifiers
 
 
-def test_the_floor_of_a_library_is_its_newest_symbol_from_elsewhere(
-    tmp_path, monkeypatch, capsys
-):
+def test_glibc_floor_is_the_newest_undefined_symbol(tmp_path, monkeypatch, capsys):
     row = "0000000000000000 {} D{} {}\t0000000000000000 {} {}".format
     rows = [
         row(" ", "F", "*UND*", "(GLIBC_2.4)", "older"),
@@ -74,12 +72,12 @@ def test_the_floor_of_a_library_is_its_newest_symbol_from_elsewhere(
         "GLIBC": ((2, 27), ["powf", "expf"]),
         "GLIBCXX": ((3, 4, 22), ["_ZSt9newer"]),
     }
-    printed = tmp_path / "objdump"
-    printed.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(rows) + "\nEND\n")
-    printed.chmod(0o755)
+    objdump = tmp_path / "objdump"
+    objdump.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(rows) + "\nEND\n")
+    objdump.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     floor.main("library.so")
     assert "GLIBC_2.27: expf, powf" in capsys.readouterr().out
-    printed.write_text(printed.read_text().replace("2.4)", "2.33)"))
+    objdump.write_text(objdump.read_text().replace("2.4)", "2.33)"))
     with pytest.raises(SystemExit, match="requires a newer GLIBC$"):
         floor.main("library.so")

@@ -58,7 +58,7 @@ class OracleTest(chex.TestCase):
 
     @jit_and_eager
     @parameterized.product(dtype=oracles.DTYPES)
-    def test_the_gradient_is_the_slope_in_float64_times_the_incoming_one(self, dtype):
+    def test_gradients_match_float64_slopes(self, dtype):
         edges = [0.0, -0.0, 1.0, -1.0, 1.5, -0.25, 3.0]
         x = jnp.concatenate([jnp.asarray(edges, dtype), random_array(0, (21,), dtype)])
         g = random_array(1, x.shape, dtype)
@@ -81,12 +81,12 @@ class OracleTest(chex.TestCase):
         ("swish", [-0.03, -0.195, 1.562, 5, 1.562, -0.195, -0.03]),
     ],
 )
-def test_published_slopes(name: str, published: list[float]):
+def test_slopes_match_published_values(name: str, published: list[float]):
     x = jnp.array([-1.5, -1, -0.3, 0, 0.3, 1, 1.5])
     np.testing.assert_allclose(slope(name, x), published, atol=5e-4)
 
 
-def test_ste_is_strict_at_one_in_every_dtype():
+def test_ste_excludes_one_in_every_dtype():
     for dtype in oracles.DTYPES:
         eps = float(jnp.finfo(dtype).eps)
         inside = [0.0, -0.0, 0.3, -0.9, 1 - eps, eps - 1]
@@ -96,13 +96,13 @@ def test_ste_is_strict_at_one_in_every_dtype():
 
 
 @pytest.mark.parametrize("name", ["ste", "approx", "swish", "tanh"])
-def test_large_numbers_have_no_slope(name: str):
+def test_large_inputs_have_zero_gradient(name: str):
     x = jnp.array([30.0, -100.0, 1e30, -3e38, jnp.inf])
     np.testing.assert_allclose(slope(name, x), np.zeros(5), atol=1e-20)
 
 
 @pytest.mark.parametrize("value", [0.1, 1.0, 3.0, 10.0])
-def test_steeper_surrogates(value: float):
+def test_surrogate_parameters_match_formulas(value: float):
     x = np.linspace(-2, 2, 41)
     for ours, expected in (
         (partial(quantizers.tanh, temperature=value), tanh(x, value)),
@@ -137,7 +137,7 @@ def test_a_temperature_may_be_traced():
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_traced_temperature_in_an_inner_program_and_its_gradient():
+def test_traced_temperature_works_in_nested_jit():
     x = jnp.float32(np.linspace(-2, 2, 11))
 
     @jax.jit
@@ -148,13 +148,13 @@ def test_a_traced_temperature_in_an_inner_program_and_its_gradient():
     found = jax.jit(jax.grad(lambda x: inner(x, 7)))(x)
     np.testing.assert_allclose(found, tanh(np.float64(x), schedule(7)), rtol=1e-4)
     # The temperature's gradient is 0.
-    at = jax.grad(
+    temperature_gradient = jax.grad(
         lambda t: quantizers.sign(x, partial(quantizers.tanh, temperature=t)).sum()
     )
-    assert at(2.0) == 0
+    assert temperature_gradient(2.0) == 0
 
 
-def test_a_function_of_the_users_gets_and_gives_float32():
+def test_custom_surrogates_run_in_float32():
     seen = []
 
     def surrogate(x, grad):
@@ -169,7 +169,7 @@ def test_a_function_of_the_users_gets_and_gives_float32():
     np.testing.assert_allclose(gradient, [2.5, -20], rtol=1e-2)
 
 
-def test_vmap_is_a_loop():
+def test_vmap_matches_a_loop():
     x = random_array(0, (4, 5), jnp.float32)
     for name in SLOPES:
         mapped = jax.vmap(partial(slope, name))(x)
@@ -188,19 +188,19 @@ def test_vmap_is_a_loop():
         (partial(quantizers.swish, beta=-1), ValueError, "beta: .*above 0, got -1"),
     ],
 )
-def test_what_is_no_surrogate_is_refused_in_the_forward_pass(surrogate, error, message):
+def test_invalid_surrogates_are_refused_in_the_forward_pass(surrogate, error, message):
     with pytest.raises(error, match=message):
         quantizers.sign(jnp.ones((2, 3)), surrogate)
 
 
-def test_x_and_gradient_have_one_shape_and_are_floating():
+def test_mismatched_shapes_and_integers_are_refused():
     with pytest.raises(ValueError, match=r"one shape, got \(2,\) and \(3,\)"):
         quantizers.approx(jnp.ones(2), jnp.ones(3))
     with pytest.raises(TypeError, match="floating point x, got int32"):
         quantizers.ste(jnp.ones(2, jnp.int32), jnp.ones(2))
 
 
-def test_a_second_sign_with_ste_blocks_the_gradient_and_with_identity_does_not():
+def test_second_sign_blocks_the_gradient_only_with_ste():
     x = jnp.array([0.5, -0.25])
     signs = xnor.sign_ste(x)
     assert not slope("ste", signs).any()

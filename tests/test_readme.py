@@ -52,14 +52,14 @@ def test_other_examples_run(example, tmp_path, monkeypatch):
     exec(example, {})
 
 
-def test_links_of_the_readme_lead_somewhere():
+def test_readme_links_exist():
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXT)
     local = [link for link in links if "://" not in link]
     assert len(local) > 10
     assert [link for link in local if not (ROOT / link).exists()] == []
 
 
-def test_two_commands_do_the_main_job_and_the_tests():
+def test_readme_starts_with_train_and_test_commands():
     block = re.search(r"```bash\n(.*?)```", TEXT, re.DOTALL)[1]
     run, test = block.splitlines()
     assert "xnor-jax train" in run and "pytest" in test

@@ -128,11 +128,11 @@ def split(network: Any, params: dict[str, np.ndarray]):
     """Graph, parameters and statistics in float64, and the inner kernels' mask."""
     model = nnx.eval_shape(lambda: network(nnx.Rngs(0)))
     graph, template, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
-    fresh = jax.tree.map_with_path(
+    initial = jax.tree.map_with_path(
         lambda path, leaf: jnp.full(leaf.shape, "var" in str(path), jnp.float64),
         statistics,
     )
-    return graph, to_state(template, params), fresh, xnor.inner_kernels(model)
+    return graph, to_state(template, params), initial, xnor.inner_kernels(model)
 
 
 def cross_entropy(graph, statistics, params, x, labels):
@@ -177,14 +177,14 @@ def block_step(params):
 
 
 @pytest.mark.parametrize(
-    "route", [plain_step, pytest.param(block_step, marks=pytest.mark.slow)]
+    "make_step", [plain_step, pytest.param(block_step, marks=pytest.mark.slow)]
 )
-def test_ten_steps_are_the_references_ten_steps(route, x64):
+def test_ten_steps_match_the_reference(make_step, x64):
     reference = loop.ReferenceNetwork(draw_params(), loop.Adam(LEARNING_RATE, DECAY))
     # The reference centres and clamps before each step, the library after it.
     start = reference.prepare()
     assert (np.abs(start["conv2.kernel"]) == 1).any(), "the clamp did not bite"
-    graph, params, statistics, optimizer, view = route(start)
+    graph, params, statistics, optimizer, view = make_step(start)
 
     @quick_jit
     def step(params, statistics, state, x, labels):
@@ -194,7 +194,7 @@ def test_ten_steps_are_the_references_ten_steps(route, x64):
         return optax.apply_updates(params, updates), statistics, state, loss
 
     state = quick_jit(optimizer.init)(params)
-    beyond = []
+    exceeded = []
     for x, labels in draw_batches(10):
         params, statistics, state, loss = step(params, statistics, state, x, labels)
         expected_loss = reference.step(x, labels)
@@ -208,23 +208,23 @@ def test_ten_steps_are_the_references_ten_steps(route, x64):
         assert len(means) == len(reference.means)
         for name, value in reference.means.items():
             np.testing.assert_allclose(means[f"{name}.mean"], value, 1e-9, 1e-9)
-        beyond.append(np.abs(reference.params["conv2.kernel"]).max() > 1)
+        exceeded.append(np.abs(reference.params["conv2.kernel"]).max() > 1)
 
     assert step._cache_size() == 1, "a second step was compiled"
-    assert any(beyond), "Adam moved no weight beyond the clamp"
-    moved = {n: np.abs(reference.params[n] - v).max() for n, v in start.items()}
+    assert any(exceeded), "Adam moved no weight beyond the clamp"
+    changes = {n: np.abs(reference.params[n] - v).max() for n, v in start.items()}
     # BatchNorm cancels the first bias, so the loss has no gradient for it.
-    assert all(distance > 0.01 for n, distance in moved.items() if n != "conv1.bias")
+    assert all(distance > 0.01 for n, distance in changes.items() if n != "conv1.bias")
     assert to_dict(params)["norm3.scale"].min() == pytest.approx(0.01, abs=1e-12)
 
 
-def test_the_oracles_gradients_are_slopes():
+def test_reference_gradients_match_finite_differences():
     """Check the reference loops by finite differences; the library is not involved."""
     rng = np.random.default_rng(2)
 
-    def assert_slope(function, at, gradient):
-        direction = rng.normal(size=at.shape)
-        ahead, behind = (function(at + d * direction) for d in (1e-6, -1e-6))
+    def assert_slope(function, point, gradient):
+        direction = rng.normal(size=point.shape)
+        ahead, behind = (function(point + d * direction) for d in (1e-6, -1e-6))
         slope = (ahead - behind) / 2e-6
         np.testing.assert_allclose(np.vdot(gradient, direction), slope, rtol=1e-5)
 
@@ -265,28 +265,28 @@ RULES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_librarys_layers_are_the_binary_view_of_a_plain_network(rule: str, x64):
-    given = RULES[rule]
+def test_binary_layers_match_a_binarized_plain_network(rule: str, x64):
+    rule_option = RULES[rule]
     network = loop.ReferenceNetwork(draw_params(), loop.Adam(LEARNING_RATE, DECAY))
     start = network.prepare()
     plain_graph, plain, statistics, mask = split(PlainNetwork, start)
     block_graph, blocks, block_statistics, _ = split(
-        partial(BlockNetwork, rule=given), start
+        partial(BlockNetwork, rule=rule_option), start
     )
     x, labels = next(draw_batches(1))
 
-    def through_the_view(params):
-        view = xnor.binarize(params, mask, rule=given)
+    def loss_of_view(params):
+        view = xnor.binarize(params, mask, rule=rule_option)
         return cross_entropy(plain_graph, statistics, view, x, labels)
 
-    def through_the_layers(params):
+    def loss_of_layers(params):
         return cross_entropy(block_graph, block_statistics, params, x, labels)
 
     def run(loss, params):
         (loss, _), grads = quick_jit(jax.value_and_grad(loss, has_aux=True))(params)
         return loss, to_dict(grads)
 
-    by_view, by_layers = run(through_the_view, plain), run(through_the_layers, blocks)
+    by_view, by_layers = run(loss_of_view, plain), run(loss_of_layers, blocks)
 
     chex.assert_trees_all_close(by_view, by_layers, rtol=1e-9, atol=1e-12)
     if rule in loop.RULES:

@@ -81,14 +81,14 @@ def test_every_rule_agrees_with_numpy_on_any_shape(leading, inputs, features, se
         ("ste", 1.0, 2.0, 0.0),
     ],
 )
-def test_rules_by_hand(name, inside, at_one, beyond):
+def test_rules_match_hand_computed_values(name, inside, at_one, beyond):
     kernel = jnp.array([0.5, -1.0, 1.5, 0.0])[:, None]
     grad = jnp.array([1.0, 2.0, 4.0, 8.0])[:, None]
     out = np.asarray(jax.jit(rules.get(name))(kernel, grad))
     np.testing.assert_allclose(out[:3, 0], [inside, at_one, beyond], rtol=1e-6)
 
 
-def test_exact_is_what_jax_differentiates():
+def test_exact_matches_jax_autodiff():
     # Straight-through sign by stop_gradient, α by plain autodiff with the slope of |w|
     # taken as +1 at 0, where sign is +1.
     def view(w):
@@ -107,7 +107,7 @@ def test_exact_is_what_jax_differentiates():
     )
 
 
-def test_corrected_is_exact_times_centring_times_filter_size():
+def test_corrected_is_a_multiple_of_exact():
     kernel, grad = random_kernel(0, (3, 5, 4)), random_array(1, (3, 5, 4))
     factor = (1 - 1 / 5) * 15
     np.testing.assert_allclose(
@@ -116,17 +116,17 @@ def test_corrected_is_exact_times_centring_times_filter_size():
 
 
 @each_rule
-def test_filters_are_independent_so_groups_can_be_cut_apart(name):
+def test_filters_are_independent(name):
     rule = jax.jit(rules.get(name))
     kernel, grad = random_kernel(0, (3, 3, 6)), random_array(1, (3, 3, 6))
     groups = zip(np.split(kernel, 3, -1), np.split(grad, 3, -1), strict=True)
-    apart = np.concatenate([rule(w, g) for w, g in groups], -1)
-    np.testing.assert_allclose(rule(kernel, grad), apart, rtol=1e-5, atol=1e-6)
+    separate = np.concatenate([rule(w, g) for w, g in groups], -1)
+    np.testing.assert_allclose(rule(kernel, grad), separate, rtol=1e-5, atol=1e-6)
 
 
 @each_rule
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
-def test_gradient_through_binarize_is_the_rule(name, dtype):
+def test_gradient_through_binarize_matches_the_rule(name, dtype):
     kernel = random_kernel(0, (3, 5, 4), dtype)
     grad = random_array(1, kernel.shape, dtype)
     out = pull_back(kernel, grad, rule=name)
@@ -166,13 +166,13 @@ def test_a_function_can_be_a_rule(dtype, out_dtype):
     ],
     ids=lambda value: type(value).__name__ + str(value),
 )
-def test_a_multiplier_of_any_kind_scales_the_gradient(multiplier):
+def test_multipliers_of_any_type_scale_the_gradient(multiplier):
     kernel, grad = random_kernel(0, (3, 5, 4)), random_array(1, (3, 5, 4))
     out = pull_back(kernel, grad, multiplier=multiplier)
     assert_rule_agrees(out, "corrected", kernel, grad, float(multiplier))
 
 
-def test_a_traced_multiplier_scales_the_gradient_and_has_none_itself():
+def test_traced_multiplier_scales_and_has_zero_gradient():
     kernel, grad = random_kernel(0, (3, 5, 4)), random_array(1, (3, 5, 4))
 
     @jax.jit
@@ -181,24 +181,24 @@ def test_a_traced_multiplier_scales_the_gradient_and_has_none_itself():
         return jax.vjp(view, kernel, multiplier)[1](grad)
 
     for multiplier in (2.0, -0.125):
-        latent, none = pull(kernel, multiplier)
+        latent, multiplier_gradient = pull(kernel, multiplier)
         assert_rule_agrees(latent, "corrected", kernel, grad, multiplier)
-        assert none == 0
+        assert multiplier_gradient == 0
 
 
 @each_half
-@pytest.mark.parametrize("how", ["python", "traced"])
-def test_a_multiplier_beyond_half_precision_does_not_overflow_by_itself(dtype, how):
+@pytest.mark.parametrize("kind", ["python", "traced"])
+def test_large_multiplier_does_not_overflow_half_precision(dtype, kind):
     # 1e6 is infinite in float16, yet the products are not; 0 · 1e6 is 0, not nan.
     kernel = random_kernel(0, (3, 5, 4), dtype)
     grad = (2.0**-12 * random_array(1, kernel.shape)).at[0].set(0.0).astype(dtype)
     pull = lambda m: pull_back(kernel, grad, rule="ste", multiplier=m)  # noqa: E731
-    out = pull(1e6) if how == "python" else jax.jit(pull)(1e6)
+    out = pull(1e6) if kind == "python" else jax.jit(pull)(1e6)
     assert out.dtype == kernel.dtype
     assert_rule_agrees(out, "ste", kernel, grad, 1e6)
 
 
-def test_a_small_multiplier_saves_a_gradient_that_overflows_half_precision():
+def test_small_multiplier_prevents_float16_overflow():
     # n·g alone exceeds 65504; users pass 1/n to cancel n.
     kernel = random_kernel(0, (300, 2), "float16")
     grad = (500 * random_array(1, kernel.shape)).astype("float16")
@@ -219,7 +219,7 @@ def test_kernel_and_gradient_may_differ_in_dtype(name, dtype):
 
 
 @pytest.mark.parametrize("name", ["corrected", "paper"])
-def test_one_input_channel_is_refused_where_the_gradient_would_vanish(name):
+def test_centring_rules_refuse_one_input_channel(name):
     kernel = random_kernel(0, (3, 1, 4))
     with pytest.raises(ValueError, match="at least 2 input channels"):
         rules.get(name)(kernel, kernel)
@@ -228,13 +228,13 @@ def test_one_input_channel_is_refused_where_the_gradient_would_vanish(name):
 
 
 @pytest.mark.parametrize("name", ["exact", "ste"])
-def test_one_input_channel_is_welcome_elsewhere(name):
+def test_other_rules_accept_one_input_channel(name):
     kernel, grad = random_kernel(0, (3, 1, 4)), random_array(1, (3, 1, 4))
     out = pull_back(kernel, grad, rule=name)
     assert_rule_agrees(out, name, kernel, grad)
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones():
+def test_unknown_name_error_lists_the_rules():
     for call in (rules.get, lambda rule: xnor.binarize(jnp.ones((3, 2)), rule=rule)):
         with pytest.raises(ValueError, match="'corected'") as caught:
             call("corected")
@@ -242,7 +242,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 
 @pytest.mark.parametrize("rule", [None, 3, ("ste",)])
-def test_what_is_neither_a_name_nor_a_function_is_refused(rule):
+def test_non_callable_rules_are_refused(rule):
     with pytest.raises(TypeError, match="expected a name or a"):
         xnor.binarize(jnp.ones((3, 2)), rule=rule)
 
@@ -252,13 +252,13 @@ def test_what_is_neither_a_name_nor_a_function_is_refused(rule):
     [lambda w, g: g.sum(), lambda w, g: g[:1], lambda w, g: (g,), lambda w, g: None],
     ids=["scalar", "slice", "tuple", "none"],
 )
-def test_a_rule_of_another_shape_is_refused_in_the_forward_pass(rule):
+def test_rules_with_wrong_output_shape_are_refused(rule):
     with pytest.raises(ValueError, match=r"^binarize: .*\(3, 2\).* at \['conv'\]"):
         xnor.binarize({"conv": random_kernel(0, (3, 2))}, rule=rule)
 
 
 @each_rule
-def test_kernel_and_gradient_of_two_shapes_are_refused(name):
+def test_mismatched_kernel_and_gradient_shapes_are_refused(name):
     with pytest.raises(ValueError, match=r"\(3, 2\) and \(3, 1\)"):
         rules.get(name)(jnp.ones((3, 2)), jnp.ones((3, 1)))
 
@@ -269,7 +269,7 @@ def test_an_integer_kernel_is_refused(name):
         rules.get(name)(jnp.ones((3, 2), jnp.int32), jnp.ones((3, 2)))
 
 
-def test_the_list_of_rules_cannot_be_changed():
+def test_rules_table_is_immutable():
     assert set(rules.RULES) == set(oracles.RULES)
     table: Any = rules.RULES
     with pytest.raises(TypeError):

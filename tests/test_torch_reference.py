@@ -66,7 +66,7 @@ def draw(params):
     """Draw parameters that centring, clamping and the minimum scale all change."""
     rng = np.random.default_rng(0)
 
-    def raw(path, leaf):
+    def draw_leaf(path, leaf):
         name = masks.path_string(path)
         values = rng.normal(size=leaf.shape)
         if name.endswith("norm/scale"):
@@ -74,7 +74,7 @@ def draw(params):
         width = 0.6 if name in ("block2/layer/kernel", "block3/layer/kernel") else 0.2
         return jnp.asarray(width * values)
 
-    return jax.tree.map_with_path(raw, params)
+    return jax.tree.map_with_path(draw_leaf, params)
 
 
 def shared_max_pool(x):
@@ -93,7 +93,7 @@ def shared_max_pool(x):
 
 
 @pytest.mark.slow
-def test_trains_as_the_reference_does(reference):
+def test_training_matches_the_pytorch_reference(reference):
     rng = np.random.default_rng(1)
     batches = [
         (rng.normal(size=(BATCH, 28, 28, 1)), rng.integers(0, 10, BATCH))
@@ -108,26 +108,26 @@ def test_trains_as_the_reference_does(reference):
             classes=10,
             steps_per_epoch=468,
         )
-        raw = draw(state.params)
-        params = weights.project(raw, trainer.inner)
+        initial_params = draw(state.params)
+        params = weights.project(initial_params, trainer.inner)
         state = in_float64(
             state._replace(params=params, opt_state=trainer.optimizer.init(params))
         )
         train_step = jax.jit(lambda *args: step.train_step(trainer, *args))
         losses, flips = [], []
         for x, labels in batches:
-            state, metrics, turned = train_step(
+            state, metrics, flip_ratios = train_step(
                 state, jnp.asarray(x), jnp.asarray(labels)
             )
             losses.append(float(metrics.loss))
-            flips.append([float(share) for share in jax.tree.leaves(turned)])
+            flips.append([float(share) for share in jax.tree.leaves(flip_ratios)])
         ours = by_path(state.params)
         statistics = by_path(nnx.filter_state(state.rest, nnx.BatchStat))
 
     net = reference.LeNet5(pool=shared_max_pool).double()
     named = dict(net.named_parameters())
     with torch.no_grad():
-        for name, array in by_path(raw).items():
+        for name, array in by_path(initial_params).items():
             named[NAMES[name]].copy_(torch.tensor(to_torch(name, array)))
     training = reference.Training(net)
     expected = []

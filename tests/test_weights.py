@@ -26,7 +26,7 @@ VIEWS = {
     "project": (xnor.project, oracles.project),
     "binarize": (xnor.binarize, oracles.binarize),
 }
-EACH = {
+FUNCTIONS = {
     **VIEWS,
     "scale": (xnor.scale, oracles.scale),
     "sign": (xnor.sign, oracles.sign),
@@ -40,7 +40,7 @@ each_half = pytest.mark.parametrize("dtype", oracles.HALF)
 
 
 def every_function(kernel):
-    return {name: function(kernel) for name, (function, _) in EACH.items()}
+    return {name: function(kernel) for name, (function, _) in FUNCTIONS.items()}
 
 
 def assert_agrees_with_oracles(outputs, kernel):
@@ -48,7 +48,7 @@ def assert_agrees_with_oracles(outputs, kernel):
         assert out.dtype == kernel.dtype, name
         # Centring cancels: errors scale with the weights, not with the small result.
         size = np.abs(oracles.f64(kernel)).max()
-        assert_close(out, EACH[name][1](kernel), size=size, name=name)
+        assert_close(out, FUNCTIONS[name][1](kernel), size=size, name=name)
 
 
 class OracleTest(chex.TestCase):
@@ -81,15 +81,17 @@ def test_every_function_agrees_with_numpy_on_any_shape(leading, inputs, features
 
 
 @each_view
-def test_filters_are_independent_so_groups_can_be_cut_apart(view):
+def test_filters_are_independent(view):
     # A grouped kernel is [..., C_in / groups, C_out], its groups side by side in C_out.
     function = jax.jit(VIEWS[view][0])
     kernel = random_kernel(0, (3, 2, 3, 10))
-    apart = np.concatenate([function(group) for group in np.split(kernel, 5, -1)], -1)
-    np.testing.assert_allclose(function(kernel), apart, rtol=1e-6, atol=1e-7)
+    separate = np.concatenate(
+        [function(group) for group in np.split(kernel, 5, -1)], -1
+    )
+    np.testing.assert_allclose(function(kernel), separate, rtol=1e-6, atol=1e-7)
 
 
-def test_binary_kernel_takes_one_scale_and_its_negative_in_each_filter():
+def test_each_binary_filter_has_two_opposite_values():
     binary = np.asarray(xnor.binarize(random_kernel(3, (3, 3, 5, 4))))
     for feature in range(4):
         values = np.unique(binary[..., feature])
@@ -116,16 +118,16 @@ def test_every_function_works_under_strict_promotion(dtype):
     assert_agrees_with_oracles(outputs, kernel)
 
 
-def test_double_precision_stays_double():
+def test_double_precision_is_preserved():
     with jax.enable_x64(True):
         kernel = random_kernel(0, (3, 5, 2), "float64")
         assert_agrees_with_oracles(every_function(kernel), kernel)
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", EACH)
-def test_numpy_kernels_are_welcome(name):
-    function, oracle = EACH[name]
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_numpy_kernels_are_accepted(name):
+    function, oracle = FUNCTIONS[name]
     kernel = np.random.default_rng(0).normal(size=(3, 5, 2))  # float64, x64 off
     out = function(kernel)
     assert isinstance(out, jax.Array)
@@ -134,7 +136,7 @@ def test_numpy_kernels_are_welcome(name):
 
 @pytest.mark.parametrize("bound", [0.25, 1, 3.0])
 @each_dtype
-def test_clamp_keeps_what_is_inside_and_stops_at_the_bound(bound, dtype):
+def test_clamp_limits_values_to_the_bound(bound, dtype):
     kernel = random_kernel(0, (7, 5), dtype, magnitude=2 * bound)
     out = xnor.clamp(kernel, bound=bound)
     assert out.dtype == kernel.dtype
@@ -142,7 +144,7 @@ def test_clamp_keeps_what_is_inside_and_stops_at_the_bound(bound, dtype):
 
 
 @pytest.mark.parametrize("bound", [0, -1.0, float("nan")])
-def test_clamp_refuses_a_bound_that_is_not_above_zero(bound):
+def test_clamp_refuses_non_positive_bounds(bound):
     with pytest.raises(ValueError, match="clamp: expected a bound above 0"):
         xnor.clamp(random_kernel(0, (3, 2)), bound=bound)
 
@@ -165,18 +167,18 @@ def test_sign_has_two_values_and_both_zeros_are_positive(dtype):
 @given(
     st.lists(st.floats(width=32, allow_nan=False, allow_subnormal=False), min_size=5)
 )
-def test_sign_of_any_normal_number(values):
+def test_sign_matches_numpy_on_normal_numbers(values):
     x = np.asarray(values[:5], np.float32)
     np.testing.assert_array_equal(xnor.sign(x), oracles.sign(x))
 
 
-def test_sign_alone_has_no_gradient():
+def test_sign_has_zero_gradient():
     gradient = jax.grad(lambda x: xnor.sign(x).sum())(jnp.array([-0.5, 0.0, 0.5]))
     assert not np.any(gradient)
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 2, 2), (3, 3, 1, 2), (10, 2)])
-def test_no_other_signs_and_no_other_scale_come_closer(shape):
+def test_binarize_minimizes_the_squared_error(shape):
     n = int(np.prod(shape[:-1]))
     every_sign = np.array(list(itertools.product([-1.0, 1.0], repeat=n)))
     for seed in range(3):
@@ -196,7 +198,7 @@ def test_no_other_signs_and_no_other_scale_come_closer(shape):
 
 @each_tree
 @each_view
-def test_masked_kernels_change_and_all_else_is_the_same_object(kind, view):
+def test_unmasked_leaves_are_returned_unchanged(kind, view):
     function, oracle = VIEWS[view]
     params, mask = trees.make(kind, magnitude=2.0)
     out = function(params, mask)
@@ -210,7 +212,7 @@ def test_masked_kernels_change_and_all_else_is_the_same_object(kind, view):
 
 
 @each_tree
-def test_gradient_of_a_tree_follows_the_rule_on_binary_leaves_only(kind):
+def test_tree_gradients_use_the_rule_only_on_masked_leaves(kind):
     params, mask = trees.make(kind)
     values, structure = jax.tree.flatten(params)
     floats = [i for i, value in enumerate(values) if trees.is_float(value)]
@@ -231,7 +233,7 @@ def test_gradient_of_a_tree_follows_the_rule_on_binary_leaves_only(kind):
             np.testing.assert_array_equal(gradients[i], cotangents[i])
 
 
-def test_a_mask_is_a_tree_a_prefix_or_a_callable():
+def test_masks_may_be_trees_prefixes_or_callables():
     params, mask = trees.make("dict")
     prefix = {
         "first": False,
@@ -241,11 +243,17 @@ def test_a_mask_is_a_tree_a_prefix_or_a_callable():
     numpy_bools = jax.tree.map(np.bool_, mask)
     jax_bools = jax.tree.map(jnp.asarray, mask)
     expected = xnor.binarize(params, mask)
-    for same in (prefix, lambda params: mask, lambda _: prefix, numpy_bools, jax_bools):
-        chex.assert_trees_all_equal(xnor.binarize(params, same), expected)
+    for equivalent in (
+        prefix,
+        lambda params: mask,
+        lambda _: prefix,
+        numpy_bools,
+        jax_bools,
+    ):
+        chex.assert_trees_all_equal(xnor.binarize(params, equivalent), expected)
 
 
-def test_no_mask_is_every_leaf_and_false_is_none():
+def test_no_mask_selects_all_leaves_and_false_none():
     params = {"a": random_kernel(0, (3, 2)), "b": random_kernel(1, (2, 5))}
     chex.assert_trees_all_equal(
         xnor.binarize(params), jax.tree.map(xnor.binarize, params)
@@ -255,23 +263,23 @@ def test_no_mask_is_every_leaf_and_false_is_none():
     assert out["a"] is params["a"] and out["b"] is params["b"]
 
 
-def test_a_module_of_bools_that_can_be_called_is_a_mask_and_not_a_function():
+def test_callable_module_of_bools_is_used_as_a_mask():
     params, mask = trees.make("equinox")
     assert callable(mask)
     expected = oracles.binarize(params.binary.kernel)
     assert_close(xnor.binarize(params, mask).binary.kernel, expected)
 
 
-def test_unmasked_leaves_may_be_anything():
-    anything = {"int": jnp.arange(3), "f": jnp.tanh, "text": "relu", "number": 2}
-    params = {"kernel": random_kernel(0, (3, 2)), **anything}
-    mask = {"kernel": True, **dict.fromkeys(anything, False)}
+def test_unmasked_leaves_may_have_any_type():
+    other_leaves = {"int": jnp.arange(3), "f": jnp.tanh, "text": "relu", "number": 2}
+    params = {"kernel": random_kernel(0, (3, 2)), **other_leaves}
+    mask = {"kernel": True, **dict.fromkeys(other_leaves, False)}
     for function, _ in VIEWS.values():
         out = function(params, mask)
-        assert all(out[name] is leaf for name, leaf in anything.items())
+        assert all(out[name] is leaf for name, leaf in other_leaves.items())
 
 
-def test_binarize_leaves_the_latent_tree_as_it_was():
+def test_binarize_does_not_modify_its_input():
     params, mask = trees.make("dict")
     copy = jax.tree.map(np.array, params)
     xnor.binarize(params, mask)
@@ -279,7 +287,7 @@ def test_binarize_leaves_the_latent_tree_as_it_was():
 
 
 @each_view
-def test_vmap_over_stacked_kernels_is_one_at_a_time(view):
+def test_vmap_over_kernels_matches_a_loop(view):
     function, _ = VIEWS[view]
     stacked = random_kernel(0, (3, 2, 5, 4))
     out = jax.jit(jax.vmap(function))(stacked)
@@ -287,7 +295,7 @@ def test_vmap_over_stacked_kernels_is_one_at_a_time(view):
     np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_vmapped_gradient_and_multiplier_are_one_at_a_time():
+def test_vmapped_gradients_match_a_loop():
     stacked, g = random_kernel(0, (3, 5, 4)), random_array(1, (3, 5, 4))
     multipliers = jnp.array([0.5, 1.0, -3.0])
 
@@ -301,7 +309,7 @@ def test_vmapped_gradient_and_multiplier_are_one_at_a_time():
         assert_close(out[i], expected, size=3 * oracles.rule_size(*args))
 
 
-def test_scan_over_layers_is_the_unrolled_loop_forward_and_back():
+def test_scan_over_layers_matches_the_unrolled_loop():
     layers, x = random_kernel(0, (3, 5, 5)), random_array(1, (2, 5))
     layer = lambda x, kernel: x @ xnor.binarize(kernel)  # noqa: E731
 
@@ -322,7 +330,7 @@ def test_scan_over_layers_is_the_unrolled_loop_forward_and_back():
 
 
 @pytest.mark.parametrize("axis", ["input channels", "output channels"])
-def test_sharded_kernels_give_the_same_numbers_and_stay_sharded(axis):
+def test_sharded_kernels_stay_sharded_with_equal_results(axis):
     devices = jax.devices()
     mesh = Mesh(np.array(devices), ("device",))
     spec = P(None, None, "device") if axis == "output channels" else P(None, "device")
@@ -340,7 +348,7 @@ def test_sharded_kernels_give_the_same_numbers_and_stay_sharded(axis):
         assert out.sharding.is_equivalent_to(sharding, out.ndim)
 
 
-def test_a_second_call_compiles_nothing(compilations):
+def test_second_call_does_not_recompile(compilations):
     def run(seed):
         kernel = random_kernel(seed, (3, 5, 4))
         outputs = every_function(kernel)
@@ -352,7 +360,7 @@ def test_a_second_call_compiles_nothing(compilations):
     assert compilations() == before
 
 
-def test_jit_traces_once_whatever_the_multiplier():
+def test_jit_traces_once_for_any_multiplier():
     chex.clear_trace_counter()
 
     @jax.jit
@@ -360,13 +368,13 @@ def test_jit_traces_once_whatever_the_multiplier():
     def latent(kernel, multiplier):
         return jax.grad(lambda w: xnor.binarize(w, multiplier=multiplier).sum())(kernel)
 
-    once = latent(random_kernel(0, (5, 3)), 1.0)
-    np.testing.assert_allclose(latent(random_kernel(0, (5, 3)), 2.0), 2 * once)
+    expected = latent(random_kernel(0, (5, 3)), 1.0)
+    np.testing.assert_allclose(latent(random_kernel(0, (5, 3)), 2.0), 2 * expected)
 
 
 @each_view
 @pytest.mark.parametrize(
-    ("leaf", "error", "what"),
+    ("leaf", "error", "message"),
     [
         (jnp.ones((3, 2), jnp.int32), TypeError, "floating point kernel, got int32"),
         (jnp.ones((3, 2), bool), TypeError, "floating point kernel, got bool"),
@@ -377,17 +385,17 @@ def test_jit_traces_once_whatever_the_multiplier():
         (jnp.ones((0, 3)), ValueError, r"non-empty kernel, got shape \(0, 3\)"),
     ],
 )
-def test_a_wrong_leaf_is_refused_by_name_and_path(view, leaf, error, what):
+def test_invalid_leaves_are_refused_by_name_and_path(view, leaf, error, message):
     params = {"layers": [{"kernel": random_kernel(0, (3, 2))}, {"kernel": leaf}]}
     function, _ = VIEWS[view]
-    with pytest.raises(error, match=f"^{view}: .*{what}") as caught:
+    with pytest.raises(error, match=f"^{view}: .*{message}") as caught:
         function(params)
     assert "at ['layers'][1]['kernel']" in str(caught.value)
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 5), (2, 3, 3, 3, 2, 5)])
 @each_view
-def test_a_bias_beside_it_tells_that_a_kernel_is_a_stack(view, shape):
+def test_bias_shape_identifies_stacked_kernels(view, shape):
     function, oracle = VIEWS[view]
     lead = shape[:1] if len(shape) == 3 else shape[:2]
     stack = random_kernel(0, shape, magnitude=2.0)
@@ -399,7 +407,7 @@ def test_a_bias_beside_it_tells_that_a_kernel_is_a_stack(view, shape):
     assert_close(out, expected.reshape(shape), size=2.0)
 
 
-def test_the_gradient_of_a_stack_is_that_of_its_layers():
+def test_stack_gradient_matches_its_layers():
     stack, g = random_kernel(0, (3, 4, 5)), random_array(1, (3, 4, 5))
     bias = jnp.ones((3, 5))
     mask = {"kernel": True, "bias": False}
@@ -427,7 +435,7 @@ def test_the_gradient_of_a_stack_is_that_of_its_layers():
 )
 @pytest.mark.parametrize("name", ["kernel", "weight"])
 @each_view
-def test_a_kernel_that_does_not_fit_its_bias_is_refused(view, name, kernel, bias):
+def test_mismatched_kernel_and_bias_are_refused(view, name, kernel, bias):
     layer = {name: random_kernel(0, kernel), "bias": jnp.ones(bias)}
     mask = {"layer": {name: True, "bias": False}}
     with pytest.raises(ValueError, match=f"^{view}: .* beside a bias") as caught:
@@ -436,7 +444,7 @@ def test_a_kernel_that_does_not_fit_its_bias_is_refused(view, name, kernel, bias
 
 
 @pytest.mark.parametrize("bias", [(5,), (1, 5), (1, 1, 5), ()])
-def test_a_bias_of_one_number_a_channel_changes_nothing(bias):
+def test_broadcast_bias_does_not_change_the_result(bias):
     kernel = random_kernel(0, (3, 4, 5))
     mask = {"kernel": True, "bias": False}
     out = xnor.binarize({"kernel": kernel, "bias": jnp.ones(bias)}, mask)["kernel"]
@@ -454,7 +462,7 @@ def attention_params(kind, use_bias):
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("head", ["query", "key", "value", "out"])
-def test_the_projections_of_attention_are_refused_by_path(kind, use_bias, head):
+def test_attention_projections_are_refused_by_path(kind, use_bias, head):
     # Rank 3, with two axes in or out: read as [..., C_in, C_out], these would get wrong
     # scales or be centred over the wrong axis.
     params = attention_params(kind, use_bias)
@@ -464,14 +472,14 @@ def test_the_projections_of_attention_are_refused_by_path(kind, use_bias, head):
             function(params, mask)
 
 
-def test_fused_projections_of_attention_are_dense_kernels():
+def test_fused_attention_projections_are_dense_kernels():
     heads = {name: {"kernel": random_kernel(0, (4, 6))} for name in ("query", "out")}
     out = xnor.binarize(heads)
     assert_close(out["query"]["kernel"], oracles.binarize(heads["query"]["kernel"]))
 
 
 @pytest.mark.parametrize("layer", ["DenseGeneral_0", "Einsum_12"])
-def test_layers_that_linen_names_by_another_layout_are_refused(layer):
+def test_linen_attention_and_einsum_layers_are_refused(layer):
     params = {layer: {"kernel": jnp.ones((2, 3, 4))}}
     with pytest.raises(ValueError, match="attention or einsum layer"):
         xnor.binarize(params)
@@ -487,7 +495,7 @@ def test_one_input_channel_is_refused_by_name_and_path(view):
     assert "['depthwise']['kernel']" in str(caught.value)
 
 
-def test_clamp_and_scale_take_one_input_channel():
+def test_clamp_and_scale_accept_one_input_channel():
     kernel = random_kernel(0, (3, 1, 4), magnitude=2.0)
     assert_close(xnor.clamp(kernel), oracles.clamp(kernel))
     assert_close(xnor.scale(kernel), oracles.scale(kernel))
@@ -503,7 +511,7 @@ def test_clamp_and_scale_take_one_input_channel():
     ],
 )
 @each_view
-def test_a_mask_that_fits_no_leaf_is_refused_by_path(view, mask, path):
+def test_mismatched_masks_are_refused_by_path(view, mask, path):
     params = {"conv": {"kernel": random_kernel(0, (3, 2)), "bias": jnp.ones(2)}}
     with pytest.raises(ValueError, match=f"^{view}: the mask") as caught:
         VIEWS[view][0](params, mask)
@@ -513,7 +521,7 @@ def test_a_mask_that_fits_no_leaf_is_refused_by_path(view, mask, path):
 @pytest.mark.parametrize(
     "leaf", [1, "kernel", 0.5, jnp.array(1), np.array([True, True])]
 )
-def test_a_mask_of_anything_but_bools_is_refused_by_path(leaf):
+def test_non_boolean_masks_are_refused_by_path(leaf):
     params = {"conv": {"kernel": random_kernel(0, (3, 2))}}
     with pytest.raises(TypeError, match="^clamp: .*mask") as caught:
         xnor.clamp(params, {"conv": {"kernel": leaf}})
@@ -528,16 +536,16 @@ def test_a_traced_mask_is_refused_by_path():
     assert "['conv']['kernel']" in str(caught.value)
 
 
-def by_filter(kernel):
+def float64_and_filter_axes(kernel):
     kernel = np.asarray(kernel, np.float64)
     return kernel, tuple(range(kernel.ndim - 1))
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 5, 4), (9, 2), (1, 1, 2, 3)])
-def test_libra_is_balanced_standardised_and_has_a_power_of_two_for_a_scale(shape):
+def test_libra_standardises_with_a_power_of_two_scale(shape):
     rng = np.random.default_rng(len(shape))
     kernel = (rng.normal(size=shape) * rng.uniform(0.1, 3, shape[-1])).astype("f") + 0.3
-    w, axes = by_filter(kernel)
+    w, axes = float64_and_filter_axes(kernel)
     standard = (w - w.mean(axes)) / w.std(axes)
     power = 2 ** np.round(np.log2(np.abs(standard).mean(axes)))
     bias = np.ones(shape[-1])
@@ -555,17 +563,17 @@ def test_libra_is_balanced_standardised_and_has_a_power_of_two_for_a_scale(shape
 
 
 @pytest.mark.slow
-def test_libras_gradient_is_that_of_standardising_alone():
+def test_libra_gradient_treats_the_scale_as_constant():
     rng = np.random.default_rng(0)
     kernel, g = rng.normal(size=(2, 4, 3, 5)).astype("f")
     found = jax.grad(lambda w: jnp.sum(weights.libra(w) * g))(jnp.asarray(kernel))
-    w, axes = by_filter(kernel)
+    w, axes = float64_and_filter_axes(kernel)
     standard = (w - w.mean(axes)) / w.std(axes)
     mean = np.abs(standard).mean(axes)
     factor = 2 ** np.round(np.log2(mean)) / mean
-    along = g - g.mean(axes) - standard * (g * standard).mean(axes)
+    projected = g - g.mean(axes) - standard * (g * standard).mean(axes)
     np.testing.assert_allclose(
-        found, along * factor / w.std(axes), rtol=1e-3, atol=1e-5
+        found, projected * factor / w.std(axes), rtol=1e-3, atol=1e-5
     )
     flat = jax.grad(lambda w: jnp.sum(weights.libra(w)))(jnp.full((3, 2), 0.5))
     assert not np.isnan(flat).any()
@@ -589,6 +597,6 @@ def test_recu_clamps_each_layer_between_its_quantiles(tau):
 
 
 @pytest.mark.parametrize("tau", [0.5, 1.1])
-def test_recus_quantile_is_in_its_range(tau):
+def test_recu_refuses_tau_out_of_range(tau):
     with pytest.raises(ValueError, match=r"recu: expected tau in \(0.5, 1\], got"):
         weights.recu(jnp.ones((2, 2)), tau=tau)

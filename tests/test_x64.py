@@ -73,7 +73,7 @@ def test_a_layer_and_its_gradient_keep_their_dtypes(backend, dtype):
     "backend",
     ["auto", *ops.available_backends()],
 )
-def test_a_network_packs_and_gives_the_same_logits(backend):
+def test_packed_network_gives_the_same_logits(backend):
     model = packed_networks.Net(
         (8, 8, 3),
         packed_networks.conv(3, 33, (3, 3)),

@@ -20,8 +20,8 @@ from xnor_jax.train.folder import METRICS
 
 TRAIN = ("train", "digits-lenet5", "--epochs", "4")
 # One device; optimized, because training on the digits takes longer than compiling.
-SETTING = {"COLUMNS": "200", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-SAME = [key for key in METRICS if key != "images_per_second"]
+ENVIRONMENT = {"COLUMNS": "200", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+EXACT_METRICS = [key for key in METRICS if key != "images_per_second"]
 
 
 def start(*args, cwd, before=""):
@@ -34,7 +34,7 @@ def start(*args, cwd, before=""):
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, **SETTING},
+        env={**os.environ, **ENVIRONMENT},
     )
 
 
@@ -60,7 +60,7 @@ def wait_for_epoch(folder, epoch, process):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """An uninterrupted run: its folder and its output."""
     cwd = tmp_path_factory.mktemp("alone")
     status, out, err = finish(start(*TRAIN, cwd=cwd))
@@ -68,8 +68,8 @@ def alone(tmp_path_factory):
     return cwd / "runs" / "digits-lenet5", out
 
 
-def test_a_run_prints_plain_lines_and_leaves_its_folder(alone):
-    folder, out = alone
+def test_train_prints_plain_lines_and_writes_its_folder(uninterrupted):
+    folder, out = uninterrupted
     lines = out.splitlines()
     assert sum(line.startswith("epoch ") for line in lines) == 4
     assert lines[-1].startswith("test accuracy ") and "\x1b" not in out
@@ -87,8 +87,8 @@ def test_a_run_prints_plain_lines_and_leaves_its_folder(alone):
     assert lines[0].startswith("digits-lenet5: 1,437 training images, 4 epochs of 22")
 
 
-def test_evaluate_gives_the_last_epochs_accuracy(alone, capsys):
-    folder, _ = alone
+def test_evaluate_reports_the_last_epochs_accuracy(uninterrupted, capsys):
+    folder, _ = uninterrupted
     code, out, _ = said(capsys, "evaluate", folder)
     assert code == 0
     assert f"test accuracy {metrics(folder)[-1]['test_accuracy']:.2%}" in out
@@ -97,7 +97,7 @@ def test_evaluate_gives_the_last_epochs_accuracy(alone, capsys):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_exactly_the_same_numbers(alone, tmp_path):
+def test_resumed_run_gives_identical_metrics(uninterrupted, tmp_path):
     folder = tmp_path / "runs" / "digits-lenet5"
     process = start(*TRAIN, cwd=tmp_path)
     wait_for_epoch(folder, 2, process)
@@ -108,24 +108,26 @@ def test_a_killed_run_resumes_to_exactly_the_same_numbers(alone, tmp_path):
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:1]) + '{"epoch": 2, "st')
     # The original options need not be repeated.
-    again = ("train", "--resume", "--output", folder)
-    status, out, err = finish(start(*again, cwd=tmp_path))
+    resume = ("train", "--resume", "--output", folder)
+    status, out, err = finish(start(*resume, cwd=tmp_path))
     assert status == 0, err
     assert "resuming after epoch" in out
-    resumed, left_alone = metrics(folder), metrics(alone[0])
-    assert [[r[k] for k in SAME] for r in resumed] == [
-        [r[k] for k in SAME] for r in left_alone
+    resumed, expected = metrics(folder), metrics(uninterrupted[0])
+    assert [[r[k] for k in EXACT_METRICS] for r in resumed] == [
+        [r[k] for k in EXACT_METRICS] for r in expected
     ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_is_heard_at_once_and_leaves_a_run_to_resume(tmp_path, number):
+def test_interrupted_run_exits_at_once_and_can_resume(tmp_path, number):
     folder = tmp_path / "run"
     # A shell's background jobs ignore SIGINT, and their children inherit that.
-    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    handle_sigint = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    )
     args = (*TRAIN, "--epochs", 500, "--output", folder)
-    process = start(*args, cwd=tmp_path, before=hear)
+    process = start(*args, cwd=tmp_path, before=handle_sigint)
     wait_for_epoch(folder, 1, process)
     process.send_signal(number)
     begin = time.monotonic()
@@ -137,14 +139,14 @@ def test_ctrl_c_is_heard_at_once_and_leaves_a_run_to_resume(tmp_path, number):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_loses_no_epoch(tmp_path):
+def test_full_disk_is_a_one_line_error(tmp_path):
     folder = tmp_path / "run"
     # Every write past 1 MB fails, as on a full disk.
-    small_files = (
+    limit_file_size = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))"
     )
-    process = start(*TRAIN, "--output", folder, cwd=tmp_path, before=small_files)
+    process = start(*TRAIN, "--output", folder, cwd=tmp_path, before=limit_file_size)
     status, _, err = finish(process)
     assert status == 1
     assert len(err.splitlines()) == 1
@@ -153,7 +155,7 @@ def test_a_full_disk_is_one_line_and_loses_no_epoch(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+def test_nonfinite_loss_stops_the_run(tmp_path, capsys):
     code, _, err = said(
         capsys,
         *("train", "--epochs", 2, "--no-binary", "--learning-rate", 1e30),
@@ -165,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("args", "status", "words"),
+    ("args", "status", "message"),
     [
         (
             ("train", "mnist"),
@@ -225,16 +227,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         ((), 2, "no command"),
     ],
 )
-def test_a_wrong_word_is_one_line(args, status, words, capsys, tmp_path, monkeypatch):
+def test_usage_errors_are_one_line(
+    args, status, message, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     code, _, err = said(capsys, *args)
     assert code == status
-    assert words in err
+    assert message in err
     assert err.startswith("xnor-jax: ") and len(err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_a_call_gives_signals_back_as_they_were(tmp_path, capsys):
+def test_main_restores_signal_handlers(tmp_path, capsys):
     numbers = signal.SIGINT, signal.SIGTERM
     before = [signal.getsignal(number) for number in numbers]
     (tmp_path / "thesis.tex").write_text("")
@@ -243,7 +247,7 @@ def test_a_call_gives_signals_back_as_they_were(tmp_path, capsys):
     assert [signal.getsignal(number) for number in numbers] == before
 
 
-def test_a_call_gives_back_what_it_quietened(capsys):
+def test_main_restores_warnings_and_logging(capsys):
     def state():
         hooks = warnings.showwarning, sys.unraisablehook, [*warnings.filters]
         return *hooks, logging.getLogger("asyncio").level, sys.stdout.errors
@@ -254,39 +258,39 @@ def test_a_call_gives_back_what_it_quietened(capsys):
         assert state() == before
 
 
-def test_an_option_is_named_as_it_was_typed():
-    words = "binary: expected True with the model m, which takes no binary"
-    assert cli.as_typed(words, ["train", "--no-binary"]).startswith("--no-binary: ")
-    assert cli.as_typed(words, ["train", "--binary"]).startswith("--binary: ")
+def test_error_names_the_option_as_typed():
+    message = "binary: expected True with the model m, which takes no binary"
+    assert cli.as_typed(message, ["train", "--no-binary"]).startswith("--no-binary: ")
+    assert cli.as_typed(message, ["train", "--binary"]).startswith("--binary: ")
     batch = "batch_size: expected no more"
     assert cli.as_typed(batch, []) == "--batch-size: expected no more"
 
 
-def test_another_recipes_folder_is_refused_and_left_alone(alone, capsys):
-    folder, _ = alone
+def test_folder_of_another_run_is_refused_unchanged(uninterrupted, capsys):
+    folder, _ = uninterrupted
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     code, _, err = said(capsys, *TRAIN, "--output", folder)
     assert code == 1 and "--resume" in err
     code, _, err = said(capsys, *TRAIN, "--seed", 3, "--resume", "--output", folder)
     assert code == 1 and "its seed is 0, not 3" in err
-    more = ("train", "--resume", "--output", folder, "--epochs", 5)
-    code, out, err = said(capsys, *more)
+    options = ("train", "--resume", "--output", folder, "--epochs", 5)
+    code, out, err = said(capsys, *options)
     assert code == 1 and "its epochs is 4, not 5, and its schedule cosine" in err
     assert not out  # the header comes after the checks
-    code, _, err = said(capsys, "train", "cifar10-nin", *more[1:])
+    code, _, err = said(capsys, "train", "cifar10-nin", *options[1:])
     assert code == 2 and "holds a run of digits-lenet5, not of cifar10-nin" in err
     after = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert after == before
 
 
-def test_images_too_small_for_a_network_leave_no_folder(tmp_path, capsys):
+def test_too_small_images_are_refused_without_a_folder(tmp_path, capsys):
     run = tmp_path / "run"
     code, _, err = said(capsys, "train", "--model", "alexnet", "--output", run)
     assert code == 2 and "--model: alexnet fails for images of 28×28×1" in err
     assert "at least 67×67" in err and not run.exists()
 
 
-def test_summary_prints_which_kernels_are_binary(capsys):
+def test_summary_lists_binary_kernels(capsys):
     code, out, _ = said(capsys, "summary", "cifar10-nin")
     assert code == 0
     rows = [line.split() for line in out.splitlines() if "×" in line][1:]
@@ -319,7 +323,7 @@ def test_help_and_version(capsys):
 
 
 @pytest.mark.slow
-def test_terminal_shows_a_bar(tmp_path):
+def test_terminal_shows_a_progress_bar(tmp_path):
     pytest.importorskip("pty")
     import pty
 
@@ -346,7 +350,7 @@ def test_terminal_shows_a_bar(tmp_path):
     assert Path(tmp_path / "runs" / "digits-lenet5" / "report.png").exists()
 
 
-def test_version_is_loud_where_the_compiled_part_is_missing(capsys, monkeypatch):
+def test_version_reports_a_missing_compiled_library(capsys, monkeypatch):
     monkeypatch.setattr(_compiled, "load", lambda: None)
     code, out, _ = said(capsys, "--version")
     assert code == 0 and "cpu" not in out.splitlines()[1]
@@ -371,7 +375,7 @@ def test_version_is_loud_where_the_compiled_part_is_missing(capsys, monkeypatch)
         ("bench", "gone", "--backend", "tpu"),
     ],
 )
-def test_words_alone_load_nothing_heavy(args):
+def test_help_and_usage_errors_do_not_import_jax(args):
     program = (
         "import sys\n"
         "from xnor_jax import cli\n"
@@ -380,24 +384,26 @@ def test_words_alone_load_nothing_heavy(args):
         "finally:\n"
         "    print(bool({'jax', 'numpy', 'datasets'} & set(sys.modules)))"
     )
-    ran = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True
     )
-    assert ran.stdout.splitlines()[-1] == "False"
-    assert ran.returncode == (0 if args and args[-1].startswith("--") else 2)
-    assert not ran.returncode or len(ran.stderr.splitlines()) == 1
+    assert result.stdout.splitlines()[-1] == "False"
+    assert result.returncode == (0 if args and args[-1].startswith("--") else 2)
+    assert not result.returncode or len(result.stderr.splitlines()) == 1
 
 
-def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
-    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+def test_ctrl_c_during_imports_is_one_line(tmp_path):
+    handle_sigint = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    )
     # SIGINT is sent after the command line is imported.
-    ready = f"{hear}\nimport xnor_jax.cli; print('ready', flush=True)"
-    for wait in (0.1, 0.4, 1.5):
+    ready = f"{handle_sigint}\nimport xnor_jax.cli; print('ready', flush=True)"
+    for delay in (0.1, 0.4, 1.5):
         process = start(
             *TRAIN, "--output", tmp_path / "run", cwd=tmp_path, before=ready
         )
         assert process.stdout.readline() == "ready\n"
-        time.sleep(wait)
+        time.sleep(delay)
         process.send_signal(signal.SIGINT)
         status, _, err = finish(process)
         assert status == 1, err
@@ -406,23 +412,25 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("args", [("--help",), ("train", "--help"), ("summary",)])
-def test_a_closed_pipe_is_quiet(args):
+def test_closed_pipe_prints_no_error(args):
     command = [sys.executable, "-m", "xnor_jax.cli", *args]
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+        result = subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, text=True
+        )
     finally:
         os.close(writer)
-    assert (ran.returncode, ran.stderr) == (1, "")
+    assert (result.returncode, result.stderr) == (1, "")
 
 
-def test_a_narrow_locale_gets_a_line_too(tmp_path):
-    ran = subprocess.run(
+def test_ascii_locale_gets_a_one_line_error(tmp_path):
+    result = subprocess.run(
         [sys.executable, "-m", "xnor_jax.cli", "train", "--epoch", "3"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )
-    assert ran.returncode == 2 and len(ran.stderr.splitlines()) == 1
-    assert "did you mean --epochs?" in ran.stderr
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert "did you mean --epochs?" in result.stderr

@@ -19,39 +19,40 @@ def write(folder, accuracies, *, recipe="digits-lenet5", **fields):
         "class_names": ["a", "b"],
         "train_images": 9,
     }
-    described = recipes.to_json(recipes.get(recipe)) | fields
-    text = json.dumps({"name": recipe, **described, "data": data})
+    settings = recipes.to_json(recipes.get(recipe)) | fields
+    text = json.dumps({"name": recipe, **settings, "data": data})
     (folder / "recipe.json").write_text(text)
     epochs = [
-        dict.fromkeys(folders.METRICS, 0.25) | {"epoch": at, "test_accuracy": accuracy}
-        for at, accuracy in enumerate(accuracies, 1)
+        dict.fromkeys(folders.METRICS, 0.25)
+        | {"epoch": epoch, "test_accuracy": accuracy}
+        for epoch, accuracy in enumerate(accuracies, 1)
     ]
     folders.write_metrics(folder, epochs)
     return folder
 
 
-def test_seeds_are_a_row_and_rows_are_called_by_what_differs(tmp_path, capsys):
-    many = tmp_path / "many"
+def test_seeds_share_a_row_labelled_by_its_settings(tmp_path, capsys):
+    seeds = tmp_path / "many"
     for seed, last in ((0, 0.9), (4, 0.92), (7, 0.97)):
-        write(many / f"seed{seed}", [0.95, last], seed=seed)
-    folders.write_seeds(many, [0, 4, 7, 9])  # the last has not started
+        write(seeds / f"seed{seed}", [0.95, last], seed=seed)
+    folders.write_seeds(seeds, [0, 4, 7, 9])  # the last has not started
     other = write(tmp_path / "other", [0.5, 0.6, 0.7], rule="paper")
-    picture = tmp_path / "curves.png"
-    out = finished(capsys, "compare", many, other, "-o", picture)
+    plot = tmp_path / "curves.png"
+    out = finished(capsys, "compare", seeds, other, "-o", plot)
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "corrected 3 2 93.00 ± 3.61 95.67 ± 1.15 25.00 ± 0.00" in lines
     assert "paper 1 3 70.00 70.00 25.00" in lines
     assert max(map(len, out.splitlines()[:-1])) <= 80
-    assert imread(picture).shape[1] > 1000
-    labels = [group.label for group in compare.read([many, other])]
+    assert imread(plot).shape[1] > 1000
+    labels = [group.label for group in compare.read([seeds, other])]
     assert labels == ["corrected", "paper"]
-    axis = compare.picture(compare.read([many, other])).axes[0]
+    axis = compare.picture(compare.read([seeds, other])).axes[0]
     errors = axis.get_lines()[0].get_ydata()
     assert errors == pytest.approx([5, 7])  # means over the seeds
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "said"),
+    ("words", "status", "message"),
     [
         ((), 2, "no run"),
         (("gone",), 2, "no run in gone; expected"),
@@ -62,11 +63,13 @@ def test_seeds_are_a_row_and_rows_are_called_by_what_differs(tmp_path, capsys):
         (("run", "damaged"), 1, "cannot read damaged/metrics.jsonl"),
     ],
 )
-def test_what_is_no_run_is_one_line(words, status, said, tmp_path, capsys, monkeypatch):
+def test_invalid_runs_are_one_line_errors(
+    words, status, message, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "run", [0.5])
     write(tmp_path / "empty", [])
     (write(tmp_path / "damaged", [0.5]) / "metrics.jsonl").write_text('{"epoch": 1}')
     code, err = refused(capsys, "compare", *words)
-    assert code == status and said in err
+    assert code == status and message in err
     assert not list(tmp_path.glob("*.png"))

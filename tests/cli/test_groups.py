@@ -19,17 +19,17 @@ def test_every_field_is_in_one_group():
     fields = Counter(
         field.name for group in recipes._ALL for field in dataclasses.fields(group)
     )
-    owners = Recipe, recipes.RunOptions, Cluster
-    wanted = [field.name for owner in owners for field in dataclasses.fields(owner)]
+    classes = Recipe, recipes.RunOptions, Cluster
+    wanted = [field.name for cls in classes for field in dataclasses.fields(cls)]
     assert fields == Counter(wanted)
 
 
-def test_help_begins_with_what_a_person_needs(capsys, monkeypatch):
+def test_help_lists_common_options_first(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     out = finished(capsys, "train", "mnist-lenet5", "--help")
     names = "main", "network", "training", "images", "machine", "several-hosts"
-    places = [out.index(f"{name} options") for name in names]
-    assert places == sorted(places)
+    positions = [out.index(f"{name} options") for name in names]
+    assert positions == sorted(positions)
     assert out.index("--data-dir") < out.index("--rule") < out.index("--coordinator")
     assert max(map(len, out.splitlines())) <= 80
     for names in PARTS.values():
@@ -37,21 +37,22 @@ def test_help_begins_with_what_a_person_needs(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["", *cli.COMMANDS])
-def test_help_fits_a_terminal_and_fills_its_lines(command, capsys, monkeypatch):
+def test_help_fits_80_columns_and_fills_its_lines(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = finished(capsys, *command.split(), "--help").splitlines()
     assert max(map(len, lines)) <= 80
     # A line ends where the next word does not fit, or where a sentence ends.
-    for line, below in itertools.pairwise(lines):
-        words, more = (
-            re.findall(r"^│ (?:\S.*?)? {3,}(\S.*?) *│$", at) for at in (line, below)
+    for line, next_line in itertools.pairwise(lines):
+        current, following = (
+            re.findall(r"^│ (?:\S.*?)? {3,}(\S.*?) *│$", text)
+            for text in (line, next_line)
         )
-        started = re.match(r"│ {7,}", below)
-        if words and more and started and not words[0].endswith((".", ")")):
-            assert len(line.rstrip("│ ")) + len(more[0].split()[0]) + 1 > 76, line
+        continued = re.match(r"│ {7,}", next_line)
+        if current and following and continued and not current[0].endswith((".", ")")):
+            assert len(line.rstrip("│ ")) + len(following[0].split()[0]) + 1 > 76, line
 
 
-def test_completion_is_a_script_of_the_shell(capsys):
+def test_completion_is_a_valid_shell_script(capsys):
     code, out, err = said(capsys, "train", "--tyro-print-completion", "bash")
     assert (code or 0, err) == (0, "")
     assert "--learning-rate" in out
@@ -60,8 +61,8 @@ def test_completion_is_a_script_of_the_shell(capsys):
     assert max(map(len, out.splitlines())) > 200
 
 
-def test_values_go_into_groups_and_come_back():
-    made = groups.group("G", "About.", [(Recipe, "epochs"), (Cluster, "cluster")], {})
-    one = groups.fill(made, {"epochs": 3, "cluster": True, "seed": 9})
-    assert (one.epochs, one.cluster, made.__doc__) == (3, True, "About.")
-    assert groups.gather([one], Cluster) == Cluster(cluster=True)
+def test_group_values_round_trip():
+    cls = groups.group("G", "About.", [(Recipe, "epochs"), (Cluster, "cluster")], {})
+    values = groups.fill(cls, {"epochs": 3, "cluster": True, "seed": 9})
+    assert (values.epochs, values.cluster, cls.__doc__) == (3, True, "About.")
+    assert groups.gather([values], Cluster) == Cluster(cluster=True)

@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
         (io.StringIO, {"TERM": "xterm", "TTY_COMPATIBLE": "1"}, False),
     ],
 )
-def test_a_notebook_a_file_and_a_pipe_are_no_terminal(
+def test_notebooks_files_and_pipes_are_not_terminals(
     out, environment, terminal, monkeypatch
 ):
     for name in ("JPY_PARENT_PID", "FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):

@@ -40,7 +40,7 @@ def pictures(tmp_path_factory):
     """Ten digits of the test split as files, and their labels."""
     folder = tmp_path_factory.mktemp("pictures")
     images, labels = data.load("digits").test
-    paths = [folder / f"{at}.png" for at in range(10)]
+    paths = [folder / f"{index}.png" for index in range(10)]
     for path, image in zip(paths, images, strict=False):
         Image.fromarray(image[..., 0]).save(path)
     return paths, [str(label) for label in labels[:10]]
@@ -51,7 +51,7 @@ def accuracies(run):
     return [json.loads(line)["test_accuracy"] for line in lines]
 
 
-def test_pack_prints_each_layer_and_says_all_in_the_file(run, tmp_path, capsys):
+def test_pack_prints_layers_and_saves_metadata(run, tmp_path, capsys):
     path = tmp_path / "net"
     path.write_text("what was there")
     out = finished(capsys, "pack", run, "--output", path)
@@ -84,14 +84,14 @@ def test_pack_prints_each_layer_and_says_all_in_the_file(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_pack_takes_the_best_epoch_if_asked(run, file, tmp_path, capsys):
+def test_pack_best_uses_the_best_epoch(run, file, tmp_path, capsys):
     best = tmp_path / "best"
     out = finished(capsys, "pack", run, "-o", best, "--best")
     assert f"{max(accuracies(run)):.2%}" in out
     assert xnor.load(best).info.test_accuracy == max(accuracies(run))
 
 
-def test_evaluate_gives_the_accuracy_of_the_run(run, file, capsys):
+def test_evaluate_reports_the_accuracy_of_the_run(run, file, capsys):
     packed = finished(capsys, "evaluate", file)
     assert packed.startswith("digits-lenet5, packed: 360 test images")
     pattern = r"loss ([\d.]+), test accuracy ([\d.]+)%"
@@ -101,19 +101,19 @@ def test_evaluate_gives_the_accuracy_of_the_run(run, file, capsys):
     assert abs(float(unpacked[1]) - loss) < 2e-4
 
 
-def test_predict_prints_a_line_an_image(file, pictures, capsys):
+def test_predict_prints_one_line_per_image(file, pictures, capsys):
     paths, labels = pictures
     lines = finished(capsys, "predict", file, *paths).splitlines()
     assert len(lines) == len(paths)
-    right = 0
+    correct = 0
     for line, path, label in zip(lines, paths, labels, strict=True):
         found = re.fullmatch(r"(.+): (\d) (\d+\.\d\d)%", line)
         assert found and found[1] == str(path) and 10 <= float(found[3]) <= 100
-        right += found[2] == label
-    assert right >= 8
+        correct += found[2] == label
+    assert correct >= 8
 
 
-def test_predict_turns_images_into_the_networks(file, pictures, tmp_path, capsys):
+def test_predict_converts_images_to_the_input_format(file, pictures, tmp_path, capsys):
     paths, _ = pictures
     plain = finished(capsys, "predict", file, paths[0]).split(": ")[1]
     pixels = np.asarray(Image.open(paths[0]))
@@ -129,33 +129,33 @@ def test_predict_turns_images_into_the_networks(file, pictures, tmp_path, capsys
     assert err == f"xnor-jax: {note}\n"
 
 
-def test_predict_goes_on_after_a_broken_image(file, pictures, tmp_path, capsys):
+def test_predict_continues_after_a_broken_image(file, pictures, tmp_path, capsys):
     paths, _ = pictures
-    whole = finished(capsys, "predict", file, *paths[:3]).splitlines()
-    text, halved = tmp_path / "text.png", tmp_path / "halved.png"
+    expected = finished(capsys, "predict", file, *paths[:3]).splitlines()
+    text, truncated = tmp_path / "text.png", tmp_path / "halved.png"
     text.write_text("hello")
-    halved.write_bytes(paths[0].read_bytes()[:-60])
-    mixed = (text, paths[0], paths[1], halved, paths[2])
+    truncated.write_bytes(paths[0].read_bytes()[:-60])
+    mixed = (text, paths[0], paths[1], truncated, paths[2])
     code, out, err = said(capsys, "predict", file, *mixed)
-    assert code == 1 and out.splitlines() == whole
+    assert code == 1 and out.splitlines() == expected
     first, second = err.splitlines()
     assert str(text) in first
-    assert str(halved) in second
+    assert str(truncated) in second
     code, err = refused(capsys, "predict", file, text)
     assert code == 1 and f"{text} is not an image" in err
 
 
-def test_predict_takes_folders_and_standard_input(
+def test_predict_reads_folders_and_standard_input(
     file, pictures, tmp_path, capsys, monkeypatch
 ):
     paths, _ = pictures
     plain = finished(capsys, "predict", file, *paths).splitlines()
-    place = tmp_path / "pictures" / "deep"
-    place.mkdir(parents=True)
+    folder = tmp_path / "pictures" / "deep"
+    folder.mkdir(parents=True)
     for path in paths[:3]:
-        (place / path.name).write_bytes(path.read_bytes())
-    (place.parent / "notes.txt").write_text("no picture")
-    found = finished(capsys, "predict", file, place.parent).splitlines()
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder.parent / "notes.txt").write_text("no picture")
+    found = finished(capsys, "predict", file, folder.parent).splitlines()
     assert [line.split(": ")[1] for line in found] == [
         line.split(": ")[1] for line in plain[:3]
     ]
@@ -168,20 +168,23 @@ def test_predict_takes_folders_and_standard_input(
     assert code == 2 and "no pictures in" in err
 
 
-def test_predict_prints_several_classes_and_json(file, pictures, capsys):
+def test_predict_prints_top_classes_and_json(file, pictures, capsys):
     paths, _ = pictures
     plain = finished(capsys, "predict", file, *paths[:2]).splitlines()
     lines = finished(capsys, "predict", file, *paths[:2], "--top", 3).splitlines()
     for line, best in zip(lines, plain, strict=True):
         assert line.startswith(best) and len(line.split(", ")) == 3
-    words = ("predict", file, *paths[:2], "--json", "--top", "10")
+    command = ("predict", file, *paths[:2], "--json", "--top", "10")
     for line, path, best in zip(
-        finished(capsys, *words).splitlines(), paths, plain, strict=False
+        finished(capsys, *command).splitlines(), paths, plain, strict=False
     ):
         found = json.loads(line)
-        shares = [one["probability"] for one in found["classes"]]
-        assert found["image"] == str(path) and len(shares) == 10
-        assert sum(shares) == pytest.approx(1) and shares == sorted(shares)[::-1]
+        probabilities = [entry["probability"] for entry in found["classes"]]
+        assert found["image"] == str(path) and len(probabilities) == 10
+        assert (
+            sum(probabilities) == pytest.approx(1)
+            and probabilities == sorted(probabilities)[::-1]
+        )
         top = found["classes"][0]
         assert best == f"{path}: {top['class']} {top['probability']:.2%}"
     code, err = refused(capsys, "predict", file, paths[0], "--top", 0)
@@ -189,29 +192,27 @@ def test_predict_prints_several_classes_and_json(file, pictures, capsys):
 
 
 @pytest.mark.slow
-def test_evaluate_reports_which_class_is_taken_for_which(run, file, capsys):
+def test_evaluate_reports_a_confusion_matrix(run, file, capsys):
     totals = []
-    for place, picture in (
+    for source, plot in (
         (run, run / "confusion.png"),
         (file, file.with_name(f"{file.name}.confusion.png")),
     ):
-        out = finished(capsys, "evaluate", place, "--report")
+        out = finished(capsys, "evaluate", source, "--report")
         rows = re.findall(r"^(\d) +((?:(?:\d+|·) +){10})", out, re.MULTILINE)
         counts = [[int(c.replace("·", "0")) for c in row.split()] for _, row in rows]
-        right = sum(counts[at][at] for at in range(10))
+        correct = sum(counts[index][index] for index in range(10))
         assert [name for name, _ in rows] == [*"0123456789"]
         assert sum(map(sum, counts)) == 360
-        assert f"test accuracy {right / 360:.2%}" in out
-        signs = picture.with_name(picture.name.replace("confusion", "signs"))
-        for path in (picture, signs):
+        assert f"test accuracy {correct / 360:.2%}" in out
+        signs = plot.with_name(plot.name.replace("confusion", "signs"))
+        for path in (plot, signs):
             assert f"drawn in {path}" in out and path.exists()
         totals.append(counts)
     assert totals[0] == totals[1]
 
 
-def test_predict_looks_for_all_before_it_says_anything(
-    file, pictures, tmp_path, capsys
-):
+def test_predict_checks_all_paths_before_printing(file, pictures, tmp_path, capsys):
     paths, _ = pictures
     code, err = refused(capsys, "predict", file, paths[0], tmp_path / "gone.png")
     assert code == 2 and f"no file {tmp_path / 'gone.png'}" in err
@@ -220,7 +221,7 @@ def test_predict_looks_for_all_before_it_says_anything(
 
 
 @pytest.mark.slow
-def test_bench_says_what_ran_and_how_fast(file, capsys):
+def test_bench_prints_backend_and_timings(file, capsys):
     out = finished(capsys, "bench", file, "--batch-sizes", 3, "--rounds", 2)
     assert f"packed ({bench.describe_backend()}) against" in out
     assert bench.describe_cpu() in out
@@ -230,39 +231,39 @@ def test_bench_says_what_ran_and_how_fast(file, capsys):
     assert numbers == [(threads, 3) for threads in bench.thread_numbers()]
 
 
-def test_a_damaged_file_is_one_line(file, pictures, tmp_path, capsys):
+def test_damaged_file_is_a_one_line_error(file, pictures, tmp_path, capsys):
     damaged = tmp_path / "damaged"
     damaged.write_bytes(file.read_bytes()[:-100])
     paths, _ = pictures
     for args in (("evaluate",), ("predict",), ("bench",)):
-        words = (*args, damaged, *(paths[:1] if args == ("predict",) else ()))
-        code, err = refused(capsys, *words)
+        command = (*args, damaged, *(paths[:1] if args == ("predict",) else ()))
+        code, err = refused(capsys, *command)
         assert code == 1 and str(damaged) in err
     code, err = refused(capsys, "predict", paths[0], paths[0])
     assert code == 1 and str(paths[0]) in err
 
 
-def test_pack_writes_nothing_by_halves(run, tmp_path, capsys, monkeypatch):
+def test_pack_writes_atomically(run, tmp_path, capsys, monkeypatch):
     code, err = refused(capsys, "pack", run, "-o", tmp_path / "no" / "net")
     assert code == 2 and "a folder that exists" in err
     code, err = refused(capsys, "pack", run, "-o", tmp_path)
     assert code == 2
     code, err = refused(capsys, "pack", tmp_path / "gone", "-o", tmp_path / "net")
     assert code == 2 and "no run in" in err
-    whole = tmp_path / "net"
-    whole.write_text("what was there")
+    path = tmp_path / "net"
+    path.write_text("what was there")
 
-    def full(_):
+    def raise_no_space(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    code, err = refused(capsys, "pack", run, "-o", whole)
-    assert code == 1 and f"cannot write {whole}: No space left" in err
-    assert whole.read_text() == "what was there"
+    monkeypatch.setattr(os, "fsync", raise_no_space)
+    code, err = refused(capsys, "pack", run, "-o", path)
+    assert code == 1 and f"cannot write {path}: No space left" in err
+    assert path.read_text() == "what was there"
     assert os.listdir(tmp_path) == ["net"]
 
 
-def test_a_float_twin_is_refused(run, tmp_path, capsys):
+def test_pack_refuses_a_float_twin(run, tmp_path, capsys):
     twin = tmp_path / "twin"
     twin.mkdir()
     recipe = json.loads((run / "recipe.json").read_text())
@@ -272,7 +273,7 @@ def test_a_float_twin_is_refused(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("args", "status", "words"),
+    ("args", "status", "message"),
     [
         (("evaluate", "FILE", "--best"), 2, "--best"),
         (("evaluate", "FILE", "--data-dir", "."), 2, "--data-dir: expected none"),
@@ -297,17 +298,17 @@ def test_a_float_twin_is_refused(run, tmp_path, capsys):
         (("bench", "FILE", "--backend", "tpu"), 2, "--backend"),
     ],
 )
-def test_a_wrong_word_is_one_line(
-    args, status, words, run, file, capsys, tmp_path, monkeypatch
+def test_usage_errors_are_one_line(
+    args, status, message, run, file, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    places = {"FILE": file, "RUN": run}
-    code, err = refused(capsys, *(places.get(word, word) for word in args))
-    assert code == status and words in err
+    paths = {"FILE": file, "RUN": run}
+    code, err = refused(capsys, *(paths.get(arg, arg) for arg in args))
+    assert code == status and message in err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_backend_that_is_not_there_is_one_line(file, capsys, monkeypatch):
+def test_unavailable_backend_is_a_one_line_error(file, capsys, monkeypatch):
     def resolve(*_):
         raise RuntimeError("the backend 'cpu' is not available")
 

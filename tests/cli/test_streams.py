@@ -22,31 +22,31 @@ SMALL = ("--model", "lenet5", "--image-size", "16", "--batch-size", "6")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def root(tmp_path_factory):
     return folders.class_folders(tmp_path_factory.mktemp("set"))
 
 
 @pytest.mark.slow
-def test_a_folder_is_trained_on_evaluated_packed_and_asked(place, tmp_path, capsys):
+def test_commands_run_on_class_folders(root, tmp_path, capsys):
     run, file = tmp_path / "run", tmp_path / "net.safetensors"
-    train = ("train", "folder-nin", *SMALL, "--epochs", 2, "--data-dir", place)
+    train = ("train", "folder-nin", *SMALL, "--epochs", 2, "--data-dir", root)
     out = finished(capsys, *train, "--output", run)
     assert "20 training images" in out
     (_, last) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    found = finished(capsys, "evaluate", run, "--data-dir", place)
+    found = finished(capsys, "evaluate", run, "--data-dir", root)
     assert f"7 test images, loss {last['test_loss']:.4f}" in found
-    finished(capsys, "pack", run, "-o", file, "--data-dir", place)
+    finished(capsys, "pack", run, "-o", file, "--data-dir", root)
     packed = xnor.load(file)
     assert packed.info.preprocessing.resize == 18  # for size 16, as 256 for 224
     assert packed.info.test_accuracy == pytest.approx(last["test_accuracy"])
-    found = finished(capsys, "evaluate", file, "--data-dir", place)
+    found = finished(capsys, "evaluate", file, "--data-dir", root)
     assert f"test accuracy {last['test_accuracy']:.2%}" in found
     # `predict` and `evaluate` prepare pictures alike, so the accuracy is the same.
-    paths = sorted((place / "validation").rglob("*.jpg"))
+    paths = sorted((root / "validation").rglob("*.jpg"))
     lines = finished(capsys, "predict", file, *paths).splitlines()
     names = [re.fullmatch(r".*: (\w+) [\d.]+%", line)[1] for line in lines]
-    right = sum(n == p.parent.name for n, p in zip(names, paths, strict=True))
-    assert right / len(paths) == pytest.approx(last["test_accuracy"])
+    correct = sum(n == p.parent.name for n, p in zip(names, paths, strict=True))
+    assert correct / len(paths) == pytest.approx(last["test_accuracy"])
 
 
 @pytest.mark.slow
@@ -58,30 +58,30 @@ def test_a_folder_is_trained_on_evaluated_packed_and_asked(place, tmp_path, caps
         "resnet18",
     ],
 )
-def test_a_model_trains_a_step_and_packs(model, place, tmp_path, capsys):
+def test_a_model_trains_a_step_and_packs(model, root, tmp_path, capsys):
     run, file = tmp_path / "run", tmp_path / "net.safetensors"
     small = ("--model", model, "--image-size", 32, "--batch-size", 20, "--epochs", 1)
-    train = ("train", "folder-nin", *small, "--data-dir", place, "--output", run)
+    train = ("train", "folder-nin", *small, "--data-dir", root, "--output", run)
     finished(capsys, *train)
-    finished(capsys, "pack", run, "-o", file, "--data-dir", place)
+    finished(capsys, "pack", run, "-o", file, "--data-dir", root)
     packed = xnor.load(file)
     kinds = {row.kind for row in packed.report.rows}
     assert kinds == {"real", "binary"}
 
 
-def test_a_wrong_word_or_picture_is_one_line(place, tmp_path, capsys):
+def test_usage_and_image_errors_are_one_line(root, tmp_path, capsys):
     code, err = refused(capsys, "train", "folder-nin")
     assert code == 2 and "--data-dir: expected a folder of class folders" in err
-    train = ("train", "folder-nin", *SMALL, "--data-dir", place)
+    train = ("train", "folder-nin", *SMALL, "--data-dir", root)
     code, err = refused(capsys, *train, "--workers", "-1")
     assert code == 2 and "--workers" in err
-    for wrong, words in (
+    for options, message in (
         (("--image-size", "0"), "--image-size: expected a whole number ≥ 1"),
         (("--shift", "2"), "--shift: expected 0 with --resize-crop"),
         (("--dataset", "mnist"), "--image-size: expected none for mnist"),
     ):
-        code, err = refused(capsys, *train, *wrong)
-        assert code == 2 and words in err
+        code, err = refused(capsys, *train, *options)
+        assert code == 2 and message in err
     bad = folders.class_folders(tmp_path / "set") / "train" / "bee" / "0004.jpg"
     bad.write_text("hello")
     train = ("train", "folder-nin", *SMALL, "--data-dir", tmp_path / "set")
@@ -89,27 +89,27 @@ def test_a_wrong_word_or_picture_is_one_line(place, tmp_path, capsys):
     assert code == 1 and f"{bad} is not an image; expected one of PNG, JPEG" in err
 
 
-def test_classes_without_a_split_train_are_evaluated_and_go_on(tmp_path, capsys):
-    place, run = folders.class_folders(tmp_path / "set") / "train", tmp_path / "run"
+def test_unsplit_classes_use_validation_share(tmp_path, capsys):
+    root, run = folders.class_folders(tmp_path / "set") / "train", tmp_path / "run"
     small = ("--image-size", 16, "--batch-size", 6, "--seed", 3, "--epochs", 1)
-    train = ("train", "folder-lenet5", *small, "--data-dir", place, "--output", run)
+    train = ("train", "folder-lenet5", *small, "--data-dir", root, "--output", run)
     out = finished(capsys, *train, "--validation-share", 0.2)
     assert "17 training images" in out
     (last,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    found = finished(capsys, "evaluate", run, "--data-dir", place)
+    found = finished(capsys, "evaluate", run, "--data-dir", root)
     assert f"3 test images, loss {last['test_loss']:.4f}" in found
     file = tmp_path / "packed"
     finished(capsys, "pack", run, "-o", file)
     split = ("--validation-share", 0.2, "--seed", 3)
-    found = finished(capsys, "evaluate", file, "--data-dir", place, *split)
+    found = finished(capsys, "evaluate", file, "--data-dir", root, *split)
     assert f"3 test images, loss {last['test_loss']:.4f}" in found
-    code, err = refused(capsys, "evaluate", run, "--data-dir", place, *split)
+    code, err = refused(capsys, "evaluate", run, "--data-dir", root, *split)
     assert code == 2 and "expected none for a run" in err
     code, err = refused(capsys, "evaluate", file, "--validation-share", 1)
     assert code == 2 and "--validation-share: expected a number in [0, 1)" in err
     code, err = refused(capsys, *train[:-2], "--output", tmp_path / "other")
     assert code == 1 and "--validation-share 0.2" in err
-    for wrong, words in (
+    for options, message in (
         (
             ("--validation-share", "1"),
             "--validation-share: expected a number in [0, 1), got 1.0",
@@ -117,13 +117,13 @@ def test_classes_without_a_split_train_are_evaluated_and_go_on(tmp_path, capsys)
         (("--dataset", "mnist"), "--image-size: expected none for mnist"),
         (("--image-size", "8"), "--model: lenet5 fails for images of 8×8×3"),
     ):
-        code, err = refused(capsys, *train[:-2], "--validation-share", 0.2, *wrong)
-        assert code == 2 and words in err
+        code, err = refused(capsys, *train[:-2], "--validation-share", 0.2, *options)
+        assert code == 2 and message in err
     code, err = refused(capsys, "train", "digits-lenet5", "--validation-share", 0.1)
     assert code == 2 and "--validation-share: expected 0 for digits" in err
 
 
-def test_summary_knows_the_size(capsys):
+def test_summary_uses_the_image_size(capsys):
     assert "7 of 9 kernels binary" in finished(capsys, "summary", "folder-nin")
 
 
@@ -142,12 +142,14 @@ def alive(pid):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_worker_outlives_its_run(place, tmp_path, number):
+def test_workers_exit_with_their_run(root, tmp_path, number):
     # A shell's background jobs ignore SIGINT, and their children inherit that.
-    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    program = f"{hear}\nfrom xnor_jax.cli import main\nmain()"
+    handle_sigint = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    )
+    program = f"{handle_sigint}\nfrom xnor_jax.cli import main\nmain()"
     run = tmp_path / "run"
-    args = ("train", "folder-nin", *SMALL, "--epochs", 5000, "--data-dir", place)
+    args = ("train", "folder-nin", *SMALL, "--epochs", 5000, "--data-dir", root)
     process = subprocess.Popen(
         [sys.executable, "-c", program, *map(str, args)]
         + ["--workers", "1", "--output", str(run)],
@@ -182,7 +184,7 @@ def test_no_worker_outlives_its_run(place, tmp_path, number):
         assert lines == ["xnor-jax: interrupted; continue with --resume"]
 
 
-def test_a_sideways_photograph_is_predicted_upright(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     from xnor_jax.data import Fit, images
 
     upright = folders.draw(1, (20, 28))

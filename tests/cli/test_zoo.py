@@ -24,21 +24,21 @@ def digit(tmp_path):
     return path
 
 
-def test_zoo_lists_all_in_80_columns_and_shows_a_card(capsys, monkeypatch):
+def test_zoo_lists_networks_and_prints_cards(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     out = finished(capsys, "zoo")
     for name in zoo.names():
         card = zoo.card(name)
         accuracy = f"{card.test_accuracy:.2%}"
-        words = rf"^{name} +{card.dataset} .* {accuracy} +{card.seed} +{card.bytes:,}"
-        assert re.search(words, out, re.MULTILINE)
+        pattern = rf"^{name} +{card.dataset} .* {accuracy} +{card.seed} +{card.bytes:,}"
+        assert re.search(pattern, out, re.MULTILINE)
     assert max(map(len, out.splitlines())) <= 80
     assert finished(capsys, "zoo", NAME) == f"{zoo.card(NAME)}\n"
     code, err = refused(capsys, "zoo", "digit-lenet5")
     assert code == 2 and f"did you mean '{NAME}'?" in err
 
 
-def test_a_name_stands_for_its_file(digit, capsys):
+def test_zoo_name_is_accepted_as_a_file(digit, capsys):
     by_path = finished(capsys, "predict", zoo.find(NAME), digit)
     assert finished(capsys, "predict", NAME, digit) == by_path
     _, labels = data.load("digits").test
@@ -48,7 +48,7 @@ def test_a_name_stands_for_its_file(digit, capsys):
     assert f"test accuracy {zoo.card(NAME).test_accuracy:.2%}" in out
 
 
-def test_a_path_wins_over_a_name(digit, tmp_path, capsys, monkeypatch):
+def test_path_takes_precedence_over_zoo_name(digit, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME).write_text("no network")
     for command in (("predict", NAME, digit), ("evaluate", NAME), ("bench", NAME)):
@@ -63,7 +63,7 @@ def test_a_path_wins_over_a_name(digit, tmp_path, capsys, monkeypatch):
     assert code == 2 and f"no run in {NAME}" in err
 
 
-def test_a_name_that_is_neither_names_the_zoo(digit, tmp_path, capsys, monkeypatch):
+def test_unknown_name_suggests_a_zoo_network(digit, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for command in (
         ("predict", "digit-lenet5", digit),
@@ -85,7 +85,7 @@ def test_push_and_pull(tmp_path, capsys, monkeypatch):
         assert out == f"{file}: {NAME}, 81,749 bytes, test accuracy 99.44%\n"
         shutil.copy(file, tmp_path / "other")
         finished(capsys, "push", tmp_path / "other", "me/other")
-        for args, status, words in (
+        for args, status, message in (
             (("pull", "me/gone", "-o", file), 1, "no repository me/gone"),
             (("pull", "digits", "-o", file), 2, "expected OWNER/NAME, got 'digits'"),
             (("pull", "me/digits"), 2, "missing: --output PATH"),
@@ -98,35 +98,35 @@ def test_push_and_pull(tmp_path, capsys, monkeypatch):
             (("push", file, "you/digits"), 1, "the hub refused with status 403"),
         ):
             code, err = refused(capsys, *args)
-            assert code == status and words in err
+            assert code == status and message in err
         monkeypatch.delenv("HF_TOKEN")
         code, err = refused(capsys, "push", file, "me/digits")
         assert code == 1 and "no token for the hub" in err
 
 
 @pytest.mark.slow
-def test_processes_speak_with_the_hub_that_the_environment_names(tmp_path, monkeypatch):
-    def said(*args):
-        own = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
+def test_push_and_pull_respect_hub_environment_variables(tmp_path, monkeypatch):
+    def run(*args):
+        environment = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
         return subprocess.run(
             [sys.executable, "-m", "xnor_jax.cli", *args],
-            env=os.environ | own,
+            env=os.environ | environment,
             cwd=tmp_path,
             capture_output=True,
             text=True,
         )
 
     with fake_hub.running(monkeypatch, tmp_path / "home") as hub:
-        pushed = said("push", NAME, "me/digits")
+        pushed = run("push", NAME, "me/digits")
         assert (pushed.returncode, pushed.stderr) == (0, "")
         assert pushed.stdout == f"pushed to {hub.address}/me/digits\n"
-        pulled = said("pull", "me/digits", "-o", "net")
+        pulled = run("pull", "me/digits", "-o", "net")
         assert (pulled.returncode, pulled.stderr) == (0, "")
         assert (tmp_path / "net").read_bytes() == zoo.find(NAME).read_bytes()
         assert hub.files["me/digits"]["README.md"] == (tmp_path / "net.md").read_bytes()
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        refused = said("pull", "me/digits", "-o", "net")
-    assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
-    assert "the hub cannot be reached: " in refused.stderr
-    assert "offline mode" in refused.stderr
+        offline = run("pull", "me/digits", "-o", "net")
+    assert offline.returncode == 1 and len(offline.stderr.splitlines()) == 1
+    assert "the hub cannot be reached: " in offline.stderr
+    assert "offline mode" in offline.stderr
     assert (tmp_path / "net").read_bytes() == zoo.find(NAME).read_bytes()

@@ -27,7 +27,7 @@ def arrays(**changed):
     return lambda: tuple({**found, **changed}.values())
 
 
-def test_a_functions_arrays_are_a_set():
+def test_function_of_arrays_is_loaded():
     function = arrays()
     train_images, train_labels, test_images, test_labels = function()
     found = data.load(function)
@@ -47,13 +47,13 @@ def test_a_functions_arrays_are_a_set():
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint64, np.int64])
-def test_labels_of_any_integers_and_lists_are_taken(dtype):
+def test_integer_dtypes_and_lists_are_accepted_as_labels(dtype):
     labels = (np.arange(40) % 4).astype(dtype)
     found = data.load(arrays(train_labels=labels, test_labels=[0, 1, 2] * 3))
     np.testing.assert_array_equal(found.train.labels, labels)
 
 
-def test_a_constant_channel_is_only_shifted():
+def test_constant_channel_is_not_scaled():
     images = draw(40)[0]
     images[..., 1] = 7
     found = data.load(arrays(train_images=images))
@@ -62,7 +62,7 @@ def test_a_constant_channel_is_only_shifted():
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"train_images": draw(40)[0] / 255}, "train_images: expected uint8, got fl"),
         (
@@ -89,13 +89,13 @@ def test_a_constant_channel_is_only_shifted():
         ),
     ],
 )
-def test_other_arrays_are_refused_in_a_line_that_names_them(changed, said):
-    with pytest.raises(DataError, match=said) as error:
+def test_invalid_arrays_are_named_in_one_line(changed, message):
+    with pytest.raises(DataError, match=message) as error:
         data.load(arrays(**changed))
     assert "\n" not in str(error.value)
 
 
-def test_a_function_that_fails_or_returns_something_else_is_one_line():
+def test_failing_functions_are_one_line_errors():
     def fails():
         raise OSError("no such\nfile")
 

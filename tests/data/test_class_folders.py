@@ -14,8 +14,8 @@ from xnor_jax.data import DataError, Fit
 FIT = Fit(16, 18)
 
 
-def load(place):
-    return data.load("folder", place, FIT)
+def load(root):
+    return data.load("folder", root, FIT)
 
 
 def paths(rows):
@@ -23,7 +23,7 @@ def paths(rows):
 
 
 @pytest.fixture
-def place(tmp_path):
+def root(tmp_path):
     return folders.class_folders(tmp_path / "set")
 
 
@@ -43,15 +43,15 @@ def fill(folder, *numbers, suffix="jpg"):
     ],
 )
 @pytest.mark.parametrize("held_out", ["validation", "val", "test"])
-def test_the_first_folder_alone_decides_the_split(tmp_path, classes, held_out):
-    place, number = tmp_path / "train [v2] test" / ".hidden" / "set*", 0
+def test_top_folder_determines_the_split(tmp_path, classes, held_out):
+    root, number = tmp_path / "train [v2] test" / ".hidden" / "set*", 0
     for split, count in (("train", 3), (held_out, 2)):
         for name in classes:
-            fill(place / split / name, *range(number, number := number + count))
-    found = load(place)
+            fill(root / split / name, *range(number, number := number + count))
+    found = load(root)
     assert found.class_names == tuple(sorted(classes))
     for split, rows in (("train", found.train), (held_out, found.test)):
-        assert paths(rows) == sorted(map(str, (place / split).rglob("*.jpg")))
+        assert paths(rows) == sorted(map(str, (root / split).rglob("*.jpg")))
         for row in rows:
             assert (
                 os.path.basename(os.path.dirname(row.name))
@@ -62,155 +62,155 @@ def test_the_first_folder_alone_decides_the_split(tmp_path, classes, held_out):
     np.testing.assert_array_equal(split.labels, found.test.labels)
 
 
-def test_every_suffix_that_pillow_decodes_is_taken(tmp_path):
-    taken = []
+def test_pillow_suffixes_are_accepted(tmp_path):
+    expected = []
     for split, first in (("train", 0), ("validation", 100)):
         for number, suffix in enumerate(
             ("avif", "jfif", "tif", "JPG", "Jpeg", "TIFF", "jp2", "webp", "tga", "ppm")
         ):
             fill(tmp_path / split / "ant", first + number, suffix=suffix)
-            taken.append(tmp_path / split / "ant" / f"{first + number}.{suffix}")
+            expected.append(tmp_path / split / "ant" / f"{first + number}.{suffix}")
         fill(tmp_path / split / "bee", first + 50)
     found = load(tmp_path)
     found.check()
     assert len(found.train) == len(found.test) == 11
-    assert set(map(str, taken)) < {*paths(found.train), *paths(found.test)}
+    assert set(map(str, expected)) < {*paths(found.train), *paths(found.test)}
     (split,) = found.test_splits()
     assert split.images.std((1, 2, 3)).min() > 10
 
 
-def test_links_are_followed_and_left_overs_are_no_pictures(place, tmp_path):
-    before = load(place)
+def test_links_are_followed_and_hidden_files_ignored(root, tmp_path):
+    before = load(root)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    shutil.move(place / "train" / "bee", elsewhere / "bees")
-    (place / "train" / "bee").symlink_to(elsewhere / "bees", target_is_directory=True)
-    picture = place / "train" / "ant" / "0003.jpg"
+    shutil.move(root / "train" / "bee", elsewhere / "bees")
+    (root / "train" / "bee").symlink_to(elsewhere / "bees", target_is_directory=True)
+    picture = root / "train" / "ant" / "0003.jpg"
     shutil.move(picture, elsewhere / "3.jpg")
     picture.symlink_to(elsewhere / "3.jpg")
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0003.jpg"):
         (picture.parent / name).write_text("left behind")
-    fill(place / "train" / ".ipynb_checkpoints", 5)
+    fill(root / "train" / ".ipynb_checkpoints", 5)
     fill(picture.parent / ".ipynb_checkpoints", 5)
     for name in ("metadata.csv", "README.md"):
-        (place / name).write_text("file_name,label\n")
-        (place / "train" / name).write_text("file_name,label\n")
-    found = load(place)
+        (root / name).write_text("file_name,label\n")
+        (root / "train" / name).write_text("file_name,label\n")
+    found = load(root)
     assert found.class_names == before.class_names
-    for now, then in ((found.train, before.train), (found.test, before.test)):
-        assert paths(now) == paths(then)
-        np.testing.assert_array_equal(now.labels, then.labels)
+    for rows, expected in ((found.train, before.train), (found.test, before.test)):
+        assert paths(rows) == paths(expected)
+        np.testing.assert_array_equal(rows.labels, expected.labels)
 
 
-def test_an_empty_folder_says_that_a_class_is_not_tested(place):
-    shutil.rmtree(place / "validation" / "cat")
+def test_empty_folder_marks_an_untested_class(root):
+    shutil.rmtree(root / "validation" / "cat")
     with pytest.raises(DataError, match="class cat, which is missing in .*validation;"):
-        load(place)
-    (place / "validation" / "cat").mkdir()
-    found = load(place)
+        load(root)
+    (root / "validation" / "cat").mkdir()
+    found = load(root)
     assert found.class_names == folders.NAMES and 2 not in found.test.labels
 
 
-def deeper(place):
-    fill(place / "train" / "ant" / "more", 70)
+def deeper(root):
+    fill(root / "train" / "ant" / "more", 70)
     return "ant/more is nested too deep; expected train/CLASS/PICTURE"
 
 
-def too_high(place):
-    fill(place / "train", 70)
+def too_high(root):
+    fill(root / "train", 70)
     return "train/70.jpg is not in a class folder; expected train/CLASS/PICTURE"
 
 
-def foreign_suffix(place):
-    (place / "train" / "ant" / "1.heic").write_bytes(b"ftypheic")
+def foreign_suffix(root):
+    (root / "train" / "ant" / "1.heic").write_bytes(b"ftypheic")
     return "ant/1.heic: expected the suffix of a picture .*, got '.heic'"
 
 
-def a_table_among_pictures(place):
-    (place / "validation" / "ant" / "metadata.csv").write_text("a,b\n")
+def a_table_among_pictures(root):
+    (root / "validation" / "ant" / "metadata.csv").write_text("a,b\n")
     return "validation/ant/metadata.csv: expected the suffix of a picture"
 
 
-def dangling(place):
-    (place / "train" / "ant" / "1.jpg").symlink_to(place / "nowhere.jpg")
+def dangling(root):
+    (root / "train" / "ant" / "1.jpg").symlink_to(root / "nowhere.jpg")
     return "ant/1.jpg is a broken symbolic link"
 
 
-def dangling_class(place):
-    (place / "train" / "dog").symlink_to(place / "nowhere")
+def dangling_class(root):
+    (root / "train" / "dog").symlink_to(root / "nowhere")
     return "train/dog is a broken symbolic link"
 
 
-def pipe(place):
-    os.mkfifo(place / "train" / "ant" / "1.jpg")
+def pipe(root):
+    os.mkfifo(root / "train" / "ant" / "1.jpg")
     return "ant/1.jpg is not a regular file"
 
 
-def empty_class(place):
-    (place / "train" / "dog").mkdir()
-    (place / "validation" / "dog").mkdir()
+def empty_class(root):
+    (root / "train" / "dog").mkdir()
+    (root / "validation" / "dog").mkdir()
     return "train/dog has no pictures"
 
 
-def a_class_of_one_split(place):
-    fill(place / "validation" / "dog", 70)
+def a_class_of_one_split(root):
+    fill(root / "validation" / "dog", 70)
     return "validation has a class dog, which is missing in .*train"
 
 
-def one_class(place):
+def one_class(root):
     for split in ("train", "validation"):
         for name in ("bee", "cat"):
-            shutil.rmtree(place / split / name)
+            shutil.rmtree(root / split / name)
     return r"train has 1 class folder \(ant\); expected at least two"
 
 
-def no_class(place):
-    shutil.rmtree(place / "train")
-    (place / "train").mkdir()
+def no_class(root):
+    shutil.rmtree(root / "train")
+    (root / "train").mkdir()
     return "train has 0 class folders; expected at least two"
 
 
-def no_test_pictures(place):
-    for path in (place / "validation").rglob("*.jpg"):
+def no_test_pictures(root):
+    for path in (root / "validation").rglob("*.jpg"):
         path.unlink()
     return "validation has no pictures"
 
 
-def two_words_for_one(place):
-    shutil.copytree(place / "validation", place / "val")
+def two_words_for_one(root):
+    shutil.copytree(root / "validation", root / "val")
     return "has both validation and val; expected one"
 
 
-def another_word(place):
-    (place / "train").rename(place / "training")
+def another_word(root):
+    (root / "train").rename(root / "training")
     return "has no folder train; .* found training, validation"
 
 
-def a_name_that_is_no_text(place):
-    fill(place / "train" / os.fsdecode(b"caf\xe9"), 70)
+def a_name_that_is_no_text(root):
+    fill(root / "train" / os.fsdecode(b"caf\xe9"), 70)
     return r"caf.udce9'; expected a name of at most 200 printable characters in UTF-8"
 
 
-def a_name_of_two_lines(place):
-    fill(place / "train" / "a\nb", 70)
+def a_name_of_two_lines(root):
+    fill(root / "train" / "a\nb", 70)
     return r"a class folder 'a.nb'; expected a name"
 
 
-def the_same_bytes(place):
-    picture = next((place / "train" / "bee").iterdir())
-    shutil.copy(picture, place / "validation" / "ant" / "other.jpg")
+def the_same_bytes(root):
+    picture = next((root / "train" / "bee").iterdir())
+    shutil.copy(picture, root / "validation" / "ant" / "other.jpg")
     return f"{re.escape(str(picture))} and .*ant/other.jpg are the same picture;"
 
 
-def the_same_file(place):
-    picture = place / "train" / "bee" / "0004.jpg"
-    (place / "validation" / "bee" / "0004.jpg").symlink_to(picture)
+def the_same_file(root):
+    picture = root / "train" / "bee" / "0004.jpg"
+    (root / "validation" / "bee" / "0004.jpg").symlink_to(picture)
     return "train/bee/0004.jpg and .*validation/bee/0004.jpg are the same picture;"
 
 
-def the_same_folder(place):
-    shutil.rmtree(place / "validation")
-    (place / "validation").symlink_to(place / "train")
+def the_same_folder(root):
+    shutil.rmtree(root / "validation")
+    (root / "validation").symlink_to(root / "train")
     return r"are the same picture \(and 19 more\)"
 
 
@@ -239,14 +239,14 @@ def the_same_folder(place):
     ],
     ids=lambda change: change.__name__,
 )
-def test_what_does_not_fit_is_one_line_that_names_it(place, change):
-    said = change(place)
-    with pytest.raises(DataError, match=said) as error:
-        load(place)
+def test_invalid_folders_are_named_in_one_line(root, change):
+    message = change(root)
+    with pytest.raises(DataError, match=message) as error:
+        load(root)
     assert "\n" not in str(error.value)
 
 
-def test_pictures_of_equal_size_and_middle_are_not_the_same(tmp_path):
+def test_files_of_equal_size_and_middle_are_distinct(tmp_path):
     number = 0
     for split in ("train", "validation"):
         for name in ("ant", "bee"):
@@ -261,7 +261,7 @@ def test_pictures_of_equal_size_and_middle_are_not_the_same(tmp_path):
     assert (found.train_images, found.test_images) == (6, 6)
 
 
-def test_a_set_in_memory_may_be_class_folders(tmp_path):
+def test_in_memory_data_set_reads_class_folders(tmp_path):
     expected = {}
     for split, first in (("train", 0), ("test", 10)):
         for label, name in enumerate(("one", "two")):
@@ -288,19 +288,19 @@ def unsplit(folder, counts):
 
 
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.99])
-def test_a_share_of_each_class_is_held_out_by_the_seed(tmp_path, share):
+def test_holdout_is_a_seeded_share_of_each_class(tmp_path, share):
     counts = {"ant": 11, "train": 2, "val": 7}
-    place = unsplit(tmp_path, counts)
+    root = unsplit(tmp_path, counts)
 
-    def opened(seed):
-        return data.load("folder", place, FIT, data.Holdout(share, seed))
+    def load_seed(seed):
+        return data.load("folder", root, FIT, data.Holdout(share, seed))
 
-    found, again, other = opened(3), opened(3), opened(4)
+    found, again, other = load_seed(3), load_seed(3), load_seed(4)
     assert found.class_names == tuple(counts)
     train, test = paths(found.train), paths(found.test)
-    assert sorted(train + test) == sorted(map(str, place.rglob("*.jpg")))
+    assert sorted(train + test) == sorted(map(str, root.rglob("*.jpg")))
     for label, (name, count) in enumerate(counts.items()):
-        held = [path for path in test if os.path.dirname(path) == str(place / name)]
+        held = [path for path in test if os.path.dirname(path) == str(root / name)]
         assert len(held) == min(max(round(share * count), 1), count - 1)
         assert (found.test.labels == label).sum() == len(held)
     assert (paths(again.train), paths(again.test)) == (train, test)
@@ -309,59 +309,59 @@ def test_a_share_of_each_class_is_held_out_by_the_seed(tmp_path, share):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
-        (lambda place: None, None),
+        (lambda root: None, None),
         (
-            lambda place: (place / "note.txt").write_text(""),
+            lambda root: (root / "note.txt").write_text(""),
             None,
         ),
-        (lambda place: fill(place / "bee", 50), r"bee has 1 picture; .*at least two"),
-        (lambda place: (place / "bee").mkdir(), r"bee has 0 pictures"),
-        (lambda place: fill(place, 50), r"50.jpg is not in a cl.* CLASS/PICTURE$"),
-        (lambda place: fill(place / "ant" / "deep", 50), "deep is nested too deep"),
-        (lambda place: shutil.rmtree(place / "cat"), "1 class folder; .*at least two"),
+        (lambda root: fill(root / "bee", 50), r"bee has 1 picture; .*at least two"),
+        (lambda root: (root / "bee").mkdir(), r"bee has 0 pictures"),
+        (lambda root: fill(root, 50), r"50.jpg is not in a cl.* CLASS/PICTURE$"),
+        (lambda root: fill(root / "ant" / "deep", 50), "deep is nested too deep"),
+        (lambda root: shutil.rmtree(root / "cat"), "1 class folder; .*at least two"),
         (
-            lambda place: shutil.copy(place / "ant" / "0.jpg", place / "cat" / "a.jpg"),
+            lambda root: shutil.copy(root / "ant" / "0.jpg", root / "cat" / "a.jpg"),
             "the same picture",
         ),
     ],
 )
-def test_what_is_no_set_of_class_folders_is_refused(tmp_path, change, words):
-    place = unsplit(tmp_path, {"ant": 2, "cat": 2})
-    change(place)
+def test_invalid_unsplit_folders_are_refused(tmp_path, change, message):
+    root = unsplit(tmp_path, {"ant": 2, "cat": 2})
+    change(root)
     holdout = data.Holdout(0.5)
-    if words is None:
-        assert len(data.load("folder", place, FIT, holdout).train) == 2
+    if message is None:
+        assert len(data.load("folder", root, FIT, holdout).train) == 2
         return
-    if words == "the same picture":
+    if message == "the same picture":
         # Whether the two fall into one split depends on the seed.
         seeds, refusals = range(12), 0
         for seed in seeds:
             try:
-                data.load("folder", place, FIT, data.Holdout(0.5, seed))
+                data.load("folder", root, FIT, data.Holdout(0.5, seed))
             except DataError as error:
-                assert words in str(error)
+                assert message in str(error)
                 refusals += 1
         assert 0 < refusals < 12
         return
-    with pytest.raises(DataError, match=words):
-        data.load("folder", place, FIT, holdout)
+    with pytest.raises(DataError, match=message):
+        data.load("folder", root, FIT, holdout)
 
 
-def test_a_split_and_a_share_are_not_both(place):
+def test_holdout_of_a_split_data_set_is_refused(root):
     with pytest.raises(DataError, match="already has a split: .*train .*none with"):
-        data.load("folder", place, FIT, data.Holdout(0.2))
+        data.load("folder", root, FIT, data.Holdout(0.2))
     with pytest.raises(DataError, match="mnist has a test split"):
-        data.load("mnist", place, holdout=data.Holdout(0.2))
+        data.load("mnist", root, holdout=data.Holdout(0.2))
     for share in (0, 1, -0.1, float("nan")):
         with pytest.raises(ValueError, match="expected 0 < share < 1"):
             data.Holdout(share)
 
 
-def test_the_folder_that_was_meant_is_named(tmp_path, place):
-    with pytest.raises(DataError, match=rf"; did you mean {place}\?$"):
-        load(place.parent)
+def test_error_suggests_the_intended_folder(tmp_path, root):
+    with pytest.raises(DataError, match=rf"; did you mean {root}\?$"):
+        load(root.parent)
     plain = unsplit(tmp_path / "up" / "pictures", {"ant": 2, "cat": 2})
     with pytest.raises(DataError, match=r"--validation-share 0\.2"):
         load(plain)

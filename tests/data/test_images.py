@@ -32,7 +32,7 @@ def read(tmp_path):
     return run
 
 
-def test_pixels_come_back_as_they_are(read, grey):
+def test_pixels_are_read_unchanged(read, grey):
     pixels, notes = read(Image.fromarray(grey))
     assert pixels.dtype == np.uint8 and pixels.shape == (1, *SHAPE) and not notes
     np.testing.assert_array_equal(pixels[0, ..., 0], grey)
@@ -53,7 +53,7 @@ def test_webp(read, grey):
     np.testing.assert_array_equal(found[0, ..., 0], grey)
 
 
-def test_colours_become_grey_and_grey_colours(read, grey):
+def test_colour_and_grey_are_converted(read, grey):
     colours = np.stack([grey, grey[::-1], grey[:, ::-1]], -1)
     pixels = read(Image.fromarray(colours), shape=(28, 20, 3)).pixels
     np.testing.assert_array_equal(pixels[0], colours)
@@ -64,20 +64,20 @@ def test_colours_become_grey_and_grey_colours(read, grey):
     np.testing.assert_array_equal(spread, np.repeat(grey[..., None], 3, -1))
 
 
-def test_sixteen_bits_keep_their_eight_highest(read, grey):
+def test_16_bit_images_keep_the_high_8_bits(read, grey):
     deep = Image.fromarray(grey.astype(np.uint16) * 257)
     assert deep.mode == "I;16"
     np.testing.assert_array_equal(read(deep).pixels[0, ..., 0], grey)
 
 
-def test_what_is_transparent_is_white(read, grey):
+def test_transparent_pixels_become_white(read, grey):
     ink = np.zeros((*grey.shape, 4), np.uint8)
     ink[..., 3] = grey
     found = read(Image.fromarray(ink)).pixels[0, ..., 0]
     np.testing.assert_array_equal(found, 255 - grey)
 
 
-def test_another_size_is_resized_and_noted(read):
+def test_other_sizes_are_resized_with_a_note(read):
     # A picture of twice the height and five times the width, with a light left half.
     large = np.zeros((56, 100), np.uint8)
     large[:, :50] = 200
@@ -88,7 +88,7 @@ def test_another_size_is_resized_and_noted(read):
     np.testing.assert_array_equal(pixels[0, :, 12:], 0)
 
 
-def test_a_camera_held_sideways_is_turned_upright(read, grey, tmp_path):
+def test_exif_orientation_is_applied(read, grey, tmp_path):
     sideways = Image.fromarray(np.rot90(grey).copy())
     exif = Image.Exif()
     exif[0x0112] = 6  # upright after a turn by 90° clockwise
@@ -98,36 +98,36 @@ def test_a_camera_held_sideways_is_turned_upright(read, grey, tmp_path):
     np.testing.assert_array_equal(pixels[0, ..., 0], grey)
 
 
-def damaged(grey, tmp_path):
+def png_bytes(grey, tmp_path):
     path = tmp_path / "whole.png"
     Image.fromarray(grey).save(path)
     return path.read_bytes()
 
 
-def test_a_file_that_is_none_is_named_in_one_line(read, grey, tmp_path, monkeypatch):
-    whole = damaged(grey, tmp_path)
-    for content, said in (
+def test_invalid_images_are_named_in_one_line(read, grey, tmp_path, monkeypatch):
+    valid = png_bytes(grey, tmp_path)
+    for content, message in (
         (b"hello", "a.png is not an image; expected one of PNG, JPEG"),
         (b"", "is not an image"),
-        (whole[:90], "cannot read the image .*a.png"),
+        (valid[:90], "cannot read the image .*a.png"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
     ):
-        with pytest.raises(DataError, match=said) as error:
+        with pytest.raises(DataError, match=message) as error:
             read(content)
         assert "\n" not in str(error.value)
     with pytest.raises(DataError, match="mode F"):
         read(Image.fromarray(grey.astype(np.float32)), "a.tiff")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match="cannot read the image"):
-        read(whole)
+        read(valid)
 
 
-def test_damaged_bytes_are_an_error_or_an_image(grey, tmp_path):
-    whole = bytearray(damaged(grey, tmp_path))
+def test_damaged_bytes_are_refused_or_decoded(grey, tmp_path):
+    valid = bytearray(png_bytes(grey, tmp_path))
     rng = np.random.default_rng(0)
     path = tmp_path / "b.png"
     for _ in range(200):
-        content = bytearray(whole)
+        content = bytearray(valid)
         content[rng.integers(len(content))] ^= 1 << rng.integers(8)
         path.write_bytes(content)
         try:
@@ -136,7 +136,7 @@ def test_damaged_bytes_are_an_error_or_an_image(grey, tmp_path):
             assert str(path) in str(error)
 
 
-def test_a_network_of_no_images_is_refused():
+def test_unsupported_image_shapes_are_refused():
     for shape in ((7,), (28, 28, 2), (23, 3)):
         with pytest.raises(DataError, match=re.escape(str(list(shape)))):
             images.read([], shape)

@@ -12,7 +12,7 @@ from xnor_jax.data import Augment, Fit, pictures
 SIZES = st.tuples(st.integers(1, 400), st.integers(1, 400))
 
 
-def test_the_centre_is_cut_where_nothing_is_resized():
+def test_centre_crop_without_resize():
     image = draw(1, (41, 30))
     found = pictures.to_array(pictures.centre(image, Fit(20, 30)))
     # (41 - 20) / 2 is 10.5, which rounds to even; (30 - 20) / 2 is 5.
@@ -20,29 +20,29 @@ def test_the_centre_is_cut_where_nothing_is_resized():
 
 
 @pytest.mark.parametrize("size", [(37, 90), (90, 37), (64, 64)])
-def test_the_shorter_side_is_resized_by_a_triangle_filter(size):
+def test_shorter_side_is_resized_with_a_triangle_filter(size):
     image, fit = draw(2, size), Fit(16, 20)
     found = pictures.to_array(pictures.centre(image, fit)).astype(np.float64)
     width, height = (side * 20 // min(size) for side in size)
     rows = triangle(size[1], height) @ np.asarray(image, np.float64).transpose(2, 0, 1)
-    whole = (rows @ triangle(size[0], width).T).transpose(1, 2, 0)
+    resized = (rows @ triangle(size[0], width).T).transpose(1, 2, 0)
     top, left = (height - 16) // 2, (width - 16) // 2
     # Pillow rounds after each of its two passes.
-    expected = whole[top : top + 16, left : left + 16]
+    expected = resized[top : top + 16, left : left + 16]
     assert abs(found - expected).max() <= 1.01
 
 
 def triangle(before, after):
     """The matrix that resizes an axis: each row a triangle, two output pixels wide."""
     scale = before / after
-    middles = (np.arange(after)[:, None] + 0.5) * scale
-    distance = abs(np.arange(before) + 0.5 - middles) / max(scale, 1)
+    centres = (np.arange(after)[:, None] + 0.5) * scale
+    distance = abs(np.arange(before) + 0.5 - centres) / max(scale, 1)
     weights = np.maximum(0, 1 - distance)
     return weights / weights.sum(1, keepdims=True)
 
 
 @hypothesis.given(size=SIZES, seed=st.integers(0, 1000))
-def test_a_random_part_is_of_the_area_and_shape_that_it_should_be(size, seed):
+def test_random_box_respects_area_and_aspect_ratio(size, seed):
     width, height = size
     box = pictures.random_box(width, height, np.random.default_rng(seed))
     left, top, right, bottom = box
@@ -55,7 +55,7 @@ def test_a_random_part_is_of_the_area_and_shape_that_it_should_be(size, seed):
         assert (w + 0.5) * (h + 0.5) >= 0.08 * width * height
 
 
-def test_random_parts_are_spread_over_the_picture():
+def test_random_boxes_cover_the_image_uniformly():
     rng = np.random.default_rng(0)
     boxes = np.array([pictures.random_box(450, 450, rng) for _ in range(4000)])
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -66,7 +66,7 @@ def test_random_parts_are_spread_over_the_picture():
     assert abs(boxes[:, :2] / (450 - sides + 1)).mean() == pytest.approx(0.5, abs=0.02)
 
 
-def test_the_random_part_is_what_is_seen():
+def test_augment_resizes_the_random_box():
     image, rng = draw(3, (60, 50)), np.random.default_rng(4)
     box = pictures.random_box(60, 50, np.random.default_rng(4))
     found = pictures.augment(image, Fit(24, 27), Augment(resize_crop=True), rng)
@@ -75,30 +75,30 @@ def test_the_random_part_is_what_is_seen():
     np.testing.assert_array_equal(found, np.asarray(expected))
 
 
-def test_shift_and_flip_are_those_of_sets_in_memory():
+def test_shift_and_flip_give_padded_crops():
     image, fit = draw(5, (20, 20)), Fit(20, 20)
-    still = np.asarray(image)
+    original = np.asarray(image)
     rng, seen = np.random.default_rng(0), set()
     for _ in range(200):
         found = pictures.augment(image, fit, Augment(shift=2, flip=True), rng)
         assert found.shape == (20, 20, 3)
-        padded = np.pad(still, ((2, 2), (2, 2), (0, 0)))
-        moves = {
+        padded = np.pad(original, ((2, 2), (2, 2), (0, 0)))
+        crops = {
             (top, left, mirrored): padded[top : top + 20, left : left + 20]
             for top in range(5)
             for left in range(5)
             for mirrored in (False, True)
         }
-        same = [
-            move
-            for move, pixels in moves.items()
-            if np.array_equal(pixels[:, ::-1] if move[2] else pixels, found)
+        matches = [
+            key
+            for key, pixels in crops.items()
+            if np.array_equal(pixels[:, ::-1] if key[2] else pixels, found)
         ]
-        assert len(same) == 1
-        seen.add(same[0])
+        assert len(matches) == 1
+        seen.add(matches[0])
     assert len(seen) > 45
 
 
-def test_a_fit_cuts_no_more_than_there_is():
+def test_fit_refuses_a_crop_above_the_resize():
     with pytest.raises(ValueError, match="got 30 and 20"):
         Fit(30, 20)

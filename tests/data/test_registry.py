@@ -34,27 +34,29 @@ def write_hub_layout(folder, *, labels=(0, 1, 2), shapes=((28, 28),) * 3, names=
             },
             features=features,
         ).data.table
-        at = table.schema.get_field_index("label")
+        index = table.schema.get_field_index("label")
         column = pa.chunked_array([pa.array(labels, pa.int64())])
-        table = table.set_column(at, table.schema.field("label"), column)
+        table = table.set_column(index, table.schema.field("label"), column)
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
     return pixels
 
 
 def test_hub_layout_is_read_pixel_for_pixel(tmp_path):
     pixels = write_hub_layout(tmp_path / "set", labels=(2, 0, 1))
-    read = data.load("mnist", tmp_path / "set")
+    dataset = data.load("mnist", tmp_path / "set")
     np.testing.assert_array_equal(
-        read.train.images, np.stack(pixels["train"])[..., None]
+        dataset.train.images, np.stack(pixels["train"])[..., None]
     )
-    np.testing.assert_array_equal(read.test.images, np.stack(pixels["test"])[..., None])
-    np.testing.assert_array_equal(read.train.labels, [2, 0, 1])
-    assert read.train.images.dtype == np.uint8
-    assert read.train.labels.dtype == np.int32
-    assert read.class_names == ("a", "b", "c")
+    np.testing.assert_array_equal(
+        dataset.test.images, np.stack(pixels["test"])[..., None]
+    )
+    np.testing.assert_array_equal(dataset.train.labels, [2, 0, 1])
+    assert dataset.train.images.dtype == np.uint8
+    assert dataset.train.labels.dtype == np.int32
+    assert dataset.class_names == ("a", "b", "c")
 
 
-def test_digits_are_built_in_and_split_once():
+def test_digits_are_built_in_with_a_fixed_split():
     first, second = data.load("digits"), data.load("digits")
     assert first.train.images.shape == (1437, 28, 28, 1)
     assert first.test.images.shape == (360, 28, 28, 1)
@@ -67,15 +69,15 @@ def test_digits_are_built_in_and_split_once():
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         ((0, 1, 3), "label 3 in row 2; expected 0 to 2"),
         ((0, -1, 2), "label -1 in row 1"),
     ],
 )
-def test_label_out_of_range_is_named(tmp_path, labels, said):
+def test_label_out_of_range_is_named(tmp_path, labels, message):
     write_hub_layout(tmp_path / "set", labels=labels)
-    with pytest.raises(data.DataError, match=said):
+    with pytest.raises(data.DataError, match=message):
         data.load("mnist", tmp_path / "set")
 
 
@@ -125,9 +127,10 @@ def write_with(folder, label=None, picture=None, names=None):
         )
     path = folder / "test-00000-of-00001.parquet"
     if label is not None:
-        at = 1
+        index = 1
         rewrite(
-            path, lambda t: t.set_column(at, t.schema.field("label"), pa.array(label))
+            path,
+            lambda t: t.set_column(index, t.schema.field("label"), pa.array(label)),
         )
     if picture is not None:
         kind = pq.read_schema(path).field("image").type
@@ -142,7 +145,7 @@ def write_with(folder, label=None, picture=None, names=None):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"label": pa.array([0, None, 1], pa.int64())}, "test has no label in row 1"),
         ({"names": "acb"}, "other columns or class names than"),
@@ -151,15 +154,15 @@ def write_with(folder, label=None, picture=None, names=None):
         ({"picture": [b"x" * 99, b"y" * 99]}, r"test, row 1 is not an im.*and 1 more"),
     ],
 )
-def test_what_no_set_holds_is_one_line(tmp_path, changed, said):
+def test_invalid_rows_and_columns_are_one_line_errors(tmp_path, changed, message):
     write_with(tmp_path / "set", **changed)
-    with pytest.raises(data.DataError, match=said) as error:
+    with pytest.raises(data.DataError, match=message) as error:
         data.load("mnist", tmp_path / "set")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["none", "text", "plain integers"])
-def test_a_set_without_classes_is_one_line(tmp_path, kind):
+def test_missing_class_labels_are_a_one_line_error(tmp_path, kind):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         columns = {"image": [Image.fromarray(rng.integers(0, 9, (4, 4), np.uint8))] * 3}
@@ -171,38 +174,38 @@ def test_a_set_without_classes_is_one_line(tmp_path, kind):
         datasets.Dataset.from_dict(
             columns, features=datasets.Features(features)
         ).to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
-    said = "has 0 class label columns; expected one, found columns image"
-    with pytest.raises(data.DataError, match=said):
+    message = "has 0 class label columns; expected one, found columns image"
+    with pytest.raises(data.DataError, match=message):
         data.load("mnist", tmp_path)
 
 
-def test_the_split_is_the_files_first_word_or_its_folder(tmp_path):
+def test_split_is_the_file_prefix_or_folder(tmp_path):
     pixels = write_hub_layout(tmp_path / "set", labels=(2, 0, 1))
     source = tmp_path / "set"
-    place = tmp_path / "test [v2] train" / ".x" / "mnist"
-    (place / "train").mkdir(parents=True)
-    (place / "test").mkdir()
+    root = tmp_path / "test [v2] train" / ".x" / "mnist"
+    (root / "train").mkdir(parents=True)
+    (root / "test").mkdir()
     for split in ("train", "test"):
         (source / f"{split}-00000-of-00001.parquet").rename(
-            place / split / "0000.parquet"
+            root / split / "0000.parquet"
         )
-    for folder in (place, place.parent):
-        read = data.load("mnist", folder)
+    for folder in (root, root.parent):
+        dataset = data.load("mnist", folder)
         for split in ("train", "test"):
-            images = getattr(read, split).images[..., 0]
+            images = getattr(dataset, split).images[..., 0]
             np.testing.assert_array_equal(images, np.stack(pixels[split]))
-    write_hub_layout(place.parent / "another")
+    write_hub_layout(root.parent / "another")
     with pytest.raises(data.DataError, match="has two sets: t.* give one of these"):
-        data.load("mnist", place.parent)
+        data.load("mnist", root.parent)
 
 
 @pytest.mark.parametrize("mode", ["P", "1", "RGB", "RGBA", "I;16"])
-def test_pixels_in_memory_are_the_pictures_whatever_their_mode(tmp_path, mode):
+def test_image_modes_are_decoded_or_refused(tmp_path, mode):
     grey = np.random.default_rng(0).integers(0, 2, (6, 28, 28)).astype(np.uint8) * 255
     for split, images in (("train", grey[:4]), ("test", grey[4:])):
         for number, pixels in enumerate(images):
-            place = tmp_path / split / str(number % 2)
-            place.mkdir(parents=True, exist_ok=True)
+            folder = tmp_path / split / str(number % 2)
+            folder.mkdir(parents=True, exist_ok=True)
             picture = Image.fromarray(pixels)
             if mode == "I;16":
                 picture = Image.fromarray(pixels.astype(np.uint16) * 257)
@@ -212,18 +215,18 @@ def test_pixels_in_memory_are_the_pictures_whatever_their_mode(tmp_path, mode):
                 picture.putpalette([255] * 3 + [0] * 3)
             else:
                 picture = picture.convert(mode)
-            picture.save(place / f"{number}.png")
+            picture.save(folder / f"{number}.png")
     if mode.startswith("RGB"):
         with pytest.raises(data.DataError, match="expected 1 channel and"):
             data.load("mnist", tmp_path)
     else:
-        read = data.load("mnist", tmp_path)
+        dataset = data.load("mnist", tmp_path)
         order = [0, 2, 1, 3]
-        np.testing.assert_array_equal(read.train.images[..., 0], grey[:4][order])
-        np.testing.assert_array_equal(read.test.images[..., 0], grey[4:])
+        np.testing.assert_array_equal(dataset.train.images[..., 0], grey[:4][order])
+        np.testing.assert_array_equal(dataset.test.images[..., 0], grey[4:])
 
 
-def test_no_folder_and_no_such_set(tmp_path):
+def test_missing_folder_and_unknown_name_are_refused(tmp_path):
     with pytest.raises(data.DataError, match="has no folder train; .* found nothing"):
         data.load("mnist", tmp_path)
     with pytest.raises(data.DataError, match="no folder nowhere"):
@@ -243,12 +246,12 @@ def test_no_folder_and_no_such_set(tmp_path):
 def test_shared_sets(name, folder, shape, first):
     if not (SHARED / folder).is_dir():
         pytest.skip("the shared data sets are not beside this checkout")
-    read = data.load(name, SHARED / folder)
-    assert read.test.images.shape == (10_000, *shape)
-    assert len(read.class_names) == 10
-    counts = np.bincount(read.train.labels)
+    dataset = data.load(name, SHARED / folder)
+    assert dataset.test.images.shape == (10_000, *shape)
+    assert len(dataset.class_names) == 10
+    counts = np.bincount(dataset.train.labels)
     assert len(counts) == 10 and counts.min() > 4_900
     if first is not None:
-        assert read.train.labels[0] == first
-        mean = read.train.images.mean() / 255
-        assert mean == pytest.approx(read.source.mean[0], abs=1e-3)
+        assert dataset.train.labels[0] == first
+        mean = dataset.train.images.mean() / 255
+        assert mean == pytest.approx(dataset.source.mean[0], abs=1e-3)

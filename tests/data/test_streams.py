@@ -18,13 +18,13 @@ FIT, CROP = Fit(16, 18), Augment(resize_crop=True, flip=True)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def root(tmp_path_factory):
     return folders.class_folders(tmp_path_factory.mktemp("set"))
 
 
 @pytest.fixture(scope="module")
-def found(place):
-    return data.load("folder", place, FIT)
+def dataset(root):
+    return data.load("folder", root, FIT)
 
 
 def read(batches, workers=0):
@@ -34,19 +34,19 @@ def read(batches, workers=0):
 
 def assert_same(first, second):
     assert len(first) == len(second)
-    for here, there in zip(first, second, strict=True):
-        np.testing.assert_array_equal(here[0], there[0])
-        np.testing.assert_array_equal(here[1], there[1])
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
 
 
-def test_class_folders_become_the_test_images_in_order(place, found):
-    assert found.class_names == folders.NAMES
-    assert found.image_shape == (16, 16, 3)
-    assert (found.train_images, found.test_images) == (20, 7)
-    splits = list(found.test_splits())
+def test_validation_images_are_in_path_order(root, dataset):
+    assert dataset.class_names == folders.NAMES
+    assert dataset.image_shape == (16, 16, 3)
+    assert (dataset.train_images, dataset.test_images) == (20, 7)
+    splits = list(dataset.test_splits())
     images = np.concatenate([split.images for split in splits])
     labels = np.concatenate([split.labels for split in splits])
-    paths = sorted((place / "validation").rglob("*.jpg"))
+    paths = sorted((root / "validation").rglob("*.jpg"))
     assert images.dtype == np.uint8 and labels.dtype == np.int32
     for image, label, path in zip(images, labels, paths, strict=True):
         assert folders.NAMES[label] == path.parent.name
@@ -61,94 +61,96 @@ def test_class_folders_become_the_test_images_in_order(place, found):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_worker_processes_change_nothing(found, workers):
-    batches = found.train_batches(6, seed=3, augment=CROP).repeat(3)
+def test_workers_give_the_same_batches(dataset, workers):
+    batches = dataset.train_batches(6, seed=3, augment=CROP).repeat(3)
     assert len(batches) == 9
     assert_same(read(batches), read(batches, workers))
 
 
-def test_a_restart_goes_on_with_the_same_batches(found):
-    batches = found.train_batches(6, seed=3, augment=CROP).repeat(3)
+def test_restart_continues_with_the_same_batches(dataset):
+    batches = dataset.train_batches(6, seed=3, augment=CROP).repeat(3)
     assert_same(read(batches)[4:], read(batches[4:]))
 
 
-def test_shards_are_the_rows_of_each_batch(found):
+def test_shards_split_the_rows_of_each_batch(dataset):
     for make in (
-        lambda shard: found.train_batches(6, seed=3, augment=CROP, shard=shard),
-        lambda shard: found.calibration_batches(6, count=2, seed=3, shard=shard),
-        lambda shard: found.test_batches(6, shard=shard),
+        lambda shard: dataset.train_batches(6, seed=3, augment=CROP, shard=shard),
+        lambda shard: dataset.calibration_batches(6, count=2, seed=3, shard=shard),
+        lambda shard: dataset.test_batches(6, shard=shard),
     ):
         whole = read(make(Shard()).repeat(2))
         parts = zip(*(read(make(Shard(i, 3)).repeat(2)) for i in range(3)), strict=True)
         joined = [tuple(map(np.concatenate, zip(*p, strict=True))) for p in parts]
         assert_same(whole, joined)
     with pytest.raises(ValueError, match="a multiple of 4, .* got 6"):
-        found.test_batches(6, shard=Shard(0, 4))
+        dataset.test_batches(6, shard=Shard(0, 4))
 
 
-def test_an_epoch_sees_a_picture_once_and_drops_another_rest_each_time(found):
-    still = found.train_batches(6, seed=0, augment=Augment())
-    every = {image.tobytes() for image in still_images(found)}
-    assert len(every) == 20
+def test_epoch_visits_images_once_and_drops_a_random_rest(dataset):
+    unaugmented = dataset.train_batches(6, seed=0, augment=Augment())
+    all_images = {image.tobytes() for image in unaugmented_images(dataset)}
+    assert len(all_images) == 20
     missing = []
     for epoch in range(3):
-        images = np.concatenate([x for x, _ in read(still.repeat(3)[3 * epoch :][:3])])
+        images = np.concatenate(
+            [x for x, _ in read(unaugmented.repeat(3)[3 * epoch :][:3])]
+        )
         seen = {image.tobytes() for image in images}
-        assert len(seen) == 18 and seen < every
-        missing.append(every - seen)
+        assert len(seen) == 18 and seen < all_images
+        missing.append(all_images - seen)
     assert len({frozenset(rest) for rest in missing}) == 3
 
 
-def still_images(found):
-    rows = found.train_batches(1, seed=0, augment=Augment())
+def unaugmented_images(dataset):
+    rows = dataset.train_batches(1, seed=0, augment=Augment())
     return [x[0] for x, _ in read(rows)]
 
 
-def test_each_epoch_and_each_seed_draws_anew(found):
-    once = read(found.train_batches(6, seed=3, augment=CROP).repeat(2))
-    other = read(found.train_batches(6, seed=4, augment=CROP))
+def test_epochs_and_seeds_draw_different_crops(dataset):
+    once = read(dataset.train_batches(6, seed=3, augment=CROP).repeat(2))
+    other = read(dataset.train_batches(6, seed=4, augment=CROP))
     seen = {x.tobytes() for x, _ in once} | {x.tobytes() for x, _ in other}
     assert len(seen) == 9
 
 
-def test_what_fills_the_last_test_batch_is_marked(found):
-    whole = read(found.test_batches(4))
+def test_padding_of_the_last_test_batch_is_marked(dataset):
+    whole = read(dataset.test_batches(4))
     assert [x.shape for x, _ in whole] == [(4, 16, 16, 3)] * 2
     labels = np.concatenate([y for _, y in whole])
     assert (labels[:7] >= 0).all() and labels[7] == BLANK
-    assert [len(y) for _, y in read(found.test_batches(7))] == [7]
+    assert [len(y) for _, y in read(dataset.test_batches(7))] == [7]
 
 
-def test_calibration_sees_training_pictures_as_the_test_sees_pictures(found):
-    batches = found.calibration_batches(6, count=9, seed=0)
+def test_calibration_uses_training_images_with_test_crops(dataset):
+    batches = dataset.calibration_batches(6, count=9, seed=0)
     assert len(batches) == 3  # all full batches of an epoch
-    every = {image.tobytes() for image in still_images(found)}
-    assert {image.tobytes() for x, _ in read(batches) for image in x} < every
+    all_images = {image.tobytes() for image in unaugmented_images(dataset)}
+    assert {image.tobytes() for x, _ in read(batches) for image in x} < all_images
 
 
-def test_the_hubs_imagenet_is_evaluated_where_labels_are(tmp_path):
+def test_imagenet_is_evaluated_on_the_labelled_split(tmp_path):
     rows = [(folders.draw(i), i % 3) for i in range(4)]
-    secret = [(folders.draw(9), -1)]
-    place = folders.parquet(
-        tmp_path / "set", train=rows, validation=rows[::-1], test=secret
+    unlabelled = [(folders.draw(9), -1)]
+    root = folders.parquet(
+        tmp_path / "set", train=rows, validation=rows[::-1], test=unlabelled
     )
-    found = data.load("imagenet", place, FIT)
-    (split,) = found.test_splits()
+    dataset = data.load("imagenet", root, FIT)
+    (split,) = dataset.test_splits()
     np.testing.assert_array_equal(split.labels, [0, 2, 1, 0])
     for image, (picture, _) in zip(split.images, rows[::-1], strict=True):
         picture = picture.resize((24, 18), Image.Resampling.BILINEAR)
         expected = np.asarray(picture.crop((4, 1, 20, 17)))
         np.testing.assert_array_equal(image, expected)
-    (place / "validation-00000-of-00001.parquet").unlink()
+    (root / "validation-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match="no labels in test"):
-        data.load("imagenet", place, FIT)
-    (place / "test-00000-of-00001.parquet").unlink()
+        data.load("imagenet", root, FIT)
+    (root / "test-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match="no split validation or test; expected train"):
-        data.load("imagenet", place, FIT)
+        data.load("imagenet", root, FIT)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1"])
-def test_every_kind_of_picture_becomes_colour(tmp_path, mode):
+def test_image_modes_become_rgb(tmp_path, mode):
     picture = folders.draw(1, (18, 18)).convert(mode)
     kind = "TIFF" if mode == "CMYK" else "PNG"
     for number, split in enumerate(("train", "test")):
@@ -165,28 +167,28 @@ def test_every_kind_of_picture_becomes_colour(tmp_path, mode):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_is_no_picture_is_named(place, tmp_path, workers):
-    shutil.copytree(place, tmp_path / "set")
+def test_broken_image_is_named_during_training(root, tmp_path, workers):
+    shutil.copytree(root, tmp_path / "set")
     bad = tmp_path / "set" / "train" / "bee" / "0004.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
-    found = data.load("folder", tmp_path / "set", FIT)
+    dataset = data.load("folder", tmp_path / "set", FIT)
     with pytest.raises(DataError, match=re.escape(f"{bad}")) as error:
-        read(found.train_batches(4, seed=0, augment=CROP), workers)
+        read(dataset.train_batches(4, seed=0, augment=CROP), workers)
     assert "\n" not in str(error.value)
 
 
-def break_picture(path, how):
+def break_picture(path, damage):
     content = path.read_bytes()
-    path.write_bytes({"empty": b"", "cut": content[:-100], "text": b"hello"}[how])
+    path.write_bytes({"empty": b"", "cut": content[:-100], "text": b"hello"}[damage])
 
 
-@pytest.mark.parametrize("how", ["empty", "cut", "text"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "text"])
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_broken_picture_is_found_before_training(place, tmp_path, split, how):
-    shutil.copytree(place, tmp_path / "set")
+def test_check_finds_broken_images_before_training(root, tmp_path, split, damage):
+    shutil.copytree(root, tmp_path / "set")
     data.load("folder", tmp_path / "set", FIT).check()
     bad, *others = sorted((tmp_path / "set" / split).rglob("*.jpg"))
-    break_picture(bad, how)
+    break_picture(bad, damage)
     with pytest.raises(DataError, match=re.escape(f"{bad}")) as error:
         data.load("folder", tmp_path / "set", FIT).check()
     assert "\n" not in str(error.value) and "more" not in str(error.value)
@@ -196,7 +198,7 @@ def test_a_broken_picture_is_found_before_training(place, tmp_path, split, how):
         data.load("folder", tmp_path / "set", FIT).check()
 
 
-def test_what_is_no_such_folder_is_told(tmp_path):
+def test_missing_folder_size_or_split_is_refused(tmp_path):
     with pytest.raises(DataError, match="--data-dir"):
         data.load("folder", None, FIT)
     with pytest.raises(DataError, match="expected an image size"):

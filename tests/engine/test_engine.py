@@ -44,7 +44,7 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def test_lenet5_bit_for_bit_as_the_cpu_backend(lenet5):
+def test_lenet5_equals_the_cpu_backend(lenet5):
     engine = c_engine.Engine(c_engine.to_bytes(lenet5))
     assert (engine.input, engine.output) == ((28, 28, 1), (10,))
     x = normal(130, 28, 28, 1)
@@ -69,7 +69,7 @@ def test_lenet5_bit_for_bit_as_the_cpu_backend(lenet5):
         (xnor.models.BiRealNet18, (32, 32, 3)),
     ],
 )
-def test_networks_of_the_papers(make, shape):
+def test_published_networks_match_cpu_and_xla(make, shape):
     """The logits equal the `cpu` backend's bit for bit, and `xla`'s to rounding."""
     model = packed_networks.randomized(
         nnx.eval_shape(lambda: make(image_shape=shape, rngs=nnx.Rngs(0)))
@@ -85,7 +85,7 @@ def test_networks_of_the_papers(make, shape):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["signals", "volumes"])
-def test_images_of_one_and_of_three_axes(name):
+def test_networks_with_1_and_3_spatial_axes(name):
     make = getattr(packed_networks, name)
     model = packed_networks.randomized(nnx.eval_shape(make), exact=True)
     packed = xnor.pack(model, backend="xla")
@@ -93,7 +93,7 @@ def test_images_of_one_and_of_three_axes(name):
     c_engine.check(packed, x)
 
 
-def test_what_the_file_says_of_the_network(tiny, tmp_path):
+def test_engine_reads_the_file_metadata(tiny, tmp_path):
     pixels = Preprocessing((0.25,), (0.5,))
     path = tmp_path / "tiny"
     info = {"class_names": ("a", "ß", "c"), "name": "tiny", "test_accuracy": 0.5}
@@ -123,7 +123,7 @@ def test_what_the_file_says_of_the_network(tiny, tmp_path):
     np.testing.assert_array_equal(engine(x), engine(np.asarray(pixels(x))))
 
 
-def test_one_model_and_many_threads(tiny):
+def test_threads_share_one_model(tiny):
     engine = c_engine.Engine(c_engine.to_bytes(tiny))
     x = np.asarray(packed_networks.images(40, 6, 5, 1))
     wanted, found = engine(x), []
@@ -131,18 +131,18 @@ def test_one_model_and_many_threads(tiny):
     def call(threads):
         found.extend(engine(x, threads) for _ in range(20))
 
-    callers = [threading.Thread(target=call, args=(n % 3,)) for n in range(6)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    workers = [threading.Thread(target=call, args=(n % 3,)) for n in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
     assert len(found) == 120
     assert all((y == wanted).all() for y in found)
 
 
-def test_errors_are_a_status_and_a_line(tiny, tmp_path):
+def test_errors_have_a_status_and_one_line(tiny, tmp_path):
     data = c_engine.to_bytes(tiny)
-    for source, status, said in (
+    for source, status, message in (
         (tmp_path / "nothing", c_engine.IO_ERROR, "nothing: No such file"),
         (tmp_path, c_engine.INVALID_FILE, "expected a regular file"),
         (b"", c_engine.INVALID_FILE, "a safetensors file"),
@@ -153,21 +153,21 @@ def test_errors_are_a_status_and_a_line(tiny, tmp_path):
     ):
         with pytest.raises(c_engine.Failure) as failure:
             c_engine.Engine(source)
-        assert failure.value.status == status and said in failure.value.text
+        assert failure.value.status == status and message in failure.value.text
         assert "\n" not in failure.value.text
     with pytest.raises(c_engine.Failure, match="preprocessing") as failure:
         c_engine.Engine(data)(np.zeros((1, 6, 5, 1), np.uint8))
     assert failure.value.status == c_engine.INVALID_ARGUMENT
 
 
-def test_both_readers_refuse_the_same_damage(tiny):
+def test_both_readers_refuse_the_same_files(tiny):
     """Change the description's numbers and words, shapes, offsets and bytes."""
     data = c_engine.to_bytes(tiny)
     size = int.from_bytes(data[:8], "little")
     text = json.loads(data[8 : 8 + size])["__metadata__"]["xnor_jax"]
     arrays = safetensors.numpy.load(data)
-    draw = random.Random(0)
-    words = [
+    rng = random.Random(0)
+    replacements = [
         "0",
         "-1",
         "3",
@@ -180,12 +180,12 @@ def test_both_readers_refuse_the_same_damage(tiny):
         '"max"',
         "{}",
     ]
-    places = [at for at, c in enumerate(text) if c in '0123456789[{"']
-    read = 0
+    positions = [position for position, c in enumerate(text) if c in '0123456789[{"']
+    accepted = 0
     for _ in range(300):
-        at = draw.choice(places)
-        end = at + draw.choice([1, 1, 2, 5])
-        changed = text[:at] + draw.choice(words) + text[end:]
+        position = rng.choice(positions)
+        end = position + rng.choice([1, 1, 2, 5])
+        changed = text[:position] + rng.choice(replacements) + text[end:]
         mutant = c_engine.joined(changed, arrays)
         try:
             loaded = file.from_bytes(mutant)
@@ -194,13 +194,13 @@ def test_both_readers_refuse_the_same_damage(tiny):
                 c_engine.Engine(mutant)
             assert failure.value.status == c_engine.INVALID_FILE
             continue
-        read += 1
+        accepted += 1
         engine = c_engine.Engine(mutant)
         assert engine.input == loaded.image_shape
-    assert 0 < read < 300
+    assert 0 < accepted < 300
     for _ in range(100):
-        at = draw.randrange(len(data))
-        mutant = data[:at] + bytes([draw.randrange(256)]) + data[at + 1 :]
+        position = rng.randrange(len(data))
+        mutant = data[:position] + bytes([rng.randrange(256)]) + data[position + 1 :]
         try:
             file.from_bytes(mutant)
         except ValueError:
@@ -209,26 +209,28 @@ def test_both_readers_refuse_the_same_damage(tiny):
 
 
 @pytest.mark.slow
-def test_it_builds_alone_with_its_command(lenet5, tmp_path):
+def test_engine_builds_standalone_with_its_command(lenet5, tmp_path):
     cmake = shutil.which("cmake")
     if cmake is None or not (c_engine.ROOT / "CMakeLists.txt").exists():
         pytest.skip("no cmake, or no sources")
     build = tmp_path / "build"
     # `.ci/run` preloads the sanitizers' libraries; the compiler must not load them.
     environment = {**os.environ, "LD_PRELOAD": ""}
-    run = {"check": True, "capture_output": True, "env": environment}
-    quick = "-DCMAKE_CXX_FLAGS_RELEASE=-O1"
-    subprocess.run([cmake, "-S", c_engine.ROOT, "-B", build, quick], **run)
-    subprocess.run([cmake, "--build", build, "--target", "xnor_command"], **run)
+    options = {"check": True, "capture_output": True, "env": environment}
+    flags = "-DCMAKE_CXX_FLAGS_RELEASE=-O1"
+    subprocess.run([cmake, "-S", c_engine.ROOT, "-B", build, flags], **options)
+    subprocess.run([cmake, "--build", build, "--target", "xnor_command"], **options)
     path = tmp_path / "lenet5.safetensors"
     xnor.save(path, lenet5)
     x = normal(5, 28, 28, 1)
     command = [build / "xnor", "run", path, "--threads", "2", "--batch", "2"]
-    out = subprocess.run(command, input=x.tobytes(), **run).stdout
+    out = subprocess.run(command, input=x.tobytes(), **options).stdout
     y = np.frombuffer(out, np.float32).reshape(5, 10)
-    np.testing.assert_array_equal(y, jnp.concatenate([lenet5(one[None]) for one in x]))
+    np.testing.assert_array_equal(
+        y, jnp.concatenate([lenet5(image[None]) for image in x])
+    )
     command[1] = "info"
-    assert b"28 x 28 x 1" in subprocess.run(command, **run).stdout
+    assert b"28 x 28 x 1" in subprocess.run(command, **options).stdout
     command[2] = tmp_path / "nothing"
-    failed = subprocess.run(command, **run | {"check": False})
+    failed = subprocess.run(command, **options | {"check": False})
     assert failed.returncode == 1 and failed.stderr.count(b"\n") == 1

@@ -22,13 +22,13 @@ X86 = {
 }
 
 
-def build(compiler, folder, define, sets, *options):
+def build(compiler, folder, macro, sets, *options):
     objects = []
     units = [("kernels_portable", []), *sets, ("check", [])]
     for name, flags in units:
         source = CHECK if name == "check" else ENGINE / f"{name}.cc"
         objects.append(str(folder / f"{name}.o"))
-        command = [compiler, *FLAGS, *flags, *options, f"-D{define}", f"-I{ENGINE}"]
+        command = [compiler, *FLAGS, *flags, *options, f"-D{macro}", f"-I{ENGINE}"]
         subprocess.run([*command, "-c", str(source), "-o", objects[-1]], check=True)
     program = str(folder / "check")
     subprocess.run([compiler, *options, *objects, "-o", program], check=True)
@@ -36,26 +36,26 @@ def build(compiler, folder, define, sets, *options):
 
 
 @pytest.mark.slow
-def test_kernels_of_this_processor_under_sanitizers(tmp_path):
+def test_native_kernels_pass_under_sanitizers(tmp_path):
     compiler = shutil.which("g++")
     if compiler is None or not (ENGINE / "kernels.h").exists():
         pytest.skip("no g++, or no sources")
-    arm = platform.machine() in ("aarch64", "arm64")
-    define, sets = ("XNOR_ARM64", ARM) if arm else ("XNOR_X86", X86)
+    is_arm = platform.machine() in ("aarch64", "arm64")
+    macro, sets = ("XNOR_ARM64", ARM) if is_arm else ("XNOR_X86", X86)
     sanitize = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    program = build(compiler, tmp_path, define, sets.values(), *sanitize)
-    ran = subprocess.run([program], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert set(ran.stdout.split()) <= {"avx2", "avx512", "neon"}
+    program = build(compiler, tmp_path, macro, sets.values(), *sanitize)
+    result = subprocess.run([program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert set(result.stdout.split()) <= {"avx2", "avx512", "neon"}
 
 
 @pytest.mark.slow
-def test_neon_on_an_emulated_processor(tmp_path):
+def test_neon_kernels_pass_on_an_emulated_processor(tmp_path):
     compiler = shutil.which("aarch64-linux-gnu-g++")
     emulator = shutil.which("qemu-aarch64")
     if compiler is None or emulator is None or not (ENGINE / "kernels.h").exists():
         pytest.skip("no aarch64-linux-gnu-g++ or no qemu-aarch64")
     program = build(compiler, tmp_path, "XNOR_ARM64", ARM.values(), "-static")
-    ran = subprocess.run([emulator, program], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split() == ["neon"]
+    result = subprocess.run([emulator, program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["neon"]

@@ -19,19 +19,19 @@ def run(x, *nodes):
 
     A node without `inputs` reads the previous node's result.
     """
-    described, arrays = [], {}
-    for at, node in enumerate(nodes):
-        node = {"inputs": [at], **node}
-        given = node.pop("arrays", {})
-        arrays |= {f"{at}.{name}": np.asarray(a) for name, a in given.items()}
-        described.append(node)
+    entries, arrays = [], {}
+    for index, node in enumerate(nodes):
+        node = {"inputs": [index], **node}
+        node_arrays = node.pop("arrays", {})
+        arrays |= {f"{index}.{name}": np.asarray(a) for name, a in node_arrays.items()}
+        entries.append(node)
     text = json.dumps(
         {
             "format": "xnor_jax packed network",
             "version": 3,
             "layout": LAYOUT,
             "image_shape": x.shape[1:],
-            "nodes": described,
+            "nodes": entries,
         }
     )
     engine = c_engine.Engine(c_engine.joined(text, arrays))
@@ -70,7 +70,7 @@ TO_FLOATS = {
     "arrays": {"constant1": np.ones(1, np.float32)},
 }
 
-ONE = {
+UNARY = {
     "neg": np.negative,
     "abs": np.abs,
     "sign": np.sign,
@@ -94,26 +94,26 @@ ONE = {
     "erfc": np.vectorize(math.erfc),
     "square": np.square,
 }
-OF_POSITIVE = ("log", "log1p", "sqrt", "rsqrt")
+POSITIVE_ONLY = ("log", "log1p", "sqrt", "rsqrt")
 
 
-@pytest.mark.parametrize("name", ONE)
-def test_functions_of_one_number(name):
+@pytest.mark.parametrize("name", UNARY)
+def test_unary_functions(name):
     x = np.random.default_rng(0).normal(size=(5, 3, 7)).astype(np.float32)
-    x = np.abs(x) if name in OF_POSITIVE else x
+    x = np.abs(x) if name in POSITIVE_ONLY else x
     node = {"kind": "elementwise", "function": name, "operands": [0], "shapes": [[]]}
-    np.testing.assert_allclose(run(x, node), ONE[name](x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(x, node), UNARY[name](x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("exponent", [-3, -1, 0, 1, 2, 7])
-def test_whole_powers(exponent):
+def test_integer_powers(exponent):
     x = 0.5 + np.random.default_rng(0).random((4, 9)).astype(np.float32)
     node = {"kind": "elementwise", "function": "integer_pow", "exponent": exponent}
     y = run(x, node | {"operands": [0], "shapes": [[]]})
     np.testing.assert_allclose(y, x.astype(float) ** exponent, rtol=1e-5)
 
 
-TWO = {
+BINARY = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
@@ -130,37 +130,39 @@ TWO = {
     "eq": np.equal,
     "ne": np.not_equal,
 }
-TWO_BOOL = ("ge", "gt", "le", "lt", "eq", "ne")
+COMPARISONS = ("ge", "gt", "le", "lt", "eq", "ne")
 SHAPES = [(3, 4, 5), (5,), (1, 4, 1), (3, 1, 5), (1,), (), (4, 5), (3, 1, 1)]
 
 
-@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize("name", BINARY)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_functions_of_two_numbers_and_their_shapes(name, shape):
+def test_binary_functions_broadcast(name, shape):
     x, other = quarters(6, 3, 4, 5), quarters(*shape, seed=1)
     other = np.where(other == 0, np.float32(1.5), other)
     x = np.abs(x) + np.float32(0.25) if name == "pow" else x
     node = {"kind": "elementwise", "function": name, "operands": [0, -1]}
     node |= {"shapes": [[], list(shape)], "arrays": {"constant1": other}}
-    more = [{"kind": "elementwise", "function": "to_float"}] if name in TWO_BOOL else []
-    more = [m | {"operands": [0], "shapes": [[]]} for m in more]
-    wanted = TWO[name](x, other)
-    np.testing.assert_allclose(run(x, node, *more), wanted, rtol=1e-5)
+    conversion = (
+        [{"kind": "elementwise", "function": "to_float"}] if name in COMPARISONS else []
+    )
+    conversion = [m | {"operands": [0], "shapes": [[]]} for m in conversion]
+    wanted = BINARY[name](x, other)
+    np.testing.assert_allclose(run(x, node, *conversion), wanted, rtol=1e-5)
     # Swapped operands, both of them results of nodes.
     if len(shape) == 3 and name not in ("pow", "rem"):
-        total = {"kind": "reduce", "function": "max", "inputs": [0]}
-        axes = [at + 1 for at in range(3) if shape[at] == 1]
-        kept = {"kind": "reshape", "shape": list(shape)}
-        join = {"kind": "elementwise", "function": name, "inputs": [2, 0]}
-        join |= {"operands": [0, 1], "shapes": [[], []]}
+        reduce = {"kind": "reduce", "function": "max", "inputs": [0]}
+        axes = [axis + 1 for axis in range(3) if shape[axis] == 1]
+        reshape = {"kind": "reshape", "shape": list(shape)}
+        combine = {"kind": "elementwise", "function": name, "inputs": [2, 0]}
+        combine |= {"operands": [0, 1], "shapes": [[], []]}
         if name == "div":
             x = np.where(x == 0, np.float32(0.75), x)
-        wanted = TWO[name](x.max(tuple(axes), keepdims=True), x)
-        got = run(x, total | {"axes": axes}, kept, join, *more)
+        wanted = BINARY[name](x.max(tuple(axes), keepdims=True), x)
+        got = run(x, reduce | {"axes": axes}, reshape, combine, *conversion)
         np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
-def test_conditions():
+def test_comparisons_and_selection():
     x = quarters(4, 3, 6)
 
     def node(function, inputs, operands, shapes=None, **arrays):
@@ -187,23 +189,23 @@ def test_conditions():
         ),
     )
     over, under = x > 0.5, x < -0.5
-    which = (over & under) | (~(over | under) ^ over)
-    np.testing.assert_array_equal(y, np.clip(np.where(which, 0.5, x), -0.5, 0.5))
+    condition = (over & under) | (~(over | under) ^ over)
+    np.testing.assert_array_equal(y, np.clip(np.where(condition, 0.5, x), -0.5, 0.5))
 
 
-THREE = {
+FUSED = {
     "multiply_add": ((0, 1, 2), lambda a, b, c: a * b + c),
     "multiply_sub": ((0, 1, 2), lambda a, b, c: a * b - c),
     "sub_multiply": ((2, 0, 1), lambda a, b, c: c - a * b),
 }
 
 
-@pytest.mark.parametrize("name", THREE)
+@pytest.mark.parametrize("name", FUSED)
 @pytest.mark.parametrize("shape", [(3, 5, 33), (2, 1, 40), (37,), (4, 3)])
-def test_a_product_and_a_sum_are_rounded_once(name, shape):
+def test_fused_multiply_add_rounds_once(name, shape):
     """Factors have 20 bits and summands 24, so that float64 is exact."""
     rng = np.random.default_rng(len(shape))
-    order, function = THREE[name]
+    order, function = FUSED[name]
     size, channels = math.prod(shape), shape[-1]
     x = rng.integers(-(2**20), 2**20, (3, *shape)).astype(np.float32)
     factor = rng.integers(-(2**20), 2**20, channels).astype(np.float32)
@@ -262,16 +264,16 @@ MOVES = [
 
 @pytest.mark.parametrize("bits", [False, True])
 @pytest.mark.parametrize("channels", [5, 40, 64])
-@pytest.mark.parametrize("at", range(len(MOVES)))
-def test_moves(at, channels, bits):
-    node, move = MOVES[at]
+@pytest.mark.parametrize("index", range(len(MOVES)))
+def test_data_movement(index, channels, bits):
+    node, move = MOVES[index]
     x = signs(3, 3, 4, channels) if bits else quarters(3, 3, 4, channels)
     node = dict(node)
     wanted = move(x)
     if node["kind"] == "reshape":
         node["shape"] = list(wanted.shape[1:])
     if node["kind"] == "slice":
-        first = [1, 0, channels // 2 if at == 6 else 0]
+        first = [1, 0, channels // 2 if index == 6 else 0]
         node |= {"start": first, "stop": [3, 4, channels]}
     before = [to_bits(channels)] if bits else []
     np.testing.assert_array_equal(run(x, *before, node, TO_FLOATS), wanted)
@@ -280,27 +282,27 @@ def test_moves(at, channels, bits):
 @pytest.mark.parametrize("bits", [False, True])
 @pytest.mark.parametrize("axis", [1, 2, 3])
 @pytest.mark.parametrize("channels", [7, 32])
-def test_joining_taking_and_spreading(channels, axis, bits):
+def test_concatenate_take_and_broadcast(channels, axis, bits):
     x = signs(3, 2, 3, channels) if bits else quarters(3, 2, 3, channels)
     before = [to_bits(channels)] if bits else []
     first = len(before)
-    join = {"kind": "concatenate", "axis": axis, "inputs": [first] * 3}
+    concatenate = {"kind": "concatenate", "axis": axis, "inputs": [first] * 3}
     wanted = np.concatenate([x] * 3, axis)
-    np.testing.assert_array_equal(run(x, *before, join, TO_FLOATS), wanted)
+    np.testing.assert_array_equal(run(x, *before, concatenate, TO_FLOATS), wanted)
     places = np.random.default_rng(0).integers(0, x[0].size, (4, 9)).astype(np.int32)
     take = {"kind": "take", "shape": [4, 9], "arrays": {"places": places}}
     wanted = x.reshape(len(x), -1)[:, places]
     np.testing.assert_array_equal(run(x, *before, take, TO_FLOATS), wanted)
-    one = {"kind": "slice", "start": [0] * 3, "stop": [2, 3, channels]}
-    one["stop"][axis - 1] = 1
-    wide = {"kind": "broadcast", "shape": [2, 3, channels]}
-    index = tuple(slice(None, 1 if at == axis else None) for at in range(4))
+    part = {"kind": "slice", "start": [0] * 3, "stop": [2, 3, channels]}
+    part["stop"][axis - 1] = 1
+    broadcast = {"kind": "broadcast", "shape": [2, 3, channels]}
+    index = tuple(slice(None, 1 if dim == axis else None) for dim in range(4))
     wanted = np.broadcast_to(x[index], x.shape)
-    nodes = [*before, one | {"strides": [1, 1, 1]}, wide, TO_FLOATS]
+    nodes = [*before, part | {"strides": [1, 1, 1]}, broadcast, TO_FLOATS]
     np.testing.assert_array_equal(run(x, *nodes), wanted)
 
 
-def test_constants_norms_means_and_products():
+def test_constant_norm_mean_and_matmul():
     x = quarters(4, 3, 5)
     value, channel = quarters(5, 2, seed=1), [quarters(5, seed=s) for s in (2, 3, 4)]
     constant = {"kind": "constant", "shape": [5, 2], "arrays": {"value": value}}
@@ -309,14 +311,14 @@ def test_constants_norms_means_and_products():
     arrays = dict(zip(("mean", "scale", "bias"), channel, strict=True))
     norm = run(x, {"kind": "norm", "arrays": arrays})
     np.testing.assert_array_equal(norm, (x - channel[0]) * channel[1] + channel[2])
-    share = np.float32(1) / np.float32(3)
-    np.testing.assert_array_equal(run(x, {"kind": "mean"}), x.sum(1) * share)
+    reciprocal = np.float32(1) / np.float32(3)
+    np.testing.assert_array_equal(run(x, {"kind": "mean"}), x.sum(1) * reciprocal)
 
 
-def windows(x, window, strides, padding, dilation, outside):
+def windows(x, window, strides, padding, dilation, fill):
     """The values in each window: `[N, *out, taps, C]`."""
     pads = [(0, 0), *padding, (0, 0)]
-    x = np.pad(x, pads, constant_values=outside)
+    x = np.pad(x, pads, constant_values=fill)
     axes = range(1, x.ndim - 1)
     sizes = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
     view = np.lib.stride_tricks.sliding_window_view(x, sizes, tuple(axes))
@@ -354,13 +356,15 @@ def test_convolutions(geometry, groups, epilogue, binary):
     x = (signs if binary else quarters)(2, *(7, 5, 4)[:rank], c_in)
     shape = (*geometry["window"], c_in // groups, c_out)
     kernel = (signs if binary else quarters)(*shape, seed=1)
-    taken = windows(x, **geometry, outside=0)
-    each = c_out // groups
+    patches = windows(x, **geometry, fill=0)
+    group_features = c_out // groups
     parts = [
         np.einsum(
             "...tc,tco->...o",
-            taken[..., g * (c_in // groups) : (g + 1) * (c_in // groups)],
-            kernel.reshape(-1, c_in // groups, c_out)[..., g * each : (g + 1) * each],
+            patches[..., g * (c_in // groups) : (g + 1) * (c_in // groups)],
+            kernel.reshape(-1, c_in // groups, c_out)[
+                ..., g * group_features : (g + 1) * group_features
+            ],
         )
         for g in range(groups)
     ]
@@ -396,8 +400,8 @@ def test_pools(geometry):
     ]
     x = quarters(3, *(7, 5, 4)[:rank], 35)
     entries = {k: v for k, v in geometry.items() if k != "dilation"}
-    for name, outside in (("sum", 0), ("max", -np.inf), ("min", np.inf)):
-        wanted = getattr(np, name)(windows(x, **geometry, outside=outside), -2)
+    for name, fill in (("sum", 0), ("max", -np.inf), ("min", np.inf)):
+        wanted = getattr(np, name)(windows(x, **geometry, fill=fill), -2)
         got = run(x, {"kind": "pool", "function": name, **entries})
         np.testing.assert_array_equal(got, wanted)
     flip = signs(35, seed=1)
@@ -405,14 +409,14 @@ def test_pools(geometry):
     pool = {"kind": "max_pool_bits", **entries, "arrays": arrays}
     x = signs(3, *(7, 5, 4)[:rank], 35)
     largest, least = (
-        f(windows(x, **geometry, outside=o), -2) for f, o in ((np.max, -1), (np.min, 1))
+        f(windows(x, **geometry, fill=o), -2) for f, o in ((np.max, -1), (np.min, 1))
     )
     got = run(x, to_bits(35), pool, TO_FLOATS)
     np.testing.assert_array_equal(got, np.where(flip < 0, least, largest))
     if rank == 2:
         arrays |= {"threshold": quarters(35, seed=2)}
         node = {"kind": "sum_pool_bits", **entries, "arrays": arrays}
-        sums = windows(quarters(3, 7, 5, 35), **geometry, outside=0).sum(-2)
+        sums = windows(quarters(3, 7, 5, 35), **geometry, fill=0).sum(-2)
         wanted = np.where(sums < arrays["threshold"], -1, 1) * flip
         got = run(quarters(3, 7, 5, 35), node, TO_FLOATS)
         np.testing.assert_array_equal(got, wanted)

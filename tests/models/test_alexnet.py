@@ -50,12 +50,12 @@ class Table(oracles.Table):
         return self.real("dense8", x)
 
 
-def test_parameters_are_those_of_the_table():
+def test_parameters_match_the_table():
     assert oracles.param_shapes(oracles.abstract(AlexNet)) == SHAPES
     assert sum(map(math.prod, SHAPES.values())) == 62_415_592
 
 
-def test_layers_have_the_tables_outputs():
+def test_output_shapes_match_the_table():
     model = oracles.abstract(AlexNet)
     assert oracles.out_shape(model.conv1, 2, 227, 227, 3) == (2, 55, 55, 96)
     assert oracles.out_shape(model.block2, 2, 27, 27, 96) == (2, 27, 27, 256)
@@ -64,7 +64,7 @@ def test_layers_have_the_tables_outputs():
     assert oracles.out_shape(model, 2, 227, 227, 3) == (2, 1000)
 
 
-def test_multiplications_by_precision():
+def test_macs_are_counted_by_precision():
     binary, real = oracles.macs(oracles.abstract(AlexNet), 227, 227, 3)
     wide = 25 * 96 * 256 * 27**2
     narrow = 9 * (256 * 384 + 384 * 384 + 384 * 256) * 13**2
@@ -91,14 +91,14 @@ def test_norms_and_dropout_follow_the_reference():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("binary", [True, False])
-def test_answers_are_those_of_the_loops(binary: bool):
+def test_logits_match_loops(binary: bool):
     # The smallest height, and a width whose last columns no window reaches.
     shape = (67, 70, 3)
     oracles.check_evaluation(Table, AlexNet, shape, binary=binary, tolerance=1e-7)
 
 
 @pytest.mark.slow
-def test_kernels_are_drawn_with_a_deviation_of_two_through_the_filters_size():
+def test_initial_kernel_deviation_is_two_over_fan_in():
     model = AlexNet(image_shape=(67, 67, 3), classes=30, rngs=nnx.Rngs(0))
     params = oracles.flat(nnx.state(model, nnx.Param))
     for name in KERNELS:

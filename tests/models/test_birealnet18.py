@@ -38,13 +38,13 @@ class Table(oracles.Table):
         return x @ self.values["dense18/kernel"] + self.values["dense18/bias"]
 
 
-def test_parameters_are_those_of_the_table():
+def test_parameters_match_the_table():
     assert oracles.param_shapes(oracles.abstract(BiRealNet18)) == shapes()
     # As in He's ResNet-18 with shortcuts of type B.
     assert sum(map(math.prod, shapes().values())) == 11_689_512
 
 
-def test_layers_have_the_tables_outputs():
+def test_output_shapes_match_the_table():
     model = oracles.abstract(BiRealNet18)
     assert oracles.out_shape(model.conv1, 2, 224, 224, 3) == (2, 112, 112, 64)
     assert oracles.out_shape(model.blocks[4], 2, 56, 56, 64) == (2, 28, 28, 128)
@@ -52,7 +52,7 @@ def test_layers_have_the_tables_outputs():
     assert oracles.out_shape(model, 2, 224, 224, 3) == (2, 1000)
 
 
-def test_multiplications_are_the_papers():
+def test_macs_match_the_paper():
     # ReActNet's Table 3: 1.68e9 binary, 1.39e8 float.
     binary, real = oracles.macs(oracles.abstract(BiRealNet18), 224, 224, 3)
     assert f"{binary:.2e}" == "1.68e+09"
@@ -61,20 +61,20 @@ def test_multiplications_are_the_papers():
     assert abs(real / 1.39e8 - 1) < 0.01
 
 
-def test_inner_kernels_are_those_of_the_blocks_and_no_shortcut():
+def test_inner_kernels_are_the_blocks_without_shortcuts():
     inner = oracles.inner_kernels(oracles.abstract(BiRealNet18))
     assert sorted(inner) == sorted(f"{name}/conv/kernel" for name in BLOCKS)
 
 
 @pytest.mark.parametrize(("channels", "strides"), [((4, 8), 1), ((4, 4), 3)])
-def test_a_block_whose_shortcut_would_not_fit_is_refused(channels, strides):
+def test_blocks_with_invalid_shortcuts_are_refused(channels, strides):
     with pytest.raises(ValueError, match=f"BiRealBlock: expected .*strides={strides}"):
         BiRealBlock(*channels, strides=strides, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("binary", [True, False])
-def test_answers_are_those_of_the_loops(binary: bool):
+def test_logits_match_loops(binary: bool):
     # Not square, with odd sizes inside.
     shape = (20, 12, 3)
     oracles.check_evaluation(Table, BiRealNet18, shape, binary=binary, tolerance=1e-7)

@@ -37,12 +37,12 @@ class Table(oracles.Table):
         return self.real("dense4", self.block("block3", x))
 
 
-def test_parameters_are_those_of_the_table():
+def test_parameters_match_the_table():
     assert oracles.param_shapes(oracles.abstract(LeNet5)) == SHAPES
     assert sum(map(math.prod, SHAPES.values())) == 431_220
 
 
-def test_layers_have_the_tables_outputs():
+def test_output_shapes_match_the_table():
     model = oracles.abstract(LeNet5)
     assert oracles.out_shape(model.conv1, 7, 28, 28, 1) == (7, 24, 24, 20)
     assert oracles.out_shape(model.block2, 7, 12, 12, 20) == (7, 8, 8, 50)
@@ -54,7 +54,7 @@ def test_layers_have_the_tables_outputs():
     ("binary", "image_shape"),
     [(True, (28, 28, 1)), (True, (19, 17, 2)), (False, (28, 28, 1))],
 )
-def test_answers_are_those_of_the_loops(binary: bool, image_shape):
+def test_logits_match_loops(binary: bool, image_shape):
     oracles.check_evaluation(Table, LeNet5, image_shape, binary=binary)
 
 
@@ -91,7 +91,7 @@ def test_block_settings_reach_both_blocks():
     ("image_shape", "classes", "dense"),
     [((28, 28, 1), 10, 800), ((32, 32, 3), 7, 1250), ((16, 21, 2), 3, 100)],
 )
-def test_other_images_and_classes(image_shape, classes, dense):
+def test_other_image_shapes_and_classes(image_shape, classes, dense):
     model = oracles.abstract(LeNet5, image_shape=image_shape, classes=classes)
     assert model.block3.layer.kernel.shape == (dense, 500)
     assert oracles.out_shape(model, 5, *image_shape) == (5, classes)
@@ -104,19 +104,19 @@ def test_images_too_small_are_refused(image_shape):
 
 
 @pytest.mark.parametrize("image_shape", [(28, 28), (28, 28, 28, 1)])
-def test_an_image_shape_has_three_numbers(image_shape: Any):
+def test_image_shapes_without_three_axes_are_refused(image_shape: Any):
     with pytest.raises(ValueError, match="image"):
         oracles.abstract(LeNet5, image_shape=image_shape)
 
 
-def test_images_of_another_size_than_promised_are_refused():
+def test_images_of_unexpected_size_are_refused():
     with pytest.raises(
         ValueError, match=r"expected \[..., 800\], got shape \(2, 1250\)"
     ):
         oracles.out_shape(oracles.abstract(LeNet5), 2, 32, 32, 1)
 
 
-def test_evaluation_is_repeatable_and_changes_nothing_where_training_does():
+def test_only_training_updates_batch_statistics():
     model = oracles.with_numbers(oracles.abstract(LeNet5, image_shape=(16, 16, 1)))
     before = jax.tree.map(np.asarray, nnx.state(model, (nnx.Param, nnx.BatchStat)))
     x = jnp.float32(np.random.default_rng(0).normal(size=(3, 16, 16, 1)))

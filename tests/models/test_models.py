@@ -27,22 +27,22 @@ LAYERS = xnor.nn.BinaryConv | xnor.nn.BinaryLinear
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-def test_every_recipe_for_imagenet_is_here():
+def test_every_imagenet_recipe_is_covered():
     imagenet = {name for name in recipe.PRESETS if name.startswith("imagenet")}
     assert imagenet - {"imagenet-resnet18"} <= {name for name, _ in RECIPES.values()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_takes_a_step_of_its_recipe_and_packs(name: str):
+def test_model_trains_one_step_and_packs(name: str):
     preset, shape = RECIPES[name]
     # The first step of a warm-up has a learning rate of 0.
     fields = {"batch_size": 4, "warmup_epochs": 0.0}
-    chosen = dataclasses.replace(recipe.get(preset), **fields)
-    assert chosen.model == name
-    source = data.SOURCES[chosen.dataset]
+    settings = dataclasses.replace(recipe.get(preset), **fields)
+    assert settings.model == name
+    source = data.SOURCES[settings.dataset]
     trainer, state = step.create(
-        chosen, source, image_shape=shape, classes=5, steps_per_epoch=2
+        settings, source, image_shape=shape, classes=5, steps_per_epoch=2
     )
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32)
@@ -53,10 +53,10 @@ def test_takes_a_step_of_its_recipe_and_packs(name: str):
 
     new, metrics = jax.jit(take_a_step, compiler_options=QUICK)(state)
     assert np.isfinite(metrics.loss)
-    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params, new.params)
-    for path, any_moved in jax.tree.leaves_with_path(moved):
+    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params, new.params)
+    for path, any_changed in jax.tree.leaves_with_path(changed):
         name = masks.path_string(path)
-        assert any_moved or not name.endswith("kernel"), name
+        assert any_changed or not name.endswith("kernel"), name
     model = loop.trained_model(trainer, new)
     layers = [m for _, m in nnx.iter_modules(model) if isinstance(m, LAYERS)]
     packed = xnor.pack(model)

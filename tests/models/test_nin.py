@@ -53,12 +53,12 @@ def model() -> NIN:
     return NIN(rngs=nnx.Rngs(jax.random.key(0, impl="rbg")))
 
 
-def test_parameters_are_those_of_the_table():
+def test_parameters_match_the_table():
     assert oracles.param_shapes(oracles.abstract(NIN)) == SHAPES
     assert sum(map(math.prod, SHAPES.values())) == 969_418
 
 
-def test_layers_have_the_tables_outputs():
+def test_output_shapes_match_the_table():
     model = oracles.abstract(NIN)
     assert oracles.out_shape(model.conv1, 7, 32, 32, 3) == (7, 32, 32, 192)
     assert oracles.out_shape(model.block3, 7, 32, 32, 160) == (7, 32, 32, 96)
@@ -68,7 +68,7 @@ def test_layers_have_the_tables_outputs():
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_answers_are_those_of_the_loops(binary: bool):
+def test_logits_match_loops(binary: bool):
     # Not square, with odd sizes inside: 10×8, 5×4, 3×2.
     oracles.check_evaluation(Table, NIN, (10, 8, 3), binary=binary)
 
@@ -86,7 +86,7 @@ def test_norms_follow_the_reference():
         assert (norm.use_scale, norm.use_bias) == (name in NORMS,) * 2
 
 
-def test_dropout_sits_in_the_wide_blocks():
+def test_dropout_is_in_the_wide_blocks():
     def rates(model):
         dropouts = {name: getattr(model, name).layer.dropout for name in BLOCKS}
         return {name: d.rate for name, d in dropouts.items() if d is not None}
@@ -95,7 +95,7 @@ def test_dropout_sits_in_the_wide_blocks():
     assert rates(oracles.abstract(NIN, dropout=0.1)) == {"block4": 0.1, "block7": 0.1}
 
 
-def test_kernels_are_drawn_with_a_deviation_of_a_twentieth(model: NIN):
+def test_initial_kernel_deviation_is_0_05(model: NIN):
     params = oracles.flat(nnx.state(model, nnx.Param))
     for name, shape in SHAPES.items():
         value = np.asarray(params[name], np.float64)
@@ -108,8 +108,10 @@ def test_kernels_are_drawn_with_a_deviation_of_a_twentieth(model: NIN):
         else:
             expected = np.ones(shape) if name.endswith("scale") else np.zeros(shape)
             np.testing.assert_array_equal(value, expected, name)
-    alike = [params[f"{name}/layer/kernel"] for name in ("block5", "block6", "block8")]
-    assert len({float(kernel[0, 0, 0, 0]) for kernel in alike}) == 3
+    same_shape = [
+        params[f"{name}/layer/kernel"] for name in ("block5", "block6", "block8")
+    ]
+    assert len({float(kernel[0, 0, 0, 0]) for kernel in same_shape}) == 3
 
 
 def test_float_twin_has_the_same_parameters():
@@ -130,7 +132,7 @@ def test_block_settings_reach_every_block():
     ("image_shape", "classes"),
     [((32, 32, 3), 10), ((28, 28, 1), 47), ((33, 47, 4), 3), ((1, 1, 3), 2)],
 )
-def test_other_images_and_classes(image_shape, classes):
+def test_other_image_shapes_and_classes(image_shape, classes):
     model = oracles.abstract(NIN, image_shape=image_shape, classes=classes)
     assert oracles.out_shape(model, 2, *image_shape) == (2, classes)
 
@@ -141,7 +143,7 @@ def test_images_without_pixels_or_channels_are_refused(image_shape: Any):
         oracles.abstract(NIN, image_shape=image_shape)
 
 
-def test_evaluation_is_repeatable_and_changes_nothing(model: NIN):
+def test_evaluation_is_deterministic_and_keeps_state(model: NIN):
     model.eval()
     before = jax.tree.map(np.asarray, nnx.state(model, (nnx.Param, nnx.BatchStat)))
     x = jnp.float32(np.random.default_rng(0).normal(size=(2, 4, 4, 3)))

@@ -57,13 +57,13 @@ class Table(oracles.Table):
         return x @ self.values["dense28/kernel"] + self.values["dense28/bias"]
 
 
-def test_parameters_are_those_of_the_table():
+def test_parameters_match_the_table():
     assert oracles.param_shapes(oracles.abstract(ReActNetA)) == shapes()
     assert sum(map(math.prod, shapes().values())) == 29_343_592
 
 
 @pytest.mark.parametrize("features", [2, 6, 12])
-def test_a_block_keeps_or_doubles_its_channels(features: int):
+def test_blocks_must_keep_or_double_their_channels(features: int):
     options: dict[str, Any] = {
         "strides": 1,
         "surrogate": "ste",
@@ -75,7 +75,7 @@ def test_a_block_keeps_or_doubles_its_channels(features: int):
 
 
 @pytest.mark.slow
-def test_layers_have_the_tables_outputs():
+def test_output_shapes_match_the_table():
     model = oracles.abstract(ReActNetA)
     assert oracles.out_shape(model.conv1, 2, 224, 224, 3) == (2, 112, 112, 32)
     assert oracles.out_shape(model.blocks[0], 2, 112, 112, 32) == (2, 112, 112, 64)
@@ -85,7 +85,7 @@ def test_layers_have_the_tables_outputs():
 
 
 @pytest.mark.slow
-def test_multiplications_are_the_papers():
+def test_macs_match_the_paper():
     # Table 3: 4.82e9 binary, 0.12e8 float.
     binary, real = oracles.macs(oracles.abstract(ReActNetA), 224, 224, 3)
     assert f"{binary:.2e}" == "4.82e+09"
@@ -94,7 +94,7 @@ def test_multiplications_are_the_papers():
 
 
 @pytest.mark.slow
-def test_inner_kernels_are_those_of_the_blocks():
+def test_inner_kernels_are_the_blocks():
     inner = oracles.inner_kernels(oracles.abstract(ReActNetA))
     names = [n for n in shapes() if n.startswith("blocks") and n.endswith("kernel")]
     assert sorted(inner) == sorted(names)
@@ -107,5 +107,5 @@ def test_inner_kernels_are_those_of_the_blocks():
 @pytest.mark.parametrize(
     ("binary", "shape"), [(True, (13, 10, 3)), (False, (45, 35, 3))]
 )
-def test_answers_are_those_of_the_loops(binary: bool, shape: tuple[int, int, int]):
+def test_logits_match_loops(binary: bool, shape: tuple[int, int, int]):
     oracles.check_evaluation(Table, ReActNetA, shape, binary=binary, tolerance=1e-7)

@@ -66,13 +66,13 @@ class Table(oracles.Table):
         return x @ self.values["dense10/kernel"] + self.values["dense10/bias"]
 
 
-def test_parameters_are_those_of_the_table():
+def test_parameters_match_the_table():
     assert oracles.param_shapes(oracles.abstract(ResNet18)) == shapes()
     # He's network has 11,689,512: its BatchNorms follow the convolutions.
     assert sum(map(math.prod, shapes().values())) == 11_688_616
 
 
-def test_layers_have_the_tables_outputs():
+def test_output_shapes_match_the_table():
     model = oracles.abstract(ResNet18)
     assert oracles.out_shape(model.conv1, 2, 224, 224, 3) == (2, 112, 112, 64)
     assert oracles.out_shape(model.residual3, 2, 56, 56, 64) == (2, 56, 56, 64)
@@ -83,13 +83,13 @@ def test_layers_have_the_tables_outputs():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("binary", [True, False])
-def test_answers_are_those_of_the_loops(binary: bool):
+def test_logits_match_loops(binary: bool):
     # Not square, with odd sizes inside. BatchNorms of dead channels amplify rounding.
     shape = (20, 12, 3)
     oracles.check_evaluation(Table, ResNet18, shape, binary=binary, tolerance=1e-7)
 
 
-def test_inner_kernels_are_those_of_the_blocks_and_no_shortcut():
+def test_inner_kernels_are_the_blocks_without_shortcuts():
     inner = oracles.inner_kernels(oracles.abstract(ResNet18))
     names = [n for n in shapes() if "block" in n and n.endswith("kernel")]
     assert sorted(inner) == sorted(names)
@@ -105,7 +105,7 @@ def test_block_settings_reach_every_block():
         assert (residual.shortcut is not None) == (name in WIDER)
 
 
-def test_the_stem_for_cifar_keeps_the_size():
+def test_cifar_stem_keeps_the_spatial_size():
     model = oracles.abstract(models.MODELS["resnet18-cifar"])
     wide = {**shapes(), "conv1/kernel": (3, 3, 3, 64), "dense10/kernel": (512, 10)}
     assert oracles.param_shapes(model) == {**wide, "dense10/bias": (10,)}
@@ -125,7 +125,7 @@ def test_images_without_pixels_are_refused():
 
 
 @pytest.mark.slow
-def test_trains_as_a_recipe():
+def test_recipe_trains_and_lowers_to_bfloat16():
     fields = {"model": "resnet18", "batch_size": 4, "compute_dtype": "bfloat16"}
     trainer, state = step.create(
         dataclasses.replace(recipe.get("cifar10-nin"), **fields),
@@ -144,8 +144,8 @@ def test_trains_as_a_recipe():
     traced = step.make_train_steps(trainer).trace(carry, *args)
     state, (metrics, _) = traced.lower().compile()(carry, *args)
     assert math.isfinite(metrics.loss)
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
-    assert all(jax.tree.leaves(moved))
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
+    assert all(jax.tree.leaves(changed))
     kernels = jax.tree.leaves(state.params)
     for kernel, inner in zip(kernels, jax.tree.leaves(trainer.inner), strict=True):
         if inner:
@@ -158,7 +158,7 @@ def test_trains_as_a_recipe():
     assert Counter(re.findall(narrow, program)) == {"f32": 7, "bf16": 16}
 
 
-def test_a_residual_packs_its_blocks_and_not_its_shortcut():
+def test_residual_packs_its_blocks_but_not_its_shortcut():
     model = nnx.eval_shape(lambda: Residual(32, 40, strides=2, rngs=nnx.Rngs(0)))
     model.eval()
     model = oracles.with_numbers(model)

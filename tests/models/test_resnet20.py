@@ -37,13 +37,13 @@ class Table(oracles.Table):
         return x @ self.values["dense20/kernel"] + self.values["dense20/bias"]
 
 
-def test_parameters_are_those_of_the_table():
+def test_parameters_match_the_table():
     assert oracles.param_shapes(oracles.abstract(ResNet20)) == shapes()
     # He's network has 269,722; the shortcuts have 2,752 more, the activations 2,016.
     assert sum(map(math.prod, shapes().values())) == 269_722 + 2_752 + 2_016
 
 
-def test_layers_have_the_tables_outputs():
+def test_output_shapes_match_the_table():
     model = oracles.abstract(ResNet20)
     assert oracles.out_shape(model.conv1, 2, 32, 32, 3) == (2, 32, 32, 16)
     assert oracles.out_shape(model.blocks[6], 2, 32, 32, 16) == (2, 16, 16, 32)
@@ -51,7 +51,7 @@ def test_layers_have_the_tables_outputs():
     assert oracles.out_shape(model, 2, 32, 32, 3) == (2, 10)
 
 
-def test_almost_all_multiplications_are_of_signs():
+def test_almost_all_macs_are_binary():
     # He's 40.6 million, except for the shortcuts' 1×1 convolutions.
     binary, real = oracles.macs(oracles.abstract(ResNet20), 32, 32, 3)
     assert binary == 6 * 2304 * 1024 + (4608 + 5 * 9216) * 256 + (
@@ -60,14 +60,14 @@ def test_almost_all_multiplications_are_of_signs():
     assert real == 432 * 1024 + 512 * 256 + 2048 * 64 + 640
 
 
-def test_inner_kernels_are_those_of_the_blocks_and_no_shortcut():
+def test_inner_kernels_are_the_blocks_without_shortcuts():
     inner = oracles.inner_kernels(oracles.abstract(ResNet20))
     assert sorted(inner) == sorted(f"{name}/conv/kernel" for name in BLOCKS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("binary", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_answers_are_those_of_the_loops(binary: bool):
+def test_logits_match_loops(binary: bool):
     # Not square, with odd sizes inside: 9×6, 5×3, 3×2.
     shape = (9, 6, 3)
     oracles.check_evaluation(Table, ResNet20, shape, binary=binary, tolerance=1e-7)

@@ -42,20 +42,20 @@ class Table(oracles.Table):
         return x @ self.values["dense7/kernel"] + self.values["dense7/bias"]
 
 
-def test_parameters_are_those_of_the_table():
+def test_parameters_match_the_table():
     assert oracles.param_shapes(oracles.abstract(VGGSmall)) == SHAPES
     # As many as ReCU's, without its two learned scales per convolution.
     assert sum(map(math.prod, SHAPES.values())) == 4_660_106
 
 
-def test_layers_have_the_tables_outputs():
+def test_output_shapes_match_the_table():
     model = oracles.abstract(VGGSmall)
     assert oracles.out_shape(model.block2, 2, 32, 32, 128) == (2, 32, 32, 128)
     assert oracles.out_shape(model.block5, 2, 8, 8, 256) == (2, 8, 8, 512)
     assert oracles.out_shape(model, 2, 32, 32, 3) == (2, 10)
 
 
-def test_almost_all_multiplications_are_of_signs():
+def test_almost_all_macs_are_binary():
     binary, real = oracles.macs(oracles.abstract(VGGSmall), 32, 32, 3)
     sizes = (32, 16, 16, 8, 8)
     widths = zip(WIDTHS, WIDTHS[1:], sizes, strict=False)
@@ -63,14 +63,14 @@ def test_almost_all_multiplications_are_of_signs():
     assert real == 27 * 128 * 32**2 + 81_920
 
 
-def test_inner_kernels_are_those_of_the_blocks():
+def test_inner_kernels_are_the_blocks():
     inner = oracles.inner_kernels(oracles.abstract(VGGSmall))
     assert inner == [f"{name}/layer/kernel" for name in BLOCKS]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("binary", [True, False])
-def test_answers_are_those_of_the_loops(binary: bool):
+def test_logits_match_loops(binary: bool):
     # Not square, with odd sizes inside.
     shape = (13, 9, 3)
     oracles.check_evaluation(Table, VGGSmall, shape, binary=binary, tolerance=1e-7)

@@ -29,7 +29,7 @@ def test_rsign_is_a_sign_with_a_learned_threshold():
         layer(jnp.ones((2, 1)))
 
 
-def test_rprelu_shifts_bends_and_shifts():
+def test_rprelu_matches_its_formula():
     rng = np.random.default_rng(0)
     x, g = rng.normal(size=(2, 7, 5, 3))
     gamma, zeta, slope = rng.normal(size=(3, 3))
@@ -40,16 +40,16 @@ def test_rprelu_shifts_bends_and_shifts():
     y, d_params, d_x = forward_and_gradients(layer, x, g)
     above = x > gamma
     assert_close(y, np.where(above, x - gamma, slope * (x - gamma)) + zeta)
-    bent = g * np.where(above, 1, slope)
-    assert_close(d_x, bent)
-    assert_close(d_params["gamma"][...], -bent.sum((0, 1)))
+    expected = g * np.where(above, 1, slope)
+    assert_close(d_x, expected)
+    assert_close(d_params["gamma"][...], -expected.sum((0, 1)))
     assert_close(d_params["zeta"][...], g.sum((0, 1)))
     below = np.where(above, 0, g * (x - gamma))
     assert_close(d_params["slope"][...], below.sum((0, 1)))
 
 
 @pytest.mark.parametrize("kind", [xnor.nn.RSign, xnor.nn.RPReLU])
-def test_activations_keep_the_dtype_they_are_given(kind):
+def test_activations_respect_dtype_arguments(kind):
     x = jnp.ones((2, 4), jnp.bfloat16)
     assert kind(4, rngs=nnx.Rngs(0))(x).dtype == jnp.float32
     assert kind(4, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x).dtype == x.dtype

@@ -29,7 +29,7 @@ import xnor_jax as xnor
 
 
 @pytest.mark.parametrize("name", CONVS)
-def test_binary_conv_is_a_scaled_integer_sum_and_its_gradients_the_formulas(name):
+def test_binary_conv_and_gradients_match_formulas(name):
     case = Case(name)
     y, d_params, d_x = forward_and_gradients(case.layer, case.x, case.g)
     alpha = loop.scale(case.kernel)
@@ -45,9 +45,9 @@ def test_binary_conv_is_a_scaled_integer_sum_and_its_gradients_the_formulas(name
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_kernel_gradient_is_the_rules_at_the_binarized_kernel(rule: str):
-    given = quadratic_rule if rule == "of the user" else rule
-    case = Case("groups", rule=given, multiplier=3.0)
+def test_kernel_gradient_applies_the_rule(rule: str):
+    rule_option = quadratic_rule if rule == "of the user" else rule
+    case = Case("groups", rule=rule_option, multiplier=3.0)
     _, d_params, _ = forward_and_gradients(case.layer, case.x, case.g)
     _, d_binarized = case.gradients(case.g)
     expected = 3 * RULES[rule](case.kernel, d_binarized)
@@ -55,7 +55,7 @@ def test_kernel_gradient_is_the_rules_at_the_binarized_kernel(rule: str):
 
 
 @pytest.mark.parametrize("name", ["rank 1", "rank 2", "same", "groups"])
-def test_input_scale_multiplies_by_the_papers_k(name: str):
+def test_input_scale_matches_the_xnor_net_formula(name: str):
     case = Case(name, input_scale=True)
     y, d_params, d_x = forward_and_gradients(case.layer, case.x, case.g)
     window = case.layer.kernel_size
@@ -76,7 +76,7 @@ def test_input_scale_multiplies_by_the_papers_k(name: str):
     assert_close(d_params["kernel"][...], loop.corrected(case.kernel, d_binarized))
 
 
-def test_gradient_of_k_is_its_slope():
+def test_input_scale_gradient_matches_finite_differences():
     # With every |x| above 1 the signs pass no gradient: only K's is left, which finite
     # differences can check.
     case = Case("rank 2", input_scale=True)
@@ -99,7 +99,7 @@ def test_gradient_of_k_is_its_slope():
     st.sampled_from([(), (3,), (2, 3)]),
     st.data(),
 )
-def test_binary_linear_is_a_scaled_integer_sum_with_its_formulas(c, c_out, batch, data):
+def test_binary_linear_and_gradients_match_formulas(c, c_out, batch, data):
     rule = data.draw(st.sampled_from(list(loop.RULES)))
     rng = np.random.default_rng(c * c_out)
     layer = linear(c, c_out, rule=rule)
@@ -194,7 +194,7 @@ def test_dtypes_of_output_and_gradients(dtype, param_dtype, x_dtype, expected):
         }
 
 
-def test_half_precision_turns_no_sign_of_the_kernel():
+def test_half_precision_keeps_signs_of_small_weights():
     # float16 has no number between 0 and 6e-8: a kernel cast before its sign is taken
     # would lose the signs of small weights.
     layer = linear(3, 1, dtype=jnp.float16)
@@ -202,7 +202,7 @@ def test_half_precision_turns_no_sign_of_the_kernel():
     np.testing.assert_array_equal(call(layer, jnp.ones((1, 3))), [[-1.5]])
 
 
-def test_half_precision_does_not_overflow_a_large_multiplier():
+def test_large_multiplier_does_not_overflow_half_precision():
     # 1e9 is the published AlexNet recipe's multiplier; latent kernels are float32.
     gradients = []
     for dtype in (jnp.float16, jnp.float32):
@@ -219,7 +219,7 @@ def test_half_precision_input_does_not_round_the_box_filter():
     assert_close(call(layer, x), call(layer, x.astype(jnp.float32)), tolerance=1e-6)
 
 
-def test_input_scale_takes_integers():
+def test_input_scale_accepts_integers():
     layer = conv(2, 3, input_scale=True)
     x = np.random.default_rng(0).integers(-3, 4, size=(1, 5, 5, 2))
     y = call(layer, jnp.asarray(x, jnp.int32))
@@ -244,31 +244,31 @@ def dropped_signs(layer: nnx.Module, x: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5])
-def test_dropout_keeps_or_drops_signs_and_rests_in_evaluation(rate):
+def test_dropout_drops_signs_only_in_training(rate):
     size = 16
     layer = conv(size, size, (1, 1), dropout=rate)
     layer.kernel[...] = jnp.float32(hadamard(size).reshape(layer.kernel.shape))
     x = awkward(np.random.default_rng(0), (4, 5, 5, size))
-    signs, survivor = loop.sign(x), 1 / (1 - rate)
+    signs, survivor_scale = loop.sign(x), 1 / (1 - rate)
 
     layer.train()
     first, d_x = dropped_signs(layer, x)
     second, _ = dropped_signs(layer, x)
     for dropped in (first, second):
         kept = np.abs(dropped) > 0.5
-        np.testing.assert_allclose(dropped, signs * survivor * kept, atol=1e-5)
+        np.testing.assert_allclose(dropped, signs * survivor_scale * kept, atol=1e-5)
         assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / x.size)
     assert (np.abs(first - second) > 0.5).any()
     kept = np.abs(first) > 0.5
-    np.testing.assert_allclose(d_x, kept * survivor * (np.abs(x) < 1), atol=1e-5)
+    np.testing.assert_allclose(d_x, kept * survivor_scale * (np.abs(x) < 1), atol=1e-5)
 
     layer.eval()
-    at_rest, d_x = dropped_signs(layer, x)
-    np.testing.assert_allclose(at_rest, signs, atol=1e-5)
+    evaluated, d_x = dropped_signs(layer, x)
+    np.testing.assert_allclose(evaluated, signs, atol=1e-5)
     np.testing.assert_allclose(d_x, np.abs(x) < 1, atol=1e-5)
 
 
-def test_half_dropout_leaves_exact_sums():
+def test_dropout_of_half_keeps_sums_exact():
     layer = linear(64, 64, dropout=0.5, dtype=jnp.bfloat16)
     layer.kernel[...] = jnp.float32(hadamard(64))
     y = np.asarray(call(layer, jnp.ones((9, 64))), np.float64)
@@ -276,7 +276,7 @@ def test_half_dropout_leaves_exact_sums():
 
 
 @pytest.mark.parametrize("name", ["rank 2", "groups", "1×1"])
-def test_float_twin_is_the_plain_layer(name: str):
+def test_float_twin_matches_the_plain_layer(name: str):
     case = Case(name, binary=False)
     y, d_params, d_x = forward_and_gradients(case.layer, case.x, case.g)
     arguments = (*case.geometry, case.groups)
@@ -286,7 +286,7 @@ def test_float_twin_is_the_plain_layer(name: str):
     assert_close(d_params["kernel"][...], expected[1])
 
 
-def test_float_twin_of_a_dense_layer_is_linear_and_drops_inputs():
+def test_dense_float_twin_is_linear_and_drops_inputs():
     rng = np.random.default_rng(0)
     layer = linear(16, 16, binary=False, dropout=0.5)
     layer.kernel[...] = jnp.float32(hadamard(16))
@@ -300,7 +300,7 @@ def test_float_twin_of_a_dense_layer_is_linear_and_drops_inputs():
     assert_close(call(layer, jnp.float32(x)), x @ hadamard(16))
 
 
-def test_no_bias_is_no_parameter():
+def test_use_bias_false_creates_no_parameter():
     for layer in (
         conv(3, 2, use_bias=False),
         linear(3, 2, use_bias=False),
@@ -311,7 +311,7 @@ def test_no_bias_is_no_parameter():
     assert_close(y, loop.scale(case.kernel) * case.sums)
 
 
-def test_parameters_have_flaxs_shapes_and_initializers():
+def test_parameters_have_flax_shapes_and_initializers():
     layer = xnor.nn.BinaryConv(
         6,
         9,
@@ -331,33 +331,35 @@ def test_parameters_have_flaxs_shapes_and_initializers():
     assert (plain.kernel[...] != other.kernel[...]).all()
 
 
-def test_vmap_is_a_loop_over_inputs():
+def test_vmap_over_inputs_matches_a_loop():
     case = Case("rank 2", input_scale=True)
-    many = jnp.float32(np.stack([case.x, case.x[::-1] / 2, -case.x]))
+    inputs = jnp.float32(np.stack([case.x, case.x[::-1] / 2, -case.x]))
 
     def run(x):
         y, pullback = jax.vjp(case.layer, x)
         return y, pullback(jnp.float32(case.g))[0]
 
-    together = jax.jit(jax.vmap(run))(many)
-    apart = [jax.jit(run)(x) for x in many]
-    apart = jax.tree.map(lambda *leaves: jnp.stack(leaves), *apart)
-    chex.assert_trees_all_close(together, apart, rtol=1e-5, atol=1e-4)
+    batched = jax.jit(jax.vmap(run))(inputs)
+    looped = [jax.jit(run)(x) for x in inputs]
+    looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped)
+    chex.assert_trees_all_close(batched, looped, rtol=1e-5, atol=1e-4)
 
 
-def test_vmap_over_kernels_is_a_loop():
+def test_vmap_over_kernels_matches_a_loop():
     layer = linear(5, 3)
     graph, params = nnx.split(layer)
     rng = np.random.default_rng(0)
     x = jnp.float32(rng.normal(size=(4, 5)))
-    many = jax.tree.map(lambda p: jnp.float32(rng.normal(size=(6, *p.shape))), params)
+    stacked = jax.tree.map(
+        lambda p: jnp.float32(rng.normal(size=(6, *p.shape))), params
+    )
     run = jax.jit(lambda params: nnx.merge(graph, params)(x))
-    together = jax.jit(jax.vmap(run))(many)
-    apart = [run(jax.tree.map(lambda p: p[i], many)) for i in range(6)]  # noqa: B023
-    assert_close(together, np.float64(apart))
+    batched = jax.jit(jax.vmap(run))(stacked)
+    looped = [run(jax.tree.map(lambda p: p[i], stacked)) for i in range(6)]  # noqa: B023
+    assert_close(batched, np.float64(looped))
 
 
-def test_layers_survive_split_and_jit_whatever_form_their_settings_had():
+def test_settings_given_as_lists_work_with_jit():
     layer = conv(3, 2, [3, 3], strides=[2, 1], padding=[[1, 1], [0, 2]])
     x = jnp.float32(np.random.default_rng(0).normal(size=(1, 5, 5, 3)))
     same = conv(3, 2, (3, 3), strides=(2, 1), padding=((1, 1), (0, 2)))
@@ -388,7 +390,7 @@ CONSTRUCTOR_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", CONSTRUCTOR_ERRORS)
-def test_bad_settings_are_refused_by_name(name: str):
+def test_invalid_settings_are_refused_by_name(name: str):
     options, message = CONSTRUCTOR_ERRORS[name]
     options = {"in_features": 4, "out_features": 6, "kernel_size": (3, 3), **options}
     with pytest.raises(ValueError, match=message):
@@ -396,7 +398,7 @@ def test_bad_settings_are_refused_by_name(name: str):
 
 
 @pytest.mark.parametrize("sizes", [(0, 4), (4, -1), (4.0, 4), (4, True)])
-def test_features_of_a_dense_layer_are_whole_numbers_above_0(sizes):
+def test_dense_layer_refuses_invalid_features(sizes):
     with pytest.raises(ValueError, match="BinaryLinear: expected .*_features of 1"):
         xnor.nn.BinaryLinear(*sizes, rngs=nnx.Rngs(0))
 
@@ -413,20 +415,20 @@ def test_features_of_a_dense_layer_are_whole_numbers_above_0(sizes):
         ((1, 2, 2, 4), r"BinaryConv: .*\(3, 3\) over \(2, 2\)"),
     ],
 )
-def test_conv_refuses_inputs_that_do_not_fit(shape, message):
+def test_conv_refuses_mismatched_inputs(shape, message):
     layer = conv(4, 6, strides=2, padding="VALID")
     with pytest.raises(ValueError, match=message):
         layer(jnp.ones(shape))
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (4, 3), ()])
-def test_dense_layer_refuses_inputs_that_do_not_fit(shape):
+def test_dense_layer_refuses_mismatched_inputs(shape):
     layer = linear(4, 6)
     with pytest.raises(ValueError, match=r"BinaryLinear: expected \[..., 4\]"):
         layer(jnp.ones(shape))
 
 
-def test_bad_padding_and_rules_are_refused_by_name():
+def test_invalid_padding_and_rules_are_refused_by_name():
     with pytest.raises(ValueError, match="padding .*'SAME'.* got 'same'"):
         conv(4, 6, padding="same")
     with pytest.raises(ValueError, match="unknown name 'best'"):
@@ -455,7 +457,7 @@ def test_depthwise_convolution_needs_a_rule_without_centring():
 
 
 @pytest.mark.parametrize("precision", ["1w32a", "32w1a"])
-def test_one_operand_alone_may_be_of_signs(precision):
+def test_single_operand_binarization_matches_loops(precision):
     case = Case("groups", precision=precision, rule="ste", surrogate="approx")
     y, d_params, d_x = forward_and_gradients(case.layer, case.x, case.g)
     signed_x, signed_kernel = precision == "32w1a", precision == "1w32a"
@@ -473,7 +475,7 @@ def test_one_operand_alone_may_be_of_signs(precision):
 
 
 @pytest.mark.parametrize("method", ["libra", lambda kernel: kernel - 0.25])
-def test_a_weight_method_makes_what_is_binarized(method):
+def test_weight_method_transforms_the_latent_kernel(method):
     case = Case("valid", weight_method=method, rule="ste")
     y, d_params, _ = forward_and_gradients(case.layer, case.x, case.g)
     transform = xnor.weights.libra if method == "libra" else method
@@ -488,7 +490,7 @@ def test_a_weight_method_makes_what_is_binarized(method):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"precision": "2w2a"},
@@ -505,13 +507,13 @@ def test_a_weight_method_makes_what_is_binarized(method):
         ),
     ],
 )
-def test_precisions_and_methods_that_cannot_be_are_refused(options, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_precisions_and_methods_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         linear(4, 3, **options)
 
 
 @pytest.mark.parametrize("name", ["cpuu", "xla", None])
-def test_a_backend_that_does_not_train_is_refused_before_the_first_call(name):
+def test_non_training_backends_are_refused_at_construction(name):
     for make in (
         lambda _: conv(4, 5, backend=name),
         lambda _: linear(4, 5, backend=name),

@@ -36,7 +36,7 @@ def block_oracle(block: xnor.nn.XnorBlock, x: np.ndarray, product, statistics=No
     return np.maximum(y, 0)
 
 
-def test_block_normalizes_signs_multiplies_and_rectifies_in_this_order():
+def test_block_order_is_norm_sign_product_relu():
     block = xnor_block(3, 4, (2, 3), padding="VALID")
     randomize(block, 0)
     means, variances = (np.float64(s[...]) for s in (block.norm.mean, block.norm.var))
@@ -77,7 +77,7 @@ def test_dense_block_normalizes_channels_then_flattens():
     assert block.norm.scale.shape == (5,)
 
 
-def test_block_passes_its_settings_on():
+def test_block_forwards_its_settings():
     block = xnor_block(
         4,
         6,
@@ -108,7 +108,7 @@ BLOCKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_second_jitted_step_compiles_nothing(name: str):
+def test_second_jitted_step_does_not_recompile(name: str):
     options, shape = BLOCKS[name]
     block = xnor_block(4, 3, **options)
     graph, params, rest = nnx.split(block, nnx.Param, ...)
@@ -133,7 +133,7 @@ def test_a_second_jitted_step_compiles_nothing(name: str):
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_no_call_changes_the_latent_kernel(mode: str):
+def test_calls_do_not_change_the_latent_kernel(mode: str):
     block = xnor_block(4, 3, (3, 3))
     randomize(block, 0)
     block.layer.kernel[...] *= 3  # Neither centred nor clamped.

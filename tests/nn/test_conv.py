@@ -30,7 +30,7 @@ CONVS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", CONVS)
 @pytest.mark.parametrize("backend", ["auto", "float"])
-def test_values_and_gradients_are_flaxs(name: str, backend: str):
+def test_values_and_gradients_match_flax(name: str, backend: str):
     options: dict[str, Any] = {
         "in_features": 4,
         "out_features": 6,
@@ -59,7 +59,7 @@ def test_values_and_gradients_are_flaxs(name: str, backend: str):
     chex.assert_trees_all_close((y, found), (expected, gradients), **tolerance)
 
 
-def test_any_batch_axes_as_in_flax():
+def test_any_number_of_batch_axes_is_accepted():
     layer = Conv(2, 3, (3, 3), backend="float", rngs=nnx.Rngs(0))
     x = jnp.float32(np.random.default_rng(0).normal(size=(2, 3, 5, 6, 2)))
     flat = layer(x.reshape(6, 5, 6, 2))
@@ -68,7 +68,7 @@ def test_any_batch_axes_as_in_flax():
 
 
 @pytest.mark.skipif(not cpu.is_available(), reason="the cpu backend was not built")
-def test_the_bias_is_no_operation_of_its_own():
+def test_bias_is_fused_into_the_convolution():
     layer = Conv(3, 8, (3, 3), rngs=nnx.Rngs(0))
     text = jax.jit(layer).lower(jnp.ones((2, 6, 6, 3))).as_text()
     assert "xnor_jax_run" in text and "stablehlo.add" not in text
@@ -77,25 +77,25 @@ def test_the_bias_is_no_operation_of_its_own():
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 5, 3), (5, 4), (1, 2, 2, 4)])
-def test_inputs_that_do_not_fit_are_refused(shape):
+def test_mismatched_inputs_are_refused(shape):
     layer = Conv(4, 6, (3, 3), padding="VALID", rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="Conv: expected"):
         layer(jnp.ones(shape))
 
 
 @pytest.mark.parametrize("groups", [0, 3, True, 2**31])
-def test_groups_that_do_not_fit_are_refused(groups):
+def test_invalid_groups_are_refused(groups):
     with pytest.raises(ValueError, match="Conv: .*feature_group_count"):
         Conv(4, 8, (3, 3), feature_group_count=groups, rngs=nnx.Rngs(0))
 
 
-def test_settings_that_flax_alone_has_are_refused():
+def test_unsupported_flax_settings_are_refused():
     for options in ({"mask": jnp.ones(1)}, {"input_dilation": 2}, {"precision": 1}):
         with pytest.raises(TypeError, match=next(iter(options))):
             Conv(4, 6, (3, 3), **options, rngs=nnx.Rngs(0))
 
 
-def test_it_is_a_convolution_to_masks():
+def test_conv_kernels_are_inner_kernels():
     model = nnx.List([Conv(4, 4, (3, 3), rngs=nnx.Rngs(0)) for _ in range(3)])
     inner = jax.tree.leaves_with_path(masks.inner_kernels(model))
     assert [path[0].key for path, on in inner if on] == [1]

@@ -4,7 +4,7 @@ import pytest
 import xnor_jax as xnor
 
 
-def test_a_network_without_layers_is_refused_by_name():
+def test_missing_layers_method_is_refused_by_name():
     class Net(xnor.nn.Layered):
         pass
 

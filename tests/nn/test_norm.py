@@ -14,7 +14,7 @@ from xnor_jax.nn import BatchNorm
 from xnor_jax.ops import cpu
 
 
-def both(channels, seed=0, backend="auto", **options):
+def make_layers(channels, seed=0, backend="auto", **options):
     """This library's and Flax's layer, with the same random parameters and averages."""
     ours = BatchNorm(channels, backend=backend, rngs=nnx.Rngs(0), **options)
     layers = ours, nnx.BatchNorm(channels, rngs=nnx.Rngs(0), **options)
@@ -27,17 +27,17 @@ def both(channels, seed=0, backend="auto", **options):
     return layers
 
 
-def all_of_it(layer, x, **options):
+def run_with_gradients(layer, x, **options):
     """Return the result, gradients and averages; the number of kept arrays like `x`."""
     graph, params, rest = nnx.split(layer, nnx.Param, nnx.BatchStat)
 
     @jax.jit
     def run(params, x):
-        def of(params, x):
+        def forward(params, x):
             layer = nnx.merge(graph, params, rest, copy=True)
             return layer(x, **options), nnx.state(layer, nnx.BatchStat)
 
-        y, pull, statistics = jax.vjp(of, params, x, has_aux=True)
+        y, pull, statistics = jax.vjp(forward, params, x, has_aux=True)
         g = jax.random.normal(jax.random.key(1), y.shape, y.dtype)
         kept = sum(leaf.size == x.size for leaf in jax.tree.leaves(pull))
         return (y, pull(g), statistics), kept
@@ -54,8 +54,10 @@ def all_of_it(layer, x, **options):
     st.sampled_from(["auto", "float"]),
     st.integers(0, 2**32 - 1),
 )
-def test_it_does_what_flax_does(shape, channels, scaled, biased, backend, seed):
-    layers = both(
+def test_outputs_gradients_and_averages_match_flax(
+    shape, channels, scaled, biased, backend, seed
+):
+    layers = make_layers(
         channels,
         seed,
         backend,
@@ -66,7 +68,7 @@ def test_it_does_what_flax_does(shape, channels, scaled, biased, backend, seed):
     )
     rng = np.random.default_rng(seed)
     x = jnp.float32(rng.normal(0.5, 2, (2, *shape, channels)))
-    (ours, kept), (theirs, _) = (all_of_it(layer, x) for layer in layers)
+    (ours, kept), (theirs, _) = (run_with_gradients(layer, x) for layer in layers)
     chex.assert_trees_all_close(ours, theirs, rtol=2e-4, atol=2e-5)
     # Flax's layer also keeps `x − mean`.
     assert kept == 1
@@ -82,42 +84,42 @@ def test_it_does_what_flax_does(shape, channels, scaled, biased, backend, seed):
         ({}, jnp.float32, {"mask": np.arange(6)[:, None] < 4}),
     ],
 )
-def test_evaluation_masks_and_other_dtypes_are_flaxs(options, dtype, call):
+def test_evaluation_masks_and_dtypes_match_flax(options, dtype, call):
     x = jax.random.normal(jax.random.key(0), (6, 6), dtype)
     (ours, _), (theirs, _) = (
-        all_of_it(layer, x, **call) for layer in both(6, **options)
+        run_with_gradients(layer, x, **call) for layer in make_layers(6, **options)
     )
     assert ours[0].dtype == theirs[0].dtype
     chex.assert_trees_all_equal(ours, theirs)
 
 
-def test_constants_that_were_cast_keep_their_dtype():
-    layers = both(6)
+def test_cast_parameters_keep_their_dtype():
+    layers = make_layers(6)
     for layer in layers:
         for constant in (layer.scale, layer.bias):
             constant[...] = constant[...].astype(jnp.bfloat16)
     x = jax.random.normal(jax.random.key(0), (6, 6))
-    (ours, _), (theirs, _) = (all_of_it(layer, x) for layer in layers)
+    (ours, _), (theirs, _) = (run_with_gradients(layer, x) for layer in layers)
     chex.assert_trees_all_equal_shapes_and_dtypes(ours, theirs)
 
 
-def test_numbers_of_numpy_are_plain_ones():
-    layer, _ = both(6, epsilon=np.float64(0.01), momentum=np.float64(0.9))
+def test_numpy_scalars_do_not_promote_dtypes():
+    layer, _ = make_layers(6, epsilon=np.float64(0.01), momentum=np.float64(0.9))
     x = jax.random.normal(jax.random.key(0), (6, 6))
     with jax.enable_x64(True):
-        (y, _, statistics), _ = all_of_it(layer, x)
+        (y, _, statistics), _ = run_with_gradients(layer, x)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves((y, statistics))}
     assert dtypes == {jnp.dtype(jnp.float32)}
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (5,)])
-def test_inputs_that_do_not_fit_are_refused(shape):
-    layer, _ = both(5)
+def test_mismatched_inputs_are_refused(shape):
+    layer, _ = make_layers(5)
     with pytest.raises(ValueError, match=r"BatchNorm: expected \[N, ..., 5\], got"):
         layer(jnp.ones(shape))
 
 
-def test_networks_hand_their_backend_down():
+def test_models_forward_their_backend():
     def calls(backend):
         model = models.LeNet5(backend=backend, rngs=nnx.Rngs(0))
         graph, state = nnx.split(model)

@@ -44,7 +44,7 @@ BACKENDS = [name for name in available_backends() if name in ("cpu", "float")]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_surrogate_has_the_same_sums_and_its_own_gradient(backend: str):
+def test_surrogates_change_only_the_gradient(backend: str):
     first = None
     for surrogate, slope in SLOPES.items():
         case = Case("rank 2", surrogate=surrogate, backend=backend)
@@ -57,7 +57,7 @@ def test_every_surrogate_has_the_same_sums_and_its_own_gradient(backend: str):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_dropped_signs_have_no_gradient_with_any_surrogate(backend: str):
+def test_dropped_signs_have_zero_gradient(backend: str):
     for surrogate in ("approx", None):
         layer = linear(64, 64, dropout=0.5, surrogate=surrogate, backend=backend)
         x = np.where(np.random.default_rng(0).normal(size=(9, 64)) < 0, -1.0, 1.0)
@@ -67,19 +67,19 @@ def test_dropped_signs_have_no_gradient_with_any_surrogate(backend: str):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_sign_in_front_needs_a_layer_that_takes_signs_as_they_are(backend: str):
+def test_preceding_sign_requires_surrogate_none(backend: str):
     case = Case("same", surrogate=None, backend=backend)
-    second = Case("same", backend=backend)
+    with_ste = Case("same", backend=backend)
 
-    def through(layer, x):
+    def loss(layer, x):
         return jnp.vdot(layer(quantizers.sign(x, "approx")), jnp.float32(case.g))
 
     d_signs, _ = case.gradients(case.g)
     x = jnp.float32(case.x)
-    found = jax.jit(jax.grad(partial(through, case.layer)))(x)
+    found = jax.jit(jax.grad(partial(loss, case.layer)))(x)
     assert_close(found, d_signs * np.maximum(2 - 2 * np.abs(case.x), 0))
     # The trap: the gradient of the layer's own sign is 0 at ±1.
-    assert not jax.jit(jax.grad(partial(through, second.layer)))(x).any()
+    assert not jax.jit(jax.grad(partial(loss, with_ste.layer)))(x).any()
 
 
 LAYERS = {
@@ -89,7 +89,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_activations_that_are_no_signs_are_reported(name: str):
+def test_activations_other_than_signs_are_reported(name: str):
     layer, shape = LAYERS[name](surrogate=None)
     signs = np.where(np.random.default_rng(0).normal(size=shape) < 0, -1, 1)
     good = jnp.float32(signs)
@@ -109,7 +109,7 @@ def test_activations_that_are_no_signs_are_reported(name: str):
 
 
 @pytest.mark.slow
-def test_the_check_stands_in_no_transformations_way():
+def test_sign_check_works_under_transformations():
     layer = linear(4, 4, surrogate=None)
     x = jnp.float32(np.where(np.arange(12).reshape(3, 4) % 3, 1, -1))
     expected = layer(x)
@@ -129,7 +129,7 @@ def test_the_check_stands_in_no_transformations_way():
     assert_close(jax.jit(gradient)(x), jax.grad(lambda x: layer(x).sum())(x))
 
 
-def test_a_temperature_of_a_step_reaches_a_layer():
+def test_layers_accept_a_step_dependent_temperature():
     layer = linear(5, 3)
     x = np.random.default_rng(0).normal(size=(4, 5))
     graph, state = nnx.split(layer)
@@ -149,7 +149,7 @@ def test_a_temperature_of_a_step_reaches_a_layer():
 
 
 @pytest.mark.slow
-def test_layers_that_were_stacked_run_under_scan_and_not_alone():
+def test_stacked_layers_run_only_under_scan():
     @nnx.split_rngs(splits=3)
     @nnx.vmap
     def stack(rngs: nnx.Rngs):
@@ -178,7 +178,7 @@ def test_layers_that_were_stacked_run_under_scan_and_not_alone():
         layers(x)
 
 
-def test_a_block_takes_a_surrogate_and_hands_it_on():
+def test_block_forwards_its_surrogate():
     block = xnor.nn.XnorBlock(4, 5, (3, 3), surrogate=triangle, rngs=rngs())
     assert block.layer.surrogate is triangle
     with pytest.raises(ValueError, match="XnorBlock: surrogate=None"):
@@ -192,7 +192,7 @@ def test_a_block_takes_a_surrogate_and_hands_it_on():
         for name in models.MODELS
     ],
 )
-def test_models_hand_the_surrogate_on(name: str):
+def test_models_forward_the_surrogate(name: str):
     def build():
         return models.MODELS[name](
             image_shape=(67, 67, 3), classes=3, surrogate="swish", rngs=nnx.Rngs(0)

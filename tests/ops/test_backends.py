@@ -29,12 +29,12 @@ def without_library(monkeypatch):
     monkeypatch.setattr(cpu, "is_available", lambda: False)
 
 
-def test_every_platform_has_four():
+def test_four_backends_are_always_available():
     assert ops.available_backends()[:4] == ("float", "xla", "gpu", "pallas")
     assert ("cpu" in ops.available_backends()) == cpu.is_available()
 
 
-def test_auto_is_xla_where_nothing_was_compiled(without_library):
+def test_auto_uses_xla_without_the_library(without_library):
     assert ops.available_backends() == ("float", "xla", "gpu", "pallas")
     text = lowered(IMAGES, KERNEL)
     assert "popcnt" in text
@@ -58,7 +58,7 @@ def test_an_unavailable_backend_raises(without_library, rank):
 
 
 @pytest.mark.skipif(not cpu.is_available(), reason="the cpu backend was not built")
-def test_cpu_has_no_third_spatial_axis_and_auto_takes_another():
+def test_cpu_refuses_3d_and_auto_falls_back():
     x, kernel = jnp.ones((1, 3, 3, 3, 2)), jnp.ones((2, 2, 2, 2, 2))
     with pytest.raises(
         ValueError, match="'cpu' supports at most 2 spatial axes, got 3"
@@ -76,7 +76,7 @@ def test_auto_calls_the_library_in_programs_for_a_cpu():
     assert "popcnt" not in text
 
 
-def layers(x, kernel, dense, backend):
+def every_operation(x, kernel, dense, backend):
     """Call every operation of a packed network."""
     packed = ops.sign_bits(x, backend=backend)
     limit = ops.Threshold(jnp.zeros(8, jnp.int32), jnp.zeros(1, jnp.uint32))
@@ -107,7 +107,7 @@ def layers(x, kernel, dense, backend):
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("backend", ["auto", "float", "xla", "gpu"])
 def test_programs_lower_for_other_platforms_without_the_cpu_call(platform, backend):
-    run = jax.jit(partial(layers, backend=backend))
+    run = jax.jit(partial(every_operation, backend=backend))
     exported = export.export(run, platforms=[platform])(
         IMAGES, KERNEL, jnp.ones((32, 3))
     )
@@ -137,14 +137,14 @@ def test_gpu_multiplies_int8_into_int32():
     assert "stablehlo.convolution" not in text
 
 
-def test_more_weights_than_32_bits_can_sum_are_refused():
+def test_filters_that_could_overflow_int32_are_refused():
     a = jax.ShapeDtypeStruct((1, 2**30), jnp.float32)
     b = jax.ShapeDtypeStruct((2**30, 1), jnp.float32)
     with pytest.raises(ValueError, match="^binary_matmul: .* at most 1073741823"):
         jax.eval_shape(partial(ops.binary_matmul, backend="xla"), a, b)
 
 
-def test_float_refuses_what_float32_cannot_sum():
+def test_float_refuses_sums_inexact_in_float32():
     a = jax.ShapeDtypeStruct((1, 2**24 + 1), jnp.float32)
     b = jax.ShapeDtypeStruct((2**24 + 1, 1), jnp.float32)
     with pytest.raises(
@@ -170,7 +170,7 @@ def evaluations():
     return {
         "layer": layer,
         "model": net,
-        **{f"ops {b}": partial(layers, backend=b) for b in BACKENDS},
+        **{f"ops {b}": partial(every_operation, backend=b) for b in BACKENDS},
         **{f"packed {b}": packed.with_backend(b) for b in BACKENDS},
     }
 
@@ -190,7 +190,7 @@ EVALUATIONS = (
         for name in EVALUATIONS
     ],
 )
-def test_a_batch_of_any_size_is_exported(evaluations, name):
+def test_symbolic_batch_size_is_exported(evaluations, name):
     function, arguments = evaluations[name], []
     if name.startswith("ops"):
         arguments = [KERNEL, jnp.ones((32, 3))]
@@ -214,7 +214,7 @@ def test_a_batch_of_any_size_is_exported(evaluations, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*ops.available_backends(), "auto"])
-def test_layers_train_by_the_backend_that_was_asked_for_or_say_why_not(name):
+def test_layers_train_with_their_backend_or_refuse_it(name):
     options: Any = {"backend": name, "rngs": nnx.Rngs(0)}
     for make in (
         lambda: xnor.nn.XnorBlock(40, 8, (3, 3), **options),
@@ -231,14 +231,14 @@ def test_layers_train_by_the_backend_that_was_asked_for_or_say_why_not(name):
 
 
 @pytest.mark.parametrize("name", ["tpu", "", None, 1, ("cpu",)])
-def test_a_name_that_is_no_backend_is_refused_with_those_that_are(name):
+def test_unknown_backend_error_lists_the_backends(name):
     with pytest.raises(ValueError, match="binary_conv: unknown backend.*auto, float"):
         call(IMAGES, KERNEL, backend=name)
     with pytest.raises(ValueError, match="unknown backend.*auto, float, cpu"):
         xnor.nn.BinaryLinear(40, 8, backend=name, rngs=nnx.Rngs(0))
 
 
-LAYERS_THE_LIBRARY_CANNOT_TRAIN = {
+UNSUPPORTED_LAYERS = {
     "groups": lambda **o: xnor.nn.BinaryConv(40, 8, (3, 3), feature_group_count=4, **o),
     "groups of floats": lambda **o: xnor.nn.Conv(
         40, 8, (3, 3), feature_group_count=2, **o
@@ -256,9 +256,9 @@ LAYERS_THE_LIBRARY_CANNOT_TRAIN = {
 
 @pytest.mark.slow
 @pytest.mark.skipif(not cpu.is_available(), reason="the cpu backend was not built")
-@pytest.mark.parametrize("name", LAYERS_THE_LIBRARY_CANNOT_TRAIN)
-def test_the_library_is_not_replaced_in_silence(name):
-    make = LAYERS_THE_LIBRARY_CANNOT_TRAIN[name]
+@pytest.mark.parametrize("name", UNSUPPORTED_LAYERS)
+def test_cpu_refuses_layers_it_cannot_train(name):
+    make = UNSUPPORTED_LAYERS[name]
     layer = make(backend="cpu", rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="the backend 'cpu' supports only one group"):
         layer(IMAGES)
@@ -267,7 +267,7 @@ def test_the_library_is_not_replaced_in_silence(name):
 
 
 @pytest.mark.skipif(not cpu.is_available(), reason="the cpu backend was not built")
-def test_the_library_names_the_dtype_it_cannot_train():
-    make = LAYERS_THE_LIBRARY_CANNOT_TRAIN["dtype of the kernel"]
+def test_cpu_error_names_the_unsupported_dtype():
+    make = UNSUPPORTED_LAYERS["dtype of the kernel"]
     with pytest.raises(ValueError, match="got feature_group_count=1 and bfloat16"):
         make(backend="cpu", rngs=nnx.Rngs(0))(IMAGES)

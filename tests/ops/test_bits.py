@@ -44,10 +44,10 @@ def test_random_bits_are_fair_and_independent():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("backend", ops.available_backends())
-def test_every_number_packs_to_the_sign_that_training_sees(dtype, backend):
+def test_packed_signs_match_the_signs_in_training(dtype, backend):
     tiny = float(jnp.finfo(dtype).smallest_subnormal)
-    least = float(jnp.finfo(dtype).tiny)
-    values = [0.0, -0.0, tiny, -tiny, least, -least, -1e-42, 1.0, -1.0, np.nan]
+    normal = float(jnp.finfo(dtype).tiny)
+    values = [0.0, -0.0, tiny, -tiny, normal, -normal, -1e-42, 1.0, -1.0, np.nan]
     # Repeated beyond one word: a vector loop and its remainder must agree.
     x = jnp.asarray(np.array([*values, np.inf, -np.inf] * 7), dtype)
     packed = ops.sign_bits(x, backend=backend)
@@ -56,7 +56,7 @@ def test_every_number_packs_to_the_sign_that_training_sees(dtype, backend):
     np.testing.assert_array_equal(ops.pack_bits(x), packed.words)
 
 
-def test_float64_is_not_rounded_before_its_sign_is_taken():
+def test_float64_signs_are_taken_without_rounding():
     with jax.enable_x64(True):
         x = jnp.array([-1e-300, 1e-300, -1.0], jnp.float64)
         assert x.dtype == jnp.float64
@@ -76,19 +76,19 @@ def test_integers_pack_by_their_sign():
     np.testing.assert_array_equal(ops.pack_bits(np.array([3, -1, 0, -7])), [0b1010])
 
 
-def test_unpack_in_another_dtype():
+def test_unpack_bits_supports_other_dtypes():
     signs = ops.unpack_bits(np.array([2], np.uint32), 3, dtype=jnp.bfloat16)
     assert signs.dtype == jnp.bfloat16
     np.testing.assert_array_equal(signs.astype(np.float32), [1, -1, 1])
 
 
-def test_bits_print_without_their_numbers():
+def test_bits_repr_omits_the_values():
     assert repr(bits.Bits(jnp.zeros((5, 2), jnp.uint32), 33)) == (
         "Bits(words=uint32[5,2], size=33)"
     )
 
 
-def test_bits_are_a_tree_of_words():
+def test_bits_are_a_pytree_of_words():
     packed = ops.sign_bits(np.ones((2, 5, 40), np.float32))
     (words,) = jax.tree.leaves(packed)
     assert words.shape == (2, 5, 2)
@@ -96,7 +96,7 @@ def test_bits_are_a_tree_of_words():
     assert jax.tree.map(lambda w: w, packed).size == 40
 
 
-def test_sign_bits_of_no_images():
+def test_sign_bits_accepts_an_empty_batch():
     assert ops.sign_bits(np.ones((0, 3, 40), np.float32)).words.shape == (0, 3, 2)
 
 
@@ -121,7 +121,7 @@ def test_words_for_counts_whole_words():
         (lambda: ops.sign_bits(np.ones(3, int)), TypeError, "floating point"),
     ],
 )
-def test_what_cannot_be_packed_is_refused(call, error, message):
+def test_invalid_arguments_are_refused(call, error, message):
     with pytest.raises(error) as raised:
         call()
     assert message in str(raised.value)

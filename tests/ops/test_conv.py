@@ -34,7 +34,7 @@ def check(case: Case, backend: str):
 
 
 @pytest.mark.parametrize("backend", ops.available_backends())
-def test_the_sums_are_those_of_the_taps_inside(backend):
+def test_sums_match_the_oracle(backend):
     @hypothesis.given(oracle.cases((1, 2) if backend == "cpu" else (1, 2, 3)))
     def run(case):
         check(case, backend)
@@ -45,14 +45,14 @@ def test_the_sums_are_those_of_the_taps_inside(backend):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", LARGE, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_sums_of_large_filters(case, backend):
+def test_sums_of_large_filters_match_the_oracle(case, backend):
     if len(case.window) > 2 and backend == "cpu":
         pytest.skip("has two spatial axes")
     check(case, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_numbers_other_than_signs_are_read_as_their_signs(backend):
+def test_inputs_are_replaced_by_their_signs(backend):
     x, kernel = LARGE[0].arrays()
     call = partial(ops.binary_conv, backend=backend, **LARGE[0].options)
     signs = call(oracle.sign(x).astype("f"), oracle.sign(kernel).astype("f"))
@@ -69,7 +69,7 @@ def test_any_floating_dtype_gives_the_same_integers(dtypes, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_geometry_as_single_numbers(backend):
+def test_scalar_strides_and_padding_are_accepted(backend):
     case = Case((6, 5), (3, 2), (2, 2), (1, 1), ((1, 1), (1, 1)), 1, 35, 4, 2)
     x, kernel = case.arrays()
     y = ops.binary_conv(x, kernel, strides=2, padding=1, backend=backend)
@@ -79,7 +79,7 @@ def test_geometry_as_single_numbers(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_images_give_no_sums(backend):
+def test_empty_batch_gives_an_empty_result(backend):
     x, kernel = jnp.ones((0, 5, 5, 3)), jnp.ones((3, 3, 3, 4))
     y = ops.binary_conv(x, kernel, strides=1, padding="VALID", backend=backend)
     assert y.shape == (0, 3, 3, 4)
@@ -140,7 +140,7 @@ def test_a_gradient_raises(argument, backend):
         jax.grad(loss, argument)(jnp.ones((1, 3, 3, 2)), jnp.ones((3, 3, 2, 2)))
 
 
-def test_a_gradient_for_something_else_is_left_alone():
+def test_gradient_of_an_outer_scale_is_allowed():
     x, kernel = LARGE[6].arrays()
 
     def loss(scale):
@@ -180,7 +180,7 @@ IMAGES, KERNEL = np.ones((2, 5, 5, 6), "f"), np.ones((3, 3, 6, 4), "f")
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(change, error, message):
+def test_invalid_arguments_are_refused_in_one_line(change, error, message):
     arguments = {"x": IMAGES, "kernel": KERNEL, "strides": 1, "padding": "VALID"}
     with pytest.raises(error) as raised:
         ops.binary_conv(**(arguments | change))

@@ -30,9 +30,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def restore_instruction_set():
-    chosen = cpu.instruction_set()
+    original = cpu.instruction_set()
     yield
-    cpu.use_instruction_set(chosen)
+    cpu.use_instruction_set(original)
 
 
 def on_every_instruction_set(function):
@@ -47,7 +47,7 @@ def on_every_instruction_set(function):
 class Case:
     images: np.ndarray  # ±1, [N, H, W, C]
     kernel: np.ndarray  # ±1, [kh, kw, C / groups, C_out]
-    way: dict
+    options: dict
     seed: int
 
 
@@ -59,12 +59,12 @@ def cases(draw, largest_channels=70, groups=(1, 1, 1, 2, 3)):
     window = draw(st.tuples(size(7), size(7)))
     dilation = draw(st.tuples(size(2), size(2)))
     padding = draw(st.tuples(*[st.tuples(st.integers(0, 4), st.integers(0, 4))] * 2))
-    reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
-    least = [max(1, r - sum(p)) for r, p in zip(reach, padding, strict=True)]
-    spatial = [n + draw(st.integers(0, 6)) for n in least]
+    span = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    minimum = [max(1, r - sum(p)) for r, p in zip(span, padding, strict=True)]
+    spatial = [n + draw(st.integers(0, 6)) for n in minimum]
     seed = draw(st.integers(0, 2**16))
     rng = np.random.default_rng(seed)
-    way = {
+    options = {
         "strides": draw(st.tuples(size(3), size(3))),
         "padding": padding,
         "dilation": dilation,
@@ -76,18 +76,18 @@ def cases(draw, largest_channels=70, groups=(1, 1, 1, 2, 3)):
         np.where(rng.random((*window, c_in, groups * c_out)) < 0.5, -1, 1).astype(
             np.float32
         ),
-        way,
+        options,
         seed,
     )
 
 
 def sums(case):
-    way = dict(case.way)
-    pads, arrays = way.pop("padding"), (case.images, case.kernel)
-    return loop.conv(*arrays, pads=pads, **way).astype(np.int64)
+    options = dict(case.options)
+    pads, arrays = options.pop("padding"), (case.images, case.kernel)
+    return loop.conv(*arrays, pads=pads, **options).astype(np.int64)
 
 
-def bits_of(negative):
+def packed_bits(negative):
     """Pack signs into words with NumPy's `packbits`."""
     spare = -negative.shape[-1] % 32
     padded = np.pad(negative, [(0, 0)] * (negative.ndim - 1) + [(0, spare)])
@@ -99,7 +99,7 @@ def bits_of(negative):
 def test_sums_on_every_instruction_set(case):
     expected = sums(case)
     for name, y in on_every_instruction_set(
-        lambda: ops.binary_conv(case.images, case.kernel, **case.way, backend="cpu")
+        lambda: ops.binary_conv(case.images, case.kernel, **case.options, backend="cpu")
     ).items():
         np.testing.assert_array_equal(y, expected, err_msg=name)
 
@@ -126,8 +126,8 @@ def test_sums_of_thousands_of_shapes(drawn):
     def run(words, kernels):
         results = []
         for case, x, kernel, y in zip(drawn, words, kernels, expected, strict=True):
-            way = {"strides": case.strides, "padding": case.pads}
-            step = steps.conv(kernel, ops.Sums(), **way, dilation=case.dilation)
+            options = {"strides": case.strides, "padding": case.pads}
+            step = steps.conv(kernel, ops.Sums(), **options, dilation=case.dilation)
             y = cpu.run(x, [step], y.shape[1:-1], case.features, jnp.int32)
             results.append(y)
         return results
@@ -148,21 +148,21 @@ def test_epilogues_on_every_instruction_set(case):
     threshold[rng.random(features) < 0.2] = np.iinfo(np.int32).min
     flipped = rng.random(features) < 0.5
     x = ops.sign_bits(case.images)
-    kernel = ops.pack_kernel(case.kernel, case.way["groups"])
+    kernel = ops.pack_kernel(case.kernel, case.options["groups"])
     run = functools.partial(
         ops.packed_conv,
         x,
         kernel,
-        **case.way,
+        **case.options,
         backend="cpu",
     )
     affine = ops.Affine(jnp.asarray(scale), jnp.asarray(bias), relu=True)
-    compare = ops.Threshold(jnp.asarray(threshold), jnp.asarray(bits_of(flipped)))
+    compare = ops.Threshold(jnp.asarray(threshold), jnp.asarray(packed_bits(flipped)))
     for y in on_every_instruction_set(lambda: run(affine)).values():
         expected = np.maximum(scale * acc.astype(np.float32) + bias, 0)
         np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-5)
     for y in on_every_instruction_set(lambda: run(compare).words).values():
-        np.testing.assert_array_equal(y, bits_of((acc < threshold) ^ flipped))
+        np.testing.assert_array_equal(y, packed_bits((acc < threshold) ^ flipped))
 
 
 @given(case=cases(largest_channels=12, groups=(1,)))
@@ -176,18 +176,18 @@ def test_real_convolution_on_every_instruction_set(case):
     acc, features = sums(real), case.kernel.shape[-1]
     threshold = rng.integers(-20, 20, features).astype(np.float32)
     flipped = rng.random(features) < 0.5
-    compare = ops.Threshold(jnp.asarray(threshold), jnp.asarray(bits_of(flipped)))
+    compare = ops.Threshold(jnp.asarray(threshold), jnp.asarray(packed_bits(flipped)))
     scale = jnp.asarray(2.0 ** rng.integers(-2, 3, features), jnp.float32)
     affine = ops.Affine(scale, jnp.ones(features), relu=False)
     run = functools.partial(
-        ops.real_conv, real.images, real.kernel, **case.way, backend="cpu"
+        ops.real_conv, real.images, real.kernel, **case.options, backend="cpu"
     )
     for y in on_every_instruction_set(lambda: run(ops.Sums())).values():
         np.testing.assert_array_equal(y, acc)  # small integers: exact in any order
     for y in on_every_instruction_set(lambda: run(affine)).values():
         np.testing.assert_array_equal(y, acc * np.asarray(scale) + 1)
     for y in on_every_instruction_set(lambda: run(compare).words).values():
-        np.testing.assert_array_equal(y, bits_of((acc < threshold) ^ flipped))
+        np.testing.assert_array_equal(y, packed_bits((acc < threshold) ^ flipped))
 
 
 @given(rows=st.integers(1, 5), channels=st.integers(1, 130), seed=st.integers(0, 99))
@@ -201,28 +201,28 @@ def test_signs_on_every_instruction_set(rows, channels, seed):
     for y in on_every_instruction_set(
         lambda: ops.sign_bits(x, backend="cpu").words
     ).values():
-        np.testing.assert_array_equal(y, bits_of(negative))
+        np.testing.assert_array_equal(y, packed_bits(negative))
 
 
 @given(channels=st.integers(1, 70), size=st.integers(2, 9), seed=st.integers(0, 99))
-def test_sum_pool_is_the_same_everywhere(channels, size, seed):
+def test_sum_pool_matches_xla_on_every_instruction_set(channels, size, seed):
     rng = np.random.default_rng(seed)
     x = jnp.asarray(rng.normal(size=(2, size, size + 1, channels)), jnp.float32)
     compare = ops.Threshold(
         jnp.asarray(rng.normal(size=channels), jnp.float32),
-        jnp.asarray(bits_of(rng.random(channels) < 0.5)),
+        jnp.asarray(packed_bits(rng.random(channels) < 0.5)),
     )
-    way = {"window": 3, "strides": 2, "padding": 1}
-    expected = ops.sum_pool_bits(x, compare, **way, backend="xla").words
+    options = {"window": 3, "strides": 2, "padding": 1}
+    expected = ops.sum_pool_bits(x, compare, **options, backend="xla").words
     for y in on_every_instruction_set(
-        lambda: ops.sum_pool_bits(x, compare, **way, backend="cpu").words
+        lambda: ops.sum_pool_bits(x, compare, **options, backend="cpu").words
     ).values():
         np.testing.assert_array_equal(y, expected)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("length", [31, 992, 993, 100_000])
-def test_extremes_of_the_accumulator(length, sign):
+def test_largest_accumulator_values_are_exact(length, sign):
     a = jnp.ones((3, length))
     b = jnp.full((length, 5), float(sign))
     for y in on_every_instruction_set(
@@ -248,28 +248,28 @@ def test_vmap_over_images_kernels_and_both():
 
 
 @pytest.mark.parametrize("backend", ops.available_backends())
-def test_vmap_over_no_images(backend):
+def test_vmap_over_an_empty_axis(backend):
     conv = functools.partial(ops.binary_conv, strides=1, padding=1, backend=backend)
     kernel = jnp.ones((3, 3, 40, 5))
     y = jax.vmap(lambda x: conv(x, kernel))(jnp.ones((0, 2, 5, 5, 40)))
     assert (y.shape, y.dtype) == ((0, 2, 5, 5, 5), jnp.int32)
 
 
-def test_numbers_that_are_not_finite_set_no_bits_behind_the_last_channel():
+def test_nonfinite_values_leave_unused_bits_zero():
     rng = np.random.default_rng(0)
     x = np.array([1, np.inf, -np.inf, np.nan], np.float32)[
         rng.integers(0, 4, (2, 7, 7, 3))
     ]
     compare = ops.Threshold(jnp.zeros(40), jnp.asarray([5, 0xFFFFFFFF], jnp.uint32))
-    way = {"strides": 1, "padding": 0}
+    options = {"strides": 1, "padding": 0}
     kernel = jnp.asarray(rng.integers(1, 3, (1, 1, 3, 40)), jnp.float32)
     runs = [
-        lambda backend: ops.real_conv(x, kernel, compare, **way, backend=backend),
+        lambda backend: ops.real_conv(x, kernel, compare, **options, backend=backend),
         lambda backend: ops.sum_pool_bits(
             jnp.tile(jnp.asarray(x), 14)[..., :40],
             compare,
             window=1,
-            **way,
+            **options,
             backend=backend,
         ),
     ]
@@ -319,24 +319,24 @@ def test_results_do_not_depend_on_the_number_of_threads():
 def test_environment_forces_an_instruction_set():
     program = "from xnor_jax.ops import cpu; print(cpu.instruction_set())"
     for name, status in [("portable", 0), ("altivec", 1)]:
-        ran = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-c", program],
             capture_output=True,
             text=True,
             env={**os.environ, "XNOR_JAX_INSTRUCTION_SET": name},
         )
-        assert ran.returncode == status
-        assert name in (ran.stderr if status else ran.stdout)
-    assert "expected one of " in ran.stderr and ", portable" in ran.stderr
+        assert completed.returncode == status
+        assert name in (completed.stderr if status else completed.stdout)
+    assert "expected one of " in completed.stderr and ", portable" in completed.stderr
     with pytest.raises(ValueError, match="'altivec' is not available"):
         cpu.use_instruction_set("altivec")
 
 
-def test_a_chain_is_its_operations_one_by_one():
+def test_chain_matches_separate_operations():
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    flip = lambda n: jnp.asarray(bits_of(rng.random(n) < 0.5))  # noqa: E731
-    ways = [
+    flip = lambda n: jnp.asarray(packed_bits(rng.random(n) < 0.5))  # noqa: E731
+    geometries = [
         {"strides": (2, 1), "padding": ((2, 2), (1, 2)), "dilation": (1, 1)},
         {"strides": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1)},
         {"window": (2, 2), "strides": (2, 1), "padding": ((0, 0), (1, 0))},
@@ -347,17 +347,17 @@ def test_a_chain_is_its_operations_one_by_one():
     second = ops.Affine(normal(70), normal(70), relu=True)
     x = normal(3, 20, 20, 3)
 
-    def alone(x):
-        y = ops.real_conv(x, real, first, **ways[0], backend="cpu")
-        y = ops.packed_conv(y, kernel, second, **ways[1], backend="cpu")
-        y = ops.sum_pool_bits(y, third, **ways[2], backend="cpu")
+    def separate(x):
+        y = ops.real_conv(x, real, first, **geometries[0], backend="cpu")
+        y = ops.packed_conv(y, kernel, second, **geometries[1], backend="cpu")
+        y = ops.sum_pool_bits(y, third, **geometries[2], backend="cpu")
         y = ops.packed_matmul(y, dense, second, backend="cpu")
         return ops.packed_matmul(ops.sign_bits(y), dense, second, backend="cpu")
 
     chain = [
-        steps.real_conv(real, first, **ways[0]),
-        steps.conv(kernel, second, **ways[1]),
-        steps.sum_pool_bits(third, **ways[2]),
+        steps.real_conv(real, first, **geometries[0]),
+        steps.conv(kernel, second, **geometries[1]),
+        steps.sum_pool_bits(third, **geometries[2]),
         steps.conv(dense, second),
         steps.pack(),
         steps.conv(dense, second),
@@ -367,21 +367,21 @@ def test_a_chain_is_its_operations_one_by_one():
         return cpu.run(x, chain, (5, 19), 70, jnp.float32)
 
     for y in on_every_instruction_set(lambda: chained(x)).values():
-        np.testing.assert_allclose(y, alone(x), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(y, separate(x), rtol=1e-5, atol=1e-4)
     stacked = jax.vmap(chained)(jnp.stack([x, -x]))
     np.testing.assert_array_equal(stacked[0], chained(x))
     np.testing.assert_array_equal(stacked[1], chained(-x))
     # Many images run through the chain in chunks; the last one is smaller.
-    many = normal(101, 20, 20, 3)
-    some = jnp.concatenate(
-        [chained(many[:60]), chained(many[60:63]), chained(many[63:])]
+    images = normal(101, 20, 20, 3)
+    chunks = jnp.concatenate(
+        [chained(images[:60]), chained(images[60:63]), chained(images[63:])]
     )
-    np.testing.assert_array_equal(chained(many), some)
+    np.testing.assert_array_equal(chained(images), chunks)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 18, 32, 37, 64, 70])
-def test_flags_become_the_words_of_each(channels):
+def test_pack_flags_gives_words_for_each_flag(channels):
     flags = np.random.default_rng(channels).integers(0, 256, (3, 5, channels), np.uint8)
     for count in (1, 2, 3, 8):
         words = cpu.run(
@@ -391,16 +391,16 @@ def test_flags_become_the_words_of_each(channels):
             count * words_for(channels) * 32,
             jnp.uint32,
         )
-        for at, plane in enumerate(np.split(words, count, axis=-1)):
+        for bit, plane in enumerate(np.split(words, count, axis=-1)):
             bits = unpack_negative(jnp.asarray(plane), channels)
-            np.testing.assert_array_equal(bits, flags >> at & 1)
+            np.testing.assert_array_equal(bits, flags >> bit & 1)
             np.testing.assert_array_equal(plane, pack_negative(bits))
 
 
 @pytest.mark.parametrize(
     "shape", [(1, 1), (7, 3), (300, 20), (5, 9, 9, 67), (3, 40, 40, 129), (2, 20_000)]
 )
-def test_channel_sums(shape):
+def test_channel_sums_match_float64(shape):
     """Shapes with few rows or many tasks, with whole vectors or a remainder."""
     rng = np.random.default_rng(len(shape))
     a, x = (np.float32(rng.normal(size=shape)) for _ in range(2))
@@ -409,10 +409,10 @@ def test_channel_sums(shape):
     axes = tuple(range(len(shape) - 1))
     products = np.float64(a) * (np.float64(x) - center)
     expected = [np.float64(a).sum(axes), products.sum(axes)]
-    size = [abs(np.float64(a)).sum(axes), abs(products).sum(axes)]
+    magnitude = [abs(np.float64(a)).sum(axes), abs(products).sum(axes)]
 
     def sums():
         return cpu.channel_sums(*map(jnp.asarray, (a, x, center)))
 
     for found in on_every_instruction_set(sums).values():
-        assert (abs(found - expected) <= 1e-6 * np.array(size) + 1e-6).all()
+        assert (abs(found - expected) <= 1e-6 * np.array(magnitude) + 1e-6).all()

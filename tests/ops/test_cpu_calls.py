@@ -89,17 +89,17 @@ def call(*steps, cut=0):
     return jax.block_until_ready(y)
 
 
-def shaped(spec, *shape):
+def with_shape(spec, *shape):
     return jax.ShapeDtypeStruct(shape, spec.dtype)
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_the_library_runs_what_fits(step):
+def test_the_library_runs_valid_calls(step):
     y = np.asarray(call(step))
     assert (y == (9 * 40 if step is CONV else 0)).all()
 
 
-OTHER = {
+OUT_OF_RANGE = {
     "strides": [[0, 1], [-1, 1], [2**62, 1]],
     "padding": [[0, 0, 0, -1], [2**62, 2**62, 0, 0]],
     "dilation": [[0, 1], [2**62, 1]],
@@ -109,11 +109,11 @@ OTHER = {
 
 
 @pytest.mark.parametrize("step", [CONV, REAL, SUM_POOL, COL2IM])
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
 def test_the_library_refuses_numbers_out_of_range(step, name):
     if name == ("dilation" if step is SUM_POOL else "window") and step is not COL2IM:
         return  # unused
-    for value in OTHER[name]:
+    for value in OUT_OF_RANGE[name]:
         with pytest.raises(Exception, match="xnor_jax: "):
             call(step | {name: value})
 
@@ -121,33 +121,33 @@ def test_the_library_refuses_numbers_out_of_range(step, name):
 @pytest.mark.parametrize("step", STEPS)
 def test_the_library_refuses_buffers_of_other_shapes(step):
     x, out, arrays = step["x"], step["out"], step["arrays"]
-    other = [
-        {"x": shaped(x, *x.shape[:3])},
-        {"x": shaped(x, *x.shape[:3], 0)},
-        {"x": shaped(x, 0, *x.shape[1:])},
+    invalid = [
+        {"x": with_shape(x, *x.shape[:3])},
+        {"x": with_shape(x, *x.shape[:3], 0)},
+        {"x": with_shape(x, 0, *x.shape[1:])},
         {"x": jax.ShapeDtypeStruct(x.shape, jnp.int32)},
         {"x": jax.ShapeDtypeStruct(x.shape, jnp.float16)},
-        {"out": shaped(out, *out.shape[1:])},
-        {"out": shaped(out, 2, *out.shape[1:])},
-        {"out": shaped(out, *out.shape[:3], out.shape[3] + 1)},
-        {"out": shaped(out, 1, out.shape[1] + 1, *out.shape[2:])},
+        {"out": with_shape(out, *out.shape[1:])},
+        {"out": with_shape(out, 2, *out.shape[1:])},
+        {"out": with_shape(out, *out.shape[:3], out.shape[3] + 1)},
+        {"out": with_shape(out, 1, out.shape[1] + 1, *out.shape[2:])},
         {"out": jax.ShapeDtypeStruct(out.shape, jnp.int16)},
         {"arrays": [*arrays, FLIP]},
         *({"arrays": arrays[:i] + arrays[i + 1 :]} for i in range(len(arrays))),
         *(
-            {"arrays": arrays[:i] + [other] + arrays[i + 1 :]}
+            {"arrays": arrays[:i] + [invalid] + arrays[i + 1 :]}
             for i, array in enumerate(arrays)
-            for other in (
-                shaped(array, *array.shape, 1),
-                shaped(array, *array.shape[:-1], array.shape[-1] + 1),
-                shaped(array, *array.shape[:-1], array.shape[-1] - 1),
+            for invalid in (
+                with_shape(array, *array.shape, 1),
+                with_shape(array, *array.shape[:-1], array.shape[-1] + 1),
+                with_shape(array, *array.shape[:-1], array.shape[-1] - 1),
                 jax.ShapeDtypeStruct(array.shape, jnp.int32),
             )
         ),
     ]
     if step not in (PACK, PACK_FLAGS, COL2IM):
-        other += [{"x": shaped(x, 1, 2, *x.shape[2:])}]  # smaller than the window
-    for changed in other:
+        invalid += [{"x": with_shape(x, 1, 2, *x.shape[2:])}]  # smaller than the window
+    for changed in invalid:
         with pytest.raises(Exception, match="xnor_jax: "):
             call(step | changed)
 
@@ -163,7 +163,7 @@ def test_the_library_refuses_buffers_of_other_shapes(step):
         {"x": jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.uint32)},
     ],
 )
-def test_the_library_refuses_channels_that_do_not_fit(changed):
+def test_the_library_refuses_mismatched_channels(changed):
     with pytest.raises(Exception, match="xnor_jax: "):
         call(CONV | changed)
 
@@ -173,30 +173,30 @@ def test_the_library_refuses_channels_that_do_not_fit(changed):
     [
         *({"channels": value} for value in (-1, 0, 2, 5, 2**40)),
         *({"out_channels": value} for value in (-1, 0, 2, 6, 2**40)),
-        {"x": shaped(FLOATS, 1, 2, 3, 35)},
-        {"x": shaped(FLOATS, 1, 3, 2, 36)},
-        {"x": shaped(CONV["x"], 1, 2, 3, 36)},
+        {"x": with_shape(FLOATS, 1, 2, 3, 35)},
+        {"x": with_shape(FLOATS, 1, 3, 2, 36)},
+        {"x": with_shape(CONV["x"], 1, 2, 3, 36)},
     ],
 )
-def test_the_library_refuses_patches_that_do_not_fit(changed):
+def test_the_library_refuses_mismatched_patches(changed):
     with pytest.raises(Exception, match="xnor_jax: "):
         call(COL2IM | changed)
 
 
 @pytest.mark.parametrize("count", [-1, 0, 2, 9, 2**40])
-def test_the_library_refuses_flags_that_do_not_fit(count):
+def test_the_library_refuses_mismatched_flags(count):
     with pytest.raises(Exception, match="xnor_jax: "):
         call(PACK_FLAGS | {"channels": count})
 
 
-def test_bytes_are_flags_and_nothing_else():
+def test_uint8_input_is_refused_except_for_flags():
     for step in STEPS:
         if step is not PACK_FLAGS:
             with pytest.raises(Exception, match="xnor_jax: expected"):
                 call(step | {"x": jax.ShapeDtypeStruct(step["x"].shape, jnp.uint8)})
 
 
-def test_the_library_refuses_chains_that_do_not_fit():
+def test_the_library_refuses_mismatched_chains():
     with pytest.raises(Exception, match="xnor_jax: expected floats"):
         call(PACK, CONV, PACK | {"x": CONV["out"]})  # signs of integers
     with pytest.raises(Exception, match="xnor_jax: expected words of signs"):
@@ -209,7 +209,7 @@ def test_the_library_refuses_chains_that_do_not_fit():
     assert (y == 9 * 40).all()
 
 
-def test_sizes_are_checked_before_memory_is_taken():
+def test_sizes_are_checked_before_allocation():
     begin = time.perf_counter()
     for step in (CONV, REAL):
         for padding in ([0, 0, 2**27, 0], [2**31 - 1, 2**31 - 1, 0, 0]):
@@ -238,7 +238,7 @@ def gradient(spec):
     return jax.block_until_ready(call(*arrays, way=np.array(spec["way"], np.int64)))
 
 
-def test_the_gradient_runs_when_all_fits():
+def test_valid_kernel_gradient_runs():
     assert (gradient(GRADIENT) == 0).all()
 
 
@@ -264,7 +264,7 @@ def test_the_gradient_runs_when_all_fits():
         ),
     ],
 )
-def test_the_gradient_of_what_does_not_fit_is_refused(change, message):
+def test_invalid_kernel_gradient_is_refused(change, message):
     change = {
         name: value if name == "way" else jax.ShapeDtypeStruct(*value)
         for name, value in change.items()
@@ -283,11 +283,13 @@ SUMS = {
 
 def channel_sums(spec):
     *arrays, out = (jax.ShapeDtypeStruct(*value) for value in spec.values())
-    given = (jnp.zeros(array.shape, array.dtype) for array in arrays)
-    return jax.block_until_ready(jax.ffi.ffi_call("xnor_jax_channel_sums", out)(*given))
+    buffers = (jnp.zeros(array.shape, array.dtype) for array in arrays)
+    return jax.block_until_ready(
+        jax.ffi.ffi_call("xnor_jax_channel_sums", out)(*buffers)
+    )
 
 
-def test_the_sums_run_when_all_fits():
+def test_valid_channel_sums_run():
     assert (channel_sums(SUMS) == 0).all()
 
 
@@ -306,12 +308,12 @@ def test_the_sums_run_when_all_fits():
         ({"out": ((2, 5), jnp.int32)}, "Wrong buffer dtype"),
     ],
 )
-def test_sums_of_what_does_not_fit_are_refused(change, message):
+def test_invalid_channel_sums_are_refused(change, message):
     with pytest.raises(Exception, match=message):
         channel_sums(SUMS | change)
 
 
-def test_what_is_kept_has_the_size_that_it_had():
+def test_keep_preserves_the_values_and_the_size():
     x = jnp.arange(6.0)
     for shape in ((6,), (2, 3)):
         out = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -344,33 +346,33 @@ NETWORK = {
 
 def network(spec):
     cpu._register_network()
-    given = [jnp.full(*array[:1], spec["fill"], array[1]) for array in spec["arrays"]]
+    buffers = [jnp.full(*array[:1], spec["fill"], array[1]) for array in spec["arrays"]]
     call = jax.ffi.ffi_call("xnor_jax_network", jax.ShapeDtypeStruct(*spec["out"]))
     nodes = spec["nodes"]
     return jax.block_until_ready(
         call(
             jnp.ones(*spec["x"]),
-            *given,
+            *buffers,
             image_shape=np.array(spec["image_shape"], np.int64),
             nodes=nodes if isinstance(nodes, str) else json.dumps(nodes),
         )
     )
 
 
-def test_a_network_runs_when_all_fits():
+def test_valid_network_runs():
     assert (network(NETWORK) == 0).all()
     assert (network(NETWORK | {"fill": 1}) == 40 + 1).all()
 
 
-def without(at):
+def without_array(index):
     arrays = list(NETWORK["arrays"])
-    del arrays[at]
+    del arrays[index]
     return arrays
 
 
-def with_array(at, shape, dtype):
+def with_array(index, shape, dtype):
     arrays = list(NETWORK["arrays"])
-    arrays[at] = (shape, dtype)
+    arrays[index] = (shape, dtype)
     return arrays
 
 
@@ -402,8 +404,8 @@ def with_array(at, shape, dtype):
         ({"out": ((1, 3), jnp.float32)}, "a result for each image"),
         ({"out": ((2, 3), jnp.int32)}, "Wrong buffer dtype"),
         *(
-            ({"arrays": without(at)}, "expected the arrays of the nodes")
-            for at in (0, 5)
+            ({"arrays": without_array(index)}, "expected the arrays of the nodes")
+            for index in (0, 5)
         ),
         ({"arrays": [*NETWORK["arrays"], ((1,), jnp.int32)]}, "arrays of the nodes"),
         ({"arrays": with_array(0, (40, 1), jnp.float32)}, "the array threshold"),
@@ -417,6 +419,6 @@ def with_array(at, shape, dtype):
         ({"fill": -1}, "an index is out of range"),
     ],
 )
-def test_networks_that_do_not_fit_are_refused(change, message):
+def test_invalid_networks_are_refused(change, message):
     with pytest.raises(Exception, match=message):
         network(NETWORK | change)

@@ -11,7 +11,7 @@ from xnor_jax import ops
 RNG = np.random.default_rng(0)
 
 
-def test_sums_are_left_alone():
+def test_sums_epilogue_is_the_identity():
     acc = jnp.arange(6).reshape(2, 3)
     np.testing.assert_array_equal(ops.apply_epilogue(acc, ops.Sums()), acc)
 
@@ -44,29 +44,29 @@ def test_threshold_compares_and_flips(dtype, channels):
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.float32])
 def test_the_smallest_threshold_makes_a_channel_constant(dtype):
     floating = jnp.issubdtype(dtype, jnp.floating)
-    least = -jnp.inf if floating else jnp.iinfo(dtype).min
-    extremes = [least, -5, 0, jnp.inf if floating else jnp.iinfo(dtype).max]
+    smallest = -jnp.inf if floating else jnp.iinfo(dtype).min
+    extremes = [smallest, -5, 0, jnp.inf if floating else jnp.iinfo(dtype).max]
     acc = jnp.array([[value, value] for value in extremes], dtype)
     flip = ops.pack_bits(np.array([1.0, -1.0]))
-    words = ops.apply_epilogue(acc, ops.Threshold(jnp.full(2, least, dtype), flip))
+    words = ops.apply_epilogue(acc, ops.Threshold(jnp.full(2, smallest, dtype), flip))
     np.testing.assert_array_equal(ops.unpack_bits(words, 2), [[1, -1]] * 4)
 
 
-def test_nan_is_minus_one_as_its_sign_is():
+def test_nan_becomes_minus_one():
     threshold = ops.Threshold(jnp.zeros(2), jnp.zeros(1, jnp.uint32))
     words = ops.apply_epilogue(jnp.array([[jnp.nan, 1.0]]), threshold)
     np.testing.assert_array_equal(words, [[1]])
 
 
-def test_epilogues_are_trees_with_relu_static():
+def test_epilogues_are_pytrees_with_static_relu():
     affine = ops.Affine(jnp.ones(3), jnp.zeros(3), relu=True)
     assert len(jax.tree.leaves(affine)) == 2
     assert jax.tree.map(lambda leaf: 2 * leaf, affine).relu
     assert jax.tree.leaves(ops.Sums()) == []
 
 
-GOOD = {"scale": jnp.ones(4), "bias": jnp.ones(4)}
-LIMIT = {"threshold": jnp.zeros(4, jnp.int32), "flip": jnp.zeros(1, jnp.uint32)}
+AFFINE = {"scale": jnp.ones(4), "bias": jnp.ones(4)}
+THRESHOLD = {"threshold": jnp.zeros(4, jnp.int32), "flip": jnp.zeros(1, jnp.uint32)}
 
 
 @pytest.mark.parametrize(
@@ -74,33 +74,33 @@ LIMIT = {"threshold": jnp.zeros(4, jnp.int32), "flip": jnp.zeros(1, jnp.uint32)}
     [
         (None, TypeError, "Sums, Affine or Threshold as epilogue, got NoneType"),
         (
-            ops.Affine(**GOOD | {"scale": jnp.ones(3)}),
+            ops.Affine(**AFFINE | {"scale": jnp.ones(3)}),
             ValueError,
             "Affine.scale of shape (4,), got (3,)",
         ),
         (
-            ops.Affine(**GOOD | {"bias": jnp.ones(4, jnp.bfloat16)}),
+            ops.Affine(**AFFINE | {"bias": jnp.ones(4, jnp.bfloat16)}),
             TypeError,
             "Affine.bias of float32, got bfloat16",
         ),
         (
-            ops.Threshold(**LIMIT | {"threshold": jnp.zeros(4)}),
+            ops.Threshold(**THRESHOLD | {"threshold": jnp.zeros(4)}),
             TypeError,
             "Threshold.threshold of int32, got float32",
         ),
         (
-            ops.Threshold(**LIMIT | {"flip": jnp.zeros(4, jnp.uint32)}),
+            ops.Threshold(**THRESHOLD | {"flip": jnp.zeros(4, jnp.uint32)}),
             ValueError,
             "Threshold.flip of shape (1,), got (4,)",
         ),
         (
-            ops.Threshold(**LIMIT | {"flip": jnp.zeros(1, jnp.int32)}),
+            ops.Threshold(**THRESHOLD | {"flip": jnp.zeros(1, jnp.int32)}),
             TypeError,
             "Threshold.flip of uint32, got int32",
         ),
     ],
 )
-def test_an_epilogue_that_does_not_fit_is_refused(epilogue, error, message):
+def test_invalid_epilogues_are_refused(epilogue, error, message):
     x, kernel = ops.sign_bits(jnp.ones((2, 3))), ops.pack_kernel(jnp.ones((3, 4)))
     with pytest.raises(error) as raised:
         ops.packed_matmul(x, kernel, epilogue)

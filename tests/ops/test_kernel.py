@@ -13,14 +13,14 @@ from xnor_jax.ops.kernel import columns, kernel_from_bytes, kernel_to_bytes
     ("window", "c_in", "c_out", "groups"),
     [((), 70, 40, 1), ((5,), 33, 64, 2), ((3, 2), 64, 33, 1), ((2, 1, 3), 5, 9, 3)],
 )
-def test_words_lie_where_the_docstring_says(window, c_in, c_out, groups):
+def test_word_layout_matches_the_docstring(window, c_in, c_out, groups):
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(*window, c_in, c_out)).astype(np.float32)
     packed = ops.pack_kernel(kernel, groups)
-    each, count = c_out // groups, -(-c_in // 32)
+    per_group, count = c_out // groups, -(-c_in // 32)
     expected = oracle.kernel_words(kernel, groups)
     channel = c_out - 1  # in the last group, word by word
-    panel, lane = divmod(each - 1, 32)
+    panel, lane = divmod(per_group - 1, 32)
     np.testing.assert_array_equal(
         expected[-1, panel, ..., lane], oracle.bits(kernel[..., channel])
     )
@@ -29,7 +29,7 @@ def test_words_lie_where_the_docstring_says(window, c_in, c_out, groups):
     assert (packed.groups, packed.window) == (groups, window)
     np.testing.assert_array_equal(ops.unpack_kernel(packed), oracle.sign(kernel))
     flat = np.moveaxis(expected, 1, -2).reshape(groups, *window, count, -1)
-    np.testing.assert_array_equal(columns(packed), flat[..., :each])
+    np.testing.assert_array_equal(columns(packed), flat[..., :per_group])
 
 
 @pytest.mark.parametrize("block", [2**20, 1500, 70, 1])
@@ -37,7 +37,7 @@ def test_words_lie_where_the_docstring_says(window, c_in, c_out, groups):
     ("shape", "groups"),
     [((70, 40), 1), ((5, 33, 64), 2), ((3, 2, 64, 33), 1), ((2, 1, 3, 5, 9), 3)],
 )
-def test_a_kernel_in_bytes_has_its_signs_in_c_order(shape, groups, block, monkeypatch):
+def test_kernel_bytes_hold_signs_in_c_order(shape, groups, block, monkeypatch):
     monkeypatch.setattr(kernels, "_BLOCK", block)
     kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     stored = np.packbits(kernel.ravel() < 0, bitorder="little")
@@ -48,14 +48,16 @@ def test_a_kernel_in_bytes_has_its_signs_in_c_order(shape, groups, block, monkey
     np.testing.assert_array_equal(loaded.words, packed.words)
 
 
-def test_a_packed_kernel_prints_without_its_numbers():
+def test_packed_kernel_repr_omits_the_values():
     packed = ops.pack_kernel(jnp.ones((3, 2, 40, 33)))
-    shown = "PackedKernel(words=uint32[1,2,3,2,2,32], in_features=40, out_features=33)"
-    assert repr(packed) == shown
+    expected = (
+        "PackedKernel(words=uint32[1,2,3,2,2,32], in_features=40, out_features=33)"
+    )
+    assert repr(packed) == expected
     assert "None" in repr(jax.tree.map(lambda _: None, packed))
 
 
-def test_a_packed_kernel_is_a_tree_of_words():
+def test_packed_kernel_is_a_pytree_of_words():
     packed = ops.pack_kernel(jnp.ones((3, 3, 8, 40)))
     (words,) = jax.tree.leaves(packed)
     assert words.dtype == jnp.uint32
@@ -77,7 +79,7 @@ def test_a_packed_kernel_is_a_tree_of_words():
         ),
     ],
 )
-def test_what_is_no_kernel_is_refused(kernel, groups, error, message):
+def test_invalid_kernels_are_refused(kernel, groups, error, message):
     with pytest.raises(error) as raised:
         ops.pack_kernel(kernel, groups)
     assert message in str(raised.value)

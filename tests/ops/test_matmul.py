@@ -24,7 +24,7 @@ def product(a, b):
 # Around word boundaries, and `xla`'s passes: one of up to 32 words, more of up to 24.
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 64, 65, 130, 1024, 1025, 2400])
 @pytest.mark.parametrize("backend", ops.available_backends())
-def test_the_sums_for_any_length(size, backend):
+def test_sums_of_any_length_match_the_oracle(size, backend):
     a, b = draw((5, size)), draw((size, 35), 1)
     y = ops.binary_matmul(a, b, backend=backend)
     assert y.dtype == jnp.int32
@@ -33,7 +33,7 @@ def test_the_sums_for_any_length(size, backend):
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 1, 4)])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_axes_before_the_last_are_kept(shape, backend):
+def test_leading_axes_are_kept(shape, backend):
     a, b = draw((*shape, 40)), draw((40, 6), 1)
     y = ops.binary_matmul(a, b, backend=backend)
     np.testing.assert_array_equal(y, product(a, b))
@@ -41,7 +41,7 @@ def test_axes_before_the_last_are_kept(shape, backend):
 
 @pytest.mark.parametrize("length", [100_000, 99_999])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_largest_sums(length, backend):
+def test_largest_sums_are_exact(length, backend):
     a = np.ones((2, length), np.float32)
     b = np.stack([-a[0], a[0], a[0]], axis=1)
     b[0, 2] = -1
@@ -50,13 +50,13 @@ def test_the_largest_sums(length, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_rows_give_no_sums(backend):
+def test_empty_input_gives_an_empty_result(backend):
     y = ops.binary_matmul(jnp.ones((2, 0, 5)), jnp.ones((5, 3)), backend=backend)
     assert (y.shape, y.dtype) == ((2, 0, 3), jnp.int32)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_vmap_and_jit(backend):
+def test_vmap_under_jit_matches_the_oracle(backend):
     a, b = draw((3, 4, 70)), draw((3, 70, 33), 1)
     y = jax.jit(jax.vmap(partial(ops.binary_matmul, backend=backend)))(a, b)
     np.testing.assert_array_equal(y, product(a, b))
@@ -98,7 +98,7 @@ def test_a_gradient_raises(argument, backend):
         (np.ones((2, 0)), np.ones((0, 2)), ValueError, "a non-empty kernel"),
     ],
 )
-def test_what_does_not_fit_is_refused(a, b, error, message):
+def test_invalid_arguments_are_refused(a, b, error, message):
     with pytest.raises(error) as raised:
         ops.binary_matmul(a, b)
     assert str(raised.value).startswith("binary_matmul: ")

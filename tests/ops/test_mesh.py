@@ -95,7 +95,7 @@ print("done")
 
 
 @pytest.mark.slow
-def test_images_sharded_over_explicit_axes(monkeypatch):
+def test_explicit_sharding_matches_one_device(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     run = subprocess.run(

@@ -18,7 +18,7 @@ needs_library = pytest.mark.skipif(
 
 
 @pytest.mark.slow
-def test_no_gradient_goes_through_a_variance_that_rounding_ate():
+def test_gradient_ignores_a_variance_lost_to_rounding():
     """Examples are a unit that is always off, or one almost constant far from 0."""
     noise = jax.random.normal(jax.random.key(0), (4, 3, 3, 4))
     x = jnp.array([0, 7, 1e4, 1e4]) + jnp.array([0, 0, 0, 1e-4]) * noise
@@ -26,28 +26,32 @@ def test_no_gradient_goes_through_a_variance_that_rounding_ate():
     zeros = jnp.zeros(4)
     (d_x,) = pull((noise, zeros, zeros))
     through_mean = (noise - noise.mean((0, 1, 2))) * 100
-    off = variance == 0
-    assert off[:2].all()
-    np.testing.assert_allclose(d_x[..., off], through_mean[..., off], rtol=1e-3)
+    constant = variance == 0
+    assert constant[:2].all()
+    np.testing.assert_allclose(
+        d_x[..., constant], through_mean[..., constant], rtol=1e-3
+    )
 
 
-def test_no_gradient_goes_through_the_statistics():
+def test_statistics_have_no_gradient():
     x = jax.random.normal(jax.random.key(0), (4, 5))
-    for at in (1, 2):
-        gradient = jax.grad(lambda x, at=at: norm.batch_norm(x, epsilon=0.1)[at].sum())
+    for output in (1, 2):
+        gradient = jax.grad(
+            lambda x, output=output: norm.batch_norm(x, epsilon=0.1)[output].sum()
+        )
         np.testing.assert_array_equal(gradient(x), 0)
 
 
-def test_empty_and_flat_batches():
+def test_empty_batches_are_accepted_and_vectors_refused():
     for shape in ((0, 3), (3, 0)):
         y, mean, _ = norm.batch_norm(jnp.zeros(shape), epsilon=0.1)
         assert y.shape == shape and mean.shape == shape[1:]
     with pytest.raises(ValueError, match=r"expected \[N, ..., C\], got shape \(3,\)"):
         norm.batch_norm(jnp.ones(3), epsilon=0.1)
     # More pixels than an int32 can count.
-    many = jax.ShapeDtypeStruct((2**20, 64, 64, 3), jnp.float32)
-    y, *_ = jax.eval_shape(lambda x: norm.batch_norm(x, epsilon=0.1), many)
-    assert y.shape == many.shape
+    large = jax.ShapeDtypeStruct((2**20, 64, 64, 3), jnp.float32)
+    y, *_ = jax.eval_shape(lambda x: norm.batch_norm(x, epsilon=0.1), large)
+    assert y.shape == large.shape
 
 
 def loss_and_gradients(x, scale, bias):
@@ -60,7 +64,7 @@ def loss_and_gradients(x, scale, bias):
 
 @needs_library
 @pytest.mark.parametrize("count", [3, 4])
-def test_statistics_of_a_split_batch_are_of_all_of_it(count):
+def test_statistics_cover_a_sharded_batch(count):
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
     x = jax.random.normal(jax.random.key(0), (4, 6, 6, 34))
@@ -75,7 +79,7 @@ def test_statistics_of_a_split_batch_are_of_all_of_it(count):
 
 @pytest.mark.slow
 @needs_library
-def test_under_vmap_and_shard_map():
+def test_vmap_and_shard_map_use_local_statistics():
     """Each call uses the statistics of its own images, as in Flax."""
     x = jax.random.normal(jax.random.key(0), (2, 4, 3, 3, 34))
     constants = jnp.linspace(0.5, 2, 34), jnp.linspace(-1, 1, 34)

@@ -40,7 +40,7 @@ def thresholds(features: int, spread: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_epilogue_of_a_convolution(case, backend):
+def test_packed_conv_epilogues_match_the_oracle(case, backend):
     x, kernel = operands(case)
     sums = case.sums()
     threshold, flip = thresholds(case.features, int(np.abs(sums).max()))
@@ -64,7 +64,7 @@ def test_every_epilogue_of_a_convolution(case, backend):
 
 
 @pytest.mark.parametrize("relu", [False, True])
-def test_affine_results_are_the_same_in_every_program(relu):
+def test_affine_results_are_equal_in_float_and_xla(relu):
     case = CASES[0]
     x, kernel = operands(case)
     scale, bias = np.random.default_rng(1).normal(size=(2, case.features)).astype("f")
@@ -77,7 +77,7 @@ def test_affine_results_are_the_same_in_every_program(relu):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_two_layers_meet_in_bits(backend):
+def test_two_layers_pass_bits_between_them(backend):
     rng = np.random.default_rng(2)
     x = rng.normal(size=(2, 6, 6, 40)).astype("f")
     first = rng.normal(size=(3, 3, 40, 35)).astype("f")
@@ -108,7 +108,7 @@ def test_two_layers_meet_in_bits(backend):
 
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_packed_matmul_keeps_the_axes_before_the_last(shape, backend):
+def test_packed_matmul_keeps_leading_axes(shape, backend):
     rng = np.random.default_rng(3)
     x, kernel = rng.normal(size=(*shape, 70)), rng.normal(size=(70, 40))
     x, kernel = x.astype("f"), kernel.astype("f")
@@ -124,7 +124,7 @@ def test_packed_matmul_keeps_the_axes_before_the_last(shape, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_images_give_empty_results(backend):
+def test_empty_batch_gives_an_empty_result(backend):
     kernel = ops.pack_kernel(jnp.ones((3, 3, 5, 40)))
     x = ops.sign_bits(jnp.ones((0, 4, 4, 5)))
     limit = ops.Threshold(jnp.zeros(40, jnp.int32), jnp.zeros(2, jnp.uint32))
@@ -167,18 +167,18 @@ def with_thresholds(backend):
 @hypothesis.given(
     st.integers(1, 6), st.integers(1, 70), st.integers(0, 2**16), st.booleans()
 )
-def test_regrouped_words_are_those_of_each_group(groups, each, seed, batch):
+def test_regrouped_words_match_each_group(groups, per_group, seed, batch):
     rng = np.random.default_rng(seed)
-    x = rng.choice([-1.0, 1.0], (*([3] if batch else []), groups * each))
+    x = rng.choice([-1.0, 1.0], (*([3] if batch else []), groups * per_group))
     with jax.disable_jit():
-        words = regroup(jnp.asarray(oracle.bits(x)), groups * each, groups)
-    split = x.reshape(*x.shape[:-1], groups, each)
+        words = regroup(jnp.asarray(oracle.bits(x)), groups * per_group, groups)
+    split = x.reshape(*x.shape[:-1], groups, per_group)
     np.testing.assert_array_equal(words, oracle.bits(split))
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_real_convolution_and_its_epilogues(groups, backend):
+def test_real_conv_epilogues_match_the_oracle(groups, backend):
     if backend == "cpu" and groups > 1:
         pytest.skip("has one group")
     rng = np.random.default_rng(4)
@@ -209,15 +209,15 @@ def test_real_convolution_and_its_epilogues(groups, backend):
     assert plain.dtype == jnp.float32
     np.testing.assert_allclose(plain, sums, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(affine, scale * sums + bias, rtol=1e-4, atol=1e-4)
-    sure = np.abs(sums - threshold) > 1e-4
+    certain = np.abs(sums - threshold) > 1e-4
     value = np.where(sums < threshold, -1.0, 1.0) * flip
     signs = np.asarray(ops.unpack_bits(packed.words, 34))
-    np.testing.assert_array_equal(signs[sure], value[sure])
-    assert sure.mean() > 0.99
+    np.testing.assert_array_equal(signs[certain], value[certain])
+    assert certain.mean() > 0.99
 
 
 @pytest.mark.parametrize("backend", [*ops.available_backends()])
-def test_real_convolutions_of_other_ranks(backend):
+def test_real_conv_in_1d_matches_the_oracle_or_is_refused(backend):
     rng = np.random.default_rng(5)
     x, kernel = rng.normal(size=(2, 9, 3)), rng.normal(size=(4, 3, 5))
     arguments = (x.astype("f"), kernel.astype("f"), ops.Sums())
@@ -241,7 +241,7 @@ def test_real_convolutions_of_other_ranks(backend):
     ],
 )
 @pytest.mark.parametrize("channels", [5, 70])
-def test_pooled_bits_are_the_signs_of_the_pooled(
+def test_pool_bits_gives_the_signs_of_max_pooling(
     spatial, window, strides, padding, channels
 ):
     rng = np.random.default_rng(6)
@@ -251,9 +251,9 @@ def test_pooled_bits_are_the_signs_of_the_pooled(
     offset = rng.choice([-9.0, -1.0, 0.2, 1.0, 9.0], channels).astype("f")
     case = Case(spatial, window, strides, (1,) * len(window), padding, 1, 1, 1, 1)
     pads = ((0, 0), *case.pads, (0, 0))
-    wide = np.pad(x, pads, constant_values=-np.inf)
+    padded = np.pad(x, pads, constant_values=-np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(
-        wide, window, tuple(range(1, x.ndim - 1))
+        padded, window, tuple(range(1, x.ndim - 1))
     )
     windows = windows[:, *(slice(None, None, s) for s in strides)]
     pooled = windows.max(axis=tuple(range(-len(window), 0)))
@@ -271,21 +271,21 @@ def test_pooled_bits_are_the_signs_of_the_pooled(
 
 @pytest.mark.parametrize("padding", ["VALID", 1, ((1, 0), (2, 1))])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_bits_of_summed_windows(padding, backend):
+def test_sum_pool_bits_thresholds_window_sums(padding, backend):
     rng = np.random.default_rng(7)
     x = rng.normal(size=(2, 7, 6, 37)).astype("f")
     flip = rng.choice([-1.0, 1.0], 37)
     pads = padding if isinstance(padding, tuple) else ((padding, padding),) * 2
     pads = ((0, 0), (0, 0)) if padding == "VALID" else pads
-    wide = np.pad(x, ((0, 0), *pads, (0, 0)))
-    sums = np.zeros((2, *(np.array(wide.shape[1:3]) - 3) // 2 + 1, 37), np.float32)
+    padded = np.pad(x, ((0, 0), *pads, (0, 0)))
+    sums = np.zeros((2, *(np.array(padded.shape[1:3]) - 3) // 2 + 1, 37), np.float32)
     for i in range(3):
         for j in range(3):
-            rows, across = (
+            rows, columns = (
                 slice(t, t + 2 * n - 1, 2)
                 for t, n in zip((i, j), sums.shape[1:3], strict=True)
             )
-            sums += wide[:, rows, across]
+            sums += padded[:, rows, columns]
     # Each threshold equals one of its channel's sums: an extra rounding would show.
     threshold = sums[1, 1, 1]
     y = ops.sum_pool_bits(
@@ -405,7 +405,7 @@ FLOATS = np.ones((2, 5, 5, 40), "f")
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(call, error, message):
+def test_invalid_arguments_are_refused_in_one_line(call, error, message):
     with pytest.raises(error) as raised:
         call()
     assert message in str(raised.value)

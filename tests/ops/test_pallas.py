@@ -29,7 +29,7 @@ def words(rng, *shape):
     columns=st.integers(0, pallas.TILE + 1),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_counts_are_the_popcounts(rows, groups, count, columns, seed):
+def test_popcounts_match_numpy(rows, groups, count, columns, seed):
     rng = np.random.default_rng(seed)
     a, b = words(rng, rows, groups, count), words(rng, groups, count, columns)
     expected = np.bitwise_count(a[..., None] ^ b).sum(axis=2, dtype=np.int32)
@@ -40,12 +40,12 @@ def test_counts_are_the_popcounts(rows, groups, count, columns, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2])
-def test_a_padded_convolution_is_the_xla_backends(groups):
+def test_padded_convolution_matches_xla(groups):
     rng = np.random.default_rng(0)
     kernel = ops.pack_kernel(rng.normal(size=(3, 3, 40, 80)).astype("f"), groups)
-    way = dict(strides=(2, 1), padding=((1, 1), (2, 0)), dilation=(1, 2))
+    options = dict(strides=(2, 1), padding=((1, 1), (2, 0)), dilation=(1, 2))
     run = partial(xla.conv_words, words(rng, 2, 9, 8, groups, 2), kernel, ops.Sums())
-    np.testing.assert_array_equal(run(**way, count=interpreted), run(**way))
+    np.testing.assert_array_equal(run(**options, count=interpreted), run(**options))
 
 
 def test_programs_for_cuda_call_the_kernel():
@@ -66,7 +66,7 @@ def test_programs_for_cuda_call_the_kernel():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0)])
-def test_vmap_counts_the_rows_of_all(mapped):
+def test_vmap_matches_xla_and_shares_tiles(mapped):
     rng = np.random.default_rng(0)
     a = words(rng, *([4] if mapped[0] == 0 else []), 70, 2, 3)
     b = words(rng, *([4] if mapped[1] == 0 else []), 2, 3, 5)
@@ -79,7 +79,7 @@ def test_vmap_counts_the_rows_of_all(mapped):
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="elsewhere it is xla itself")
-def test_it_gives_the_integers_of_xla():
+def test_gpu_results_match_xla():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 17, 16, 70)).astype("f")
     kernel = rng.normal(size=(3, 3, 70, 130)).astype("f")

@@ -29,7 +29,7 @@ def gradients(add, y, shortcut):
 
 @pytest.mark.parametrize("shape", [(3,), (0, 4), (2, 5, 5, 3)])
 @pytest.mark.parametrize("backend", ["auto", "float"])
-def test_the_sum_and_its_gradients(shape, backend):
+def test_sum_and_gradients_match_jax(shape, backend):
     y, shortcut = draw(*shape)
 
     def add(y, x):
@@ -43,7 +43,7 @@ def test_the_sum_and_its_gradients(shape, backend):
     )
 
 
-def test_two_dtypes_have_the_result_and_the_gradients_of_their_sum():
+def test_mixed_dtypes_promote_as_in_jax():
     y, shortcut = draw(2, 3)
     y = y.astype(jnp.bfloat16)
     assert residual_sum(y, shortcut).dtype == jnp.float32
@@ -52,23 +52,23 @@ def test_two_dtypes_have_the_result_and_the_gradients_of_their_sum():
 
 
 @needs_library
-def test_only_training_keeps_it():
+def test_only_training_keeps_the_sum():
     y, shortcut = draw(2, 5, 5, 3)
 
-    def evaluated(y, x):
+    def two_sums(y, x):
         return residual_sum(residual_sum(y, x), x)
 
-    def kept(function):
+    def keep_calls(function):
         return jax.jit(function).lower(y, shortcut).as_text().count("@xnor_jax_keep")
 
-    assert kept(evaluated) == 0
+    assert keep_calls(two_sums) == 0
     # One for each sum, and one for its gradient.
-    assert kept(lambda y, x: gradients(evaluated, y, x)) == 4
-    assert kept(lambda *a: gradients(jnp.add, *a)) == 0
+    assert keep_calls(lambda y, x: gradients(two_sums, y, x)) == 4
+    assert keep_calls(lambda *a: gradients(jnp.add, *a)) == 0
 
 
 @needs_library
-def test_bfloat16_under_remat():
+def test_bfloat16_gradients_match_under_remat():
     y, shortcut = draw(2, 5, 3, dtype=jnp.bfloat16)
     add = jax.checkpoint(residual_sum)
     chex.assert_trees_all_equal(
@@ -79,14 +79,14 @@ def test_bfloat16_under_remat():
 
 @needs_library
 @pytest.mark.parametrize("shape", [(4,), (4, 6, 3)])
-def test_under_vmap(shape):
+def test_gradients_match_under_vmap(shape):
     y, shortcut = draw(*shape)
     mapped = jax.vmap(lambda *a: gradients(residual_sum, *a))(y, shortcut)
     chex.assert_trees_all_close(mapped, gradients(jnp.add, y, shortcut), rtol=1e-6)
 
 
 @needs_library
-def test_on_several_devices():
+def test_gradients_match_on_two_devices():
     y, shortcut = draw(4, 6, 4)
     expected = gradients(jnp.add, y, shortcut)
     if len(jax.devices()) < 2:
@@ -104,18 +104,20 @@ def test_on_several_devices():
         out_specs=P("i"),
     )
     chex.assert_trees_all_close(mapped(y, shortcut), expected, rtol=1e-6)
-    explicit = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
-    with jax.set_mesh(explicit):
+    explicit_mesh = jax.make_mesh(
+        (2,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,)
+    )
+    with jax.set_mesh(explicit_mesh):
         for spec in (P("i"), P(None, None, "i")):
-            given = jax.device_put((y, shortcut), NamedSharding(explicit, spec))
-            assert jax.typeof(residual_sum(*given)).sharding.spec[: len(spec)] == tuple(
+            args = jax.device_put((y, shortcut), NamedSharding(explicit_mesh, spec))
+            assert jax.typeof(residual_sum(*args)).sharding.spec[: len(spec)] == tuple(
                 spec
             )
-            found = run(*given)
+            found = run(*args)
             chex.assert_trees_all_close(found, expected, rtol=1e-6)
 
 
-def test_what_cannot_be_added_is_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match=r"one shape, got \(2, 3\) and \(3,\)"):
         residual_sum(jnp.ones((2, 3)), jnp.ones(3))
     with pytest.raises(ValueError, match="'xla' has no gradients"):

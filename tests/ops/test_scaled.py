@@ -42,11 +42,11 @@ def unchanged(kernel, grad):
     return grad
 
 
-def plain(geometry, groups, x, kernel):
+def real_product(geometry, groups, x, kernel):
     if geometry == DENSE:
         return x @ kernel
-    way = {n: getattr(geometry, n) for n in ("strides", "padding", "dilation")}
-    return convolution.xla_conv(x, kernel, **way, groups=groups)
+    options = {n: getattr(geometry, n) for n in ("strides", "padding", "dilation")}
+    return convolution.xla_conv(x, kernel, **options, groups=groups)
 
 
 @pytest.mark.slow
@@ -56,12 +56,12 @@ def plain(geometry, groups, x, kernel):
     channels=st.integers(1, 70),
     features=st.integers(1, 40),
     window=st.integers(1, 4),
-    kept=st.sampled_from([1.0, 0.7]),
+    keep_rate=st.sampled_from([1.0, 0.7]),
     relu=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_results_are_those_of_float32_to_the_last_bit(
-    backend, channels, features, window, kept, relu, seed
+def test_results_equal_float32_exactly(
+    backend, channels, features, window, keep_rate, relu, seed
 ):
     rng = np.random.default_rng(seed)
     x = jnp.float32(rng.normal(size=(2, 5, 6, channels)))
@@ -72,8 +72,8 @@ def test_results_are_those_of_float32_to_the_last_bit(
         training.binary_product,
         x,
         jnp.float32(kernel),
-        keep=None if kept == 1 else jnp.asarray(rng.random(x.shape) < kept),
-        keep_rate=kept,
+        keep=None if keep_rate == 1 else jnp.asarray(rng.random(x.shape) < keep_rate),
+        keep_rate=keep_rate,
         geometry=geometry,
         relu=relu,
         rule=unchanged,
@@ -96,20 +96,20 @@ def test_results_are_those_of_float32_to_the_last_bit(
         if backend == "float" or (groups == 1 and len(geometry.window) < 3)
     ],
 )
-def test_gradients_round_what_comes_in_and_what_goes_to_the_signs(backend, name):
+def test_gradients_match_the_float64_formula(backend, name):
     """Compare with the float64 formula for a gradient rounded to bfloat16."""
     geometry, groups = CASES[name]
     x, kernel = draw(geometry, groups)
-    kept = 1.0 if name == "dense" else 0.7
+    keep_rate = 1.0 if name == "dense" else 0.7
     rng = np.random.default_rng(1)
-    keep = None if kept == 1 else jnp.asarray(rng.random(x.shape) < kept)
+    keep = None if keep_rate == 1 else jnp.asarray(rng.random(x.shape) < keep_rate)
 
     def product(x, kernel):
         return training.binary_product(
             x,
             kernel,
             keep=keep,
-            keep_rate=kept,
+            keep_rate=keep_rate,
             geometry=geometry,
             groups=groups,
             rule=unchanged,
@@ -120,13 +120,13 @@ def test_gradients_round_what_comes_in_and_what_goes_to_the_signs(backend, name)
     y = jax.eval_shape(product, x, kernel)
     g = jnp.float32(rng.normal(size=y.shape))
     d_x, d_kernel = jax.jit(lambda x, k, g: jax.vjp(product, x, k)[1](g))(x, kernel, g)
-    alpha = xnor.scale(kernel) / np.float32(kept)
+    alpha = xnor.scale(kernel) / np.float32(keep_rate)
     with jax.enable_x64(True):
         signs, kernel_signs = (
             jnp.asarray(np.where(a >= 0, 1.0, -1.0)) for a in (x, kernel)
         )
         signs = signs if keep is None else jnp.where(keep, signs, 0)
-        _, pull = jax.vjp(partial(plain, geometry, groups), signs, kernel_signs)
+        _, pull = jax.vjp(partial(real_product, geometry, groups), signs, kernel_signs)
 
         def bfloat16(a):
             return jnp.asarray(np.asarray(a.astype(jnp.bfloat16), np.float64))
@@ -134,7 +134,7 @@ def test_gradients_round_what_comes_in_and_what_goes_to_the_signs(backend, name)
         expected_x = np.where(jnp.abs(x) < 1, pull(bfloat16(alpha * g))[0], 0)
         expected_x = expected_x if keep is None else np.where(keep, expected_x, 0)
         expected_kernel = np.asarray(pull(bfloat16(g))[1])
-        expected_kernel = expected_kernel / kept
+        expected_kernel = expected_kernel / keep_rate
     # Sums that cancel have the absolute error of float32.
     np.testing.assert_allclose(d_x, expected_x, rtol=2**-8, atol=1e-5)
     np.testing.assert_array_equal(d_x, scaled.rounded(d_x, jnp.bfloat16))
@@ -177,7 +177,7 @@ def test_programs_for_a_gpu_multiply_bfloat16():
 
 
 @pytest.mark.slow
-def test_layers_hand_the_dtype_down():
+def test_layers_use_their_compute_dtype():
     x = jnp.ones((2, 6, 6, 4))
     options = {"compute_dtype": "bfloat16", "backend": "float", "rngs": nnx.Rngs(0)}
     for layer, inputs in (

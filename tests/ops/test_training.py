@@ -33,12 +33,12 @@ def cases(draw, ranks=(0, 1, 2)):
             (draw(size(5)), draw(size(3)), draw(size(2)), draw(st.integers(0, 9)))
             for _ in range(rank)
         ]
-        window, strides, dilation, more = zip(*axes, strict=True)
+        window, strides, dilation, extra = zip(*axes, strict=True)
         pads = tuple((draw(st.integers(0, 5)), draw(st.integers(0, 5))) for _ in axes)
-        reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+        span = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
         spatial = tuple(
             max(1, r - sum(pad)) + n
-            for r, pad, n in zip(reach, pads, more, strict=True)
+            for r, pad, n in zip(span, pads, extra, strict=True)
         )
         geometry = Geometry(spatial, window, strides, pads, dilation)
     channels, features = draw(size(70)), draw(size(70))
@@ -89,10 +89,10 @@ def quadratic(x, grad):
     st.sampled_from([unchanged, "exact"]),
     st.sampled_from(["ste", "identity", None, "approx", quadratic]),
 )
-def test_product_of_signs_is_that_of_floats(case, rule, surrogate):
+def test_compiled_product_matches_floats(case, rule, surrogate):
     geometry, x, kernel, bias, keep, relu = case
 
-    def on(backend):
+    def run_on(backend):
         function = partial(
             training.binary_product,
             keep=keep,
@@ -105,17 +105,17 @@ def test_product_of_signs_is_that_of_floats(case, rule, surrogate):
         )
         return result_and_gradients(function, x, kernel, bias)
 
-    check_close(on("cpu"), on("float"))
+    check_close(run_on("cpu"), run_on("float"))
 
 
 @needs_library
-def test_what_a_surrogate_keeps_of_its_input():
+def test_surrogates_save_the_expected_bits_per_value():
     """It keeps two bits per value, one bit, or also the value; results are equal."""
     rng = np.random.default_rng(0)
     x = jnp.float32(rng.normal(size=(2, 9, 8, 64)))
     kernel = jnp.float32(rng.normal(size=(3, 3, 64, 8)))
     geometry = Geometry((9, 8), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
-    kept, results = {}, []
+    bits_per_value, results = {}, []
     for surrogate in ("ste", "identity", None, "swish"):
         product = partial(
             training.binary_product,
@@ -127,9 +127,9 @@ def test_what_a_surrogate_keeps_of_its_input():
         leaves = [leaf for leaf in jax.tree.leaves(pull) if len(leaf.shape) == 4]
         pixels = [leaf for leaf in leaves if leaf.shape[:3] == x.shape[:3]]
         distinct = {id(leaf): leaf for leaf in pixels}.values()
-        kept[surrogate] = 8 * sum(leaf.nbytes for leaf in distinct) / x.size
+        bits_per_value[surrogate] = 8 * sum(leaf.nbytes for leaf in distinct) / x.size
         results.append(y)
-    assert kept == {"ste": 2, "identity": 1, None: 1, "swish": 33}
+    assert bits_per_value == {"ste": 2, "identity": 1, None: 1, "swish": 33}
     for y in results[1:]:
         np.testing.assert_array_equal(y, results[0])
 
@@ -137,27 +137,27 @@ def test_what_a_surrogate_keeps_of_its_input():
 @pytest.mark.slow
 @needs_library
 @given(cases(ranks=(1, 2)))
-def test_convolution_of_floats_is_xlas(case):
+def test_compiled_convolution_matches_xla(case):
     geometry, x, kernel, _, _, _ = case
 
-    def on(backend):
+    def run_on(backend):
         function = partial(training.conv, **geometry.options, backend=backend)
         return result_and_gradients(function, x, kernel)
 
-    check_close(on("cpu"), on("float"))
+    check_close(run_on("cpu"), run_on("float"))
 
 
 @pytest.mark.slow
 @needs_library
 @given(cases(ranks=(1, 2)))
-def test_gradient_of_the_images_either_way(case):
+def test_both_image_gradients_match_xla(case):
     """Test both formulations, whichever one would be selected."""
     geometry, x, kernel, _, _, _ = case
     conv = partial(training.conv, **geometry.options, backend="float")
     y, pull = jax.vjp(lambda x: conv(x, kernel), x)
     g = jax.random.normal(jax.random.key(0), y.shape)
-    for way in (gradients.col2im, gradients.transposed):
-        check_close(jax.jit(partial(way, geometry))(g, kernel), pull(g)[0])
+    for formulation in (gradients.col2im, gradients.transposed):
+        check_close(jax.jit(partial(formulation, geometry))(g, kernel), pull(g)[0])
 
 
 @pytest.mark.parametrize(
@@ -171,22 +171,22 @@ def test_gradient_of_the_images_either_way(case):
         ((128, 128), (9, 9, 3, 3), 1, 0, False),  # patches of 14 MB per image
     ],
 )
-def test_what_takes_col2im(size, kernel, strides, padding, expected):
+def test_col2im_is_selected_by_geometry(size, kernel, strides, padding, expected):
     pads, unit = ((padding, padding),) * 2, (1, 1)
     geometry = Geometry(size, kernel[:2], (strides, strides), pads, unit)
     assert gradients.takes_col2im(geometry, jnp.zeros(kernel)) == expected
 
 
 @needs_library
-def test_sums_are_the_same_integers():
+def test_products_match_floats_exactly():
     """Without a bias, and at a scale that is a power of two, nothing is rounded."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 9, 8, 37)).astype(np.float32)
     kernel = rng.choice([-0.5, 0.5], (5, 3, 37, 41)).astype(np.float32)
-    way = Geometry((9, 8), (5, 3), (1, 2), ((2, 2), (1, 1)), (1, 1))
+    geometry = Geometry((9, 8), (5, 3), (1, 2), ((2, 2), (1, 1)), (1, 1))
     keep = rng.random(x.shape) < 0.5
     for options in ({}, {"keep": keep, "keep_rate": 0.5}):
-        product = partial(training.binary_product, geometry=way, **options)
+        product = partial(training.binary_product, geometry=geometry, **options)
         both = [partial(product, backend=name) for name in ("cpu", "float")]
         np.testing.assert_array_equal(*(jax.jit(f)(x, kernel) for f in both))
 
@@ -194,22 +194,22 @@ def test_sums_are_the_same_integers():
 @needs_library
 @pytest.mark.parametrize("name", cpu.instruction_sets())
 @pytest.mark.parametrize("channels", [19, 90])  # 90: all threads share one sum
-def test_gradient_of_the_kernel_on_every_instruction_set(name, channels):
+def test_kernel_gradient_on_every_instruction_set(name, channels):
     """Values are integers, so that sums are exact in any order."""
     rng = np.random.default_rng(0)
     geometry = Geometry((7, 40), (3, 5), (2, 1), ((1, 0), (2, 3)), (1, 2))
-    way = geometry.options
+    options = geometry.options
     x = jnp.float32(rng.integers(-8, 9, (3, 7, 40, channels)))
     g = jnp.float32(rng.integers(-8, 9, (3, *geometry.out, 45)))
-    chosen = cpu.instruction_set()
+    original = cpu.instruction_set()
     try:
         cpu.use_instruction_set(name)
-        ours = cpu.kernel_gradient(x, x, g, (3, 5, channels, 45), **way)
+        ours = cpu.kernel_gradient(x, x, g, (3, 5, channels, 45), **options)
     finally:
-        cpu.use_instruction_set(chosen)
+        cpu.use_instruction_set(original)
 
     def product(kernel):
-        return training.conv(x, kernel, **way, backend="float")
+        return training.conv(x, kernel, **options, backend="float")
 
     pull = jax.jit(lambda g: jax.vjp(product, jnp.zeros(ours.shape))[1](g)[0])
     expected = pull(g)
@@ -218,20 +218,25 @@ def test_gradient_of_the_kernel_on_every_instruction_set(name, channels):
 
 @pytest.mark.slow
 @needs_library
-def test_under_vmap_and_shard_map():
+def test_gradients_match_under_vmap_and_shard_map():
     """Mapped gradients equal those of a loop, and sharded ones those of one device."""
     rng = np.random.default_rng(0)
     x = jnp.float32(rng.normal(size=(4, 2, 6, 6, 33)))
     kernel = jnp.float32(rng.normal(size=(3, 3, 33, 8)))
-    way = Geometry((6, 6), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
+    geometry = Geometry((6, 6), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
 
     def loss(kernel, x):
         y = training.binary_product(
-            x, kernel, geometry=way, rule=turned, surrogate="tanh", backend="cpu"
+            x,
+            kernel,
+            geometry=geometry,
+            rule=nonlinear,
+            surrogate="tanh",
+            backend="cpu",
         )
         return jnp.sum(jnp.sin(y))
 
-    def turned(kernel, grad):
+    def nonlinear(kernel, grad):
         # Nonlinear: it needs the gradient summed over the devices.
         return grad * jnp.abs(grad) + kernel
 
@@ -249,8 +254,8 @@ def test_under_vmap_and_shard_map():
         # The kernel is replicated: its gradient is summed over the devices.
         return gradient(kernel, x)
 
-    whole = x.reshape(8, 6, 6, 33)
-    check_close(sharded(kernel, whole), gradient(kernel, whole))
+    flat = x.reshape(8, 6, 6, 33)
+    check_close(sharded(kernel, flat), gradient(kernel, flat))
 
 
 @pytest.mark.slow
@@ -260,43 +265,45 @@ def test_under_vmap_and_shard_map():
     [(P("i"), P()), (P(), P()), (P(None, "i"), P()), (P(None, None, None, "i"), P())]
     + [(P("i"), P(None, None, None, "i")), (P(), P(None, None, "i"))],
 )
-def test_in_a_program_for_two_devices(images, weights):
+def test_sharded_arrays_match_one_device(images, weights):
     """Values and gradients equal one device's, however the arrays are sharded."""
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
     rng = np.random.default_rng(0)
     x = jnp.float32(rng.normal(size=(4, 6, 6, 34)))
     kernel = jnp.float32(rng.normal(size=(3, 3, 34, 8)))
-    floats = jnp.float32(rng.normal(size=(5, 5, 8, 6)))
-    way = Geometry((6, 6), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
+    real_kernel = jnp.float32(rng.normal(size=(5, 5, 8, 6)))
+    geometry = Geometry((6, 6), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
 
     @jax.jit
     def run(x, kernel):
         def loss(x, kernel):
-            y = training.binary_product(x, kernel, geometry=way, backend="cpu")
-            way2 = {"strides": (2, 2), "padding": ((2, 2),) * 2, "dilation": (1, 1)}
-            return jnp.sum(jnp.sin(training.conv(y, floats, **way2, backend="cpu"))), y
+            y = training.binary_product(x, kernel, geometry=geometry, backend="cpu")
+            options = {"strides": (2, 2), "padding": ((2, 2),) * 2, "dilation": (1, 1)}
+            return jnp.sum(
+                jnp.sin(training.conv(y, real_kernel, **options, backend="cpu"))
+            ), y
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x, kernel)
 
     mesh = Mesh(np.array(jax.devices()[:2]), ("i",))
     put = partial(NamedSharding, mesh)
-    given = jax.device_put(x, put(images)), jax.device_put(kernel, put(weights))
-    check_close(run(*given), run(x, kernel))
+    sharded = jax.device_put(x, put(images)), jax.device_put(kernel, put(weights))
+    check_close(run(*sharded), run(x, kernel))
     if images == P("i"):
         # The images are not gathered: each call sees two of the four.
         calls = [
             line.partition("custom-call(")[0]
-            for line in run.lower(*given).compile().as_text().splitlines()
+            for line in run.lower(*sharded).compile().as_text().splitlines()
             if 'custom_call_target="xnor_jax_run"' in line
         ]
         assert len(calls) >= 5 and all("[2," in line for line in calls)
 
 
-def loss_of(way):
+def make_loss(options):
     def loss(kernel, x):
-        y = training.conv(x, kernel, **way)
-        geometry = Geometry(y.shape[1:-1], (3, 3), *way.values())
+        y = training.conv(x, kernel, **options)
+        geometry = Geometry(y.shape[1:-1], (3, 3), *options.values())
         z = training.binary_product(y, kernel, kernel[0, 0, 0], geometry=geometry)
         return jnp.sum(jnp.cos(z) * y)
 
@@ -306,7 +313,7 @@ def loss_of(way):
 @pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize("count", [3, 4, 5])
-def test_images_that_do_not_divide_are_whole_on_each_device(count):
+def test_indivisible_batches_match_one_device(count):
     """XLA would leave undefined values in the last shard, after the last image."""
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
@@ -314,13 +321,13 @@ def test_images_that_do_not_divide_are_whole_on_each_device(count):
     x, kernel = (
         jnp.float32(rng.normal(size=size)) for size in ((8, 6, 6, 8), (3, 3, 8, 8))
     )
-    way = {"strides": (1, 1), "padding": ((1, 1),) * 2, "dilation": (1, 1)}
-    loss = loss_of(way)
+    options = {"strides": (1, 1), "padding": ((1, 1),) * 2, "dilation": (1, 1)}
+    loss = make_loss(options)
 
     @jax.jit
     def run(kernel, x):
-        some = jnp.concatenate([jnp.exp(x[:count]), x[:1]])
-        return jax.value_and_grad(loss, argnums=(0, 1))(kernel, some)
+        selected = jnp.concatenate([jnp.exp(x[:count]), x[:1]])
+        return jax.value_and_grad(loss, argnums=(0, 1))(kernel, selected)
 
     mesh = Mesh(np.array(jax.devices()[:2]), ("i",))
     split = jax.device_put(x, NamedSharding(mesh, P("i")))
@@ -330,18 +337,18 @@ def test_images_that_do_not_divide_are_whole_on_each_device(count):
 @needs_library
 @pytest.mark.parametrize("spec", [P(None, None, None, "i"), P(None, None, "i")])
 @pytest.mark.parametrize("features", [4, pytest.param(64, marks=pytest.mark.slow), 96])
-def test_kernels_sharded_over_channels(features, spec):
+def test_sharded_kernels_match_one_device(features, spec):
     """96 channels are three panels of words, one of which two devices would share."""
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
     layer = xnor.nn.BinaryConv(32, features, (3, 3), rngs=nnx.Rngs(0))
     x = jnp.float32(np.random.default_rng(0).normal(size=(4, 5, 5, 32)))
-    definition, state = nnx.split(layer)
+    graphdef, state = nnx.split(layer)
 
     @jax.jit
     @jax.value_and_grad
     def run(state, x):
-        return jnp.sum(jnp.cos(nnx.merge(definition, state)(x)))
+        return jnp.sum(jnp.cos(nnx.merge(graphdef, state)(x)))
 
     mesh = Mesh(np.array(jax.devices()[:2]), ("i",))
     kernel = jax.device_put(layer.kernel[...], NamedSharding(mesh, spec))
@@ -361,15 +368,15 @@ def test_kernels_sharded_over_channels(features, spec):
 
 @pytest.mark.slow
 @needs_library
-def test_in_a_shard_map_over_some_axes_of_a_mesh():
+def test_shard_map_over_some_mesh_axes_matches_one_device():
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
     rng = np.random.default_rng(0)
     x, kernel = (
         jnp.float32(rng.normal(size=size)) for size in ((4, 6, 6, 8), (3, 3, 8, 8))
     )
-    way = {"strides": (1, 1), "padding": ((1, 1),) * 2, "dilation": (1, 1)}
-    gradient = jax.grad(loss_of(way))
+    options = {"strides": (1, 1), "padding": ((1, 1),) * 2, "dilation": (1, 1)}
+    gradient = jax.grad(make_loss(options))
     mesh = Mesh(np.array(jax.devices()[:2]).reshape(2, 1), ("a", "b"))
 
     @jax.jit
@@ -387,23 +394,23 @@ def test_in_a_shard_map_over_some_axes_of_a_mesh():
 
 
 @pytest.mark.slow
-def test_other_dtypes_and_ranks_are_xlas():
+def test_other_dtypes_and_ranks_use_xla():
     rng = np.random.default_rng(0)
     for dtype, rank in ((jnp.bfloat16, 2), (jnp.float32, 3)):
         x = jnp.asarray(rng.normal(size=(2, *(4,) * rank, 5)), dtype)
         kernel = jnp.asarray(rng.normal(size=(*(3,) * rank, 5, 6)), dtype)
-        way = Geometry(
+        geometry = Geometry(
             (4,) * rank, (3,) * rank, (1,) * rank, ((1, 1),) * rank, (1,) * rank
         )
         both = [
-            training.binary_product(x, kernel, geometry=way, backend=backend)
+            training.binary_product(x, kernel, geometry=geometry, backend=backend)
             for backend in ("auto", "float")
         ]
         assert both[0].dtype == dtype
         np.testing.assert_array_equal(*both)
 
 
-def test_layers_take_the_backend_they_are_given():
+def test_layers_use_their_backend():
     x = jnp.ones((2, 6, 6, 4))
 
     def calls(backend):

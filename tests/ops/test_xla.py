@@ -9,7 +9,7 @@ from xnor_jax.ops import xla
 
 @pytest.mark.parametrize("count", [1, 24, 32, 33, 48, 49, 100])
 @pytest.mark.parametrize("groups", [1, 3])
-def test_popcounts_over_any_number_of_words(count, groups):
+def test_popcounts_match_numpy_for_any_word_count(count, groups):
     rng = np.random.default_rng(count)
     a = rng.integers(0, 2**32, (5, groups, count), dtype=np.uint32)
     b = rng.integers(0, 2**32, (groups, count, 7), dtype=np.uint32)
@@ -33,9 +33,9 @@ def test_no_array_has_the_size_of_the_broadcast_product():
 
 
 def test_the_program_does_not_grow_with_the_filter():
-    def lines(length):
+    def line_count(length):
         a, b = jnp.ones((2, length)), jnp.ones((length, 3))
         run = jax.jit(lambda a, b: ops.binary_matmul(a, b, backend="xla"))
         return len(run.lower(a, b).as_text().splitlines())
 
-    assert lines(100_000) < 1.2 * lines(24 * 32 * 2)
+    assert line_count(100_000) < 1.2 * line_count(24 * 32 * 2)

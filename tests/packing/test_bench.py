@@ -15,10 +15,10 @@ import xnor_jax as xnor
 from xnor_jax.packing import bench
 
 # Prints the number of cores, and of threads in XLA's pool after XLA has run.
-THREADS = """
+PROGRAM = """
 from pathlib import Path
 from xnor_jax.packing import bench
-results = bench._measure_here({order})
+results = bench._measure_here({settings})
 names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
 print(len(bench._cores()), sum("XLAEigen" in name for name in names))
 for result in results:
@@ -38,33 +38,33 @@ def file(tmp_path_factory):
     return path
 
 
-def test_a_failed_process_is_one_line(monkeypatch):
+def test_failed_process_is_reported_in_one_line(monkeypatch):
     process = subprocess.CompletedProcess([], 1, "", "Traceback …\nError: no memory\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: process)
     with pytest.raises(OSError, match="the measurement failed: Error: no memory$"):
         bench.measure(Path("file"), 1, batch_sizes=(1,), rounds=1)
 
 
-def test_turns_go_back_and_forth(monkeypatch):
+def test_timed_functions_alternate_in_order(monkeypatch):
     monkeypatch.setattr(bench, "_SECONDS", 1e-9)
     calls = []
 
-    def side(name):
+    def recorder(name):
         def call():
             calls.append(name)
             time.sleep(0.01)
 
         return call
 
-    seconds = bench._in_turn((side("a"), side("b")), 3)
+    seconds = bench._in_turn((recorder("a"), recorder("b")), 3)
     assert np.shape(seconds) == (2, 3) and np.min(seconds) >= 0.01
     assert "".join(calls)[-6:] == "abbaab"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
-def test_both_are_timed_on_as_many_threads_as_asked(file):
-    order = {
+def test_timings_use_the_requested_thread_count(file):
+    settings = {
         "path": str(file),
         "threads": 1,
         "batch_sizes": [1, 3],
@@ -72,7 +72,7 @@ def test_both_are_timed_on_as_many_threads_as_asked(file):
         "backend": "auto",
     }
     out = subprocess.run(
-        [sys.executable, "-c", THREADS.format(order=order)],
+        [sys.executable, "-c", PROGRAM.format(settings=settings)],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
         capture_output=True,
         text=True,
@@ -81,7 +81,7 @@ def test_both_are_timed_on_as_many_threads_as_asked(file):
     assert out.splitlines() == ["1 1", "1 1", "1 3"]
 
 
-def test_what_ran_is_named():
+def test_backend_and_cpu_are_described():
     assert bench.describe_backend("xla") == "xla"
     assert bench.describe_backend("auto") in (
         "xla",

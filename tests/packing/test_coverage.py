@@ -37,7 +37,7 @@ class Residual(nnx.Module):
         return self.dense5(self.block4(x))
 
 
-class Two(nnx.Module):
+class TwoLayers(nnx.Module):
     """Two dense layers with the function `between` between them."""
 
     def __init__(self, between, second=None):
@@ -59,7 +59,7 @@ def mask(model, *names):
 
 def tiny(between=xnor.sign_ste, second=lambda: None):
     return packed_networks.randomized(
-        nnx.eval_shape(lambda: Two(between, second())), exact=True
+        nnx.eval_shape(lambda: TwoLayers(between, second())), exact=True
     )
 
 
@@ -68,9 +68,9 @@ ROW = packed_networks.images(5, 3)
 
 
 @pytest.mark.slow
-def test_a_residual_network_runs_on_bits():
+def test_residual_network_with_mask_matches_float():
     # With exact sums, no sign depends on whether α is multiplied before or after.
-    masked = [f"branches/{at}/kernel" for at in range(2)]
+    masked = [f"branches/{index}/kernel" for index in range(2)]
     model = packed_networks.randomized(
         nnx.eval_shape(Residual), exact=True, masked=masked
     )
@@ -99,7 +99,7 @@ def test_a_residual_network_runs_on_bits():
 
 
 @pytest.mark.parametrize(
-    ("options", "names", "said"),
+    ("options", "names", "message"),
     [
         (
             {"between": nnx.tanh},
@@ -115,13 +115,13 @@ def test_a_residual_network_runs_on_bits():
         ({}, ["unused"], "selects unused/kernel, not used in any product"),
     ],
 )
-def test_what_cannot_be_packed_is_named(options, names, said):
+def test_invalid_binary_kernels_are_named(options, names, message):
     model = tiny(**options)
-    with pytest.raises(ValueError, match=f"pack: .*{said}"):
+    with pytest.raises(ValueError, match=f"pack: .*{message}"):
         xnor.pack(model, mask(model, *names), example=ROW)
 
 
-def test_a_binary_layer_with_its_own_call():
+def test_binary_layer_with_custom_call_is_packed():
     class Reversed(xnor.nn.BinaryLinear):
         def __call__(self, x):
             return super().__call__(x[..., ::-1])
@@ -131,7 +131,7 @@ def test_a_binary_layer_with_its_own_call():
     np.testing.assert_allclose(packed(ROW), model(ROW), rtol=1e-5, atol=1e-5)
 
 
-def test_an_example_and_a_binary_layer_are_needed():
+def test_missing_example_or_binary_layer_is_refused():
     with pytest.raises(ValueError, match="expected an example"):
         xnor.pack(model := tiny(), mask(model, "dense2"))
     with pytest.raises(ValueError, match="expected a model with a binary layer"):

@@ -62,7 +62,7 @@ def every_kind():
     for node in kinds:
         inputs = [specs[i] for i in node.inputs]
         members = node.members(inputs)
-        arrays = {name: drawn(rng, member) for name, member in members.items()}
+        arrays = {name: draw_array(rng, member) for name, member in members.items()}
         nodes.append(replace(node, arrays=arrays))
         specs.append(node.out(inputs))
     assert {node.kind for node in nodes} == set(graph.NODES)
@@ -77,7 +77,7 @@ def every_kind():
     return packed, info
 
 
-def drawn(rng, member):
+def draw_array(rng, member):
     if member.kind == "kernel":
         return ops.pack_kernel(
             jnp.float32(rng.normal(size=member.shape)), member.groups
@@ -99,13 +99,15 @@ def parts():
     return json.loads(text), entries, data[start:]
 
 
-def joined(description, entries, section, rng):
+def to_file_bytes(description, entries, section, rng):
     """The bytes of a file, nearly always with a correct checksum."""
     text = description if isinstance(description, str) else json.dumps(description)
-    total = f"{zlib.crc32(text.encode(errors='replace') + section):08x}"
+    checksum = f"{zlib.crc32(text.encode(errors='replace') + section):08x}"
     if rng.random() < 0.02:
-        total = rng.choice(["", "00000000", total.upper() + "0", 7, None, [total]])
-    header = {"__metadata__": {"xnor_jax": text, "crc32": total}, **entries}
+        checksum = rng.choice(
+            ["", "00000000", checksum.upper() + "0", 7, None, [checksum]]
+        )
+    header = {"__metadata__": {"xnor_jax": text, "crc32": checksum}, **entries}
     encoded = json.dumps(header).encode()
     size = len(encoded)
     if rng.random() < 0.01:
@@ -114,7 +116,7 @@ def joined(description, entries, section, rng):
 
 
 @pytest.mark.slow
-def test_every_kind_of_node_is_loaded_as_it_was_saved():
+def test_every_node_kind_survives_save_and_load():
     packed, info = every_kind()
     loaded = file.from_bytes(file.to_bytes(packed, info))
     assert loaded.info == info and loaded.report == packed.report
@@ -146,30 +148,30 @@ def other_value(rng, value):
     return rng.choice(choices)
 
 
-def places(value, path=()):
+def entry_paths(value, path=()):
     """The path of every entry inside a JSON value."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, inner in items:
         yield (*path, key)
         if isinstance(inner, dict | list):
-            yield from places(inner, (*path, key))
+            yield from entry_paths(inner, (*path, key))
 
 
-def at(value, path):
+def value_at(value, path):
     for key in path:
         value = value[key]
     return value
 
 
 def change_entry(rng, tree):
-    *way, last = rng.choice(list(places(tree)))
-    around = at(tree, way)
+    *path, last = rng.choice(list(entry_paths(tree)))
+    parent = value_at(tree, path)
     if rng.random() < 0.15:
-        del around[last]
-    elif rng.random() < 0.1 and isinstance(around, dict):
-        around[rng.choice(["kind", "epilogue", "groups", "x" * 300, "axis"])] = 1
+        del parent[last]
+    elif rng.random() < 0.1 and isinstance(parent, dict):
+        parent[rng.choice(["kind", "epilogue", "groups", "x" * 300, "axis"])] = 1
     else:
-        around[last] = other_value(rng, around[last])
+        parent[last] = other_value(rng, parent[last])
 
 
 def change_description(rng, description, entries, section):
@@ -179,20 +181,20 @@ def change_description(rng, description, entries, section):
 
 def change_node(rng, description, entries, section):
     nodes = description["nodes"]
-    which = rng.randrange(len(nodes))
+    index = rng.randrange(len(nodes))
     match rng.randrange(6):
         case 0:
-            del nodes[which]
+            del nodes[index]
         case 1:
-            nodes.insert(which, copy.deepcopy(rng.choice(nodes)))
+            nodes.insert(index, copy.deepcopy(rng.choice(nodes)))
         case 2:
             other = rng.randrange(len(nodes))
-            nodes[which], nodes[other] = nodes[other], nodes[which]
+            nodes[index], nodes[other] = nodes[other], nodes[index]
         case 3:
             inputs = [rng.randrange(len(nodes) + 2) for _ in range(rng.randrange(10))]
-            nodes[which]["inputs"] = inputs
+            nodes[index]["inputs"] = inputs
         case 4:
-            nodes[which]["kind"] = rng.choice([*graph.NODES])
+            nodes[index]["kind"] = rng.choice([*graph.NODES])
         case 5:
             description["nodes"] = (nodes * 400)[: rng.choice([4096, 4097, 1000])]
 
@@ -254,8 +256,8 @@ def change_array(rng, description, entries, section):
 def change_numbers(rng, description, entries, section):
     """Other values of the same size, such as NaN, infinity and extremes."""
     begin, end = rng.choice(list(entries.values()))["data_offsets"]
-    words = [b"\0", b"\xff", b"\x00\x00\xc0\x7f", b"\x00\x00\x80\xff", b"\x80\x7f"]
-    filled = (rng.choice(words) * (end - begin))[: end - begin]
+    patterns = [b"\0", b"\xff", b"\x00\x00\xc0\x7f", b"\x00\x00\x80\xff", b"\x80\x7f"]
+    filled = (rng.choice(patterns) * (end - begin))[: end - begin]
     if rng.random() < 0.5:
         filled = rng.randbytes(end - begin)
     return section[:begin] + filled + section[end:]
@@ -263,10 +265,10 @@ def change_numbers(rng, description, entries, section):
 
 def change_text(rng, description, entries, section):
     text = json.dumps(description)
-    where = rng.randrange(len(text))
+    position = rng.randrange(len(text))
     depth = rng.choice([1, 100, 10**5])
-    pieces = ["{", "}", '"', ",", "1e999", "NaN", "\\u0000", "[" * depth, "9" * 5000]
-    return text[:where] + rng.choice(pieces) + text[where + rng.randrange(3) :]
+    fragments = ["{", "}", '"', ",", "1e999", "NaN", "\\u0000", "[" * depth, "9" * 5000]
+    return text[:position] + rng.choice(fragments) + text[position + rng.randrange(3) :]
 
 
 CHANGES = (
@@ -280,19 +282,21 @@ def mutant(rng, parts):
     description = json.loads(json.dumps(description))
     entries = json.loads(json.dumps(entries))
     change = rng.choice(CHANGES)
-    if made := change(rng, description, entries, section):
-        if isinstance(made, str):
-            description = made
+    if result := change(rng, description, entries, section):
+        if isinstance(result, str):
+            description = result
         else:
-            section = made
-    data = joined(description, entries, section, rng)
+            section = result
+    data = to_file_bytes(description, entries, section, rng)
     if rng.random() < 0.1:  # cut, extended or overwritten
-        where = rng.randrange(len(data))
+        position = rng.randrange(len(data))
         data = rng.choice(
             [
-                data[:where],
+                data[:position],
                 data + rng.randbytes(rng.choice([1, 8, 1000])),
-                data[:where] + rng.randbytes(rng.randrange(9)) + data[where + 1 :],
+                data[:position]
+                + rng.randbytes(rng.randrange(9))
+                + data[position + 1 :],
             ]
         )
     return data
@@ -301,12 +305,12 @@ def mutant(rng, parts):
 def peak_memory():
     """The process's peak memory since the last call and its current size, in bytes."""
     status = Path("/proc/self/status").read_text()
-    peak, now = (
+    peak, current = (
         int(status.partition(name)[2].split()[0]) * 1024
         for name in ("VmHWM:", "VmRSS:")
     )
     Path("/proc/self/clear_refs").write_text("5")
-    return peak, now
+    return peak, current
 
 
 def check_mutants(parts, count, seed):
@@ -337,5 +341,5 @@ def check_mutants(parts, count, seed):
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(400, marks=pytest.mark.slow)])
-def test_damaged_files_are_refused_or_another_network(parts, count):
+def test_damaged_files_are_refused_or_load_as_valid(parts, count):
     check_mutants(parts, count, seed=0)

@@ -82,11 +82,11 @@ def join(description, arrays):
     text = description if isinstance(description, str) else json.dumps(description)
     plain = safetensors.numpy.save(arrays)
     section = plain[8 + int.from_bytes(plain[:8], "little") :]
-    total = f"{zlib.crc32(text.encode() + section):08x}"
-    return safetensors.numpy.save(arrays, {"xnor_jax": text, "crc32": total})
+    checksum = f"{zlib.crc32(text.encode() + section):08x}"
+    return safetensors.numpy.save(arrays, {"xnor_jax": text, "crc32": checksum})
 
 
-def test_what_is_loaded_is_what_was_saved(packed, data, load):
+def test_load_returns_the_saved_network(packed, data, load):
     loaded = load(data)
     assert jax.tree.structure(loaded) == jax.tree.structure(
         dataclasses.replace(packed, info=loaded.info)
@@ -100,7 +100,7 @@ def test_what_is_loaded_is_what_was_saved(packed, data, load):
     np.testing.assert_array_equal(loaded(x), packed(x))
 
 
-def test_a_file_holds_numbers_and_no_code(packed, data):
+def test_file_holds_arrays_and_no_code(packed, data):
     description, arrays = split(data)
     assert [n["kind"] for n in description["nodes"]] == [n.kind for n in packed.nodes]
     assert description["version"] == 3 and description["image_shape"] == [6, 6, 2]
@@ -125,13 +125,13 @@ def test_the_same_network_gives_the_same_bytes(packed, data, load, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("network", "least"),
+    ("network", "min_ratio"),
     [
         (xnor.models.LeNet5, 21),
         pytest.param(xnor.models.NIN, 19.5, marks=pytest.mark.slow),
     ],
 )
-def test_a_file_takes_less_than_an_eighteenth(network, least, tmp_path):
+def test_file_is_over_18_times_smaller_than_float32(network, min_ratio, tmp_path):
     model = packed_networks.randomized(
         nnx.eval_shape(lambda: network(rngs=nnx.Rngs(0)))
     )
@@ -139,11 +139,11 @@ def test_a_file_takes_less_than_an_eighteenth(network, least, tmp_path):
     xnor.save(tmp_path / "file", packed, class_names=list("abcdefghij"))
     floats = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert packed.report.bytes_before == 4 * floats
-    assert 4 * floats / (tmp_path / "file").stat().st_size > least
+    assert 4 * floats / (tmp_path / "file").stat().st_size > min_ratio
 
 
 @pytest.mark.parametrize(
-    ("info", "said"),
+    ("info", "message"),
     [
         ({"class_names": ["a", "b"]}, "class_names: expected 3, got 2"),
         ({"class_names": ["a", "b", "c\x1b[2J"]}, "printable"),
@@ -162,13 +162,13 @@ def test_a_file_takes_less_than_an_eighteenth(network, least, tmp_path):
         ),
     ],
 )
-def test_what_is_said_of_a_network_has_to_fit(packed, tmp_path, info, said):
-    with pytest.raises(ValueError, match=f"^save: .*{said}"):
+def test_invalid_metadata_is_refused(packed, tmp_path, info, message):
+    with pytest.raises(ValueError, match=f"^save: .*{message}"):
         xnor.save(tmp_path / "file", packed, **info)
     assert not list(tmp_path.iterdir())
 
 
-def test_how_a_picture_is_cut_is_said_only_where_it_is(packed, data, tmp_path):
+def test_resize_is_stored_only_if_given(packed, data, tmp_path):
     description, _ = split(data)
     assert set(description["preprocessing"]) == {"mean", "std"}
     pixels = Preprocessing((0, 0), (1, 1), 7)
@@ -176,48 +176,50 @@ def test_how_a_picture_is_cut_is_said_only_where_it_is(packed, data, tmp_path):
     assert xnor.load(tmp_path / "file").info.preprocessing == pixels
 
 
-def test_a_file_is_replaced_as_a_whole(packed, tmp_path, monkeypatch):
+def test_save_replaces_a_file_atomically(packed, tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_bytes(b"before")
 
-    def full(descriptor):
+    def raise_no_space(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", raise_no_space)
     with pytest.raises(OSError, match="No space left"):
         xnor.save(path, packed)
     assert path.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_thresholds_fit_the_sums():
+def test_threshold_dtype_fits_the_bound():
     for bound, dtype in ((32766, np.int16), (32768, np.int32)):
         member = graph.Member("integers", (4,), bound=bound)
-        least = np.iinfo(np.int32).min
-        numbers = np.int32([least, 1 - bound, 0, bound])
+        lowest = np.iinfo(np.int32).min
+        numbers = np.int32([lowest, 1 - bound, 0, bound])
         stored = file._store(numbers, member)
         assert stored.dtype == dtype
         np.testing.assert_array_equal(file._restore(stored.data, member), numbers)
 
 
-def whole(found):
+def check_usable(found):
     """Check that a loaded network can be traced and reported."""
     jax.eval_shape(found, jnp.zeros((2, *found.image_shape)))
     assert str(found.report)
 
 
-def test_a_file_cut_short_or_continued_is_refused_in_a_line(data, load):
+def test_truncated_or_extended_files_are_refused(data, load):
     size = int.from_bytes(data[:8], "little")
     for length in [*range(0, 12), size, size + 7, *range(size + 8, len(data), 997)]:
-        with pytest.raises(FormatError, match="safetensors file|complete file") as cut:
+        with pytest.raises(
+            FormatError, match="safetensors file|complete file"
+        ) as error:
             load(data[:length])
-        assert "\n" not in str(cut.value)
-    for more in (b"\0", b"{}", data):
+        assert "\n" not in str(error.value)
+    for suffix in (b"\0", b"{}", data):
         with pytest.raises(FormatError, match="expected a complete file"):
-            load(data + more)
+            load(data + suffix)
 
 
-def test_each_flipped_bit_is_refused(data):
+def test_flipped_bits_are_refused(data):
     """The checksum covers arrays and description; other checks cover the header."""
     size = int.from_bytes(data[:8], "little")
     rng = np.random.default_rng(0)
@@ -253,40 +255,40 @@ def mutants(value, rng):
         )
 
 
-def places(value, path=()):
+def value_paths(value, path=()):
     yield path
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in items:
-            yield from places(inner, (*path, key))
+            yield from value_paths(inner, (*path, key))
 
 
 @pytest.mark.slow
-def test_changed_descriptions_are_refused_or_another_network(data, load):
+def test_changed_descriptions_are_refused_or_load_as_valid(data, load):
     description, arrays = split(data)
     rng = random.Random(1)
-    spots = [place for place in places(description) if place]
+    paths = [path for path in value_paths(description) if path]
     refused = loaded = 0
-    for place in rng.sample(spots, 60):
-        *way, last = place
-        for mutant in rng.sample(list(mutants(_at(description, place), rng)), 6):
+    for path in rng.sample(paths, 60):
+        *parents, last = path
+        for mutant in rng.sample(list(mutants(_value_at(description, path), rng)), 6):
             changed = json.loads(json.dumps(description))
-            _at(changed, way)[last] = mutant
+            _value_at(changed, parents)[last] = mutant
             try:
-                whole(load(join(changed, arrays)))
+                check_usable(load(join(changed, arrays)))
                 loaded += 1
             except FormatError:
                 refused += 1
         changed = json.loads(json.dumps(description))
-        del _at(changed, way)[last]
+        del _value_at(changed, parents)[last]
         try:
-            whole(load(join(changed, arrays)))
+            check_usable(load(join(changed, arrays)))
         except FormatError:
             refused += 1
     assert refused > 250 and loaded > 0
 
 
-def _at(value, path):
+def _value_at(value, path):
     for key in path:
         value = value[key]
     return value
@@ -319,7 +321,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         (change(version=4), "version 4, this library reads version 3; update xnor_jax"),
         (change(version=2), "version 2, which .*; pack the network again"),
@@ -357,14 +359,14 @@ DEEP = "[" * 100_000 + "]" * 100_000
         (change_array("99.kernel", lambda _: np.zeros(3)), 'unknown array "99.kernel"'),
     ],
 )
-def test_hostile_files_are_named(data, load, changed, said):
-    with pytest.raises(FormatError, match=said) as error:
+def test_hostile_files_are_refused_with_the_cause(data, load, changed, message):
+    with pytest.raises(FormatError, match=message) as error:
         load(join(*changed(*split(data))))
     assert "file.safetensors: " in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_files_before_the_sum_are_to_be_packed_again(data, load):
+def test_files_without_a_checksum_are_refused(data, load):
     description, arrays = split(data)
     text = json.dumps({**description, "version": 2})
     with pytest.raises(FormatError, match="version 2, .*; pack the network again"):
@@ -374,7 +376,7 @@ def test_files_before_the_sum_are_to_be_packed_again(data, load):
         load(safetensors.numpy.save(arrays, {"xnor_jax": text}))
 
 
-def header(change):
+def change_header(change):
     """A function that changes the header of a file and keeps its data section."""
 
     def changed(data):
@@ -393,7 +395,7 @@ def twice(found):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             lambda f: f.update({"0.threshold": {"shape": [35]}}),
@@ -432,13 +434,13 @@ def twice(found):
         (twice, "header to be a JSON object: duplicate keys"),
     ],
 )
-def test_headers_that_do_not_add_up_are_refused(data, load, change, said):
-    with pytest.raises(FormatError, match=said) as error:
-        load(header(change)(data))
+def test_inconsistent_headers_are_refused(data, load, change, message):
+    with pytest.raises(FormatError, match=message) as error:
+        load(change_header(change)(data))
     assert "\n" not in str(error.value)
 
 
-def test_thresholds_beyond_the_sums_are_refused(data, load):
+def test_out_of_range_thresholds_are_refused(data, load):
     description, arrays = split(data)
     name = next(n for n, a in arrays.items() if a.dtype == np.int16)
     arrays[name] = arrays[name] + np.int16(20_000)
@@ -471,7 +473,7 @@ def test_other_files_are_refused(tmp_path, load):
         xnor.load(huge)
 
 
-def test_a_large_kernel_loads_in_little_more_than_its_bytes():
+def test_large_kernel_loads_in_little_extra_memory():
     """Loading allocates less than a byte per weight."""
     rng = np.random.default_rng(0)
     sizes, n = (1, 8192, 4096), 8192 * 4096
@@ -503,7 +505,7 @@ def test_a_large_kernel_loads_in_little_more_than_its_bytes():
     )
 
 
-def test_a_small_file_cannot_ask_for_much_memory(data, load):
+def test_small_file_cannot_allocate_much_memory(data, load):
     """With one channel in and out, a bit in the file takes 1,024 bits in memory."""
     description, _ = split(data)
     side = 2**11
@@ -517,8 +519,8 @@ def test_a_small_file_cannot_ask_for_much_memory(data, load):
         "preprocessing": None,
     }
     bits = np.zeros(side * side // 8, np.uint8)
-    one = np.zeros(1, np.float32)
-    arrays = {"1.kernel": bits, "1.scale": one, "1.bias": one}
-    arrays |= {"0.threshold": one, "0.flip": np.zeros(1, np.uint8)}
+    single = np.zeros(1, np.float32)
+    arrays = {"1.kernel": bits, "1.scale": single, "1.bias": single}
+    arrays |= {"0.threshold": single, "0.flip": np.zeros(1, np.uint8)}
     with pytest.raises(FormatError, match="bytes of arrays in memory"):
         load(join(description, arrays))

@@ -94,7 +94,7 @@ NETWORKS = {
     "name",
     NETWORKS,
 )
-def test_odd_networks_and_constants(name):
+def test_networks_with_extreme_constants_match_float(name):
     model = packed_networks.randomized(
         nnx.eval_shape(NETWORKS[name]), exact=name != "scaled"
     )
@@ -109,7 +109,7 @@ def test_odd_networks_and_constants(name):
 @pytest.mark.parametrize(
     "backend", [pytest.param("float", marks=pytest.mark.slow), "auto"]
 )
-def test_lenet5_with_arbitrary_constants(backend):
+def test_lenet5_with_extreme_constants_matches_float(backend):
     model = nnx.eval_shape(
         lambda: xnor.models.LeNet5(image_shape=(20, 18, 2), rngs=nnx.Rngs(0))
     )
@@ -119,7 +119,7 @@ def test_lenet5_with_arbitrary_constants(backend):
 
 
 @pytest.mark.slow
-def test_nin_with_arbitrary_constants():
+def test_nin_with_extreme_constants_matches_float():
     model = nnx.eval_shape(
         lambda: xnor.models.NIN(image_shape=(12, 10, 3), rngs=nnx.Rngs(0))
     )
@@ -147,7 +147,7 @@ def small():
     )
 
 
-def test_every_backend_gives_the_same(small):
+def test_backends_agree(small):
     packed = xnor.pack(small)
     x = packed_networks.images(7, 6, 5, 2)
     logits = packed(x)
@@ -159,7 +159,7 @@ def test_every_backend_gives_the_same(small):
         packed.with_backend("tpu")
 
 
-def test_it_is_a_pytree_under_jit_vmap_and_sharding(small, compilations):
+def test_packed_model_supports_jit_vmap_and_sharding(small, compilations):
     packed = xnor.pack(small, backend="xla")
     x = packed_networks.images(8, 6, 5, 2)
     logits = packed(x)
@@ -174,25 +174,25 @@ def test_it_is_a_pytree_under_jit_vmap_and_sharding(small, compilations):
         return jax.vmap(packed)(x.reshape(4, 2, *x.shape[1:])).reshape(8, -1)
 
     np.testing.assert_allclose(pairs(packed, x), logits, rtol=1e-5, atol=1e-5)
-    several = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), packed)
-    both = jax.jit(jax.vmap(lambda p, x: p(x), in_axes=(0, None)))(several, x)
-    np.testing.assert_allclose(both[1], logits, rtol=1e-5, atol=1e-5)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), packed)
+    outputs = jax.jit(jax.vmap(lambda p, x: p(x), in_axes=(0, None)))(stacked, x)
+    np.testing.assert_allclose(outputs[1], logits, rtol=1e-5, atol=1e-5)
 
     mesh = jax.sharding.Mesh(jax.devices()[:2], "batch")
-    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-    got = packed(jax.device_put(x, spread))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    got = packed(jax.device_put(x, sharding))
     np.testing.assert_allclose(got, logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(jax.jit(packed)(x), logits, rtol=1e-5, atol=1e-5)
 
-    kind = (jax.sharding.AxisType.Explicit,)
-    explicit = jax.make_mesh((2,), ("batch",), kind, devices=jax.devices()[:2])
-    spread = jax.sharding.NamedSharding(explicit, jax.sharding.PartitionSpec("batch"))
+    axis_types = (jax.sharding.AxisType.Explicit,)
+    explicit = jax.make_mesh((2,), ("batch",), axis_types, devices=jax.devices()[:2])
+    sharding = jax.sharding.NamedSharding(explicit, jax.sharding.PartitionSpec("batch"))
     with pytest.raises(ValueError, match="expected images sharded over Auto axes"):
-        packed(jax.device_put(x, spread))
+        packed(jax.device_put(x, sharding))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_images_give_no_logits(small, backend):
+def test_empty_batch_gives_no_logits(small, backend):
     assert xnor.pack(small, backend=backend)(jnp.ones((0, 6, 5, 2))).shape == (0, 3)
 
 
@@ -201,7 +201,7 @@ def test_no_images_give_no_logits(small, backend):
     "backend",
     BACKENDS,
 )
-def test_a_sign_of_a_mean_is_rounded_as_by_the_float_network(backend):
+def test_sign_of_a_mean_rounds_as_the_float_network(backend):
     # Without a ReLU the terms of a mean cancel, and many means are near 0.
     block = partial(xnor.nn.XnorBlock, relu=False)
     model = Net(
@@ -218,10 +218,10 @@ def test_a_sign_of_a_mean_is_rounded_as_by_the_float_network(backend):
     graphdef, state = nnx.split(model)
     wanted = jax.jit(lambda s, x: nnx.merge(graphdef, s)(x))(state, x)
     error = jnp.abs(xnor.pack(model, backend=backend)(x) - wanted).max(-1)
-    turned = error > 1e-4 * jnp.abs(wanted).max(-1)
+    flipped = error > 1e-4 * jnp.abs(wanted).max(-1)
     # The compiled first layer may round differently; a mean in another order would
     # change one image in six.
-    assert int(turned.sum()) <= (2 if backend == "cpu" else 0)
+    assert int(flipped.sum()) <= (2 if backend == "cpu" else 0)
 
 
 POOLED = {
@@ -235,7 +235,7 @@ POOLED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [7, 5])
-def test_a_mean_over_the_image_between_signs_is_rounded_in_one_way(size):
+def test_global_mean_between_signs_rounds_identically(size):
     """n = size² is not a power of 2: dividing by n and multiplying by 1/n differ."""
     shape, rngs = (size, size, 16), nnx.Rngs(0)
     conv = xnor.nn.BinaryConv(16, 24, (3, 3), use_bias=False, rngs=rngs)
@@ -255,7 +255,7 @@ def test_a_mean_over_the_image_between_signs_is_rounded_in_one_way(size):
     "name",
     POOLED,
 )
-def test_averages_between_signs_are_added_up_in_one_order(name):
+def test_average_pools_between_signs_sum_in_a_fixed_order(name):
     shape, window, pool = POOLED[name]
     binary = partial(xnor.nn.BinaryConv, use_bias=False, rngs=nnx.Rngs(0))
     last = tuple(min(2, size) for size in pool.geometry(shape[:-1]).out)
@@ -268,19 +268,21 @@ def test_averages_between_signs_are_added_up_in_one_order(name):
     def logits(state, x):
         return nnx.merge(graphdef, state)(x)
 
-    for theirs in ("auto", "float"):
-        model.set_attributes(backend=theirs, raise_if_not_found=False)
+    for float_backend in ("auto", "float"):
+        model.set_attributes(backend=float_backend, raise_if_not_found=False)
         graphdef, state = nnx.split(model)
         wanted = logits(state, x)
         np.testing.assert_array_equal(logits(state, x[:1]), wanted[:1])
         # The compiled library supports at most two spatial axes.
-        for ours in BACKENDS if len(window) < 3 else ("auto", "float", "xla"):
-            packed = xnor.pack(model, backend=ours)
-            np.testing.assert_array_equal(packed(x), wanted, err_msg=f"{theirs} {ours}")
+        for packed_backend in BACKENDS if len(window) < 3 else ("auto", "float", "xla"):
+            packed = xnor.pack(model, backend=packed_backend)
+            np.testing.assert_array_equal(
+                packed(x), wanted, err_msg=f"{float_backend} {packed_backend}"
+            )
             np.testing.assert_array_equal(packed(x[:5]), wanted[:5])
 
 
-def test_it_has_no_gradient_and_takes_only_its_images(small):
+def test_gradients_and_wrong_inputs_are_refused(small):
     packed = xnor.pack(small)
     x = packed_networks.images(2, 6, 5, 2)
     for backend in BACKENDS:
@@ -294,7 +296,7 @@ def test_it_has_no_gradient_and_takes_only_its_images(small):
     assert packed.classes == 3
 
 
-def test_the_report_counts_weights_bytes_and_products(small):
+def test_report_counts_macs_and_bytes(small):
     report = xnor.pack(small).report
     rows = {row.name: row for row in report.rows}
     assert [(row.kind, row.bits, row.output) for row in report.rows] == [
@@ -321,7 +323,7 @@ def test_the_report_counts_weights_bytes_and_products(small):
     assert rows["runs/2/layer"] is second
 
 
-def signs_listed():
+def sequential_with_signs():
     """Signs before layers that a mask makes binary, in an `nnx.Sequential`."""
     return nnx.Sequential(
         conv(3, 34, (3, 3)),
@@ -340,32 +342,32 @@ def signs_listed():
     )
 
 
-def test_it_prints_in_a_few_lines(small):
+def test_repr_is_a_few_lines(small):
     packed = xnor.pack(small)
-    shown = repr(packed)
-    assert shown.count("\n") < 5 and len(shown) < 400
+    text = repr(packed)
+    assert text.count("\n") < 5 and len(text) < 400
     size = f"{packed.report.bytes_after:,} bytes"
-    for said in (str(packed.image_shape), f"{len(packed.report.rows)} layers", size):
-        assert said in shown
+    for part in (str(packed.image_shape), f"{len(packed.report.rows)} layers", size):
+        assert part in text
 
 
 @pytest.mark.slow
-def test_a_sequence_with_a_mask():
+def test_sequential_network_with_mask_matches_float():
     binary = ("layers/3/layers/2/kernel", "layers/9/kernel")
     model = packed_networks.randomized(
-        nnx.eval_shape(signs_listed), exact=True, masked=binary
+        nnx.eval_shape(sequential_with_signs), exact=True, masked=binary
     )
     params = nnx.state(model, nnx.Param)
     mask = xnor.mask_by_path(params, lambda path, _: path in binary)
     x = packed_networks.images(5, 6, 4, 3)
     packed = xnor.pack(model, mask, example=x[:1], backend="xla")
-    view = nnx.merge(
+    binarized = nnx.merge(
         nnx.graphdef(model),
         xnor.binarize(params, mask),
         nnx.state(model, nnx.Not(nnx.Param)),
     )
-    wanted = jax.jit(lambda s, x: nnx.merge(nnx.graphdef(view), s)(x))(
-        nnx.state(view), x
+    wanted = jax.jit(lambda s, x: nnx.merge(nnx.graphdef(binarized), s)(x))(
+        nnx.state(binarized), x
     )
     np.testing.assert_allclose(
         packed(x), wanted, rtol=1e-4, atol=1e-4 * float(jnp.abs(wanted).max())
@@ -379,7 +381,7 @@ def test_a_sequence_with_a_mask():
 
 
 @pytest.mark.parametrize(
-    ("runs", "said"),
+    ("runs", "message"),
     [
         ((block(4, 8, (3, 3), binary=False),), "expected a model with a binary layer"),
         (
@@ -392,14 +394,14 @@ def test_a_sequence_with_a_mask():
         ),
     ],
 )
-def test_what_cannot_be_packed_is_named(runs, said):
+def test_unsupported_layers_are_named(runs, message):
     model = Net((6, 6, 4), *runs)
     model.eval()
-    with pytest.raises(ValueError, match=f"^pack: .*{said}"):
+    with pytest.raises(ValueError, match=f"^pack: .*{message}"):
         xnor.pack(model)
 
 
-def test_a_mask_that_does_not_fit():
+def test_mismatched_masks_are_refused():
     model = Net((4,), linear(4, 8), block(8, 8), linear(8, 2))
     model.eval()
     params = nnx.state(model, nnx.Param)
@@ -415,7 +417,7 @@ def test_a_mask_that_does_not_fit():
     assert xnor.pack(model, xnor.inner_kernels(model)).report == xnor.pack(model).report
 
 
-def test_numbers_that_are_none():
+def test_missing_or_nonfinite_params_are_refused():
     model = Net((4,), linear(4, 8), block(8, 8), linear(8, 2))
     model.eval()
     with pytest.raises(
@@ -434,7 +436,7 @@ def test_numbers_that_are_none():
         xnor.pack(model)
 
 
-def test_numbers_of_a_closure_that_are_none():
+def test_nan_in_a_closure_is_refused():
     """NaN is found after integers and scalars, which are not checked."""
     order, kernel = jnp.array([1, 0, 2]), jnp.full((3, 2), jnp.nan)
     scale = jnp.array(2.0)
@@ -442,7 +444,7 @@ def test_numbers_of_a_closure_that_are_none():
         xnor.pack(lambda x: scale * x[:, order] @ kernel, example=np.ones((2, 3)))
 
 
-def test_products_before_the_first_layer_count_towards_it():
+def test_products_before_the_first_layer_count_in_its_row():
     first, second = (
         jax.random.normal(key, shape)
         for key, shape in zip(
@@ -461,7 +463,7 @@ def test_products_before_the_first_layer_count_towards_it():
 
 
 @pytest.mark.slow
-def test_what_a_layer_computes_counts_and_not_its_class():
+def test_layer_subclasses_pack_what_they_compute():
     class Doubled(nnx.Conv):
         def __call__(self, inputs, out_sharding=None):
             return 2 * super().__call__(inputs, out_sharding)

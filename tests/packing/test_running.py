@@ -54,11 +54,11 @@ def wanted(packed, x):
 
 def negated(packed):
     """The same network with its floats negated."""
-    floats = lambda a: jnp.issubdtype(a.dtype, jnp.floating)  # noqa: E731
-    return jax.tree.map(lambda a: -a if floats(a) else a, packed)
+    is_float = lambda a: jnp.issubdtype(a.dtype, jnp.floating)  # noqa: E731
+    return jax.tree.map(lambda a: -a if is_float(a) else a, packed)
 
 
-def test_the_logits_are_those_of_the_c_api(packed, x, wanted):
+def test_logits_match_the_c_api(packed, x, wanted):
     text = jax.jit(packed).lower(x).as_text()
     assert text.count("stablehlo.custom_call") == text.count("xnor_jax_network") == 1
     for backend in ("auto", "cpu"):
@@ -68,7 +68,7 @@ def test_the_logits_are_those_of_the_c_api(packed, x, wanted):
     np.testing.assert_allclose(packed.with_backend("xla")(x), wanted, rtol=1e-4)
 
 
-def test_the_logits_on_every_instruction_set(packed, x):
+def test_logits_match_on_every_instruction_set(packed, x):
     chosen = cpu.instruction_set()
     try:
         for name in cpu.instruction_sets():
@@ -83,51 +83,53 @@ def test_weights_are_arguments(packed, x, wanted):
     """One program runs with any weights in turn, also with computed ones."""
     run = jax.jit(lambda packed, x: packed(x))
     other = negated(packed)
-    theirs = c_engine.Engine(c_engine.to_bytes(other))(x)
-    assert (theirs != wanted).any()
+    negated_logits = c_engine.Engine(c_engine.to_bytes(other))(x)
+    assert (negated_logits != wanted).any()
     for _ in range(2):
         np.testing.assert_array_equal(run(packed, x), wanted)
-        np.testing.assert_array_equal(run(other, x), theirs)
+        np.testing.assert_array_equal(run(other, x), negated_logits)
     computed = jax.jit(lambda packed, x: negated(packed)(x))(packed, x)
-    np.testing.assert_array_equal(computed, theirs)
+    np.testing.assert_array_equal(computed, negated_logits)
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), packed, other)
     stacked = jax.vmap(lambda p, x: p(x), in_axes=(0, None))(both, x)
-    np.testing.assert_array_equal(stacked, [wanted, theirs])
+    np.testing.assert_array_equal(stacked, [wanted, negated_logits])
     pairs = jax.vmap(packed)(x.reshape(7, 10, 6, 5, 3))
     np.testing.assert_array_equal(pairs.reshape(70, -1), wanted)
 
 
-def test_many_threads_run_one_program_with_weights_of_their_own(packed, x, wanted):
+def test_threads_share_one_program_with_different_weights(packed, x, wanted):
     run = jax.jit(lambda packed, x: packed(x))
-    theirs = np.asarray(run(negated(packed), x))
-    sides = [(packed, wanted), (negated(packed), theirs)]
+    negated_logits = np.asarray(run(negated(packed), x))
+    cases = [(packed, wanted), (negated(packed), negated_logits)]
 
-    def call(at):
-        weights, logits = sides[at % 2]
+    def call(index):
+        weights, logits = cases[index % 2]
         return (np.asarray(run(weights, x)) == logits).all()
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(call, range(64)))
 
 
-def test_devices_run_their_own_images(packed, x, wanted):
+def test_images_are_sharded_over_devices(packed, x, wanted):
     mesh = jax.sharding.Mesh(jax.devices()[:2], "batch")
     spec = jax.sharding.PartitionSpec("batch")
-    split = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
-    y = packed(split)
+    sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+    y = packed(sharded)
     assert len(y.sharding.device_set) == 2
     np.testing.assert_array_equal(y, wanted)
     mapped = jax.shard_map(packed, mesh=mesh, in_specs=spec, out_specs=spec)
     np.testing.assert_array_equal(jax.jit(mapped)(x), wanted)
 
 
-def test_a_network_of_more_inputs_than_a_file_holds_runs(x):
+def test_concatenation_of_nine_inputs_runs(x):
     """Nine concatenated values; a node has at most eight inputs."""
     kernel = np.float32(np.random.default_rng(2).normal(size=(27, 4)))
 
     def function(x):
         x = x.reshape(x.shape[0], -1)
-        signs = [xnor.sign_ste(x[:, at : at + 3] - at / 9) for at in range(9)]
+        signs = [
+            xnor.sign_ste(x[:, start : start + 3] - start / 9) for start in range(9)
+        ]
         return jnp.concatenate(signs, -1) @ xnor.binarize(kernel)
 
     packed = xnor.pack(function, example=x[:2])

@@ -8,7 +8,7 @@ from xnor_jax.packing.tables import bench_table
 
 
 @pytest.mark.parametrize("milliseconds", [0.431, 2.35, 17.41, 140.6, 2345.6])
-def test_timings_fit_a_terminal_in_one_line_each(milliseconds):
+def test_bench_rows_fit_80_columns(milliseconds):
     def spread(value):
         return Spread(value, 0.8 * value, 1.2 * value)
 

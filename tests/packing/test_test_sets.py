@@ -19,7 +19,7 @@ STEPS = 50
 
 
 @pytest.mark.slow
-def test_every_image_is_classed_as_by_the_float_network():
+def test_packed_classes_match_float_on_the_test_set():
     if not FASHION.is_dir():
         pytest.skip("needs ../shared/data/fashion_mnist")
     recipe = recipes.get("fashion-lenet5")
@@ -31,13 +31,13 @@ def test_every_image_is_classed_as_by_the_float_network():
         classes=len(dataset.class_names),
         steps_per_epoch=STEPS,
     )
-    some = STEPS * recipe.batch_size
-    images, labels = dataset.train.images[:some], dataset.train.labels[:some]
-    train = step.make_train_epoch(trainer)
-    state, metrics, _ = train(state, images, labels, jax.random.key(0))
+    count = STEPS * recipe.batch_size
+    images, labels = dataset.train.images[:count], dataset.train.labels[:count]
+    train_epoch = step.make_train_epoch(trainer)
+    state, metrics, _ = train_epoch(state, images, labels, jax.random.key(0))
     assert metrics.accuracy > 0.5
 
-    def floats(x):
+    def float_logits(x):
         model = nnx.merge(trainer.graphdef, state.params, state.rest, copy=True)
         model.eval()
         return model(x)
@@ -49,23 +49,23 @@ def test_every_image_is_classed_as_by_the_float_network():
     backends = sorted({"xla", "cpu"} & {*xnor.ops.available_backends()})
     networks = {b: jax.jit(packed.with_backend(b).__call__) for b in backends}
     prepare = xnor.packing.Preprocessing(dataset.source.mean, dataset.source.std)
-    wanted_of, turned = jax.jit(floats), dict.fromkeys(backends, 0)
+    float_network, differences = jax.jit(float_logits), dict.fromkeys(backends, 0)
     assert len(dataset.test.images) == 10_000
     for first in range(0, 10_000, 2_000):
         pixels = jnp.asarray(dataset.test.images[first : first + 2_000])
         x = prepare(pixels)
         np.testing.assert_array_equal(x, preprocess.normalize(dataset.source, pixels))
-        wanted = np.asarray(wanted_of(x))
+        wanted = np.asarray(float_network(x))
         for backend, network in networks.items():
             logits = np.asarray(network(x))
             error = np.abs(logits - wanted).max(-1) / np.abs(wanted).max(-1)
-            other = error > 1e-4
-            turned[backend] += int(other.sum())
+            differs = error > 1e-4
+            differences[backend] += int(differs.sum())
             same = logits.argmax(-1) == wanted.argmax(-1)
-            assert (same | other).all()
+            assert (same | differs).all()
     # On a CPU both networks compute identical sums in the real first layer; XLA may
     # fuse the multiplication and addition after it, which then round once.
-    assert turned.get("cpu", 0) <= 1
+    assert differences.get("cpu", 0) <= 1
     # Another program may add in another order: a sum near a threshold may then cross
     # it, which changes the class if it was a close call.
-    assert max(turned.values()) <= 3
+    assert max(differences.values()) <= 3

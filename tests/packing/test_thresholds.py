@@ -10,18 +10,18 @@ from xnor_jax.ops import Threshold, unpack_bits
 from xnor_jax.packing import thresholds
 from xnor_jax.weights import sign
 
-ODD = [0, -0.0, 1e-30, -1e-30, 1e-42, -1e-42, 1e35, -1e35, 1, -1, 3.5, -0.1]
+EXTREMES = [0, -0.0, 1e-30, -1e-30, 1e-42, -1e-42, 1e35, -1e35, 1, -1, 3.5, -0.1]
 
 
-class Between(nnx.Module):
+class AffineBatchNorm(nnx.Module):
     """α, a bias, optional ReLU and BatchNorm, with extreme constants."""
 
     def __init__(self, channels, *, relu, seed):
         rng = np.random.default_rng(seed)
         self.relu = relu
         self.norm = nnx.BatchNorm(channels, epsilon=1e-4, rngs=nnx.Rngs(0))
-        pick = rng.integers(0, len(ODD), channels)
-        gamma = np.where(rng.random(channels) < 0.5, np.take(ODD, pick), 1)
+        indices = rng.integers(0, len(EXTREMES), channels)
+        gamma = np.where(rng.random(channels) < 0.5, np.take(EXTREMES, indices), 1)
         gamma = gamma * rng.normal(size=channels)
         # As α is a power of 2, some values equal the mean exactly: BatchNorm gives 0.
         alpha = np.where(
@@ -46,7 +46,7 @@ class Between(nnx.Module):
         return self.norm(y, use_running_average=True)
 
 
-def evaluated(value):
+def as_evaluation(value):
     """Wrap `(params, sums) -> value` to return an `Evaluation` without max-pools."""
 
     def function(params, sums):
@@ -57,13 +57,13 @@ def evaluated(value):
 
 
 def integer_threshold(value, params, **sizes):
-    found = thresholds.integer_threshold(evaluated(value), params, **sizes)
+    found = thresholds.integer_threshold(as_evaluation(value), params, **sizes)
     return found and found.threshold
 
 
 def float_threshold(value, params, *, features):
     found = thresholds.float_threshold(
-        evaluated(value), params, features=features, slopes=[]
+        as_evaluation(value), params, features=features, slopes=[]
     )
     return found and found.threshold
 
@@ -80,9 +80,9 @@ def bits(threshold: Threshold, sums: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("relu", [False, True])
-def test_every_integer_sum_gets_the_models_sign(relu):
+def test_integer_thresholds_match_the_model(relu):
     bound, channels = 151, 2000
-    value, params = functional(Between(channels, relu=relu, seed=relu))
+    value, params = functional(AffineBatchNorm(channels, relu=relu, seed=relu))
     found = integer_threshold(value, params, bound=bound, features=channels)
     sums = np.broadcast_to(np.arange(-bound, bound + 1)[:, None], (303, channels))
     values = jax.jit(value)(params, jnp.asarray(sums, jnp.float32))
@@ -97,9 +97,9 @@ def test_every_integer_sum_gets_the_models_sign(relu):
 
 
 @pytest.mark.parametrize("kind", ["integer", "float"])
-def test_the_sign_of_a_maximum_needs_no_maximum_of_floats(kind):
+def test_max_pool_commutes_with_thresholds(kind):
     bound, channels = 60, 400
-    module = Between(channels, relu=True, seed=5)
+    module = AffineBatchNorm(channels, relu=True, seed=5)
     graphdef, state = nnx.split(module)
 
     def function(state, sums):
@@ -130,18 +130,18 @@ def test_the_sign_of_a_maximum_needs_no_maximum_of_floats(kind):
     assert 0.05 < falls.mean() < 0.95
 
 
-def test_float_sums_get_the_models_sign():
+def test_float_thresholds_match_the_model():
     channels = 2000
-    value, params = functional(Between(channels, relu=True, seed=7))
+    value, params = functional(AffineBatchNorm(channels, relu=True, seed=7))
     found = float_threshold(value, params, features=channels)
-    at = np.asarray(found.threshold)
+    boundary = np.asarray(found.threshold)
     rng = np.random.default_rng(0)
     sums = np.concatenate(
         [
             [
-                np.nextafter(at, np.float32(-np.inf)),
-                at,
-                np.nextafter(at, np.float32(np.inf)),
+                np.nextafter(boundary, np.float32(-np.inf)),
+                boundary,
+                np.nextafter(boundary, np.float32(np.inf)),
             ],
             rng.normal(size=(50, channels)) * 10.0 ** rng.integers(-30, 30, (50, 1)),
             np.repeat([[0.0], [-0.0], [1e-42], [-1e-42], [3e38], [-3e38]], channels, 1),
@@ -151,19 +151,19 @@ def test_float_sums_get_the_models_sign():
     # XLA compares on both sides, because it may flush subnormal numbers to 0.
     values = jax.jit(value)(params, sums)
     wanted = np.asarray(jax.jit(lambda v: sign(v) < 0)(values))
-    got = np.asarray(jax.jit(jnp.less)(sums, at))
+    got = np.asarray(jax.jit(jnp.less)(sums, boundary))
     got = got ^ (np.asarray(unpack_bits(found.flip, channels)) < 0)
     # Where α · sum overflows, a scale of 0 gives NaN, which has no sign.
-    number = ~np.isnan(values)
-    assert number.mean() > 0.99
-    np.testing.assert_array_equal(got[number], wanted[number])
-    assert 0.05 < np.isinf(at).mean() < 0.7
+    valid = ~np.isnan(values)
+    assert valid.mean() > 0.99
+    np.testing.assert_array_equal(got[valid], wanted[valid])
+    assert 0.05 < np.isinf(boundary).mean() < 0.7
     assert found.threshold.dtype == jnp.float32
 
 
 def test_float_codes_are_in_order():
-    top = int(np.float32(np.finfo(np.float32).max).view(np.int32))
-    codes = np.array([-top, -(2**23), -1, 0, 1, 2**23, top])
+    largest_code = int(np.float32(np.finfo(np.float32).max).view(np.int32))
+    codes = np.array([-largest_code, -(2**23), -1, 0, 1, 2**23, largest_code])
     numbers = thresholds._from_codes(codes)
     tiny = np.finfo(np.float32).tiny
     largest = np.finfo(np.float32).max
@@ -171,7 +171,7 @@ def test_float_codes_are_in_order():
     np.testing.assert_array_equal(numbers, np.float32(wanted))
 
 
-def test_long_sums_are_taken_in_pieces(monkeypatch):
+def test_long_ranges_are_evaluated_in_chunks(monkeypatch):
     monkeypatch.setattr(thresholds, "_CHUNK", 70)
     value = lambda mean, sums: sums - mean  # noqa: E731
     mean = jnp.array([-100.0, -99.5, 0.0, 0.5, 99.5, 100.0, 101.0])
@@ -181,7 +181,7 @@ def test_long_sums_are_taken_in_pieces(monkeypatch):
     assert np.asarray(unpack_bits(found.flip, 7)).tolist() == [1, 1, 1, 1, 1, 1, -1]
 
 
-def test_what_is_not_monotone_or_no_number_has_none():
+def test_nonmonotone_or_nan_functions_have_no_threshold():
     def square(_, sums):
         return sums * sums - 9
 
@@ -194,13 +194,13 @@ def test_what_is_not_monotone_or_no_number_has_none():
     sizes = {"bound": 5, "features": 1}
     assert thresholds.integer_threshold(function, None, **sizes, pools=1) is None
 
-    def nan(where, sums):
-        return jnp.where(where, jnp.nan, sums)
+    def nan(mask, sums):
+        return jnp.where(mask, jnp.nan, sums)
 
     assert float_threshold(nan, jnp.array([False, True]), features=2) is None
 
 
-def test_an_overflow_far_outside_is_no_answer():
+def test_nan_from_overflow_is_not_a_sign():
     """Infinity times a scale of 0 is NaN, which does not count as a sign."""
 
     def value(scale, sums):

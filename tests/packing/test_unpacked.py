@@ -53,7 +53,7 @@ def scaled():
         scaled,
     ],
 )
-def test_it_gives_the_packed_networks_logits(network):
+def test_unpacked_network_matches_packed_logits(network):
     exact = network is not scaled
     model = packed_networks.randomized(nnx.eval_shape(network), exact=exact)
     packed = xnor.pack(model, backend="xla")
@@ -65,7 +65,7 @@ def test_it_gives_the_packed_networks_logits(network):
         np.testing.assert_allclose(floats, logits, rtol=1e-4, atol=1e-4 * scale)
 
 
-def test_it_holds_no_bits():
+def test_unpacked_program_has_no_popcount():
     packed = xnor.pack(packed_networks.randomized(nnx.eval_shape(volumes)))
     x = packed_networks.images(2, 4, 5, 3, 2)
     program = jax.jit(unpack(packed)).lower(x).as_text()

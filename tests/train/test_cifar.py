@@ -47,6 +47,6 @@ def accuracy(images, folder, **broken):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [None, *BROKEN])
-def test_only_a_right_gradient_learns_it(images, tmp_path, broken, optimized):
+def test_only_a_correct_gradient_learns(images, tmp_path, broken, optimized):
     reached = accuracy(images, tmp_path / "run", **BROKEN.get(broken, {}))
     assert (reached > FLOOR) == (broken is None), reached

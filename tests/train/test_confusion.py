@@ -10,14 +10,14 @@ from xnor_jax.train import confusion
 NAMES = ("ant", "a bee", "cat")
 
 
-def printed(table):
+def rendered_lines(table):
     console = Console(file=io.StringIO(), width=120)
     console.print(table)
     lines = console.file.getvalue().splitlines()
     return [" ".join(line.split()) for line in lines]
 
 
-def test_rows_are_the_truth_and_columns_what_was_said():
+def test_rows_are_labels_and_columns_are_predictions():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (101, 4, 5, 1)).astype(np.uint8)
     labels = rng.integers(0, 3, 101).astype(np.int32)
@@ -35,27 +35,29 @@ def test_rows_are_the_truth_and_columns_what_was_said():
 
     counts = confusion.matrix(logits, dataset)
     for true in range(3):
-        for said in range(3):
-            right = ((labels == true) & (guesses == said)).sum()
-            assert counts[true, said] == right
+        for predicted in range(3):
+            count = ((labels == true) & (guesses == predicted)).sum()
+            assert counts[true, predicted] == count
 
 
-def test_few_classes_are_a_matrix_and_many_the_worst_pairs():
+def test_table_shows_a_matrix_or_the_worst_pairs():
     counts = np.array([[3, 1, 0], [0, 0, 0], [2, 0, 6]])
-    lines = printed(confusion.table(counts, NAMES))
+    lines = rendered_lines(confusion.table(counts, NAMES))
     assert lines[0] == "class ant a be cat right, %"
     assert lines[2:] == ["ant 3 1 · 75.0", "a bee · · ·", "cat 2 · 6 75.0"]
     many = np.diag(np.full(40, 9))
     many[7, 11], many[2, 3] = 5, 1
-    lines = printed(confusion.table(many, [f"c{at}" for at in range(40)]))
+    lines = rendered_lines(confusion.table(many, [f"c{i}" for i in range(40)]))
     assert lines[2:] == ["c7 c11 5 35.7", "c2 c3 1 10.0"]
 
 
 @pytest.mark.parametrize("classes", [3, 40])
-def test_the_picture_has_the_shares(classes):
+def test_picture_shows_percentages_of_each_row(classes):
     counts = np.random.default_rng(0).integers(0, 9, (classes, classes))
     counts[1] = 0  # a class without test images
-    figure = confusion.picture(counts, [str(at) for at in range(classes)], "title")
+    figure = confusion.picture(counts, [str(i) for i in range(classes)], "title")
     (image,) = figure.axes[0].get_images()
-    shares = np.asarray(image.get_array())
-    assert shares[1].max() == 0 and np.allclose(np.delete(shares, 1, 0).sum(1), 100)
+    percentages = np.asarray(image.get_array())
+    assert percentages[1].max() == 0 and np.allclose(
+        np.delete(percentages, 1, 0).sum(1), 100
+    )

@@ -38,9 +38,9 @@ SOURCE = """
         ):
             self.image_shape = image_shape
             size = image_shape[0] * image_shape[1] * image_shape[2]
-            way = {"rule": rule, "surrogate": surrogate, "binary": binary}
+            options = {"rule": rule, "surrogate": surrogate, "binary": binary}
             self.dense1 = nnx.Linear(size, width, rngs=rngs)
-            self.block2 = xnor.nn.XnorBlock(width, 12, rngs=rngs, **way)
+            self.block2 = xnor.nn.XnorBlock(width, 12, rngs=rngs, **options)
             self.dense3 = nnx.Linear(12, classes, rngs=rngs)
 
         def layers(self):
@@ -80,7 +80,7 @@ SOURCE = """
     )
     OTHER = 3
 """
-numbers = iter(range(1000))
+module_numbers = iter(range(1000))
 
 
 def metrics(folder):
@@ -89,7 +89,7 @@ def metrics(folder):
     return [{key: json.loads(line)[key] for key in keys} for line in lines]
 
 
-def forget(monkeypatch, module):
+def unload(monkeypatch, module):
     """Make the next import read the file again, as in a new process."""
     monkeypatch.delitem(sys.modules, module, raising=False)
     importlib.invalidate_caches()
@@ -99,7 +99,7 @@ def forget(monkeypatch, module):
 def trained(tmp_path_factory):
     """An uninterrupted run of a recipe, and the name of the recipe's module."""
     folder = tmp_path_factory.mktemp("own")
-    module = f"own_{next(numbers)}"
+    module = f"own_{next(module_numbers)}"
     (folder / f"{module}.py").write_text(textwrap.dedent(SOURCE))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", list(sys.path))
@@ -115,7 +115,7 @@ def copied(trained, tmp_path, monkeypatch):
     shutil.copy(run.folder.parent / f"{module}.py", tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    forget(monkeypatch, module)
+    unload(monkeypatch, module)
     return module
 
 
@@ -125,9 +125,7 @@ def recipe(trained):
 
 
 @pytest.mark.slow
-def test_evaluate_pack_predict_and_summary_by_command(
-    trained, copied, tmp_path, capsys
-):
+def test_other_commands_work_with_a_custom_recipe(trained, copied, tmp_path, capsys):
     last, name = trained[0].history[-1], f"{copied}:RECIPE"
     out = finished(capsys, "evaluate", "run")
     assert out.startswith(f"{name}, epoch 2: 24 test images")
@@ -144,7 +142,7 @@ def test_evaluate_pack_predict_and_summary_by_command(
 
 
 @pytest.mark.slow
-def test_what_is_recorded(trained):
+def test_recipe_json_records_custom_parts(trained):
     run, module = trained
     fields = json.loads((run.folder / "recipe.json").read_text())
     assert fields["name"] == f"{module}:RECIPE"
@@ -168,7 +166,7 @@ def test_what_is_recorded(trained):
 
 
 @pytest.mark.slow
-def test_seeds_that_are_interrupted_go_on_to_the_numbers_of_runs_left_alone(
+def test_interrupted_seeds_resume_to_identical_metrics(
     trained, copied, tmp_path, capsys
 ):
     class Interrupted(Console):
@@ -185,16 +183,16 @@ def test_seeds_that_are_interrupted_go_on_to_the_numbers_of_runs_left_alone(
     fields = json.loads((output / "seed5" / "recipe.json").read_text())
     assert fields["seed"] == 5
     last = [metrics(output / f"seed{seed}")[-1]["test_accuracy"] for seed in (0, 5)]
-    said_last = f"accuracy {np.mean(last):.2%} ± {np.std(last, ddof=1):.2%}"
-    said_range = f"({min(last):.2%} to {max(last):.2%}) in the last epoch"
-    assert f"{said_last} {said_range}" in out.splitlines()[-1]
-    line = (f"{copied}:RECIPE", "--output", output, "--seeds", 0, 5, 5)
-    code, err = refused(capsys, "train", *line)
+    last_accuracy = f"accuracy {np.mean(last):.2%} ± {np.std(last, ddof=1):.2%}"
+    accuracy_range = f"({min(last):.2%} to {max(last):.2%}) in the last epoch"
+    assert f"{last_accuracy} {accuracy_range}" in out.splitlines()[-1]
+    args = (f"{copied}:RECIPE", "--output", output, "--seeds", 0, 5, 5)
+    code, err = refused(capsys, "train", *args)
     assert code == 2 and "--seeds: expected at least one seed, without dup" in err
 
 
 @pytest.mark.slow
-def test_a_module_that_has_changed_is_told_of_and_one_that_is_gone_refused(
+def test_changed_module_is_noted_and_missing_module_is_refused(
     copied, tmp_path, capsys, monkeypatch
 ):
     file, name = tmp_path / f"{copied}.py", f"{copied}:RECIPE"
@@ -206,17 +204,17 @@ def test_a_module_that_has_changed_is_told_of_and_one_that_is_gone_refused(
         assert err == f"xnor-jax: note: {copied} changed since the run in run began\n"
     file.write_text(file.read_text().replace("rule=rule,", "rule='ste', epochs=2,", 1))
     file.write_text(file.read_text().replace("    epochs=2,\n", "", 1))
-    forget(monkeypatch, copied)
+    unload(monkeypatch, copied)
     # A resumed run continues with its original recipe.
     code, _, err = said(capsys, *resume)
     assert (code, err) == (
         0,
         f"xnor-jax: note: {copied} changed since the run in run began\n",
     )
-    kept = json.loads((tmp_path / "run" / "recipe.json").read_text())
-    assert kept["rule"] == f"{copied}:rule"
+    recorded = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert recorded["rule"] == f"{copied}:rule"
     file.unlink()
-    forget(monkeypatch, copied)
+    unload(monkeypatch, copied)
     for command in (("evaluate", "run"), ("pack", "run", "-o", "own.xnor")):
         code, err = refused(capsys, *command)
         assert code == 1 and f"there is no module {copied} in the current" in err
@@ -224,7 +222,7 @@ def test_a_module_that_has_changed_is_told_of_and_one_that_is_gone_refused(
     assert code == 2 and f"from the folder that contains {copied}.py" in err
 
 
-def test_a_lambda_that_only_python_knows_is_given_again(
+def test_run_with_a_lambda_loads_when_given_its_recipe(
     trained, copied, tmp_path, capsys
 ):
     path = tmp_path / "run" / "recipe.json"
@@ -238,7 +236,7 @@ def test_a_lambda_that_only_python_knows_is_given_again(
 
 
 @pytest.mark.parametrize(
-    ("reference", "words"),
+    ("reference", "message"),
     [
         ("{}:Nothing", "{}:Nothing: module {} has no attribute Nothing"),
         ("{}:OTHER", "{}:OTHER: expected an xnor_jax.train.Recipe, got int"),
@@ -249,18 +247,18 @@ def test_a_lambda_that_only_python_knows_is_given_again(
         ("typo:RECIPE", "cannot import typo: SyntaxError"),
     ],
 )
-def test_a_reference_that_leads_nowhere_is_one_line(
-    reference, words, copied, tmp_path, capsys
+def test_unresolvable_reference_is_one_line(
+    reference, message, copied, tmp_path, capsys
 ):
     (tmp_path / "broken.py").write_text("x = 0\n1 / x\n")
     (tmp_path / "typo.py").write_text("def\n")
     code, err = refused(capsys, "train", reference.format(copied))
     assert code == 2
-    assert re.search(words.replace("{}", copied), err), err
+    assert re.search(message.replace("{}", copied), err), err
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "message"),
     [
         ({"input_scale": True}, "input_scale: expected False with the model"),
         ({"multiplier": 2.0}, "multiplier: expected 1.0 with the model"),
@@ -283,25 +281,25 @@ def test_a_reference_that_leads_nowhere_is_one_line(
         ({"model": lambda **_: 3}, "model: expected .* to return an nnx.Module"),
     ],
 )
-def test_a_part_that_does_not_fit_is_one_line(fields, words, recipe, tmp_path):
+def test_invalid_custom_part_is_one_line(fields, message, recipe, tmp_path):
     recipe = dataclasses.replace(recipe, **fields)
-    with pytest.raises(RecipeError, match=words) as error:
+    with pytest.raises(RecipeError, match=message) as error:
         xnor.train.run(recipe, output=tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_logits_of_another_shape_are_refused(recipe, tmp_path):
-    def seven(*, image_shape, classes, rngs, rule, surrogate):
-        way = {"rule": rule, "surrogate": surrogate}
-        return recipe.model(image_shape=image_shape, classes=7, rngs=rngs, **way)
+    def seven_classes(*, image_shape, classes, rngs, rule, surrogate):
+        options = {"rule": rule, "surrogate": surrogate}
+        return recipe.model(image_shape=image_shape, classes=7, rngs=rngs, **options)
 
-    wrong = dataclasses.replace(recipe, model=seven)
+    wrong = dataclasses.replace(recipe, model=seven_classes)
     with pytest.raises(RecipeError, match=r"return logits of shape \(2, 3\) for 2"):
         xnor.train.run(wrong, output=tmp_path / "run")
 
 
-def test_descriptions_lead_back_where_they_can(trained, recipe):
+def test_descriptions_round_trip_where_possible(trained, recipe):
     module = trained[1]
     net = recipe.model
     assert custom.find(custom.describe(net)) is net
@@ -319,7 +317,7 @@ def test_descriptions_lead_back_where_they_can(trained, recipe):
 
 
 @pytest.mark.parametrize(("progress", "t"), [(0.0, 0.1), (0.5, 1.0), (1.0, 10.0)])
-def test_tanh_follows_the_training(progress, t):
+def test_tanh_temperature_follows_progress(progress, t):
     class Two(nnx.Module):
         def __init__(self, surrogate, inner=None):
             self.surrogate = surrogate
@@ -335,7 +333,7 @@ def test_tanh_follows_the_training(progress, t):
     np.testing.assert_allclose(found, slope, rtol=1e-3, atol=1e-5)
 
 
-def test_an_error_without_a_message_is_named():
+def test_error_without_a_message_shows_its_type():
     for part in ("lenet5", Recipe):  # registered, and custom
         with pytest.raises(RecipeError, match="^model: .* fails: ValueError"):
             with custom.errors("model", part):
@@ -343,7 +341,7 @@ def test_an_error_without_a_message_is_named():
 
 
 @pytest.mark.parametrize("workers", [-1, 2])
-def test_workers_without_work_are_refused(workers, recipe, tmp_path):
+def test_unusable_workers_are_refused(workers, recipe, tmp_path):
     with pytest.raises(RecipeError, match=f"^workers: expected .*, got {workers}"):
         xnor.train.run(recipe, workers=workers, output=tmp_path / "run")
 
@@ -353,7 +351,7 @@ def test_a_recipe_of_another_type_is_refused():
         xnor.train.run(3)  # type: ignore[arg-type]
 
 
-def test_a_model_without_kernels_that_could_be_binary_is_one_line(recipe, tmp_path):
+def test_model_without_binary_layers_is_refused(recipe, tmp_path):
     class Dense(nnx.Module):
         def __init__(self, *, image_shape, classes, rngs):
             self.dense = nnx.Linear(math.prod(image_shape), classes, rngs=rngs)
@@ -362,12 +360,12 @@ def test_a_model_without_kernels_that_could_be_binary_is_one_line(recipe, tmp_pa
             return self.dense(x.reshape(len(x), -1))
 
     recipe = Recipe(dataset=recipe.dataset, model=Dense, epochs=1, batch_size=16)
-    words = "^model: expected BinaryConv or BinaryLinear layers in Dense, .*, got 1"
-    with pytest.raises(RecipeError, match=words):
+    message = "^model: expected BinaryConv or BinaryLinear layers in Dense, .*, got 1"
+    with pytest.raises(RecipeError, match=message):
         xnor.train.run(recipe, output=tmp_path / "run")
 
 
-def test_an_image_that_is_too_small_is_one_line(recipe, tmp_path):
+def test_images_too_small_for_the_model_are_refused(recipe, tmp_path):
     recipe = Recipe(dataset=recipe.dataset, model="lenet5", epochs=1, batch_size=16)
     with pytest.raises(RecipeError, match="^model: lenet5 fails for images of 5×6×1"):
         xnor.train.run(recipe, output=tmp_path / "run")

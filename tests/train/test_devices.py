@@ -34,35 +34,35 @@ def dataset():
     return Dataset(split, split, tuple(map(str, range(10))), data.SOURCES["digits"])
 
 
-def info_of(dataset, **fields):
+def make_info(dataset, **fields):
     fields = {"batch_size": 8, "epochs": 2, **fields}
     recipe = dataclasses.replace(recipes.get("digits-lenet5"), **fields)
     return RunInfo.of("digits-lenet5", recipe, dataset)
 
 
-def two_devices():
+def require_two_devices():
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
-def test_steps_evaluation_and_calibration_are_those_of_one_device(dataset):
+def test_steps_evaluation_and_calibration_match_one_device(dataset):
     """Compare in float64, where rounding flips no signs."""
-    two_devices()
+    require_two_devices()
     with jax.enable_x64(True):
         check_steps(dataset)
 
 
 def check_steps(dataset):
-    trainer, initial = loop.create(info_of(dataset, calibration_batches=2))
+    trainer, initial = loop.create(make_info(dataset, calibration_batches=2))
     params, rest = in_float64((initial.params, initial.rest))
     # Nonzero biases: with few images, a BatchNorm's input (a multiple of α) may equal
     # its mean, and rounding would then decide the sign of its output.
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: p + rng.normal(size=p.shape) / 10, params)
-    adam = trainer.optimizer.init(params)
-    initial = initial._replace(params=params, rest=rest, opt_state=adam)
+    opt_state = trainer.optimizer.init(params)
+    initial = initial._replace(params=params, rest=rest, opt_state=opt_state)
     key, results = jax.random.key(3), []
     for devices in (1, 2):
         mesh = make_mesh(devices, 8)
@@ -87,9 +87,9 @@ def check_steps(dataset):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "float"])
-def test_the_batch_is_split(dataset, backend):
-    two_devices()
-    info = info_of(dataset)
+def test_batch_is_split_over_devices(dataset, backend):
+    require_two_devices()
+    info = make_info(dataset)
     trainer, state = step.create(
         info.recipe,
         data.SOURCES["digits"],
@@ -111,13 +111,13 @@ def test_the_batch_is_split(dataset, backend):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_devices(dataset, tmp_path, monkeypatch):
-    two_devices()
+def test_run_resumes_on_another_number_of_devices(dataset, tmp_path, monkeypatch):
+    require_two_devices()
 
     def train(folder, **options):
         console = Console(file=io.StringIO())
         # The float twin, because rounding may flip a sign in a binary network.
-        info = info_of(dataset, binary=False)
+        info = make_info(dataset, binary=False)
         return loop.train(info, dataset, folder, console=console, **options)
 
     whole = train(tmp_path / "whole")
@@ -135,12 +135,12 @@ def test_a_run_goes_on_with_another_number_of_devices(dataset, tmp_path, monkeyp
     monkeypatch.undo()
     resumed = train(tmp_path / "run", resume=True)
     assert [r["step"] for r in resumed.history] == [4, 8]
-    for here, there in zip(whole.history, resumed.history, strict=True):
-        assert here["train_loss"] == pytest.approx(there["train_loss"], rel=0.01)
+    for expected, found in zip(whole.history, resumed.history, strict=True):
+        assert expected["train_loss"] == pytest.approx(found["train_loss"], rel=0.01)
 
 
-def test_what_does_not_fit_is_refused_with_what_does():
-    two_devices()
+def test_invalid_device_counts_and_batch_sizes_are_refused():
+    require_two_devices()
     count = len(jax.devices())
     for devices in (0, count + 1):
         with pytest.raises(
@@ -153,17 +153,17 @@ def test_what_does_not_fit_is_refused_with_what_does():
 
 
 @pytest.mark.slow
-def test_eight_devices_from_the_command_line(tmp_path):
+def test_command_line_trains_on_eight_devices(tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "xnor_jax.cli", "train", "--devices", "8"]
     options = ["--epochs", "1", "--batch-size", "96", "--output", str(run)]
     flags = "--xla_force_host_platform_device_count=8"
-    ran = subprocess.run(
+    completed = subprocess.run(
         [*command, *options],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )
-    assert ran.returncode == 0, ran.stderr
+    assert completed.returncode == 0, completed.stderr
     (line,) = (run / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["test_accuracy"] > 0.3

@@ -16,7 +16,7 @@ def model():
 
 
 @pytest.mark.slow
-def test_signs_are_those_that_reach_the_layer(model):
+def test_layer_features_are_the_signs_of_its_input(model):
     packed = xnor.pack(model)
     info = Info(preprocessing=Preprocessing((0.4,), (0.3,)))
     packed = type(packed)(

@@ -35,23 +35,23 @@ RECIPE = dataclasses.replace(
     calibration_batches=2,
 )
 # Rounding cannot flip signs in the float twin, and Adam's steps are tiny at this rate.
-STILL = dataclasses.replace(RECIPE, binary=False, learning_rate=1e-6)
+FLOAT_RECIPE = dataclasses.replace(RECIPE, binary=False, learning_rate=1e-6)
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    place = folders.class_folders(tmp_path_factory.mktemp("set"))
-    return data.load("folder", place, RECIPE.fit)
+    folder = folders.class_folders(tmp_path_factory.mktemp("set"))
+    return data.load("folder", folder, RECIPE.fit)
 
 
 @pytest.fixture(scope="module")
-def start(dataset):
+def trainer_and_initial(dataset):
     """A trainer and a function that copies its initial state, which a step donates."""
-    trainer, state = loop.create(RunInfo.of("mine", STILL, dataset))
+    trainer, state = loop.create(RunInfo.of("mine", FLOAT_RECIPE, dataset))
     return trainer, lambda: jax.tree.map(lambda leaf: leaf.copy(), state)
 
 
-def feed_of(trainer, dataset, mesh=None, done=0, workers=0):
+def make_feed(trainer, dataset, mesh=None, done=0, workers=0):
     return feeds.make_feed(
         trainer, dataset, lambda *_: None, mesh=mesh, done=done, workers=workers
     )
@@ -63,30 +63,30 @@ def read(batches):
 
 
 @pytest.mark.slow
-def test_an_epoch_is_its_steps_and_the_test_counts_each_image_once(dataset, start):
-    trainer, state = start
-    with feed_of(trainer, dataset) as feed:
-        trained, metrics, flips = feed.train_epoch(state(), 1)
+def test_epoch_matches_its_steps_and_evaluation_is_exact(dataset, trainer_and_initial):
+    trainer, initial = trainer_and_initial
+    with make_feed(trainer, dataset) as feed:
+        trained, metrics, flips = feed.train_epoch(initial(), 1)
         rest = feed.calibrate(trained, 1)
         test = feed.evaluate(trained)
         assert int(trained.step) == 3
         again, _, _ = feed.train_epoch(trained, 2)
     assert int(again.step) == 6
-    expected, sums = state(), []
+    expected, per_step = initial(), []
     train = jax.jit(step.train_step, static_argnums=0)
     batches = dataset.train_batches(6, seed=0, augment=Augment(True, 0, True))
     for images, labels in read(batches):
         x = preprocess.normalize(trainer.source, images)
-        expected, *more = train(Static(trainer), expected, x, labels)
-        sums.append(more)
-    means = jax.tree.map(lambda *x: sum(x) / 3, *sums)
+        expected, *step_metrics = train(Static(trainer), expected, x, labels)
+        per_step.append(step_metrics)
+    means = jax.tree.map(lambda *x: sum(x) / 3, *per_step)
     chex.assert_trees_all_close([metrics, flips], means, rtol=1e-3, atol=1e-4)
     images, labels = next(dataset.test_splits())
     assert len(labels) == 7  # one full batch and one image
-    memory = step.make_evaluate(trainer)(
+    in_memory = step.make_evaluate(trainer)(
         expected.params, expected.rest, jnp.asarray(images), jnp.asarray(labels)
     )
-    chex.assert_trees_all_close(test, memory, rtol=1e-3)
+    chex.assert_trees_all_close(test, in_memory, rtol=1e-3)
     found = [
         step.batch_statistics(trainer, expected.params, expected.rest, images)
         for images, _ in read(dataset.calibration_batches(6, count=2, seed=0))
@@ -106,13 +106,13 @@ class Static:
 
 
 @pytest.mark.slow
-def test_two_devices_share_each_batch(dataset, start):
+def test_two_devices_share_each_batch(dataset, trainer_and_initial):
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
-    trainer, initial = start
+    trainer, initial = trainer_and_initial
     results = []
     for mesh in (None, make_mesh(2, 6)):
-        with feed_of(trainer, dataset, mesh) as feed:
+        with make_feed(trainer, dataset, mesh) as feed:
             state, metrics, _ = feed.train_epoch(replicate(initial(), mesh), 1)
             state = state._replace(rest=feed.calibrate(state, 1))
             results.append((metrics, feed.evaluate(state)))
@@ -122,9 +122,7 @@ def test_two_devices_share_each_batch(dataset, start):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_with_the_very_numbers_of_one_left_alone(
-    dataset, tmp_path, monkeypatch
-):
+def test_resumed_run_matches_an_uninterrupted_one(dataset, tmp_path, monkeypatch):
     info = RunInfo.of("mine", RECIPE, dataset)
 
     def train(folder, **options):
@@ -148,17 +146,17 @@ def test_a_resumed_run_ends_with_the_very_numbers_of_one_left_alone(
     monkeypatch.undo()
     resumed, again, _ = train(tmp_path / "run", resume=True)
     chex.assert_trees_all_equal(resumed, whole)
-    for here, there in zip(again, records, strict=True):
-        assert 0 <= here.pop("data_wait") <= 1 and 0 <= there.pop("data_wait") <= 1
-        del here["images_per_second"], there["images_per_second"]
-        assert here == there
+    for found, expected in zip(again, records, strict=True):
+        assert 0 <= found.pop("data_wait") <= 1 and 0 <= expected.pop("data_wait") <= 1
+        del found["images_per_second"], expected["images_per_second"]
+        assert found == expected
     done, _, _ = train(tmp_path / "run", resume=True)  # nothing is left to do
     chex.assert_trees_all_equal(done, whole)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 3 and all('"data_wait"' in line for line in lines)
 
 
-def sleepy(seconds):
+def slow_batches(seconds):
     def prepare(number):
         time.sleep(seconds)
         return np.full((2,), number)
@@ -167,7 +165,7 @@ def sleepy(seconds):
 
 
 @pytest.mark.slow
-def test_what_is_waited_is_told_apart_from_what_is_computed():
+def test_waiting_time_excludes_computation():
     @jax.jit
     def compute(x):
         return jax.lax.fori_loop(0, 60, lambda _, a: jnp.sin(a @ a), x).sum()
@@ -175,7 +173,7 @@ def test_what_is_waited_is_told_apart_from_what_is_computed():
     x = jnp.ones((500, 500))
     jax.block_until_ready(compute(x))
     for pause, low, high in ((0.0, 0.0, 0.2), (0.5, 0.4, 2.2)):
-        with feeds.Prefetcher(sleepy(pause)) as prefetcher:
+        with feeds.Prefetcher(slow_batches(pause)) as prefetcher:
             running, numbers = None, []
             for _ in range(4):
                 numbers.append(int(prefetcher.take(running)[0]))
@@ -186,16 +184,16 @@ def test_what_is_waited_is_told_apart_from_what_is_computed():
 
 
 @pytest.mark.slow
-def test_what_is_shared_with_workers_is_given_back_at_the_end():
+def test_prefetcher_frees_its_iterator_on_exit():
     """The iterator is freed even if asyncio, after an interrupt, refers to the feed."""
-    with feeds.Prefetcher(sleepy(0), workers=1) as prefetcher:
+    with feeds.Prefetcher(slow_batches(0), workers=1) as prefetcher:
         prefetcher.take(None)
         iterator = weakref.ref(prefetcher._iterator)
     gc.collect()
     assert iterator() is None
 
 
-def test_an_error_in_a_worker_ends_the_run_and_its_threads(dataset):
+def test_read_error_is_raised_and_ends_the_thread(dataset):
     def broken(number):
         raise data.DataError(f"picture {number} is none")
 
@@ -208,7 +206,7 @@ def test_an_error_in_a_worker_ends_the_run_and_its_threads(dataset):
         prefetcher._pool.submit(print)
 
 
-def test_an_error_without_a_message_is_named():
+def test_error_without_a_message_shows_its_type():
     def broken(_):
         raise RuntimeError
 
@@ -220,7 +218,7 @@ def test_an_error_without_a_message_is_named():
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_told_in_a_line():
+def test_killed_worker_is_a_one_line_error():
     def killed(_):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -234,17 +232,17 @@ def test_a_worker_that_is_killed_is_told_in_a_line():
 
 
 @pytest.mark.slow
-def test_logits_are_those_of_the_average_where_one_is_kept():
+def test_logits_use_the_weight_average():
     recipe = dataclasses.replace(RECIPE, average=0.9)
     source = data.SOURCES["digits"]
     trainer, state = step.create(
         recipe, source, image_shape=(16, 16, 1), classes=3, steps_per_epoch=2
     )
-    moved = state._replace(params=jax.tree.map(lambda leaf: 1 - leaf, state.params))
+    changed = state._replace(params=jax.tree.map(lambda leaf: 1 - leaf, state.params))
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1)).astype(np.uint8)
-    logits = feeds.logits(trainer, moved)(images)
+    logits = feeds.logits(trainer, changed)(images)
     model = loop.trained_model(trainer, state)
     expected = model(preprocess.normalize(source, jnp.asarray(images)))
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-    latent = feeds.logits(trainer, state._replace(opt_state=(), params=moved.params))
+    latent = feeds.logits(trainer, state._replace(opt_state=(), params=changed.params))
     assert np.abs(latent(images) - expected).max() > 0.1

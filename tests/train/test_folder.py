@@ -40,23 +40,23 @@ def test_a_run_is_not_overwritten_but_resumed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"learning_rate": 0.5}, "its learning_rate is 0.01, not 0.5"),
         ({"seed": 1}, "its seed is 0, not 1"),
         ({"epochs": 99}, "its epochs is 40, not 99"),
     ],
 )
-def test_another_run_is_refused_and_left_alone(tmp_path, fields, said):
+def test_different_recipe_is_refused_and_run_is_unchanged(tmp_path, fields, message):
     folders.open_folder(tmp_path / "run", info(), resume=False)
     before = (tmp_path / "run" / "recipe.json").read_bytes()
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=message):
         folders.open_folder(tmp_path / "run", info(**fields), resume=True)
     assert (tmp_path / "run" / "recipe.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("fields", "what"),
+    ("fields", "reason"),
     [
         ({}, "schedule cosine"),
         ({"schedule": lambda learning_rate, epochs: None}, "schedule .*lambda"),
@@ -64,14 +64,14 @@ def test_another_run_is_refused_and_left_alone(tmp_path, fields, said):
         ({"schedule": "steps", "weight_method": "recu"}, "quantile"),
     ],
 )
-def test_a_run_of_a_fixed_length_is_not_extended(tmp_path, fields, what):
+def test_a_run_of_a_fixed_length_is_not_extended(tmp_path, fields, reason):
     folders.open_folder(tmp_path, info(epochs=4, **fields), resume=False)
-    with pytest.raises(RunError, match=f"epochs is 4, not 6, and .*{what}.*number"):
+    with pytest.raises(RunError, match=f"epochs is 4, not 6, and .*{reason}.*number"):
         folders.open_folder(tmp_path, info(epochs=6, **fields), resume=True)
     assert folders.read_info(tmp_path, info(**fields).recipe).recipe.epochs == 4
 
 
-def test_a_run_is_extended_where_no_epoch_depends_on_their_number(tmp_path):
+def test_run_with_a_step_schedule_is_extended(tmp_path):
     fields = {"schedule": "steps", "decay_epochs": (3, 5)}
     folders.open_folder(tmp_path, info(epochs=4, **fields), resume=False)
     with pytest.raises(RunError, match="its epochs is 4, not 3"):
@@ -83,7 +83,7 @@ def test_a_run_is_extended_where_no_epoch_depends_on_their_number(tmp_path):
     assert folders.read_info(tmp_path) == info(epochs=6, **fields)
 
 
-def test_what_was_begun_is_told(tmp_path):
+def test_started_recipe_and_seeds_are_read_back(tmp_path):
     assert folders.read_started(tmp_path) is None
     folders.open_folder(tmp_path / "one", info(epochs=7), resume=False)
     started = folders.read_started(tmp_path / "one")
@@ -107,7 +107,7 @@ def test_other_data_is_refused(tmp_path):
         folders.open_folder(tmp_path / "run", other, resume=True)
 
 
-def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path):
+def test_missing_recipe_fields_take_their_defaults(tmp_path):
     folders.open_folder(tmp_path / "run", info(), resume=False)
     path = tmp_path / "run" / "recipe.json"
     fields = json.loads(path.read_text())
@@ -120,7 +120,7 @@ def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path):
         folders.open_folder(tmp_path / "run", info(optimizer="sgd"), resume=True)
 
 
-def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
+def test_folder_with_other_files_is_refused_and_unchanged(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RunError, match="other files and no run"):
         folders.open_folder(tmp_path, info(), resume=False)
@@ -128,14 +128,14 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_what_a_start_that_was_killed_left_behind_is_no_strangers(tmp_path, resume):
+def test_temporary_file_of_a_killed_start_is_replaced(tmp_path, resume):
     (tmp_path / "recipe.json.tmp").write_text('{"na')
     folders.open_folder(tmp_path, info(), resume=resume)
     assert folders.read_info(tmp_path) == info()
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
 
 
-def test_nothing_to_resume(tmp_path):
+def test_resuming_without_a_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="no run in"):
         folders.open_folder(tmp_path / "run", info(), resume=True)
     assert not (tmp_path / "run").exists()
@@ -144,7 +144,7 @@ def test_nothing_to_resume(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_unwritable_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write to .*--output"):
         folders.open_folder(tmp_path / "file" / "run", info(), resume=False)
@@ -158,30 +158,30 @@ def test_damaged_recipe_json_is_one_line(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
-def test_one_flipped_bit_of_recipe_json_is_a_line_or_another_recipe(tmp_path):
+def test_flipped_bits_in_recipe_json_raise_only_run_errors(tmp_path):
     folders.open_folder(tmp_path, info(), resume=False)
     path = tmp_path / "recipe.json"
     content = path.read_bytes()
-    read = 0
-    for at in range(0, len(content), 5):
+    readable = 0
+    for position in range(0, len(content), 5):
         changed = bytearray(content)
-        changed[at] ^= 1 << at % 8
+        changed[position] ^= 1 << position % 8
         path.write_bytes(changed)
         try:
             found = folders.read_info(tmp_path)
         except RunError as error:
             assert "\n" not in str(error)
         else:
-            read += 1
+            readable += 1
             assert isinstance(found, RunInfo)
-    assert read < len(content) // 10
+    assert readable < len(content) // 10
     path.write_text('{"name": 1, "epochs": 1, "dataset": "digits", "model": "lenet5"}')
     with pytest.raises(RunError, match="cannot read"):
         folders.read_info(tmp_path)
 
 
 @pytest.mark.parametrize("value", [None, "x", -1, 1.5, [], [1], ["x"], {}, True])
-def test_a_wrong_value_in_the_datas_description_is_one_line(value, tmp_path):
+def test_invalid_data_description_is_one_line(value, tmp_path):
     path = tmp_path / "recipe.json"
     folders.open_folder(tmp_path, info(), resume=False)
     fields = json.loads(path.read_text())
@@ -210,7 +210,7 @@ def test_metrics_are_exactly_the_named_keys(tmp_path):
     assert all(tuple(json.loads(line)) == folders.METRICS for line in lines)
 
 
-def test_free_and_newest_folder(tmp_path):
+def test_run_folders_are_numbered(tmp_path):
     base = tmp_path / "run"
     for expected in ("run", "run-2", "run-3"):
         free = folders.free_folder(base)

@@ -33,8 +33,8 @@ def run(folder, name, image_shape, *, images=32, resume=False, **fields):
 @pytest.mark.slow
 def test_a_network_with_dropout_trains(tmp_path):
     # Its state contains PRNG keys, which are not plain arrays.
-    folder, way = tmp_path / "run", {"batch_size": 16, "calibration_batches": 0}
-    result = run(folder, "cifar10-nin", (8, 8, 3), epochs=1, **way)
+    folder, options = tmp_path / "run", {"batch_size": 16, "calibration_batches": 0}
+    result = run(folder, "cifar10-nin", (8, 8, 3), epochs=1, **options)
     assert [record["epoch"] for record in result.history] == [1]
     assert result.history[0]["step"] == 2
     assert len(result.history[0]["flip_ratios"]) == 7
@@ -42,7 +42,7 @@ def test_a_network_with_dropout_trains(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_test_loss_that_is_not_finite_saves_nothing(tmp_path):
+def test_nonfinite_test_loss_saves_nothing(tmp_path):
     # One step: its training loss is that of the initial weights, which is finite.
     with pytest.raises(RunError, match="the test loss of epoch 1 is .*learning_rate"):
         run(
@@ -60,20 +60,20 @@ def test_a_test_loss_that_is_not_finite_saves_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_extended_run_is_one_that_was_as_long_from_the_start(tmp_path):
+def test_extended_run_matches_an_uninterrupted_one(tmp_path):
     args = "digits-lenet5", (16, 16, 1)
     fields = {"batch_size": 16, "schedule": "steps", "decay_epochs": (1, 2)}
     whole = run(tmp_path / "whole", *args, epochs=3, **fields).history
     run(tmp_path / "run", *args, epochs=1, **fields)
-    again = run(tmp_path / "run", *args, epochs=3, resume=True, **fields).history
-    numbers = set(METRICS) - {"images_per_second"}
-    assert [[e[k] for k in numbers] for e in again] == [
-        [e[k] for k in numbers] for e in whole
+    resumed = run(tmp_path / "run", *args, epochs=3, resume=True, **fields).history
+    keys = set(METRICS) - {"images_per_second"}
+    assert [[e[k] for k in keys] for e in resumed] == [
+        [e[k] for k in keys] for e in whole
     ]
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_costs_an_epoch_and_no_number(tmp_path):
+def test_run_resumes_an_epoch_before_a_damaged_checkpoint(tmp_path):
     folder = tmp_path / "run"
     args = (folder, "digits-lenet5", (16, 16, 1))
     fields = {"epochs": 3, "batch_size": 16}
@@ -82,15 +82,15 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_number(tmp_path):
     newest = folder / "checkpoints" / "3" / "history.json"
     newest.write_bytes(newest.read_bytes().replace(b"3", b"7", 1))
     with pytest.warns(RunWarning, match="epoch 3 .* is damaged: .*epoch 2 is used"):
-        again = run(*args, **fields, resume=True).history
-    numbers = set(METRICS) - {"images_per_second"}
+        resumed = run(*args, **fields, resume=True).history
+    keys = set(METRICS) - {"images_per_second"}
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    for here, there, line in zip(again, whole, lines, strict=True):
-        assert all(here[key] == there[key] == json.loads(line)[key] for key in numbers)
+    for found, expected, line in zip(resumed, whole, lines, strict=True):
+        assert all(found[key] == expected[key] == json.loads(line)[key] for key in keys)
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_anothers_weights_and_learns_from_its_answers(tmp_path):
+def test_initial_weights_and_teacher_come_from_another_run(tmp_path):
     args, fields = ("digits-lenet5", (16, 16, 1)), {"epochs": 1, "batch_size": 16}
     other = str(tmp_path / "twin")
     twin = run(tmp_path / "twin", *args, **fields, binary=False, calibration_batches=2)
@@ -103,9 +103,9 @@ def test_a_run_begins_with_anothers_weights_and_learns_from_its_answers(tmp_path
         chex.assert_trees_all_close(params, expected, atol=1e-6)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 16, 16, 1)), jnp.float32)
     teacher = loop.trained_model(twin.trainer, twin.state)
-    kept = student.trainer.teacher
-    assert kept is not None
-    np.testing.assert_array_equal(kept(x), teacher(x))
+    loaded = student.trainer.teacher
+    assert loaded is not None
+    np.testing.assert_array_equal(loaded(x), teacher(x))
     logits, labels = jnp.ones((5, 10)), jnp.zeros(5, int)
     loss = step.batch_loss(student.trainer, x, logits, labels)
     np.testing.assert_allclose(loss, math.log(10), rtol=1e-5)
@@ -122,9 +122,7 @@ def test_a_run_begins_with_anothers_weights_and_learns_from_its_answers(tmp_path
 
 
 @pytest.mark.parametrize("field", ["teacher", "initial"])
-def test_another_run_that_is_not_there_is_named_before_anything_is_written(
-    field, tmp_path
-):
+def test_missing_run_is_refused_before_anything_is_written(field, tmp_path):
     with pytest.raises(RunError, match=f"^{field}: no run in"):
         fields = {"batch_size": 16, field: str(tmp_path / "nowhere")}
         run(tmp_path / "run", "digits-lenet5", (16, 16, 1), **fields)

@@ -12,10 +12,10 @@ def recipe(**fields):
     return Recipe(dataset="digits", model="lenet5", **fields)
 
 
-def steps(rates, **fields):
+def two_updates(rates, **fields):
     """Return the updates of two steps from weight 3 with gradients 2 and −1."""
-    given = recipe(weight_decay=0.5, **fields)
-    optimizer = optax.chain(*make_optimizer(given, lambda count: rates[count]))
+    settings = recipe(weight_decay=0.5, **fields)
+    optimizer = optax.chain(*make_optimizer(settings, lambda count: rates[count]))
     weight, updates = jnp.float32(3), []
     state = optimizer.init(weight)
     for grad in (2.0, -1.0):
@@ -28,23 +28,23 @@ def steps(rates, **fields):
 RATES = jnp.array([0.1, 0.2])
 
 
-def test_sgd_has_momentum_and_its_decay_is_coupled_or_not():
+def test_sgd_has_momentum_and_either_weight_decay():
     first = 2 + 0.5 * 3
     weight = 3 - 0.1 * first
     second = 0.9 * first + (-1 + 0.5 * weight)
-    found = steps(RATES, optimizer="sgd")
+    found = two_updates(RATES, optimizer="sgd")
     np.testing.assert_allclose(found, [-0.1 * first, -0.2 * second], rtol=1e-5)
     first, weight = 2 + 0.5 * 3, 3 - 0.1 * (2 + 0.5 * 3)
     second = (0.9 * 2 - 1) + 0.5 * weight
-    found = steps(RATES, optimizer="sgd", decay="decoupled")
+    found = two_updates(RATES, optimizer="sgd", decay="decoupled")
     np.testing.assert_allclose(found, [-0.1 * first, -0.2 * second], rtol=1e-5)
 
 
-def test_adamw_is_optaxs():
-    def by_optax(count):
+def test_adamw_matches_optax():
+    def schedule(count):
         return RATES[count]
 
-    optimizer = optax.adamw(by_optax, weight_decay=0.5)
+    optimizer = optax.adamw(schedule, weight_decay=0.5)
     weight, wanted = jnp.float32(3), []
     state = optimizer.init(weight)
     for grad in (2.0, -1.0):
@@ -52,15 +52,15 @@ def test_adamw_is_optaxs():
         wanted.append(float(update))
         weight = weight + update
     for decay in ("coupled", "decoupled"):
-        found = steps(RATES, optimizer="adamw", decay=decay)
+        found = two_updates(RATES, optimizer="adamw", decay=decay)
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
-    decoupled = steps(RATES, optimizer="adam", decay="decoupled")
+    decoupled = two_updates(RATES, optimizer="adam", decay="decoupled")
     np.testing.assert_array_equal(found, decoupled)
-    assert not np.allclose(steps(RATES, optimizer="adam"), wanted)
+    assert not np.allclose(two_updates(RATES, optimizer="adam"), wanted)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "steps"])
-def test_warm_up_rises_linearly_to_the_rate_and_the_schedule_follows(schedule):
+def test_schedule_follows_a_linear_warmup(schedule):
     epochs = (3,) if schedule == "steps" else ()
     warm = recipe(schedule=schedule, warmup_epochs=1.5, decay_epochs=epochs)
     rates = make_schedule(warm, 10)
@@ -75,7 +75,7 @@ def test_warm_up_rises_linearly_to_the_rate_and_the_schedule_follows(schedule):
     np.testing.assert_allclose(found[15:], wanted, rtol=1e-4, atol=1e-8)
 
 
-def test_a_schedule_of_ones_own_takes_what_it_names():
+def test_custom_schedule_gets_the_arguments_it_names():
     flat = recipe(schedule=lambda learning_rate: optax.constant_schedule(learning_rate))
     assert float(make_schedule(flat, 10)(3)) == pytest.approx(0.1)
     count = recipe(schedule=lambda epochs, steps_per_epoch: lambda _: epochs * 7.0)

@@ -15,10 +15,10 @@ from xnor_jax.train import pieces
 
 @jax.jit
 def total(carry, start, stop, terms):
-    return jax.lax.fori_loop(start, stop, lambda at, sum: sum + terms[at], carry)
+    return jax.lax.fori_loop(start, stop, lambda i, sum: sum + terms[i], carry)
 
 
-class jitted:
+class Uncompiled:
     """A Python function with the interface of a jitted one, without compilation."""
 
     def __init__(self, function):
@@ -35,7 +35,7 @@ class jitted:
 
 
 @pytest.mark.parametrize(
-    ("seconds_a_step", "expected"),
+    ("seconds_per_step", "expected"),
     [
         (0.001, [1, 2, 4, 8, 16, 6]),
         (0.24, [1, 2, *8 * [4], 2]),
@@ -43,26 +43,26 @@ class jitted:
         (100, 37 * [1]),
     ],
 )
-def test_a_piece_is_as_long_as_it_may_take(monkeypatch, seconds_a_step, expected):
+def test_pieces_grow_up_to_the_time_limit(monkeypatch, seconds_per_step, expected):
     clock, ends, sizes = [0.0], [], []
 
-    @jitted
+    @Uncompiled
     def program(carry, start, stop, terms):
-        clock[0] += seconds_a_step * (stop - start)
+        clock[0] += seconds_per_step * (stop - start)
         sizes.append(stop - start)
         return total(carry, start, stop, terms)
 
     monkeypatch.setattr(pieces.time, "perf_counter", lambda: clock[0])
     run, terms = pieces.Pieces(program), jnp.arange(37)
-    result = run(jnp.array(0), 37, terms, on_piece=lambda at, _: ends.append(at))
+    result = run(jnp.array(0), 37, terms, on_piece=lambda end, _: ends.append(end))
     assert int(result) == 36 * 37 // 2
     assert sizes == expected and ends == list(np.cumsum(sizes))
 
 
-def test_pieces_become_shorter_on_a_machine_that_becomes_slower(monkeypatch):
+def test_pieces_shrink_when_steps_become_slower(monkeypatch):
     clock, sizes = [0.0], []
 
-    @jitted
+    @Uncompiled
     def program(carry, start, stop):
         sizes.append(stop - start)
         clock[0] += sizes[-1] * (0.1 if start < 50 else 1.0)
@@ -73,22 +73,22 @@ def test_pieces_become_shorter_on_a_machine_that_becomes_slower(monkeypatch):
     assert sum(sizes) == 100 and max(sizes) == 8 and sizes[-1] == 1
 
 
-def test_a_map_in_pieces_is_a_map():
-    def function(at, terms):
-        return {"sum": terms[:5].sum() * at, "flag": terms[at] > 0}
+def test_make_map_matches_lax_map():
+    def function(i, terms):
+        return {"sum": terms[:5].sum() * i, "flag": terms[i] > 0}
 
     terms = jax.random.normal(jax.random.key(0), (7,))
     run = pieces.make_map(function)
-    expected = jax.lax.map(lambda at: function(at, terms), jnp.arange(7))
+    expected = jax.lax.map(lambda i: function(i, terms), jnp.arange(7))
     for _ in range(2):
         chex.assert_trees_all_equal(run(7, terms), expected)
     assert run(0, terms)["sum"].shape == (0,)
 
 
-def test_a_signal_is_heard_during_a_compilation():
+def test_signal_interrupts_a_compilation():
     compiling = threading.Event()
 
-    class Slow(jitted):
+    class Slow(Uncompiled):
         def compile(self):
             compiling.set()
             time.sleep(20)
@@ -110,8 +110,8 @@ def test_a_signal_is_heard_during_a_compilation():
     assert time.monotonic() - begin < 10
 
 
-def test_an_error_of_a_compilation_is_raised():
-    class Broken(jitted):
+def test_compilation_error_is_raised():
+    class Broken(Uncompiled):
         def compile(self):
             raise ValueError("no such target")
 
@@ -119,7 +119,7 @@ def test_an_error_of_a_compilation_is_raised():
         pieces.compile_in_thread(Broken(lambda: None))()
 
 
-def test_what_was_compiled_aside_is_not_compiled_again(compilations):
+def test_compile_in_thread_compiles_once(compilations):
     run = pieces.compile_in_thread(jax.jit(lambda x: x * 3 + 1))
     x = jnp.ones(3)
     before = compilations()

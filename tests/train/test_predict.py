@@ -25,29 +25,29 @@ def pixels():
     return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
 
-def expected(packed, pixels):
+def expected_logits(packed, pixels):
     return np.asarray(packed(((pixels / 255 - 0.1) / 0.5).astype(np.float32)))
 
 
 @pytest.mark.parametrize("count", [0, 1, 10, 23])
-def test_batches_give_what_one_call_gives(packed, pixels, count, monkeypatch):
+def test_batched_logits_match_a_single_call(packed, pixels, count, monkeypatch):
     monkeypatch.setattr(predict, "BATCH_SIZE", 10)
     found = predict.logits(packed, pixels[:count])
     assert found.shape == (count, 3) and found.dtype == np.float32
     np.testing.assert_allclose(
-        found, expected(packed, pixels)[:count], rtol=1e-4, atol=1e-4
+        found, expected_logits(packed, pixels)[:count], rtol=1e-4, atol=1e-4
     )
 
 
-def test_classes_and_their_probabilities(packed, pixels):
-    logits = expected(packed, pixels).astype(np.float64)
-    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+def test_classify_returns_classes_and_probabilities(packed, pixels):
+    logits = expected_logits(packed, pixels).astype(np.float64)
+    softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     found = predict.classify(packed, pixels, top=2)
     order = np.argsort(-logits, -1)[:, :2]
     names = [[name for name, _ in two] for two in found]
-    assert names == [["abc"[at] for at in best] for best in order]
+    assert names == [["abc"[i] for i in best] for best in order]
     probabilities = [[p for _, p in two] for two in found]
-    wanted = np.take_along_axis(shares, order, -1)
+    wanted = np.take_along_axis(softmax, order, -1)
     np.testing.assert_allclose(probabilities, wanted, rtol=1e-4)
     assert predict.classify(packed, pixels) == [[best] for best, _ in found]
     assert len(predict.classify(packed, pixels, top=9)[0]) == 3
@@ -56,16 +56,16 @@ def test_classes_and_their_probabilities(packed, pixels):
     assert [one.name for (one,) in numbers] == [str(b) for b in logits.argmax(-1)]
 
 
-def test_loss_and_accuracy(packed, pixels):
-    logits = expected(packed, pixels).astype(np.float64)
+def test_evaluate_returns_loss_and_accuracy(packed, pixels):
+    logits = expected_logits(packed, pixels).astype(np.float64)
     labels = np.arange(23, dtype=np.int32) % 3
     split = data.Split(pixels, labels)
     source = data.SOURCES["mnist"]
     dataset = data.Dataset(split, split, ("a", "b", "c"), source)
-    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     loss, accuracy = predict.evaluate(packed, dataset)
     np.testing.assert_allclose(
-        loss, -np.log(shares[np.arange(23), labels]).mean(), rtol=1e-4
+        loss, -np.log(softmax[np.arange(23), labels]).mean(), rtol=1e-4
     )
     assert accuracy == (logits.argmax(-1) == labels).mean()
     other = dataclasses.replace(dataset, class_names=("a", "b", "d", "e"))
@@ -77,15 +77,15 @@ def test_loss_and_accuracy(packed, pixels):
         predict.evaluate(nameless, other)
 
 
-def test_images_of_another_shape_and_unknown_pixels_are_refused(packed, pixels):
+def test_wrong_shape_or_missing_preprocessing_is_refused(packed, pixels):
     with pytest.raises(data.DataError, match=r"shape \(6, 5, 1\), got \(5, 5"):
         predict.logits(packed, pixels[:, :5])
-    silent = dataclasses.replace(packed, info=Info())
+    without_preprocessing = dataclasses.replace(packed, info=Info())
     with pytest.raises(data.DataError, match="the network has no preprocessing"):
-        predict.logits(silent, pixels)
+        predict.logits(without_preprocessing, pixels)
 
 
-def test_the_data_set_is_the_one_that_the_file_names():
+def test_dataset_name_is_read_from_the_file():
     for name in data.SOURCES:
         assert predict.dataset_name(Info(dataset=name)) == name
     mnist = data.SOURCES["mnist"]

@@ -36,8 +36,8 @@ RECIPE = (
     *("--no-binary", "--epochs", EPOCHS),
     *("--batch-size", 240, "--learning-rate", 0.001),
 )
-NUMBERS = [key for key in METRICS if key != "images_per_second"]
-BY_HAND = ("--coordinator", "127.0.0.1:4321", "--num-processes", 2, "--process-id", 0)
+COMPARED_METRICS = [key for key in METRICS if key != "images_per_second"]
+CLUSTER = ("--coordinator", "127.0.0.1:4321", "--num-processes", 2, "--process-id", 0)
 
 
 def free_port():
@@ -60,10 +60,10 @@ def start(*args, devices=1):
 
 
 def start_two(*args, second=(), devices=1):
-    where = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2)
+    flags = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2)
     return (
-        start(*args, *where, "--process-id", 0, devices=devices),
-        start(*args, *second, *where, "--process-id", 1, devices=devices),
+        start(*args, *flags, "--process-id", 0, devices=devices),
+        start(*args, *second, *flags, "--process-id", 1, devices=devices),
     )
 
 
@@ -75,10 +75,10 @@ def finish(process):
     return process.returncode, out, err
 
 
-def wait_for(what, running):
-    end = time.monotonic() + SECONDS
-    while not what():
-        if any(p.poll() is not None for p in running) or time.monotonic() > end:
+def wait_for(condition, running):
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        if any(p.poll() is not None for p in running) or time.monotonic() > deadline:
             for process in running:
                 process.kill()
             raise AssertionError([process.communicate() for process in running])
@@ -99,13 +99,13 @@ def train_here(folder, **options):
 
 def metrics(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [[json.loads(line)[key] for key in NUMBERS] for line in lines]
+    return [[json.loads(line)[key] for key in COMPARED_METRICS] for line in lines]
 
 
 def check_same(found, expected):
     assert len(found) == len(expected) == EPOCHS
-    for here, there in zip(found, expected, strict=True):
-        assert here == pytest.approx(there, rel=0.02, abs=0.003)
+    for a, b in zip(found, expected, strict=True):
+        assert a == pytest.approx(b, rel=0.02, abs=0.003)
 
 
 def check_line(err):
@@ -118,18 +118,20 @@ def check_line(err):
         Path(log).unlink()
 
 
-def said(capsys, *args):
+def run_cli(capsys, *args):
     with pytest.raises(SystemExit) as stop:
         cli.main(list(map(str, args)))
     return stop.value.code, capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_others_and_the_run_goes_on(tmp_path):
+def test_lost_process_ends_the_others_and_the_run_resumes(tmp_path):
     folder = tmp_path / "run"
     first, second = start_two(*RECIPE, "--output", folder, devices=2)
-    written = folder / "metrics.jsonl"
-    wait_for(lambda: written.exists() and written.read_text(), (first, second))
+    metrics_file = folder / "metrics.jsonl"
+    wait_for(
+        lambda: metrics_file.exists() and metrics_file.read_text(), (first, second)
+    )
     second.send_signal(signal.SIGKILL)
     begin = time.monotonic()
     finish(second)
@@ -139,9 +141,9 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(tmp_path):
     check_line(err)
     assert time.monotonic() - begin < processes.HEARTBEAT_SECONDS + 30
 
-    alone = train_here(tmp_path / "alone")
+    expected = train_here(tmp_path / "alone")
     assert 1 <= len(metrics(folder)) < EPOCHS
-    check_same(train_here(folder, resume=True), alone)
+    check_same(train_here(folder, resume=True), expected)
 
     # Training is complete: the processes only restore, plot and exit together.
     first, second = start_two(*RECIPE, "--output", folder, "--resume")
@@ -150,12 +152,12 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(tmp_path):
     assert other == (0, "", "")  # only the first process prints
     assert "resuming after epoch" in out and "test accuracy" in out
     assert "Gloo" not in out
-    check_same(metrics(folder), alone)
+    check_same(metrics(folder), expected)
     assert not list(folder.glob("*.tmp*"))
 
 
 @pytest.mark.slow
-def test_without_the_first_the_others_end_at_once(tmp_path):
+def test_losing_the_first_process_ends_the_others(tmp_path):
     folder = tmp_path / "run"
     first, second = start_two(*RECIPE, "--output", folder)
     wait_for((folder / "recipe.json").exists, (first, second))
@@ -169,56 +171,56 @@ def test_without_the_first_the_others_end_at_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_that_do_not_fit_together_stop(tmp_path):
+def test_mismatched_processes_stop(tmp_path):
     folder = tmp_path / "run"
     two = start_two(*RECIPE, "--output", folder, second=("--seed", 1))
-    nobody = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2)
-    lonely = start(*nobody, "--process-id", 1, "--start-timeout", 1)
+    no_coordinator = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2)
+    unconnected = start(*no_coordinator, "--process-id", 1, "--start-timeout", 1)
     for status, _, err in map(finish, two):
         assert status == 1 and len(err.splitlines()) == 1
         assert "process 1 has a different run from process 0" in err
-    status, _, err = finish(lonely)
+    status, _, err = finish(unconnected)
     assert status == 1
     check_line(err)
-    assert f"did not connect at {nobody[1]} within 1 s" in err
+    assert f"did not connect at {no_coordinator[1]} within 1 s" in err
     assert not folder.exists()
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "message"),
     [
-        (BY_HAND[:2], "--coordinator: give --process-id and --num-processes too"),
-        (BY_HAND[2:], "--process-id: give --coordinator too"),
-        ((*BY_HAND, "--process-id", 2), "--process-id: expected 0 to 1"),
-        ((*BY_HAND, "--num-processes", 0), "--num-processes: expected at least 1"),
-        ((*BY_HAND, "--coordinator", "here"), "expected HOST:PORT"),
-        ((*BY_HAND, "--coordinator", "here:99999"), "expected HOST:PORT"),
+        (CLUSTER[:2], "--coordinator: give --process-id and --num-processes too"),
+        (CLUSTER[2:], "--process-id: give --coordinator too"),
+        ((*CLUSTER, "--process-id", 2), "--process-id: expected 0 to 1"),
+        ((*CLUSTER, "--num-processes", 0), "--num-processes: expected at least 1"),
+        ((*CLUSTER, "--coordinator", "here"), "expected HOST:PORT"),
+        ((*CLUSTER, "--coordinator", "here:99999"), "expected HOST:PORT"),
         (("--start-timeout", 9), "--start-timeout: expected with --coordinator or"),
-        ((*BY_HAND, "--start-timeout", 0), "--start-timeout: expected at least 1"),
-        ((*BY_HAND, "--cluster"), "--cluster: it detects --coordinator"),
+        ((*CLUSTER, "--start-timeout", 0), "--start-timeout: expected at least 1"),
+        ((*CLUSTER, "--cluster"), "--cluster: it detects --coordinator"),
     ],
 )
-def test_wrong_options_are_one_line(args, words, capsys):
-    code, err = said(capsys, "train", *args)
-    assert code == 2 and words in err and len(err.splitlines()) == 1
+def test_usage_errors_are_one_line(args, message, capsys):
+    code, err = run_cli(capsys, "train", *args)
+    assert code == 2 and message in err and len(err.splitlines()) == 1
 
 
-def test_a_port_that_is_taken_is_one_line(capsys):
+def test_port_in_use_is_one_line(capsys):
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
-        where = ("--coordinator", f"127.0.0.1:{port}")
-        code, err = said(capsys, "train", *BY_HAND, *where)
+        flags = ("--coordinator", f"127.0.0.1:{port}")
+        code, err = run_cli(capsys, "train", *CLUSTER, *flags)
     assert code == 1 and f"cannot listen on port {port}" in err
     assert len(err.splitlines()) == 1
 
 
-def test_no_cluster_is_said():
+def test_missing_cluster_is_reported():
     program = (
         "from xnor_jax.train.cluster import Cluster\n"
         "from xnor_jax.train.processes import joined\n"
         "with joined(Cluster(cluster=True)): pass"
     )
-    ran = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program],
         env={
             name: os.environ[name]
@@ -228,10 +230,10 @@ def test_no_cluster_is_said():
         text=True,
         timeout=SECONDS,
     )
-    assert "OptionError: --cluster: JAX detects no cluster here" in ran.stderr
+    assert "OptionError: --cluster: JAX detects no cluster here" in completed.stderr
 
 
-def test_the_line_of_a_child_that_a_signal_ended(tmp_path):
+def test_explain_names_the_signal_and_the_log(tmp_path):
     cluster = Cluster("host:1", 0, 16)
     killed = supervisor.explain(signal.SIGKILL, tmp_path / "a.log", cluster)
     assert killed.startswith("this process was ended by SIGKILL; ")
@@ -260,9 +262,7 @@ ADDRESSES = {
         ("host0:1234", "unknown", False),
     ],
 )
-def test_a_host_that_others_do_not_reach_is_told_why(
-    coordinator, name, advised, monkeypatch
-):
+def test_unreachable_host_gets_advice(coordinator, name, advised, monkeypatch):
     def resolve(host, _):
         if host not in ADDRESSES:
             raise socket.gaierror
@@ -280,7 +280,7 @@ def test_a_host_that_others_do_not_reach_is_told_why(
     assert ("map me to its network address" in line) == advised
 
 
-def test_a_failure_without_a_message_is_named(monkeypatch):
+def test_error_without_a_message_shows_its_type(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError
 

@@ -67,38 +67,38 @@ def test_recipe_is_frozen():
         ("resize_crop", "False"),
     ],
 )
-def test_impossible_field_is_named_with_its_value(field, value):
+def test_invalid_field_is_named_with_its_value(field, value):
     with pytest.raises(RecipeError, match=f"^{field}: expected .*, got"):
         recipes.validate(dataclasses.replace(BASE, **{field: value}))
 
 
-def test_a_teachers_answers_are_not_smoothed():
+def test_label_smoothing_with_a_teacher_is_refused():
     recipe = dataclasses.replace(BASE, teacher="runs/twin", label_smoothing=0.1)
     with pytest.raises(RecipeError, match="^label_smoothing: expected 0 with a teach"):
         recipes.validate(recipe)
 
 
 @pytest.mark.parametrize("epochs", [(0,), (3, 3), (5, 2)])
-def test_decay_epochs_rise(epochs):
+def test_decay_epochs_must_increase(epochs):
     steps = dataclasses.replace(BASE, schedule="steps", decay_epochs=epochs)
     with pytest.raises(RecipeError, match="decay_epochs"):
         recipes.validate(steps)
 
 
-def test_decay_epochs_go_with_steps_only():
+def test_decay_epochs_require_the_steps_schedule():
     with pytest.raises(RecipeError, match="cosine"):
         recipes.validate(dataclasses.replace(BASE, decay_epochs=(3,)))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "steps"])
-def test_a_decay_factor_goes_with_decay_epochs_only(schedule):
+def test_decay_factor_requires_decay_epochs(schedule):
     recipe = dataclasses.replace(BASE, schedule=schedule, decay_factor=0.5)
     with pytest.raises(RecipeError, match="decay_factor: expected 0.1, .*, got 0.5"):
         recipes.validate(recipe)
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"dataset": "folder"}, "image_size: expected a whole number ≥ 1, got None"),
         ({"dataset": "folder", "image_size": 0}, "image_size: expected .*, got 0"),
@@ -111,27 +111,27 @@ def test_a_decay_factor_goes_with_decay_epochs_only(schedule):
         ({"dataset": "else"}, "dataset: expected one of digits, .*, got 'else'"),
     ],
 )
-def test_pictures_of_any_size_are_given_one(fields, said):
+def test_invalid_image_size_options_are_refused(fields, message):
     recipe = dataclasses.replace(BASE, **{"shift": 0, **fields})
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=message):
         recipes.validate(recipe)
 
 
-def test_the_test_cuts_the_middle_as_imagenets_does():
+def test_evaluation_crops_the_center_as_for_imagenet():
     recipe = dataclasses.replace(BASE, dataset="imagenet", image_size=224)
     assert recipe.fit == Fit(224, 224)
     assert dataclasses.replace(recipe, resize_crop=True).fit == Fit(224, 256)
     assert BASE.fit is None
 
 
-def test_unknown_recipe_lists_the_known():
+def test_unknown_recipe_error_lists_the_presets():
     with pytest.raises(
         RecipeError, match="expected one of digits-lenet5, mnist-lenet5"
     ):
         recipes.get("mnist")
 
 
-def test_damaged_recipe():
+def test_damaged_recipe_is_refused():
     fields = recipes.to_json(BASE)
     with pytest.raises(RecipeError):
         recipes.from_json({**fields, "momentum": 1})
@@ -141,7 +141,7 @@ def test_damaged_recipe():
         recipes.from_json([])  # type: ignore[arg-type]
 
 
-def test_every_field_has_its_help():
+def test_every_field_has_a_docstring():
     # tyro shows each field's docstring in the command line's help.
     import inspect
 
@@ -152,7 +152,7 @@ def test_every_field_has_its_help():
         assert after.strip().startswith('"""'), field.name
 
 
-def test_a_recipe_from_before_compute_dtype_is_one_of_float32():
+def test_missing_compute_dtype_is_float32():
     fields = recipes.to_json(BASE)
     del fields["compute_dtype"]
     assert recipes.from_json(fields) == BASE
@@ -166,6 +166,6 @@ def test_a_recipe_from_before_compute_dtype_is_one_of_float32():
         {"compute_dtype": "bfloat16", "precision": "1w32a"},
     ],
 )
-def test_compute_dtype_is_one_that_keeps_the_integers(fields):
+def test_unsupported_compute_dtype_is_refused(fields):
     with pytest.raises(RecipeError, match="^compute_dtype: expected float32"):
         recipes.validate(dataclasses.replace(BASE, **fields))

@@ -67,7 +67,7 @@ def curves(axis):
 
 @pytest.mark.parametrize("kernels", [1, 8, 9, 16])
 def test_a_legend_has_at_most_eight_entries(kernels):
-    names = [f"block{at}/layer/kernel" for at in range(2, kernels + 2)]
+    names = [f"block{i}/layer/kernel" for i in range(2, kernels + 2)]
     rng = np.random.default_rng(0)
     latent = {name: rng.uniform(-1, 1, (3, 3, 20, 7)) for name in names}
     records = [
@@ -85,41 +85,41 @@ def test_a_legend_has_at_most_eight_entries(kernels):
         assert labels[:7] == [name.removesuffix("/kernel") for name in names[:7]]
 
 
-def test_no_error_is_seen_and_few_epochs_have_markers():
+def test_zero_error_is_visible_and_few_epochs_have_markers():
     for epochs in (1, 3, 30):
         records = history(epochs)
         records[-1]["test_accuracy"] = 1.0
         axis = report.picture("a run", records, weights()).axes[1]
         low, high = axis.get_ylim()
         assert low < 0 < high
-        marked = [line.get_marker() for line in axis.get_lines()[:2]]
-        assert marked == (["None"] * 2 if epochs == 30 else ["o"] * 2)
+        markers = [line.get_marker() for line in axis.get_lines()[:2]]
+        assert markers == (["None"] * 2 if epochs == 30 else ["o"] * 2)
         first, last = axis.get_xlim()
         assert first < 1 and epochs < last
         shown = [tick for tick in axis.get_yticks() if low <= tick <= high]
         assert 0 in shown and len(shown) < 12
 
 
-def test_signs_are_those_of_the_first_kernel():
+def test_sign_tiles_show_the_first_kernel():
     kernel = np.random.default_rng(0).normal(size=(2, 3, 5, 4))
     axes = report.picture("a run", history(2), {"block10/kernel": -kernel}).axes
     (image,) = axes[5].get_images()
     tiles = np.asarray(image.get_array())
-    for out, into in ((0, 0), (3, 4), (1, 2)):
-        tile = tiles[3 * out : 3 * out + 2, 4 * into : 4 * into + 3]
-        assert (tile == np.where(kernel[..., into, out] > 0, -1, 1)).all()
+    for c_out, c_in in ((0, 0), (3, 4), (1, 2)):
+        tile = tiles[3 * c_out : 3 * c_out + 2, 4 * c_in : 4 * c_in + 3]
+        assert (tile == np.where(kernel[..., c_in, c_out] > 0, -1, 1)).all()
 
 
-def test_the_title_names_what_decides():
+def test_title_names_the_main_settings():
     info = SimpleNamespace(name="n", recipe=recipes.get("mnist-lenet5"))
-    words = "n: lenet5, rule corrected, surrogate ste, seed 0"
-    assert report.title(info) == words
+    title = "n: lenet5, rule corrected, surrogate ste, seed 0"
+    assert report.title(info) == title
     info.recipe = dataclasses.replace(info.recipe, binary=False, seed=7)
     assert report.title(info) == "n: lenet5, float twin, seed 7"
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 8, 60])
-def test_epochs_are_counted_in_whole_numbers(epochs):
+def test_epoch_ticks_are_whole_numbers(epochs):
     figure = report.picture("a run", history(epochs), weights())
     for axis in figure.axes[:4]:
         ticks = axis.get_xticks()
@@ -149,7 +149,7 @@ def test_events_hold_every_scalar_and_histogram(tmp_path):
     assert found["latent/b/kernel"][0][1].histo.num == 200
 
 
-def test_lines_without_a_terminal_and_time_left():
+def test_display_prints_lines_and_shows_the_time_left():
     out = io.StringIO()
     console = Console(file=out, width=200)
     display = Display(console, epochs=3, done=1, images_per_epoch=100, batch_size=10)

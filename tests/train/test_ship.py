@@ -34,7 +34,7 @@ def run(info, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_packed_network_knows_what_it_was_trained_on(run, info):
+def test_packed_network_records_its_training_data(run, info):
     folder, trainer, state = run
     packed = ship.pack_run(folder)
     source = data.SOURCES["digits"]
@@ -47,7 +47,7 @@ def test_the_packed_network_knows_what_it_was_trained_on(run, info):
     np.testing.assert_allclose(packed(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_what_cannot_be_packed_is_refused(run, info, tmp_path):
+def test_unpackable_runs_are_refused(run, info, tmp_path):
     float_twin = dataclasses.replace(info.recipe, binary=False)
     twin = dataclasses.replace(info, recipe=float_twin)
     folders.open_folder(tmp_path / "twin", twin, resume=False)

@@ -40,7 +40,7 @@ def kernels(trainer, state):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
-def test_epoch_is_its_steps_one_by_one():
+def test_epoch_matches_its_single_steps():
     # Adam would turn a gradient that is only rounding error into a full-size step.
     trainer, state = make(optimizer="sgd", learning_rate=0.1)
     images, labels = images_and_labels()
@@ -48,19 +48,19 @@ def test_epoch_is_its_steps_one_by_one():
     order_key, augment_key = jax.random.split(key)
     order = jax.random.permutation(order_key, len(labels))[:32].reshape(4, 8)
     one_step = jax.jit(lambda s, x, y: step.train_step(trainer, s, x, y))
-    by_hand, losses = state, []
-    how = data.Augment(shift=trainer.recipe.shift, flip=trainer.recipe.flip)
-    for at, index in enumerate(order):
-        picked = preprocess.augment(
-            how, images[index], jax.random.fold_in(augment_key, at)
+    expected, losses = state, []
+    augmentation = data.Augment(shift=trainer.recipe.shift, flip=trainer.recipe.flip)
+    for i, index in enumerate(order):
+        batch = preprocess.augment(
+            augmentation, images[index], jax.random.fold_in(augment_key, i)
         )
-        x = preprocess.normalize(SOURCE, picked)
-        by_hand, metrics, _ = one_step(by_hand, x, labels[index])
+        x = preprocess.normalize(SOURCE, batch)
+        expected, metrics, _ = one_step(expected, x, labels[index])
         losses.append(metrics.loss)
     scanned, metrics, _ = step.make_train_epoch(trainer)(state, images, labels, key)
     np.testing.assert_allclose(metrics.loss, np.mean(losses), rtol=1e-5)
     assert int(scanned.step) == 4
-    chex.assert_trees_all_close(scanned.params, by_hand.params, atol=1e-5)
+    chex.assert_trees_all_close(scanned.params, expected.params, atol=1e-5)
 
 
 def test_step_compiles_once_and_keeps_kernels_centred_and_clamped():
@@ -94,13 +94,11 @@ def test_epoch_donates_and_reports_progress():
 
 
 @pytest.mark.slow
-def test_how_loops_are_cut_changes_no_number_and_compiles_nothing(
-    monkeypatch, compilations
-):
+def test_piece_length_changes_no_result_and_compiles_nothing(monkeypatch, compilations):
     trainer, state = make(shift=2, flip=True, calibration_batches=3)
     images, labels = images_and_labels()
     ends, results = [], []
-    epoch = step.make_train_epoch(trainer, lambda at, _: ends.append(at))
+    epoch = step.make_train_epoch(trainer, lambda end, _: ends.append(end))
     calibrate = step.make_calibrate(trainer)
     evaluate = step.make_evaluate(trainer, batch_size=8)
     for seconds in (0, math.inf, 0):
@@ -116,18 +114,18 @@ def test_how_loops_are_cut_changes_no_number_and_compiles_nothing(
     chex.assert_trees_all_equal(*results)
 
 
-def test_recus_quantile_rises_over_the_training():
+def test_recu_quantile_increases_during_training():
     trainer, state = make(weight_method="recu")
     taus = []
 
-    def at(progress):
+    def taus_at(progress):
         model = nnx.merge(trainer.graphdef, state.params, state.rest, copy=True)
         network.set_quantile(model, progress)
         methods = [model.block2.layer.weight_method, model.block3.layer.weight_method]
         return [method.keywords["tau"] for method in methods]
 
     for progress in (0.0, 0.5, 1.0):
-        taus.append(at(jnp.float32(progress)))
+        taus.append(taus_at(jnp.float32(progress)))
     middle = 0.85 + 0.14 * (math.sqrt(math.e) - 1) / (math.e - 1)
     wanted = np.repeat([[0.85], [middle], [0.99]], 2, 1)
     np.testing.assert_allclose(taus, wanted, rtol=1e-6)
@@ -145,7 +143,7 @@ def test_recus_quantile_rises_over_the_training():
         *(("weight_method", name) for name in WEIGHT_METHODS),
     ],
 )
-def test_a_step_that_depends_on_the_number_of_steps_fixes_the_length(field, name):
+def test_fixed_length_matches_dependence_on_the_step_count(field, name):
     trainer, state = make(schedule="steps", **{field: name})
     images, labels = images_and_labels()
     x = preprocess.normalize(SOURCE, images[:8])
@@ -162,13 +160,13 @@ def test_a_step_that_depends_on_the_number_of_steps_fixes_the_length(field, name
 
 def test_real_weights_are_not_projected():
     trainer, state = make(precision="32w1a")
-    drawn = jnp.abs(
+    means = jnp.abs(
         jnp.concatenate([k.mean(-2).ravel() for k in kernels(trainer, state)])
     )
-    assert float(drawn.max()) > 1e-3
+    assert float(means.max()) > 1e-3
 
 
-def test_initial_kernels_are_projected_and_the_twin_starts_free():
+def test_initial_kernels_are_projected_except_in_the_twin():
     trainer, state = make()
     for kernel in kernels(trainer, state):
         np.testing.assert_allclose(kernel.mean(-2), 0, atol=1e-6)
@@ -179,7 +177,7 @@ def test_initial_kernels_are_projected_and_the_twin_starts_free():
 
 
 @pytest.mark.slow
-def test_float_twin_trains_unsigned():
+def test_float_twin_trains_with_real_weights():
     trainer, state = make(binary=False)
     images, labels = images_and_labels()
     x = preprocess.normalize(SOURCE, images[:8])
@@ -215,12 +213,12 @@ def test_evaluation_is_exact_for_any_remainder_and_changes_nothing(count):
     log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     loss = -log_p[np.arange(count), labels].mean()
     np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)
-    right = (logits.argmax(-1) == np.asarray(labels)).mean()
-    np.testing.assert_allclose(metrics.accuracy, right, rtol=1e-6)
+    accuracy = (logits.argmax(-1) == np.asarray(labels)).mean()
+    np.testing.assert_allclose(metrics.accuracy, accuracy, rtol=1e-6)
     chex.assert_trees_all_equal(state.params, before)
 
 
-def test_calibration_is_the_mean_of_the_batches_statistics():
+def test_calibration_averages_batch_statistics():
     trainer, state = make(calibration_batches=3)
     images, _ = images_and_labels()
     key = jax.random.key(5)
@@ -238,7 +236,7 @@ def test_calibration_is_the_mean_of_the_batches_statistics():
     chex.assert_trees_all_equal_structs(rest, state.rest)
 
 
-def test_schedules():
+def test_schedules_have_the_expected_rates():
     cosine = step.make_schedule(dataclasses.replace(RECIPE, learning_rate=0.1), 10)
     assert float(cosine(0)) == pytest.approx(0.1)
     assert float(cosine(15)) == pytest.approx(0.05)
@@ -252,7 +250,7 @@ def test_schedules():
 
 
 @pytest.mark.slow
-def test_coupled_decay_goes_through_adam_and_decoupled_does_not():
+def test_only_coupled_decay_is_normalized_by_adam():
     _, state = make()
     zero = jax.tree.map(jnp.zeros_like, state.params)
     trees = {}
@@ -267,7 +265,7 @@ def test_coupled_decay_goes_through_adam_and_decoupled_does_not():
 
 
 @pytest.mark.slow
-def test_rule_and_projection_reach_the_step():
+def test_step_applies_the_rule_and_the_projection():
     images, labels = images_and_labels()
     x = preprocess.normalize(SOURCE, images[:8])
     grads = {}
@@ -287,7 +285,7 @@ def test_rule_and_projection_reach_the_step():
 
 
 @pytest.mark.slow
-def test_tanh_has_the_temperature_of_the_step():
+def test_tanh_temperature_follows_the_step():
     images, labels = images_and_labels()
     x = step.normalize(SOURCE, images[:8])
     trees = []

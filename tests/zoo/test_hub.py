@@ -28,13 +28,13 @@ def file(tmp_path):
     return shutil.copy(zoo.find(NAME), tmp_path / "net.safetensors")
 
 
-def refused(error, words, function, *args, **options):
-    with pytest.raises(error, match=words) as caught:
+def refused(error, message, function, *args, **options):
+    with pytest.raises(error, match=message) as caught:
         function(*args, **options)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_network_of_the_zoo_goes_up_and_comes_back(hub, tmp_path):
+def test_zoo_network_round_trips_through_the_hub(hub, tmp_path):
     address = zoo.push(NAME, "me/digits")
     assert address.endswith("/me/digits") and not hub.private
     assert hub.files["me/digits"].keys() == {"model.safetensors", "README.md"}
@@ -50,19 +50,19 @@ def test_a_network_of_the_zoo_goes_up_and_comes_back(hub, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {output.name, card.name}
 
 
-def test_the_card_is_the_hubs_kind(hub):
+def test_pushed_card_is_a_valid_model_card(hub):
     zoo.push(NAME, "me/digits")
     card = ModelCard(hub.files["me/digits"]["README.md"].decode())
-    own = zoo.card(NAME)
-    assert card.data.license == own.license
+    zoo_card = zoo.card(NAME)
+    assert card.data.license == zoo_card.license
     assert card.data.pipeline_tag == "image-classification"
     (result,) = card.data.eval_results
-    assert result.metric_value == own.test_accuracy
+    assert result.metric_value == zoo_card.test_accuracy
     assert (result.dataset_name, result.dataset_split) == ("digits", "test")
-    assert str(own) in card.text and "xnor-jax pull me/digits -o" in card.text
+    assert str(zoo_card) in card.text and "xnor-jax pull me/digits -o" in card.text
 
 
-def test_a_file_has_its_own_card_or_one_of_what_it_tells(hub, file, tmp_path):
+def test_pushed_file_uses_its_own_or_a_generated_card(hub, file, tmp_path):
     zoo.push(file, "me/plain", private=True)
     assert hub.private == {"me/plain"}
     text = hub.files["me/plain"]["README.md"].decode()
@@ -71,23 +71,23 @@ def test_a_file_has_its_own_card_or_one_of_what_it_tells(hub, file, tmp_path):
     zoo.push(file, "me/plain")
     assert hub.files["me/plain"]["README.md"] == "# Mine: é\n".encode()
     assert len(hub.commits) == 2
-    wrong = "---\nlicense: none of the hub\n---\n"
-    (tmp_path / "net.safetensors.md").write_text(wrong)
-    words = "me/plain: the hub refused: Invalid metadata .* must be one of"
-    refused(zoo.HubError, words, zoo.push, file, "me/plain")
+    invalid = "---\nlicense: none of the hub\n---\n"
+    (tmp_path / "net.safetensors.md").write_text(invalid)
+    message = "me/plain: the hub refused: Invalid metadata .* must be one of"
+    refused(zoo.HubError, message, zoo.push, file, "me/plain")
     (tmp_path / "net.safetensors.md").write_bytes(b"\xff")
-    words = "me/plain: the hub refused: .* can't decode"
-    refused(zoo.HubError, words, zoo.push, file, "me/plain")
+    message = "me/plain: the hub refused: .* can't decode"
+    refused(zoo.HubError, message, zoo.push, file, "me/plain")
 
 
-def test_a_path_wins_over_a_name(hub, tmp_path, monkeypatch):
+def test_path_takes_precedence_over_zoo_name(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME).write_text("no network")
     refused(FormatError, NAME, zoo.push, NAME, "me/digits")
     assert not hub.files
 
 
-def test_without_a_card_one_is_made_and_an_older_one_replaced(hub, tmp_path):
+def test_pull_without_a_card_writes_a_generated_one(hub, tmp_path):
     hub.files["me/bare"] = {"model.safetensors": BYTES}
     card = tmp_path / "net.md"
     card.write_text("of another network")
@@ -96,7 +96,7 @@ def test_without_a_card_one_is_made_and_an_older_one_replaced(hub, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "words"),
+    ("model", "message"),
     [
         (BYTES[:-100], "me/bad: model.safetensors: expected a complete file"),
         (BYTES[:-9] + b"\0" + BYTES[-8:], "me/bad: model.safetensors: .*damaged"),
@@ -107,10 +107,10 @@ def test_without_a_card_one_is_made_and_an_older_one_replaced(hub, tmp_path):
         ),
     ],
 )
-def test_a_file_that_is_none_replaces_nothing(model, words, hub, file, tmp_path):
+def test_invalid_file_replaces_nothing(model, message, hub, file, tmp_path):
     hub.files["me/bad"] = {"model.safetensors": model, "README.md": b"new"}
     before = sorted(os.listdir(tmp_path))
-    refused(FormatError, words, zoo.pull, "me/bad", file)
+    refused(FormatError, message, zoo.pull, "me/bad", file)
     assert open(file, "rb").read() == BYTES
     assert sorted(os.listdir(tmp_path)) == before
     local = tmp_path / "bad"
@@ -119,20 +119,20 @@ def test_a_file_that_is_none_replaces_nothing(model, words, hub, file, tmp_path)
     assert not hub.commits
 
 
-def test_what_the_hub_lacks_or_refuses_is_one_line(hub, file, tmp_path, monkeypatch):
+def test_hub_errors_are_one_line(hub, file, tmp_path, monkeypatch):
     refused(zoo.HubError, "no repository me/gone, or your", zoo.pull, "me/gone", file)
     hub.files["me/empty"] = {"README.md": b"a"}
-    words = "me/empty has no model.safetensors; expected the files that push uploads"
-    refused(zoo.HubError, words, zoo.pull, "me/empty", file)
+    message = "me/empty has no model.safetensors; expected the files that push uploads"
+    refused(zoo.HubError, message, zoo.pull, "me/empty", file)
     hub.files["me/large"] = {"model.safetensors": BYTES}
     hub.sizes["model.safetensors"] = 2**31
-    words = "me/large: model.safetensors: expected at most 1073741824 bytes"
-    refused(FormatError, words, zoo.pull, "me/large", file)
-    words = "you/net: the hub refused with status 403: You have no right"
-    refused(zoo.HubError, words, zoo.push, NAME, "you/net")
+    message = "me/large: model.safetensors: expected at most 1073741824 bytes"
+    refused(FormatError, message, zoo.pull, "me/large", file)
+    message = "you/net: the hub refused with status 403: You have no right"
+    refused(zoo.HubError, message, zoo.push, NAME, "you/net")
     monkeypatch.setenv("HF_TOKEN", "hf_bad")
-    words = "me/net: the hub refused with status 401: Invalid credentials"
-    refused(zoo.HubError, words, zoo.push, NAME, "me/net")
+    message = "me/net: the hub refused with status 401: Invalid credentials"
+    refused(zoo.HubError, message, zoo.push, NAME, "me/net")
     hub.files["me/own"] = {"model.safetensors": BYTES}
     hub.private.add("me/own")
     refused(zoo.HubError, "no repository me/own, or your", zoo.pull, "me/own", file)
@@ -141,30 +141,30 @@ def test_what_the_hub_lacks_or_refuses_is_one_line(hub, file, tmp_path, monkeypa
     assert "me/net" not in hub.files and open(file, "rb").read() == BYTES
 
 
-def test_a_hub_out_of_reach_is_one_line(hub, file, monkeypatch):
+def test_unreachable_hub_is_a_one_line_error(hub, file, monkeypatch):
     fake_hub.point_at(monkeypatch, "http://127.0.0.1:1")  # where nothing listens
-    words = "me/net: the hub cannot be reached"
-    refused(zoo.HubError, words, zoo.pull, "me/net", file)
-    refused(zoo.HubError, words, zoo.push, NAME, "me/net")
+    message = "me/net: the hub cannot be reached"
+    refused(zoo.HubError, message, zoo.pull, "me/net", file)
+    refused(zoo.HubError, message, zoo.push, NAME, "me/net")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    refused(zoo.HubError, words, zoo.pull, "me/net", file)
-    refused(zoo.HubError, words, zoo.push, NAME, "me/net")
+    refused(zoo.HubError, message, zoo.pull, "me/net", file)
+    refused(zoo.HubError, message, zoo.push, NAME, "me/net")
 
 
 @pytest.mark.parametrize("name", ["net", "a/b/c", "https://hub/a", "", "me/n et"])
-def test_a_wrong_repository_is_refused_before_anything_else(name, hub, tmp_path):
-    words = "repository: expected OWNER/NAME"
-    refused(ValueError, words, zoo.push, NAME, name)
-    refused(ValueError, words, zoo.pull, name, tmp_path / "net")
+def test_invalid_repository_names_are_refused(name, hub, tmp_path):
+    message = "repository: expected OWNER/NAME"
+    refused(ValueError, message, zoo.push, NAME, name)
+    refused(ValueError, message, zoo.pull, name, tmp_path / "net")
 
 
-def test_without_its_package_the_line_says_what_to_install(tmp_path, monkeypatch):
+def test_missing_huggingface_hub_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    words = r"huggingface_hub is missing; .*xnor-jax\[train\]"
-    refused(ModuleNotFoundError, words, zoo.push, NAME, "me/net")
-    refused(ModuleNotFoundError, words, zoo.pull, "me/net", tmp_path / "net")
+    message = r"huggingface_hub is missing; .*xnor-jax\[train\]"
+    refused(ModuleNotFoundError, message, zoo.push, NAME, "me/net")
+    refused(ModuleNotFoundError, message, zoo.pull, "me/net", tmp_path / "net")
 
 
-def test_an_unknown_name_names_the_zoo(hub):
-    words = "no file digit-lenet5, and no network .* did you mean 'digits-lenet5'"
-    refused(ValueError, words, zoo.push, "digit-lenet5", "me/net")
+def test_unknown_name_suggests_a_zoo_network(hub):
+    message = "no file digit-lenet5, and no network .* did you mean 'digits-lenet5'"
+    refused(ValueError, message, zoo.push, "digit-lenet5", "me/net")

@@ -18,14 +18,14 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 FOLDERS = {"mnist": "mnist", "fashion": "fashion_mnist", "cifar10": "cifar10"}
 
 
-def test_each_card_has_a_file_and_each_file_a_card():
+def test_cards_and_files_match():
     folder = Path(zoo.__file__).parent
     files = {path.stem for path in folder.glob("*.safetensors")}
     assert files == {*zoo.names()} >= {"digits-lenet5"}
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_a_network_is_what_its_card_says(name):
+def test_networks_match_their_cards(name):
     card, packed = zoo.card(name), zoo.load(name)
     assert card.name == packed.info.name == name
     assert card.bytes == zoo.find(name).stat().st_size < 2**18
@@ -42,7 +42,7 @@ def test_a_network_is_what_its_card_says(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.names())
-def test_the_accuracy_of_a_card_is_measured_again(name):
+def test_card_accuracy_is_reproduced(name):
     card = zoo.card(name)
     folder = SHARED / FOLDERS[card.dataset] if card.dataset in FOLDERS else None
     if folder is not None and not folder.is_dir():
@@ -53,17 +53,19 @@ def test_the_accuracy_of_a_card_is_measured_again(name):
     assert found == pytest.approx(card.test_accuracy, abs=5e-4)
 
 
-def test_an_unknown_network_is_one_line_with_the_names():
-    words = "unknown network 'digit-lenet5'; expected one of .*digits-lenet5.*; did you"
+def test_unknown_network_error_lists_the_names():
+    message = (
+        "unknown network 'digit-lenet5'; expected one of .*digits-lenet5.*; did you"
+    )
     for function in (zoo.load, zoo.card, xnor.zoo.load):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             function("digit-lenet5")
-    for wrong in ("../zoo/digits-lenet5", "", "digits-lenet5.json"):
+    for name in ("../zoo/digits-lenet5", "", "digits-lenet5.json"):
         with pytest.raises(ValueError, match="unknown network"):
-            zoo.load(wrong)
+            zoo.load(name)
 
 
-def test_a_backend_is_taken():
+def test_load_accepts_a_backend():
     x = np.random.default_rng(1).normal(size=(3, 28, 28, 1)).astype(np.float32)
     packed = zoo.load("digits-lenet5", backend="xla")
     assert packed.backend == "xla" and packed(x).shape == (3, 10)

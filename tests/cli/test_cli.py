@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from commands import said
+from commands import run_cli
 
 from xnor_jax import _compiled, cli
 from xnor_jax.ops import available_backends, cpu
@@ -89,10 +89,10 @@ def test_train_prints_plain_lines_and_writes_its_folder(uninterrupted):
 
 def test_evaluate_reports_the_last_epochs_accuracy(uninterrupted, capsys):
     folder, _ = uninterrupted
-    code, out, _ = said(capsys, "evaluate", folder)
+    code, out, _ = run_cli(capsys, "evaluate", folder)
     assert code == 0
     assert f"test accuracy {metrics(folder)[-1]['test_accuracy']:.2%}" in out
-    code, out, _ = said(capsys, "evaluate", folder, "--best")
+    code, out, _ = run_cli(capsys, "evaluate", folder, "--best")
     assert f"{max(r['test_accuracy'] for r in metrics(folder)):.2%}" in out
 
 
@@ -156,7 +156,7 @@ def test_full_disk_is_a_one_line_error(tmp_path):
 
 @pytest.mark.slow
 def test_nonfinite_loss_stops_the_run(tmp_path, capsys):
-    code, _, err = said(
+    code, _, err = run_cli(
         capsys,
         *("train", "--epochs", 2, "--no-binary", "--learning-rate", 1e30),
         *("--output", tmp_path / "run"),
@@ -231,7 +231,7 @@ def test_usage_errors_are_one_line(
     args, status, message, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    code, _, err = said(capsys, *args)
+    code, _, err = run_cli(capsys, *args)
     assert code == status
     assert message in err
     assert err.startswith("xnor-jax: ") and len(err.splitlines()) == 1
@@ -242,7 +242,7 @@ def test_main_restores_signal_handlers(tmp_path, capsys):
     numbers = signal.SIGINT, signal.SIGTERM
     before = [signal.getsignal(number) for number in numbers]
     (tmp_path / "thesis.tex").write_text("")
-    code, _, err = said(capsys, "train", "--output", tmp_path)
+    code, _, err = run_cli(capsys, "train", "--output", tmp_path)
     assert code == 1 and "other files and no run" in err
     assert [signal.getsignal(number) for number in numbers] == before
 
@@ -254,7 +254,7 @@ def test_main_restores_warnings_and_logging(capsys):
 
     before = state()
     for args in (("--help",), ("tarin",), ("summary", "nope"), ("train", "--help")):
-        said(capsys, *args)
+        run_cli(capsys, *args)
         assert state() == before
 
 
@@ -269,15 +269,15 @@ def test_error_names_the_option_as_typed():
 def test_folder_of_another_run_is_refused_unchanged(uninterrupted, capsys):
     folder, _ = uninterrupted
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    code, _, err = said(capsys, *TRAIN, "--output", folder)
+    code, _, err = run_cli(capsys, *TRAIN, "--output", folder)
     assert code == 1 and "--resume" in err
-    code, _, err = said(capsys, *TRAIN, "--seed", 3, "--resume", "--output", folder)
+    code, _, err = run_cli(capsys, *TRAIN, "--seed", 3, "--resume", "--output", folder)
     assert code == 1 and "its seed is 0, not 3" in err
     options = ("train", "--resume", "--output", folder, "--epochs", 5)
-    code, out, err = said(capsys, *options)
+    code, out, err = run_cli(capsys, *options)
     assert code == 1 and "its epochs is 4, not 5, and its schedule cosine" in err
     assert not out  # the header comes after the checks
-    code, _, err = said(capsys, "train", "cifar10-nin", *options[1:])
+    code, _, err = run_cli(capsys, "train", "cifar10-nin", *options[1:])
     assert code == 2 and "holds a run of digits-lenet5, not of cifar10-nin" in err
     after = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert after == before
@@ -285,13 +285,13 @@ def test_folder_of_another_run_is_refused_unchanged(uninterrupted, capsys):
 
 def test_too_small_images_are_refused_without_a_folder(tmp_path, capsys):
     run = tmp_path / "run"
-    code, _, err = said(capsys, "train", "--model", "alexnet", "--output", run)
+    code, _, err = run_cli(capsys, "train", "--model", "alexnet", "--output", run)
     assert code == 2 and "--model: alexnet fails for images of 28×28×1" in err
     assert "at least 67×67" in err and not run.exists()
 
 
 def test_summary_lists_binary_kernels(capsys):
-    code, out, _ = said(capsys, "summary", "cifar10-nin")
+    code, out, _ = run_cli(capsys, "summary", "cifar10-nin")
     assert code == 0
     rows = [line.split() for line in out.splitlines() if "×" in line][1:]
     assert [row[3] for row in rows] == ["32", *["1"] * 7, "32"]
@@ -304,21 +304,21 @@ def test_summary_lists_binary_kernels(capsys):
     assert 16 * 16 * 192 * 25 * 96 == 117_964_800
     assert block4[4:6] == ["16×16×192", "118M"]
     assert int(block4[6].replace(",", "")) > 25 * 96 * 192 // 8
-    code, out, _ = said(capsys, "summary", "mnist-lenet5", "--no-binary")
+    code, out, _ = run_cli(capsys, "summary", "mnist-lenet5", "--no-binary")
     assert "0 of 4 kernels binary" in out
 
 
 def test_help_and_version(capsys):
-    code, out, _ = said(capsys, "--version")
+    code, out, _ = run_cli(capsys, "--version")
     assert code == 0
     first, second = out.splitlines()
     assert first == "xnor-jax 0.1.0"
     assert second == f"backends: {', '.join(available_backends())}" + (
         f" (C++, {cpu.instruction_set()})" if cpu.is_available() else ""
     )
-    code, out, _ = said(capsys, "--help")
+    code, out, _ = run_cli(capsys, "--help")
     assert code == 0 and "mnist-lenet5" in out
-    code, out, _ = said(capsys, "train", "mnist-lenet5", "--help")
+    code, out, _ = run_cli(capsys, "train", "mnist-lenet5", "--help")
     assert code == 0 and "--learning-rate" in out and "0.005" in out
 
 
@@ -352,7 +352,7 @@ def test_terminal_shows_a_progress_bar(tmp_path):
 
 def test_version_reports_a_missing_compiled_library(capsys, monkeypatch):
     monkeypatch.setattr(_compiled, "load", lambda: None)
-    code, out, _ = said(capsys, "--version")
+    code, out, _ = run_cli(capsys, "--version")
     assert code == 0 and "cpu" not in out.splitlines()[1]
     assert "THE C++ PART IS MISSING" in out
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from commands import finished, refused
+from commands import run_failing, run_ok
 from matplotlib.image import imread
 
 from xnor_jax.train import compare
@@ -38,7 +38,7 @@ def test_seeds_share_a_row_labelled_by_its_settings(tmp_path, capsys):
     folders.write_seeds(seeds, [0, 4, 7, 9])  # the last has not started
     other = write(tmp_path / "other", [0.5, 0.6, 0.7], rule="paper")
     plot = tmp_path / "curves.png"
-    out = finished(capsys, "compare", seeds, other, "-o", plot)
+    out = run_ok(capsys, "compare", seeds, other, "-o", plot)
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "corrected 3 2 93.00 ± 3.61 95.67 ± 1.15 25.00 ± 0.00" in lines
     assert "paper 1 3 70.00 70.00 25.00" in lines
@@ -70,6 +70,6 @@ def test_invalid_runs_are_one_line_errors(
     write(tmp_path / "run", [0.5])
     write(tmp_path / "empty", [])
     (write(tmp_path / "damaged", [0.5]) / "metrics.jsonl").write_text('{"epoch": 1}')
-    code, err = refused(capsys, "compare", *words)
+    code, err = run_failing(capsys, "compare", *words)
     assert code == status and message in err
     assert not list(tmp_path.glob("*.png"))

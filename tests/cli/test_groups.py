@@ -7,7 +7,7 @@ import subprocess
 from collections import Counter
 
 import pytest
-from commands import finished, said
+from commands import run_cli, run_ok
 
 from xnor_jax import cli
 from xnor_jax.cli import groups, recipes
@@ -26,7 +26,7 @@ def test_every_field_is_in_one_group():
 
 def test_help_lists_common_options_first(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    out = finished(capsys, "train", "mnist-lenet5", "--help")
+    out = run_ok(capsys, "train", "mnist-lenet5", "--help")
     names = "main", "network", "training", "images", "machine", "several-hosts"
     positions = [out.index(f"{name} options") for name in names]
     assert positions == sorted(positions)
@@ -39,7 +39,7 @@ def test_help_lists_common_options_first(capsys, monkeypatch):
 @pytest.mark.parametrize("command", ["", *cli.COMMANDS])
 def test_help_fits_80_columns_and_fills_its_lines(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    lines = finished(capsys, *command.split(), "--help").splitlines()
+    lines = run_ok(capsys, *command.split(), "--help").splitlines()
     assert max(map(len, lines)) <= 80
     # A line ends where the next word does not fit, or where a sentence ends.
     for line, next_line in itertools.pairwise(lines):
@@ -53,7 +53,7 @@ def test_help_fits_80_columns_and_fills_its_lines(command, capsys, monkeypatch):
 
 
 def test_completion_is_a_valid_shell_script(capsys):
-    code, out, err = said(capsys, "train", "--tyro-print-completion", "bash")
+    code, out, err = run_cli(capsys, "train", "--tyro-print-completion", "bash")
     assert (code or 0, err) == (0, "")
     assert "--learning-rate" in out
     assert subprocess.run(["bash", "-n"], input=out, text=True).returncode == 0

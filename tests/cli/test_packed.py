@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from commands import finished, refused, said
+from commands import run_cli, run_failing, run_ok
 from PIL import Image
 from safetensors import safe_open
 
@@ -54,7 +54,7 @@ def accuracies(run):
 def test_pack_prints_layers_and_saves_metadata(run, tmp_path, capsys):
     path = tmp_path / "net"
     path.write_text("what was there")
-    out = finished(capsys, "pack", run, "--output", path)
+    out = run_ok(capsys, "pack", run, "--output", path)
     layers = dict(re.findall(r"^(\w\S+) +(1|32) ", out, re.MULTILINE))
     assert layers == {
         "conv1": "32",
@@ -86,24 +86,24 @@ def test_pack_prints_layers_and_saves_metadata(run, tmp_path, capsys):
 @pytest.mark.slow
 def test_pack_best_uses_the_best_epoch(run, file, tmp_path, capsys):
     best = tmp_path / "best"
-    out = finished(capsys, "pack", run, "-o", best, "--best")
+    out = run_ok(capsys, "pack", run, "-o", best, "--best")
     assert f"{max(accuracies(run)):.2%}" in out
     assert xnor.load(best).info.test_accuracy == max(accuracies(run))
 
 
 def test_evaluate_reports_the_accuracy_of_the_run(run, file, capsys):
-    packed = finished(capsys, "evaluate", file)
+    packed = run_ok(capsys, "evaluate", file)
     assert packed.startswith("digits-lenet5, packed: 360 test images")
     pattern = r"loss ([\d.]+), test accuracy ([\d.]+)%"
     loss, accuracy = map(float, re.search(pattern, packed).groups())
-    unpacked = re.search(pattern, finished(capsys, "evaluate", run))
+    unpacked = re.search(pattern, run_ok(capsys, "evaluate", run))
     assert float(unpacked[2]) == accuracy == round(100 * accuracies(run)[-1], 2)
     assert abs(float(unpacked[1]) - loss) < 2e-4
 
 
 def test_predict_prints_one_line_per_image(file, pictures, capsys):
     paths, labels = pictures
-    lines = finished(capsys, "predict", file, *paths).splitlines()
+    lines = run_ok(capsys, "predict", file, *paths).splitlines()
     assert len(lines) == len(paths)
     correct = 0
     for line, path, label in zip(lines, paths, labels, strict=True):
@@ -115,15 +115,15 @@ def test_predict_prints_one_line_per_image(file, pictures, capsys):
 
 def test_predict_converts_images_to_the_input_format(file, pictures, tmp_path, capsys):
     paths, _ = pictures
-    plain = finished(capsys, "predict", file, paths[0]).split(": ")[1]
+    plain = run_ok(capsys, "predict", file, paths[0]).split(": ")[1]
     pixels = np.asarray(Image.open(paths[0]))
     dark = tmp_path / "dark.bmp"
     Image.fromarray(255 - pixels).convert("RGB").save(dark)
-    out = finished(capsys, "predict", file, dark, "--invert")
+    out = run_ok(capsys, "predict", file, dark, "--invert")
     assert out == f"{dark}: {plain}"
     large = tmp_path / "large.jpg"
     Image.fromarray(pixels).resize((112, 84)).save(large)
-    code, out, err = said(capsys, "predict", file, large)
+    code, out, err = run_cli(capsys, "predict", file, large)
     assert code == 0 and out.split()[1] == plain.split()[0]
     note = f"note: {large}: resized from 112×84 to 28×28"
     assert err == f"xnor-jax: {note}\n"
@@ -131,17 +131,17 @@ def test_predict_converts_images_to_the_input_format(file, pictures, tmp_path, c
 
 def test_predict_continues_after_a_broken_image(file, pictures, tmp_path, capsys):
     paths, _ = pictures
-    expected = finished(capsys, "predict", file, *paths[:3]).splitlines()
+    expected = run_ok(capsys, "predict", file, *paths[:3]).splitlines()
     text, truncated = tmp_path / "text.png", tmp_path / "halved.png"
     text.write_text("hello")
     truncated.write_bytes(paths[0].read_bytes()[:-60])
     mixed = (text, paths[0], paths[1], truncated, paths[2])
-    code, out, err = said(capsys, "predict", file, *mixed)
+    code, out, err = run_cli(capsys, "predict", file, *mixed)
     assert code == 1 and out.splitlines() == expected
     first, second = err.splitlines()
     assert str(text) in first
     assert str(truncated) in second
-    code, err = refused(capsys, "predict", file, text)
+    code, err = run_failing(capsys, "predict", file, text)
     assert code == 1 and f"{text} is not an image" in err
 
 
@@ -149,34 +149,34 @@ def test_predict_reads_folders_and_standard_input(
     file, pictures, tmp_path, capsys, monkeypatch
 ):
     paths, _ = pictures
-    plain = finished(capsys, "predict", file, *paths).splitlines()
+    plain = run_ok(capsys, "predict", file, *paths).splitlines()
     folder = tmp_path / "pictures" / "deep"
     folder.mkdir(parents=True)
     for path in paths[:3]:
         (folder / path.name).write_bytes(path.read_bytes())
     (folder.parent / "notes.txt").write_text("no picture")
-    found = finished(capsys, "predict", file, folder.parent).splitlines()
+    found = run_ok(capsys, "predict", file, folder.parent).splitlines()
     assert [line.split(": ")[1] for line in found] == [
         line.split(": ")[1] for line in plain[:3]
     ]
     stream = io.TextIOWrapper(io.BytesIO(paths[4].read_bytes()))
     monkeypatch.setattr("sys.stdin", stream)
-    out = finished(capsys, "predict", file, "-")
+    out = run_ok(capsys, "predict", file, "-")
     assert out == f"-: {plain[4].split(': ')[1]}\n"
     (tmp_path / "none").mkdir()
-    code, err = refused(capsys, "predict", file, tmp_path / "none")
+    code, err = run_failing(capsys, "predict", file, tmp_path / "none")
     assert code == 2 and "no pictures in" in err
 
 
 def test_predict_prints_top_classes_and_json(file, pictures, capsys):
     paths, _ = pictures
-    plain = finished(capsys, "predict", file, *paths[:2]).splitlines()
-    lines = finished(capsys, "predict", file, *paths[:2], "--top", 3).splitlines()
+    plain = run_ok(capsys, "predict", file, *paths[:2]).splitlines()
+    lines = run_ok(capsys, "predict", file, *paths[:2], "--top", 3).splitlines()
     for line, best in zip(lines, plain, strict=True):
         assert line.startswith(best) and len(line.split(", ")) == 3
     command = ("predict", file, *paths[:2], "--json", "--top", "10")
     for line, path, best in zip(
-        finished(capsys, *command).splitlines(), paths, plain, strict=False
+        run_ok(capsys, *command).splitlines(), paths, plain, strict=False
     ):
         found = json.loads(line)
         probabilities = [entry["probability"] for entry in found["classes"]]
@@ -187,7 +187,7 @@ def test_predict_prints_top_classes_and_json(file, pictures, capsys):
         )
         top = found["classes"][0]
         assert best == f"{path}: {top['class']} {top['probability']:.2%}"
-    code, err = refused(capsys, "predict", file, paths[0], "--top", 0)
+    code, err = run_failing(capsys, "predict", file, paths[0], "--top", 0)
     assert code == 2 and "--top: expected a number of at least 1" in err
 
 
@@ -198,7 +198,7 @@ def test_evaluate_reports_a_confusion_matrix(run, file, capsys):
         (run, run / "confusion.png"),
         (file, file.with_name(f"{file.name}.confusion.png")),
     ):
-        out = finished(capsys, "evaluate", source, "--report")
+        out = run_ok(capsys, "evaluate", source, "--report")
         rows = re.findall(r"^(\d) +((?:(?:\d+|·) +){10})", out, re.MULTILINE)
         counts = [[int(c.replace("·", "0")) for c in row.split()] for _, row in rows]
         correct = sum(counts[index][index] for index in range(10))
@@ -214,15 +214,15 @@ def test_evaluate_reports_a_confusion_matrix(run, file, capsys):
 
 def test_predict_checks_all_paths_before_printing(file, pictures, tmp_path, capsys):
     paths, _ = pictures
-    code, err = refused(capsys, "predict", file, paths[0], tmp_path / "gone.png")
+    code, err = run_failing(capsys, "predict", file, paths[0], tmp_path / "gone.png")
     assert code == 2 and f"no file {tmp_path / 'gone.png'}" in err
-    code, err = refused(capsys, "predict", file)
+    code, err = run_failing(capsys, "predict", file)
     assert code == 2 and "no image" in err
 
 
 @pytest.mark.slow
 def test_bench_prints_backend_and_timings(file, capsys):
-    out = finished(capsys, "bench", file, "--batch-sizes", 3, "--rounds", 2)
+    out = run_ok(capsys, "bench", file, "--batch-sizes", 3, "--rounds", 2)
     assert f"packed ({bench.describe_backend()}) against" in out
     assert bench.describe_cpu() in out
     spread = r" +[\d.]+ \([\d.]+–[\d.]+\)"
@@ -237,18 +237,18 @@ def test_damaged_file_is_a_one_line_error(file, pictures, tmp_path, capsys):
     paths, _ = pictures
     for args in (("evaluate",), ("predict",), ("bench",)):
         command = (*args, damaged, *(paths[:1] if args == ("predict",) else ()))
-        code, err = refused(capsys, *command)
+        code, err = run_failing(capsys, *command)
         assert code == 1 and str(damaged) in err
-    code, err = refused(capsys, "predict", paths[0], paths[0])
+    code, err = run_failing(capsys, "predict", paths[0], paths[0])
     assert code == 1 and str(paths[0]) in err
 
 
 def test_pack_writes_atomically(run, tmp_path, capsys, monkeypatch):
-    code, err = refused(capsys, "pack", run, "-o", tmp_path / "no" / "net")
+    code, err = run_failing(capsys, "pack", run, "-o", tmp_path / "no" / "net")
     assert code == 2 and "a folder that exists" in err
-    code, err = refused(capsys, "pack", run, "-o", tmp_path)
+    code, err = run_failing(capsys, "pack", run, "-o", tmp_path)
     assert code == 2
-    code, err = refused(capsys, "pack", tmp_path / "gone", "-o", tmp_path / "net")
+    code, err = run_failing(capsys, "pack", tmp_path / "gone", "-o", tmp_path / "net")
     assert code == 2 and "no run in" in err
     path = tmp_path / "net"
     path.write_text("what was there")
@@ -257,7 +257,7 @@ def test_pack_writes_atomically(run, tmp_path, capsys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", raise_no_space)
-    code, err = refused(capsys, "pack", run, "-o", path)
+    code, err = run_failing(capsys, "pack", run, "-o", path)
     assert code == 1 and f"cannot write {path}: No space left" in err
     assert path.read_text() == "what was there"
     assert os.listdir(tmp_path) == ["net"]
@@ -268,7 +268,7 @@ def test_pack_refuses_a_float_twin(run, tmp_path, capsys):
     twin.mkdir()
     recipe = json.loads((run / "recipe.json").read_text())
     (twin / "recipe.json").write_text(json.dumps(recipe | {"binary": False}))
-    code, err = refused(capsys, "pack", twin, "-o", tmp_path / "net")
+    code, err = run_failing(capsys, "pack", twin, "-o", tmp_path / "net")
     assert code == 1 and "float twin" in err and not (tmp_path / "net").exists()
 
 
@@ -303,7 +303,7 @@ def test_usage_errors_are_one_line(
 ):
     monkeypatch.chdir(tmp_path)
     paths = {"FILE": file, "RUN": run}
-    code, err = refused(capsys, *(paths.get(arg, arg) for arg in args))
+    code, err = run_failing(capsys, *(paths.get(arg, arg) for arg in args))
     assert code == status and message in err
     assert not list(tmp_path.iterdir())
 
@@ -313,12 +313,12 @@ def test_unavailable_backend_is_a_one_line_error(file, capsys, monkeypatch):
         raise RuntimeError("the backend 'cpu' is not available")
 
     monkeypatch.setattr(backends, "resolve", resolve)
-    code, err = refused(capsys, "bench", file, "--backend", "cpu")
+    code, err = run_failing(capsys, "bench", file, "--backend", "cpu")
     assert code == 2 and "not available" in err
 
 
 def test_help_lists_the_commands(capsys):
-    out = finished(capsys, "--help")
+    out = run_ok(capsys, "--help")
     for name in ("train", "evaluate", "pack", "predict", "bench", "summary"):
         assert re.search(rf"^  {name} ", out, re.MULTILINE)
-    assert "--invert" in finished(capsys, "predict", "--help")
+    assert "--invert" in run_ok(capsys, "predict", "--help")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import folders
 import pytest
-from commands import finished, refused
+from commands import run_failing, run_ok
 from PIL import Image
 
 import xnor_jax as xnor
@@ -30,20 +30,20 @@ def root(tmp_path_factory):
 def test_commands_run_on_class_folders(root, tmp_path, capsys):
     run, file = tmp_path / "run", tmp_path / "net.safetensors"
     train = ("train", "folder-nin", *SMALL, "--epochs", 2, "--data-dir", root)
-    out = finished(capsys, *train, "--output", run)
+    out = run_ok(capsys, *train, "--output", run)
     assert "20 training images" in out
     (_, last) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    found = finished(capsys, "evaluate", run, "--data-dir", root)
+    found = run_ok(capsys, "evaluate", run, "--data-dir", root)
     assert f"7 test images, loss {last['test_loss']:.4f}" in found
-    finished(capsys, "pack", run, "-o", file, "--data-dir", root)
+    run_ok(capsys, "pack", run, "-o", file, "--data-dir", root)
     packed = xnor.load(file)
     assert packed.info.preprocessing.resize == 18  # for size 16, as 256 for 224
     assert packed.info.test_accuracy == pytest.approx(last["test_accuracy"])
-    found = finished(capsys, "evaluate", file, "--data-dir", root)
+    found = run_ok(capsys, "evaluate", file, "--data-dir", root)
     assert f"test accuracy {last['test_accuracy']:.2%}" in found
     # `predict` and `evaluate` prepare pictures alike, so the accuracy is the same.
     paths = sorted((root / "validation").rglob("*.jpg"))
-    lines = finished(capsys, "predict", file, *paths).splitlines()
+    lines = run_ok(capsys, "predict", file, *paths).splitlines()
     names = [re.fullmatch(r".*: (\w+) [\d.]+%", line)[1] for line in lines]
     correct = sum(n == p.parent.name for n, p in zip(names, paths, strict=True))
     assert correct / len(paths) == pytest.approx(last["test_accuracy"])
@@ -62,30 +62,30 @@ def test_a_model_trains_a_step_and_packs(model, root, tmp_path, capsys):
     run, file = tmp_path / "run", tmp_path / "net.safetensors"
     small = ("--model", model, "--image-size", 32, "--batch-size", 20, "--epochs", 1)
     train = ("train", "folder-nin", *small, "--data-dir", root, "--output", run)
-    finished(capsys, *train)
-    finished(capsys, "pack", run, "-o", file, "--data-dir", root)
+    run_ok(capsys, *train)
+    run_ok(capsys, "pack", run, "-o", file, "--data-dir", root)
     packed = xnor.load(file)
     kinds = {row.kind for row in packed.report.rows}
     assert kinds == {"real", "binary"}
 
 
 def test_usage_and_image_errors_are_one_line(root, tmp_path, capsys):
-    code, err = refused(capsys, "train", "folder-nin")
+    code, err = run_failing(capsys, "train", "folder-nin")
     assert code == 2 and "--data-dir: expected a folder of class folders" in err
     train = ("train", "folder-nin", *SMALL, "--data-dir", root)
-    code, err = refused(capsys, *train, "--workers", "-1")
+    code, err = run_failing(capsys, *train, "--workers", "-1")
     assert code == 2 and "--workers" in err
     for options, message in (
         (("--image-size", "0"), "--image-size: expected a whole number ≥ 1"),
         (("--shift", "2"), "--shift: expected 0 with --resize-crop"),
         (("--dataset", "mnist"), "--image-size: expected none for mnist"),
     ):
-        code, err = refused(capsys, *train, *options)
+        code, err = run_failing(capsys, *train, *options)
         assert code == 2 and message in err
     bad = folders.class_folders(tmp_path / "set") / "train" / "bee" / "0004.jpg"
     bad.write_text("hello")
     train = ("train", "folder-nin", *SMALL, "--data-dir", tmp_path / "set")
-    code, err = refused(capsys, *train, "--output", tmp_path / "run")
+    code, err = run_failing(capsys, *train, "--output", tmp_path / "run")
     assert code == 1 and f"{bad} is not an image; expected one of PNG, JPEG" in err
 
 
@@ -93,21 +93,21 @@ def test_unsplit_classes_use_validation_share(tmp_path, capsys):
     root, run = folders.class_folders(tmp_path / "set") / "train", tmp_path / "run"
     small = ("--image-size", 16, "--batch-size", 6, "--seed", 3, "--epochs", 1)
     train = ("train", "folder-lenet5", *small, "--data-dir", root, "--output", run)
-    out = finished(capsys, *train, "--validation-share", 0.2)
+    out = run_ok(capsys, *train, "--validation-share", 0.2)
     assert "17 training images" in out
     (last,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    found = finished(capsys, "evaluate", run, "--data-dir", root)
+    found = run_ok(capsys, "evaluate", run, "--data-dir", root)
     assert f"3 test images, loss {last['test_loss']:.4f}" in found
     file = tmp_path / "packed"
-    finished(capsys, "pack", run, "-o", file)
+    run_ok(capsys, "pack", run, "-o", file)
     split = ("--validation-share", 0.2, "--seed", 3)
-    found = finished(capsys, "evaluate", file, "--data-dir", root, *split)
+    found = run_ok(capsys, "evaluate", file, "--data-dir", root, *split)
     assert f"3 test images, loss {last['test_loss']:.4f}" in found
-    code, err = refused(capsys, "evaluate", run, "--data-dir", root, *split)
+    code, err = run_failing(capsys, "evaluate", run, "--data-dir", root, *split)
     assert code == 2 and "expected none for a run" in err
-    code, err = refused(capsys, "evaluate", file, "--validation-share", 1)
+    code, err = run_failing(capsys, "evaluate", file, "--validation-share", 1)
     assert code == 2 and "--validation-share: expected a number in [0, 1)" in err
-    code, err = refused(capsys, *train[:-2], "--output", tmp_path / "other")
+    code, err = run_failing(capsys, *train[:-2], "--output", tmp_path / "other")
     assert code == 1 and "--validation-share 0.2" in err
     for options, message in (
         (
@@ -117,14 +117,16 @@ def test_unsplit_classes_use_validation_share(tmp_path, capsys):
         (("--dataset", "mnist"), "--image-size: expected none for mnist"),
         (("--image-size", "8"), "--model: lenet5 fails for images of 8×8×3"),
     ):
-        code, err = refused(capsys, *train[:-2], "--validation-share", 0.2, *options)
+        code, err = run_failing(
+            capsys, *train[:-2], "--validation-share", 0.2, *options
+        )
         assert code == 2 and message in err
-    code, err = refused(capsys, "train", "digits-lenet5", "--validation-share", 0.1)
+    code, err = run_failing(capsys, "train", "digits-lenet5", "--validation-share", 0.1)
     assert code == 2 and "--validation-share: expected 0 for digits" in err
 
 
 def test_summary_uses_the_image_size(capsys):
-    assert "7 of 9 kernels binary" in finished(capsys, "summary", "folder-nin")
+    assert "7 of 9 kernels binary" in run_ok(capsys, "summary", "folder-nin")
 
 
 def children(pid):

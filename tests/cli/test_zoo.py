@@ -8,7 +8,7 @@ import sys
 
 import fake_hub
 import pytest
-from commands import finished, refused
+from commands import run_failing, run_ok
 from PIL import Image
 
 from xnor_jax import data, zoo
@@ -26,24 +26,24 @@ def digit(tmp_path):
 
 def test_zoo_lists_networks_and_prints_cards(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    out = finished(capsys, "zoo")
+    out = run_ok(capsys, "zoo")
     for name in zoo.names():
         card = zoo.card(name)
         accuracy = f"{card.test_accuracy:.2%}"
         pattern = rf"^{name} +{card.dataset} .* {accuracy} +{card.seed} +{card.bytes:,}"
         assert re.search(pattern, out, re.MULTILINE)
     assert max(map(len, out.splitlines())) <= 80
-    assert finished(capsys, "zoo", NAME) == f"{zoo.card(NAME)}\n"
-    code, err = refused(capsys, "zoo", "digit-lenet5")
+    assert run_ok(capsys, "zoo", NAME) == f"{zoo.card(NAME)}\n"
+    code, err = run_failing(capsys, "zoo", "digit-lenet5")
     assert code == 2 and f"did you mean '{NAME}'?" in err
 
 
 def test_zoo_name_is_accepted_as_a_file(digit, capsys):
-    by_path = finished(capsys, "predict", zoo.find(NAME), digit)
-    assert finished(capsys, "predict", NAME, digit) == by_path
+    by_path = run_ok(capsys, "predict", zoo.find(NAME), digit)
+    assert run_ok(capsys, "predict", NAME, digit) == by_path
     _, labels = data.load("digits").test
     assert re.fullmatch(rf"{digit}: {labels[0]} \d+\.\d\d%\n", by_path)
-    out = finished(capsys, "evaluate", NAME)
+    out = run_ok(capsys, "evaluate", NAME)
     assert "360 test images" in out
     assert f"test accuracy {zoo.card(NAME).test_accuracy:.2%}" in out
 
@@ -52,14 +52,14 @@ def test_path_takes_precedence_over_zoo_name(digit, tmp_path, capsys, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME).write_text("no network")
     for command in (("predict", NAME, digit), ("evaluate", NAME), ("bench", NAME)):
-        code, err = refused(capsys, *command)
+        code, err = run_failing(capsys, *command)
         assert code == 1 and f"{NAME}: expected a safetensors file" in err
     (tmp_path / NAME).unlink()
     (tmp_path / NAME).mkdir()
     for command in (("predict", NAME, digit), ("bench", NAME)):
-        code, err = refused(capsys, *command)
+        code, err = run_failing(capsys, *command)
         assert code == 2 and f"no file {NAME}" in err
-    code, err = refused(capsys, "evaluate", NAME)
+    code, err = run_failing(capsys, "evaluate", NAME)
     assert code == 2 and f"no run in {NAME}" in err
 
 
@@ -71,20 +71,20 @@ def test_unknown_name_suggests_a_zoo_network(digit, tmp_path, capsys, monkeypatc
         ("bench", "digit-lenet5"),
         ("push", "digit-lenet5", "me/digits"),
     ):
-        code, err = refused(capsys, *command)
+        code, err = run_failing(capsys, *command)
         assert code == 2 and f"did you mean '{NAME}'?" in err
 
 
 def test_push_and_pull(tmp_path, capsys, monkeypatch):
     file = tmp_path / "net.safetensors"
     with fake_hub.running(monkeypatch, tmp_path / "home") as hub:
-        out = finished(capsys, "push", NAME, "me/digits", "--private")
+        out = run_ok(capsys, "push", NAME, "me/digits", "--private")
         assert re.fullmatch(r"pushed to http://127\.0\.0\.1:\d+/me/digits\n", out)
         assert hub.private == {"me/digits"}
-        out = finished(capsys, "pull", "me/digits", "-o", file)
+        out = run_ok(capsys, "pull", "me/digits", "-o", file)
         assert out == f"{file}: {NAME}, 81,749 bytes, test accuracy 99.44%\n"
         shutil.copy(file, tmp_path / "other")
-        finished(capsys, "push", tmp_path / "other", "me/other")
+        run_ok(capsys, "push", tmp_path / "other", "me/other")
         for args, status, message in (
             (("pull", "me/gone", "-o", file), 1, "no repository me/gone"),
             (("pull", "digits", "-o", file), 2, "expected OWNER/NAME, got 'digits'"),
@@ -97,10 +97,10 @@ def test_push_and_pull(tmp_path, capsys, monkeypatch):
             (("push", __file__, "me/digits"), 1, f"{__file__}: expected a safetensors"),
             (("push", file, "you/digits"), 1, "the hub refused with status 403"),
         ):
-            code, err = refused(capsys, *args)
+            code, err = run_failing(capsys, *args)
             assert code == status and message in err
         monkeypatch.delenv("HF_TOKEN")
-        code, err = refused(capsys, "push", file, "me/digits")
+        code, err = run_failing(capsys, "push", file, "me/digits")
         assert code == 1 and "no token for the hub" in err
 
 

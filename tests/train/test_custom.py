@@ -15,7 +15,7 @@ import textwrap
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import finished, refused, said
+from commands import run_cli, run_failing, run_ok
 from flax import nnx
 from PIL import Image
 from rich.console import Console
@@ -127,17 +127,17 @@ def recipe(trained):
 @pytest.mark.slow
 def test_other_commands_work_with_a_custom_recipe(trained, copied, tmp_path, capsys):
     last, name = trained[0].history[-1], f"{copied}:RECIPE"
-    out = finished(capsys, "evaluate", "run")
+    out = run_ok(capsys, "evaluate", "run")
     assert out.startswith(f"{name}, epoch 2: 24 test images")
     assert out.endswith(f"test accuracy {last['test_accuracy']:.2%}\n")
-    out = finished(capsys, "pack", "run", "-o", "own.xnor")
+    out = run_ok(capsys, "pack", "run", "-o", "own.xnor")
     assert "1 of 3 binary" in out
     packed = xnor.load("own.xnor")
     x = np.random.default_rng(1).normal(size=(7, 5, 6, 1)).astype(np.float32)
     np.testing.assert_allclose(packed(x), trained[0].model(x), rtol=1e-4, atol=1e-4)
     Image.fromarray(sys.modules[copied].images()[2][0, :, :, 0]).save("one.png")
-    assert "one.png: " in finished(capsys, "predict", "own.xnor", "one.png")
-    out = finished(capsys, "summary", name)
+    assert "one.png: " in run_ok(capsys, "predict", "own.xnor", "one.png")
+    out = run_ok(capsys, "summary", name)
     assert f"{copied}:Net" in out and "1 of 3 kernels binary" in out
 
 
@@ -178,7 +178,7 @@ def test_interrupted_seeds_resume_to_identical_metrics(
     with pytest.raises(KeyboardInterrupt):
         xnor.train.run_seeds(f"{copied}:RECIPE", (0, 5), output=output, console=console)
     assert len(metrics(output / "seed0")) == 1
-    out = finished(capsys, "train", "--resume", "--output", output)
+    out = run_ok(capsys, "train", "--resume", "--output", output)
     assert metrics(output / "seed0") == metrics(trained[0].folder)
     fields = json.loads((output / "seed5" / "recipe.json").read_text())
     assert fields["seed"] == 5
@@ -187,7 +187,7 @@ def test_interrupted_seeds_resume_to_identical_metrics(
     accuracy_range = f"({min(last):.2%} to {max(last):.2%}) in the last epoch"
     assert f"{last_accuracy} {accuracy_range}" in out.splitlines()[-1]
     args = (f"{copied}:RECIPE", "--output", output, "--seeds", 0, 5, 5)
-    code, err = refused(capsys, "train", *args)
+    code, err = run_failing(capsys, "train", *args)
     assert code == 2 and "--seeds: expected at least one seed, without dup" in err
 
 
@@ -199,14 +199,14 @@ def test_changed_module_is_noted_and_missing_module_is_refused(
     resume = ("train", name, "--resume", "--output", "run")
     file.write_text(file.read_text() + "\n# changed\n")
     for command in (("evaluate", "run"), ("pack", "run", "-o", "own.xnor"), resume):
-        code, _, err = said(capsys, *command)
+        code, _, err = run_cli(capsys, *command)
         assert code == 0
         assert err == f"xnor-jax: note: {copied} changed since the run in run began\n"
     file.write_text(file.read_text().replace("rule=rule,", "rule='ste', epochs=2,", 1))
     file.write_text(file.read_text().replace("    epochs=2,\n", "", 1))
     unload(monkeypatch, copied)
     # A resumed run continues with its original recipe.
-    code, _, err = said(capsys, *resume)
+    code, _, err = run_cli(capsys, *resume)
     assert (code, err) == (
         0,
         f"xnor-jax: note: {copied} changed since the run in run began\n",
@@ -216,9 +216,9 @@ def test_changed_module_is_noted_and_missing_module_is_refused(
     file.unlink()
     unload(monkeypatch, copied)
     for command in (("evaluate", "run"), ("pack", "run", "-o", "own.xnor")):
-        code, err = refused(capsys, *command)
+        code, err = run_failing(capsys, *command)
         assert code == 1 and f"there is no module {copied} in the current" in err
-    code, err = refused(capsys, "train", name)
+    code, err = run_failing(capsys, "train", name)
     assert code == 2 and f"from the folder that contains {copied}.py" in err
 
 
@@ -227,7 +227,7 @@ def test_run_with_a_lambda_loads_when_given_its_recipe(
 ):
     path = tmp_path / "run" / "recipe.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "mine"}))
-    code, err = refused(capsys, "evaluate", "run")
+    code, err = run_failing(capsys, "evaluate", "run")
     assert code == 1 and f"surrogate: {copied}:<lambda>" in err
     recipe = recipes.get(f"{copied}:RECIPE")
     model = xnor.train.load("run", recipe=recipe)
@@ -252,7 +252,7 @@ def test_unresolvable_reference_is_one_line(
 ):
     (tmp_path / "broken.py").write_text("x = 0\n1 / x\n")
     (tmp_path / "typo.py").write_text("def\n")
-    code, err = refused(capsys, "train", reference.format(copied))
+    code, err = run_failing(capsys, "train", reference.format(copied))
     assert code == 2
     assert re.search(message.replace("{}", copied), err), err
 

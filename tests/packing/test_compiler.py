@@ -422,7 +422,7 @@ def product(x):
         ),
         (
             lambda x: lax.scan(lambda c, y: (c + y, c), x[:, 0], product(x).T)[0],
-            r"scan .*test_compiler\.py.*expected at most \d+ iterations",
+            r"scan .*test_compiler\.py.*expected a scan over constants",
         ),
         (
             lambda x: lax.while_loop(

@@ -52,6 +52,7 @@ def test_pieces_grow_up_to_the_time_limit(monkeypatch, seconds_per_step, expecte
         sizes.append(stop - start)
         return total(carry, start, stop, terms)
 
+    monkeypatch.setattr(pieces, "SECONDS", 1)
     monkeypatch.setattr(pieces.time, "perf_counter", lambda: clock[0])
     run, terms = pieces.Pieces(program), jnp.arange(37)
     result = run(jnp.array(0), 37, terms, on_piece=lambda end, _: ends.append(end))
@@ -68,6 +69,7 @@ def test_pieces_shrink_when_steps_become_slower(monkeypatch):
         clock[0] += sizes[-1] * (0.1 if start < 50 else 1.0)
         return carry
 
+    monkeypatch.setattr(pieces, "SECONDS", 1)
     monkeypatch.setattr(pieces.time, "perf_counter", lambda: clock[0])
     pieces.Pieces(program)(jnp.zeros(()), 100)
     assert sum(sizes) == 100 and max(sizes) == 8 and sizes[-1] == 1

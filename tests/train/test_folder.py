@@ -103,7 +103,9 @@ def test_started_recipe_and_seeds_are_read_back(tmp_path):
 def test_other_data_is_refused(tmp_path):
     folders.open_folder(tmp_path / "run", info(), resume=False)
     other = dataclasses.replace(info(), train_images=99)
-    with pytest.raises(RunError, match="its data set differs from this one in train images"):
+    with pytest.raises(
+        RunError, match="data set differs from this one in train images"
+    ):
         folders.open_folder(tmp_path / "run", other, resume=True)
 
 

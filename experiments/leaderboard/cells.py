@@ -110,18 +110,18 @@ class ConvFirst(Layered):
         self.surrogate = surrogate
         *spatial, channels = image_shape
         pooled = [((size - 4) // 2 - 4) // 2 for size in spatial]
-        ours: dict[str, Any] = {"backend": backend, "rngs": rngs}
-        layer = {"surrogate": None, **ours, **layer}
-        self.conv1 = Conv(channels, 20, (5, 5), padding="VALID", **ours)
-        self.norm1 = BatchNorm(20, momentum=0.9, **ours)
+        common: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        layer = {"surrogate": None, **common, **layer}
+        self.conv1 = Conv(channels, 20, (5, 5), padding="VALID", **common)
+        self.norm1 = BatchNorm(20, momentum=0.9, **common)
         self.conv2 = BinaryConv(20, 50, (5, 5), padding="VALID", **layer)
-        self.norm2 = BatchNorm(50, momentum=0.9, **ours)
+        self.norm2 = BatchNorm(50, momentum=0.9, **common)
         self.dense3 = BinaryLinear(prod(pooled) * 50, 500, **layer)
-        self.norm3 = BatchNorm(500, momentum=0.9, **ours)
+        self.norm3 = BatchNorm(500, momentum=0.9, **common)
         self.dense4 = nnx.Linear(500, classes, rngs=rngs)
 
     def layers(self) -> tuple[Callable[[jax.Array], jax.Array], ...]:
-        """What runs, in this order, on images `[N, H, W, C]`."""
+        """The layers in order, for images `[N, H, W, C]`."""
         pool = MaxPool(2, 2)
         return (
             *(self.conv1, self.norm1, self._sign, pool),

@@ -105,6 +105,8 @@ def test_unsplit_classes_use_validation_share(tmp_path, capsys):
     assert f"3 test images, loss {last['test_loss']:.4f}" in found
     code, err = run_failing(capsys, "evaluate", run, "--data-dir", root, *split)
     assert code == 2 and "expected none for a run" in err
+    code, err = run_failing(capsys, "evaluate", file, "--seed", 3)
+    assert code == 2 and "--seed: expected --validation-share" in err
     code, err = run_failing(capsys, "evaluate", file, "--validation-share", 1)
     assert code == 2 and "--validation-share: expected a number in [0, 1)" in err
     code, err = run_failing(capsys, *train[:-2], "--output", tmp_path / "other")

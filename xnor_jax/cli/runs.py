@@ -68,6 +68,8 @@ def evaluate(
         raise UsageError(
             f"--best: expected a run's folder, with checkpoints; {run} is a packed file"
         )
+    if seed and not validation_share:
+        raise UsageError("--seed: expected --validation-share with it")
     holdout = (validation_share, seed) if validation_share else None
     _evaluate_packed(load(file), run, data_dir, holdout, report=report)
 

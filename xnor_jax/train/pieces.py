@@ -23,7 +23,7 @@ T = TypeVar("T")
 SECONDS = 5.0
 """The most seconds that a piece should take, unless a single step takes longer. Not
 less: for each piece XLA allocates the program's memory anew, whose page faults took
-half of a step of ResNet-20."""
+a quarter of ResNet-20's time in single steps."""
 
 
 def compile_in_thread(program: Callable[..., T]) -> Callable[..., T]:

@@ -51,6 +51,16 @@ def assert_close(actual, expected, *, size=0.0, name=""):
     )
 
 
+def assert_full_precision(function, *args):
+    """Check that a GPU would compute the products of floats in float32, not in TF32."""
+    program = jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",))
+    lines = program.as_text().splitlines()
+    ops = ("stablehlo.convolution", "stablehlo.dot_general")
+    found = [line for line in lines if any(op in line for op in ops) and "f32" in line]
+    assert found
+    assert [line for line in found if "HIGHEST" not in line] == []
+
+
 def f64(x):
     return np.asarray(x).astype(np.float64)
 

@@ -13,6 +13,7 @@ import pytest
 from flax import linen, nnx
 from hypothesis import strategies as st
 from jax import lax
+from oracles import assert_full_precision
 
 import xnor_jax as xnor
 from xnor_jax.packing import compiler, graph
@@ -462,6 +463,20 @@ def test_invalid_model_or_example_is_refused():
         xnor.pack(product, example=np.zeros((1, 16), np.uint8))
     with pytest.raises(ValueError, match="a mask is for an nnx.Module"):
         xnor.pack(product, True, example=images(1, 16))
+
+
+def test_float_products_are_not_rounded_to_a_devices_default():
+    conv = xnor.nn.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0))
+    kernel = xnor.binarize(np.random.default_rng(0).normal(size=(8, 8)))
+    head = np.ones((8, 5), np.float32)
+
+    def network(x):
+        tokens = conv(x).reshape(x.shape[0], -1, 8)
+        tokens = tokens @ (tokens.swapaxes(1, 2) @ tokens)
+        return (xnor.sign_ste(tokens) @ kernel).sum(1) @ head
+
+    x = np.ones((2, 4, 4, 3), np.float32)
+    assert_full_precision(xnor.pack(network, example=x).with_backend("xla"), x)
 
 
 def test_loops_and_channel_indexing_are_packed():

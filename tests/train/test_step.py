@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from oracles import assert_full_precision
 
 from xnor_jax import data, quantizers, weights
 from xnor_jax.data import preprocess
@@ -297,3 +298,14 @@ def test_tanh_temperature_follows_the_step():
         trees.append(one_step(state)[0].opt_state[1].mu["conv1"]["kernel"][...])
     np.testing.assert_allclose(trees[0], trees[1], rtol=1e-4, atol=1e-7)
     assert not np.allclose(trees[0], trees[2], rtol=1e-2)
+
+
+def test_evaluation_is_not_rounded_to_a_devices_default():
+    trainer, state = make()
+    images, labels = images_and_labels()
+    real = jnp.ones(len(labels), bool)
+    params, rest = state.params, state.rest
+    evaluate = partial(step.evaluate_batch, trainer)
+    assert_full_precision(evaluate, params, rest, images, labels, real)
+    calibrate = partial(step.batch_statistics, trainer)
+    assert_full_precision(calibrate, params, rest, images)

@@ -153,6 +153,9 @@ def _run(packed: PackedModel, x: jax.Array) -> jax.Array:
     backend = backends.resolve("PackedModel", packed.backend)
     others = "xla" if backend in ("auto", "cpu") else backend
     portable = partial(run_nodes, backend=others)
-    if x.size == 0:
-        return portable(packed.nodes, x)
-    return backends.choose(backend, run_compiled, portable, packed.nodes, x)
+    # Products of real numbers default to TF32 on a GPU and to bfloat16 on a TPU, whose
+    # rounding would change signs.
+    with jax.default_matmul_precision("highest"):
+        if x.size == 0:
+            return portable(packed.nodes, x)
+        return backends.choose(backend, run_compiled, portable, packed.nodes, x)

@@ -10,12 +10,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from xnor_jax._words import first_line
 from xnor_jax.data import Augment, Dataset
-from xnor_jax.data.preprocess import normalize
 from xnor_jax.data.streams import PictureSet, Shard, block_sigint, grain, reading
 from xnor_jax.train import predict, step
 from xnor_jax.train.devices import put_batch, replicate
@@ -101,14 +99,8 @@ def evaluate(
 
 def logits(trainer: Trainer, state: TrainState) -> Callable[[np.ndarray], np.ndarray]:
     """Return a state's network, from images, uint8 `[N, H, W, C]`, to logits."""
-
     # The weights are arguments: XLA would spend seconds folding constants.
-    @jax.jit
-    def compute(params, rest, images):
-        model = nnx.merge(trainer.graphdef, params, rest, copy=True)
-        model.eval()
-        return model(normalize(trainer.source, images))
-
+    compute = jax.jit(partial(step.evaluation_logits, trainer))
     function = partial(compute, state.evaluated, state.rest)
     return lambda images: predict.in_batches(function, images)
 

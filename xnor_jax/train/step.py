@@ -346,6 +346,20 @@ def make_evaluate(
     return evaluate
 
 
+def evaluation_logits(
+    trainer: Trainer, params: Any, rest: Any, images: jax.Array
+) -> jax.Array:
+    """The logits of images, uint8 `[N, H, W, C]`, in evaluation mode.
+
+    Products of real numbers are computed in float32, as in a packed network: TF32, a
+    GPU's default, changes signs.
+    """
+    model = nnx.merge(trainer.graphdef, params, rest, copy=True)
+    model.eval()
+    with jax.default_matmul_precision("highest"):
+        return model(normalize(trainer.source, images))
+
+
 def evaluate_batch(
     trainer: Trainer,
     params: Any,
@@ -355,9 +369,7 @@ def evaluate_batch(
     real: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum the losses and count the correct predictions where `real` is true."""
-    model = nnx.merge(trainer.graphdef, params, rest, copy=True)
-    model.eval()
-    logits = model(normalize(trainer.source, images))
+    logits = evaluation_logits(trainer, params, rest, images)
     each = losses.cross_entropy(logits, labels)
     right = logits.argmax(-1) == labels
     return jnp.sum(each * real), jnp.sum(right & real)
@@ -449,5 +461,6 @@ def batch_statistics(
     model = nnx.merge(trainer.graphdef, params, rest, copy=True)
     model.eval()
     model.set_attributes(nnx.BatchNorm, use_running_average=False, momentum=0.0)
-    model(normalize(trainer.source, images))
+    with jax.default_matmul_precision("highest"):  # as in `evaluation_logits`
+        model(normalize(trainer.source, images))
     return nnx.state(model, nnx.BatchStat)

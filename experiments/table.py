@@ -9,7 +9,7 @@ def row(folder: Path) -> str:
     recipe = json.loads((folder / "recipe.json").read_text())
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     accuracies = [100 * epoch["test_accuracy"] for epoch in epochs]
-    best = max(accuracies)
+    best, at = max(zip(accuracies, range(1, len(epochs) + 1), strict=True))
     last_ten = accuracies[-10:]
     cells = [
         f"`{folder.name}`",
@@ -17,7 +17,7 @@ def row(folder: Path) -> str:
         str(recipe["seed"]),
         f"{len(epochs)} of {recipe['epochs']}",
         f"**{accuracies[-1]:.2f}**",
-        f"{best:.2f} ({1 + accuracies.index(best)})",
+        f"{best:.2f} ({at})",
         f"{min(last_ten):.2f} – {max(last_ten):.2f}",
         f"{max(last_ten) - min(last_ten):.2f}",
         f"{100 * epochs[-1]['train_accuracy']:.2f}",

@@ -49,7 +49,7 @@ CELLS: dict[str, dict[str, str]] = {
     },
     "optimizer": {
         "adamw": "--optimizer adamw --weight-decay 0.01",
-        "sgd": "--optimizer sgd --learning-rate 0.05",
+        "sgd": "--optimizer sgd --learning-rate 0.005",
         "bop": "--optimizer cells:bop --rule ste",
     },
     "training aid": {
@@ -60,7 +60,11 @@ CELLS: dict[str, dict[str, str]] = {
         "two stages": "--initial {runs}/activations-alone-binary-32w1a/seed{seed}",
     },
     "best": {
-        "approx, averaged weights": "--surrogate approx --average 0.999",
+        "approx, warm-up": "--surrogate approx --warmup-epochs 1",
+        "approx, warm-up, distillation": "--surrogate approx --warmup-epochs 1"
+        " --teacher {runs}/float-twin/seed{seed}",
+        "and convolution before BatchNorm": "--surrogate approx --warmup-epochs 1"
+        " --teacher {runs}/float-twin/seed{seed} --model cells:ConvFirst",
     },
 }
 

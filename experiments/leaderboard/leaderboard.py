@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 from cells import CELLS, EPOCHS
 
 HERE = Path(__file__).parent
@@ -71,6 +72,7 @@ def train(name: str, options: str, seed: int, data_dir: Path, runs: Path) -> Non
         "cell": name,
         "seed": seed,
         "options": options,
+        "device": jax.devices()[0].device_kind,
         "seconds": None if begun else round(seconds),
         "train_accuracy": round(epochs[-1]["train_accuracy"], 5),
         "flip_ratio": round(epochs[-1]["flip_ratio"], 8),

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from xnor_jax import ops
 from xnor_jax.ops import PackedKernel, cpu
 from xnor_jax.ops.bits import pack_negative, unpack_negative, words_for
-from xnor_jax.ops.cpu import steps
+from xnor_jax.ops.cpu import operations
 
 pytestmark = pytest.mark.skipif(
     not cpu.is_available(), reason="the cpu backend was not built"
@@ -127,8 +127,10 @@ def test_sums_of_thousands_of_shapes(drawn):
         results = []
         for case, x, kernel, y in zip(drawn, words, kernels, expected, strict=True):
             options = {"strides": case.strides, "padding": case.pads}
-            step = steps.conv(kernel, ops.Sums(), **options, dilation=case.dilation)
-            y = cpu.run(x, [step], y.shape[1:-1], case.features, jnp.int32)
+            operation = operations.conv(
+                kernel, ops.Sums(), **options, dilation=case.dilation
+            )
+            y = cpu.run(x, [operation], y.shape[1:-1], case.features, jnp.int32)
             results.append(y)
         return results
 
@@ -355,12 +357,12 @@ def test_chain_matches_separate_operations():
         return ops.packed_matmul(ops.sign_bits(y), dense, second, backend="cpu")
 
     chain = [
-        steps.real_conv(real, first, **geometries[0]),
-        steps.conv(kernel, second, **geometries[1]),
-        steps.sum_pool_bits(third, **geometries[2]),
-        steps.conv(dense, second),
-        steps.pack(),
-        steps.conv(dense, second),
+        operations.real_conv(real, first, **geometries[0]),
+        operations.conv(kernel, second, **geometries[1]),
+        operations.sum_pool_bits(third, **geometries[2]),
+        operations.conv(dense, second),
+        operations.pack(),
+        operations.conv(dense, second),
     ]
 
     def chained(x):
@@ -386,7 +388,7 @@ def test_pack_flags_gives_words_for_each_flag(channels):
     for count in (1, 2, 3, 8):
         words = cpu.run(
             jnp.asarray(flags),
-            [steps.pack_flags(count)],
+            [operations.pack_flags(count)],
             (5,),
             count * words_for(channels) * 32,
             jnp.uint32,

@@ -66,25 +66,25 @@ COL2IM = CONV | {  # a 3×3 window on 4×5 images
     "window": [3, 3],
     "out": jax.ShapeDtypeStruct((1, 4, 5, 4), jnp.float32),
 }
-STEPS = [CONV, REAL, PACK, PACK_FLAGS, SUM_POOL, COL2IM]
+OPERATIONS = [CONV, REAL, PACK, PACK_FLAGS, SUM_POOL, COL2IM]
 
 
-def call(*steps, cut=0):
-    def numbers(step):
-        scalars = [step["kind"], step["epilogue"], 0]
-        scalars += [step["channels"], step["out_channels"]]
+def call(*operations, cut=0):
+    def numbers(operation):
+        scalars = [operation["kind"], operation["epilogue"], 0]
+        scalars += [operation["channels"], operation["out_channels"]]
         axes = ("window", "strides", "padding", "dilation")
-        return scalars + [number for name in axes for number in step[name]]
+        return scalars + [number for name in axes for number in operation[name]]
 
     def zeros(spec):
         return jnp.zeros(spec.shape, spec.dtype)
 
-    attribute = [number for step in steps for number in numbers(step)]
-    arrays = [zeros(array) for step in steps for array in step["arrays"]]
-    y = jax.ffi.ffi_call("xnor_jax_run", steps[-1]["out"])(
-        zeros(steps[0]["x"]),
+    attribute = [number for operation in operations for number in numbers(operation)]
+    arrays = [zeros(array) for operation in operations for array in operation["arrays"]]
+    y = jax.ffi.ffi_call("xnor_jax_run", operations[-1]["out"])(
+        zeros(operations[0]["x"]),
         *arrays,
-        steps=np.array(attribute[: len(attribute) - cut], np.int64),
+        operations=np.array(attribute[: len(attribute) - cut], np.int64),
     )
     return jax.block_until_ready(y)
 
@@ -93,10 +93,10 @@ def with_shape(spec, *shape):
     return jax.ShapeDtypeStruct(shape, spec.dtype)
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_the_library_runs_valid_calls(step):
-    y = np.asarray(call(step))
-    assert (y == (9 * 40 if step is CONV else 0)).all()
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_library_runs_valid_calls(operation):
+    y = np.asarray(call(operation))
+    assert (y == (9 * 40 if operation is CONV else 0)).all()
 
 
 OUT_OF_RANGE = {
@@ -108,19 +108,20 @@ OUT_OF_RANGE = {
 }
 
 
-@pytest.mark.parametrize("step", [CONV, REAL, SUM_POOL, COL2IM])
+@pytest.mark.parametrize("operation", [CONV, REAL, SUM_POOL, COL2IM])
 @pytest.mark.parametrize("name", OUT_OF_RANGE)
-def test_the_library_refuses_numbers_out_of_range(step, name):
-    if name == ("dilation" if step is SUM_POOL else "window") and step is not COL2IM:
-        return  # unused
+def test_the_library_refuses_numbers_out_of_range(operation, name):
+    unused = "dilation" if operation is SUM_POOL else "window"
+    if name == unused and operation is not COL2IM:
+        return
     for value in OUT_OF_RANGE[name]:
         with pytest.raises(Exception, match="xnor_jax: "):
-            call(step | {name: value})
+            call(operation | {name: value})
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_the_library_refuses_buffers_of_other_shapes(step):
-    x, out, arrays = step["x"], step["out"], step["arrays"]
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_library_refuses_buffers_of_other_shapes(operation):
+    x, out, arrays = operation["x"], operation["out"], operation["arrays"]
     invalid = [
         {"x": with_shape(x, *x.shape[:3])},
         {"x": with_shape(x, *x.shape[:3], 0)},
@@ -145,11 +146,11 @@ def test_the_library_refuses_buffers_of_other_shapes(step):
             )
         ),
     ]
-    if step not in (PACK, PACK_FLAGS, COL2IM):
+    if operation not in (PACK, PACK_FLAGS, COL2IM):
         invalid += [{"x": with_shape(x, 1, 2, *x.shape[2:])}]  # smaller than the window
     for changed in invalid:
         with pytest.raises(Exception, match="xnor_jax: "):
-            call(step | changed)
+            call(operation | changed)
 
 
 @pytest.mark.parametrize(
@@ -190,10 +191,11 @@ def test_the_library_refuses_mismatched_flags(count):
 
 
 def test_uint8_input_is_refused_except_for_flags():
-    for step in STEPS:
-        if step is not PACK_FLAGS:
+    for operation in OPERATIONS:
+        if operation is not PACK_FLAGS:
+            x = jax.ShapeDtypeStruct(operation["x"].shape, jnp.uint8)
             with pytest.raises(Exception, match="xnor_jax: expected"):
-                call(step | {"x": jax.ShapeDtypeStruct(step["x"].shape, jnp.uint8)})
+                call(operation | {"x": x})
 
 
 def test_the_library_refuses_mismatched_chains():
@@ -201,22 +203,22 @@ def test_the_library_refuses_mismatched_chains():
         call(PACK, CONV, PACK | {"x": CONV["out"]})  # signs of integers
     with pytest.raises(Exception, match="xnor_jax: expected words of signs"):
         call(REAL, CONV)
-    with pytest.raises(Exception, match="xnor_jax: expected one or more whole steps"):
-        call(PACK, cut=1)
-    with pytest.raises(Exception, match="xnor_jax: expected one or more whole steps"):
-        call(PACK, cut=15)
+    message = "xnor_jax: expected one or more whole operations"
+    for cut in (1, 15):
+        with pytest.raises(Exception, match=message):
+            call(PACK, cut=cut)
     y = np.asarray(call(PACK, CONV))
     assert (y == 9 * 40).all()
 
 
 def test_sizes_are_checked_before_allocation():
     begin = time.perf_counter()
-    for step in (CONV, REAL):
+    for operation in (CONV, REAL):
         for padding in ([0, 0, 2**27, 0], [2**31 - 1, 2**31 - 1, 0, 0]):
             with pytest.raises(
                 Exception, match="xnor_jax: the result does not have the shape"
             ):
-                call(step | {"padding": padding})
+                call(operation | {"padding": padding})
     huge = {"window": [1, 2**31 - 1], "padding": [0, 0, 2**31 - 1, 2**30]}
     with pytest.raises(Exception, match="xnor_jax: the result does not have the shape"):
         call(SUM_POOL | huge)

@@ -21,8 +21,8 @@ void Graph::Reserve(int64_t bytes) {
 }
 
 int Graph::NewBuffer(int64_t size) {
-  const int step = static_cast<int>(steps_.size());
-  buffers_.push_back({size, step, step});
+  const int next = static_cast<int>(operations_.size());
+  buffers_.push_back({size, next, next});
   return static_cast<int>(buffers_.size()) - 1;
 }
 
@@ -34,7 +34,7 @@ int Graph::Add(std::unique_ptr<Operation> operation, std::vector<int> inputs, Sp
   for (int& input : inputs) input = values_[input].buffer;
   const int out = NewBuffer(operation->out.size());
   const int scratch = operation->scratch > 0 ? NewBuffer(operation->scratch) : -1;
-  steps_.push_back({std::move(operation), std::move(inputs), out, scratch});
+  operations_.push_back({std::move(operation), std::move(inputs), out, scratch});
   values_.push_back({std::move(spec), out});
   return static_cast<int>(values_.size()) - 1;
 }
@@ -75,18 +75,18 @@ const uint32_t* Graph::Keep(std::vector<uint32_t> array) {
 }
 
 void Graph::Finish(int output) {
-  const int end = static_cast<int>(steps_.size());
+  const int end = static_cast<int>(operations_.size());
   output_ = values_[output].buffer;
   output_size_ = Product(spec(output).shape);
   input_size_ = Product(spec(0).shape);
   for (int at = 0; at < end; ++at)
-    for (int buffer : steps_[at].inputs)
+    for (int buffer : operations_[at].inputs)
       if (buffer >= 0) buffers_[buffer].last = at;
   if (output_ >= 0) buffers_[output_].last = end;
   for (int at = 0; at < end; ++at) {
-    const Operation& operation = *steps_[at].operation;
+    const Operation& operation = *operations_[at].operation;
     largest_ = std::max(largest_, operation.scratch);
-    if (steps_[at].out != output_) largest_ = std::max(largest_, operation.out.size());
+    if (operations_[at].out != output_) largest_ = std::max(largest_, operation.out.size());
   }
   // First fit: each buffer goes into the first gap between those live at the same time.
   std::vector<const Buffer*> placed;
@@ -118,11 +118,11 @@ void Graph::Run(Team& team, int64_t images, const float* x, float* y,
   const auto at = [&](int buffer) -> void* {
     return buffer < 0 ? nullptr : memory + buffers_[buffer].offset * images;
   };
-  for (const Step& step : steps_) {
+  for (const BoundOperation& bound : operations_) {
     const void* in[kMostInputs];
-    for (size_t i = 0; i < step.inputs.size(); ++i)
-      in[i] = step.inputs[i] < 0 ? x : at(step.inputs[i]);
-    step.operation->Run({team, images, in, at(step.out), at(step.scratch)});
+    for (size_t i = 0; i < bound.inputs.size(); ++i)
+      in[i] = bound.inputs[i] < 0 ? x : at(bound.inputs[i]);
+    bound.operation->Run({team, images, in, at(bound.out), at(bound.scratch)});
   }
   const void* from = output_ < 0 ? x : at(output_);
   std::memcpy(y, from, images * output_size_ * sizeof(float));

@@ -82,13 +82,14 @@ class Graph {
     int buffer;  // -1: the input
   };
   // The memory of a value or of an operation's scratch: its elements per image, and the
-  // first and last step during which it is live.
+  // first and last operation during which it is live.
   struct Buffer {
     int64_t size;
     int first, last;
     int64_t offset = 0;
   };
-  struct Step {
+  // An operation and the buffers that it reads and writes.
+  struct BoundOperation {
     std::unique_ptr<Operation> operation;
     std::vector<int> inputs;  // buffers
     int out, scratch;
@@ -100,7 +101,7 @@ class Graph {
   int64_t memory_;
   std::vector<Value> values_;
   std::vector<Buffer> buffers_;
-  std::vector<Step> steps_;
+  std::vector<BoundOperation> operations_;
   std::map<int, int> unpacked_;  // bits to the same value as floats
   std::deque<std::vector<float>> floats_;
   std::deque<std::vector<int32_t>> integers_;

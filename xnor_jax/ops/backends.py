@@ -16,7 +16,7 @@ from xnor_jax.geometry import Geometry
 from xnor_jax.ops import bits, cpu, gpu, pallas, xla
 from xnor_jax.ops import float as floats
 from xnor_jax.ops.bits import WORD
-from xnor_jax.ops.cpu import steps
+from xnor_jax.ops.cpu import operations
 from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel, pack_kernel, unpack_kernel
 from xnor_jax.registry import BACKENDS, expected
@@ -78,8 +78,8 @@ def _cpu(words, kernel, epilogue, geometry):
     if isinstance(epilogue, Threshold) and kernel.groups > 1 and each % WORD:
         return apply_epilogue(_cpu(words, kernel, Sums(), geometry), epilogue)
     x = words.reshape(*words.shape[:-2], -1)
-    step = steps.conv(kernel, epilogue, **geometry.options)
-    return _run(x, step, epilogue, jnp.int32, geometry.out, kernel.out_features)
+    operation = operations.conv(kernel, epilogue, **geometry.options)
+    return _run(x, operation, epilogue, jnp.int32, geometry.out, kernel.out_features)
 
 
 # The entries of `registry.BACKENDS`.
@@ -157,7 +157,7 @@ def pack(backend: str, x: jax.Array) -> jax.Array:
 
     def compiled(x):
         rows = x.reshape(-1, x.shape[-1])
-        words = cpu.run(rows, [steps.pack()], (), x.shape[-1], jnp.uint32)
+        words = cpu.run(rows, [operations.pack()], (), x.shape[-1], jnp.uint32)
         return words.reshape(*x.shape[:-1], -1)
 
     return choose(backend, compiled, bits.pack_signs, x.astype(jnp.float32))
@@ -200,7 +200,7 @@ def product(
 
     def compiled(x, kernel):
         packed = pack_kernel(kernel, groups)
-        both = [steps.pack(), steps.conv(packed, Sums(), **geometry.options)]
+        both = [operations.pack(), operations.conv(packed, Sums(), **geometry.options)]
         return cpu.run(x, both, geometry.out, packed.out_features, jnp.int32)
 
     def portable(x, kernel):
@@ -275,8 +275,8 @@ def real_conv(
         return portable(x, kernel, epilogue)
 
     def compiled(x, kernel, epilogue):
-        step = steps.real_conv(kernel, epilogue, **options)
-        return _run(x, step, epilogue, jnp.float32, geometry.out, kernel.shape[-1])
+        operation = operations.real_conv(kernel, epilogue, **options)
+        return _run(x, operation, epilogue, jnp.float32, geometry.out, kernel.shape[-1])
 
     return choose(backend, compiled, portable, x, kernel, epilogue)
 
@@ -308,8 +308,8 @@ def sum_pool_bits(
         return portable(x, threshold)
 
     def compiled(x, threshold):
-        step = steps.sum_pool_bits(threshold, **options)
-        return _run(x, step, threshold, jnp.float32, geometry.out, x.shape[-1])
+        operation = operations.sum_pool_bits(threshold, **options)
+        return _run(x, operation, threshold, jnp.float32, geometry.out, x.shape[-1])
 
     return choose(backend, compiled, portable, x, threshold)
 
@@ -348,11 +348,11 @@ def _check_filter(where: str, kernel: PackedKernel) -> None:
 
 def _run(
     x: jax.Array,
-    step: steps.Step,
+    operation: operations.Operation,
     epilogue: Epilogue,
     sums: type,
     spatial: tuple[int, ...],
     features: int,
 ) -> jax.Array:
     dtypes = {Sums: sums, Affine: jnp.float32, Threshold: jnp.uint32}
-    return cpu.run(x, [step], spatial, features, dtypes[type(epilogue)])
+    return cpu.run(x, [operation], spatial, features, dtypes[type(epilogue)])

@@ -14,7 +14,7 @@ from xnor_jax import convolution
 from xnor_jax.geometry import Geometry
 from xnor_jax.ops import cpu
 from xnor_jax.ops.bits import WORD, words_for
-from xnor_jax.ops.cpu import steps
+from xnor_jax.ops.cpu import operations
 from xnor_jax.ops.epilogue import Sums
 
 # The number of multiplications that take as long as adding one value in col2im; equal
@@ -64,8 +64,10 @@ def col2im(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
     channels, features = kernel.shape[-2:]
     unit = (1,) * len(geometry.window)
     taps = kernel.reshape(-1, features).swapaxes(0, 1).reshape(*unit, features, -1)
-    patches = steps.real_conv(taps, Sums())
-    add = steps.col2im(geometry.spatial, window=geometry.window, **geometry.options)
+    patches = operations.real_conv(taps, Sums())
+    add = operations.col2im(
+        geometry.spatial, window=geometry.window, **geometry.options
+    )
     return cpu.run(g, [patches, add], geometry.spatial, channels, jnp.float32)
 
 
@@ -80,5 +82,5 @@ def transposed(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array
         pads = ((0, 0),) * len(window)
     unit = (1,) * len(window)
     back = Geometry(g.shape[1:-1], window, unit, pads, geometry.dilation)
-    step = steps.real_conv(flipped, Sums(), **back.options)
-    return cpu.run(g, [step], geometry.spatial, flipped.shape[-1], jnp.float32)
+    operation = operations.real_conv(flipped, Sums(), **back.options)
+    return cpu.run(g, [operation], geometry.spatial, flipped.shape[-1], jnp.float32)

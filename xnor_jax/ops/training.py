@@ -27,7 +27,7 @@ from xnor_jax.geometry import Geometry, Padding, conv_geometry
 from xnor_jax.ops import backends, cpu
 from xnor_jax.ops._mesh import over_images
 from xnor_jax.ops.bits import WORD, unpack_negative, words_for
-from xnor_jax.ops.cpu import steps
+from xnor_jax.ops.cpu import operations
 from xnor_jax.ops.epilogue import Affine, Sums
 from xnor_jax.ops.gradients import input_gradient
 from xnor_jax.ops.kernel import pack_kernel
@@ -210,8 +210,8 @@ def _on_bits_fwd(geometry, keep_rate, relu, dtype, clipped, x, kernel, bias, kee
     shift = jnp.zeros_like(alpha) if bias is None else bias
 
     def run(words, epilogue, dtype):
-        step = steps.conv(packed, epilogue, **geometry.options)
-        return cpu.run(words, [step], geometry.out, packed.out_features, dtype)
+        operation = operations.conv(packed, epilogue, **geometry.options)
+        return cpu.run(words, [operation], geometry.out, packed.out_features, dtype)
 
     words, outside, others = _planes(geometry, clipped, x, keep)
     if others is None:
@@ -239,10 +239,10 @@ def _planes(geometry, clipped, x, keep):
     if keep is not None:
         flags.append(negative ^ ~keep)
     weights = [flag.astype(jnp.uint8) << at for at, flag in enumerate(flags)]
-    step, bits = steps.pack_flags(len(flags)), WORD * words_for(x.shape[-1])
+    bits = WORD * words_for(x.shape[-1])
     planes = cpu.run(
         reduce(jnp.bitwise_or, weights),
-        [step],
+        [operations.pack_flags(len(flags))],
         geometry.spatial,
         len(flags) * bits,
         jnp.uint32,
@@ -284,8 +284,8 @@ _on_bits.defvjp(_on_bits_fwd, _on_bits_bwd)
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(geometry, x, kernel, bias):
     epilogue = Sums() if bias is None else Affine(jnp.ones_like(bias), bias)
-    step = steps.real_conv(kernel, epilogue, **geometry.options)
-    return cpu.run(x, [step], geometry.out, kernel.shape[-1], jnp.float32)
+    operation = operations.real_conv(kernel, epilogue, **geometry.options)
+    return cpu.run(x, [operation], geometry.out, kernel.shape[-1], jnp.float32)
 
 
 def _conv_fwd(geometry, x, kernel, bias):

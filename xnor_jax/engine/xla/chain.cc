@@ -12,13 +12,13 @@
 
 #include "check.h"
 #include "handler.h"
-#include "step.h"
+#include "operation_numbers.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace xnor {
 namespace {
 
-// As `_Kind` in ops/cpu/steps.py.
+// As `_Kind` in ops/cpu/operations.py.
 enum class Kind : int64_t { kConv, kRealConv, kPack, kSumPool, kCol2Im, kPackFlags };
 
 // The buffers of kernels and constants, in the order of the operations.
@@ -49,13 +49,14 @@ class Arguments {
 };
 
 template <class Sum>
-Target<Sum> TakeTarget(const Step& step, int64_t channels, Arguments& args) {
-  Require(step.epilogue >= 0 && step.epilogue <= 2, "unknown epilogue");
+Target<Sum> TakeTarget(const OperationNumbers& numbers, int64_t channels,
+                       Arguments& args) {
+  Require(numbers.epilogue >= 0 && numbers.epilogue <= 2, "unknown epilogue");
   Require(channels >= 1 && channels <= kLargest,
           "the channels are out of range or do not divide into the groups");
   Target<Sum> target;
-  target.epilogue = static_cast<Epilogue>(step.epilogue);
-  target.relu = step.relu != 0;
+  target.epilogue = static_cast<Epilogue>(numbers.epilogue);
+  target.relu = numbers.relu != 0;
   if (target.epilogue == Epilogue::kAffine) {
     target.scale = args.Vector<ffi::F32>(channels);
     target.bias = args.Vector<ffi::F32>(channels);
@@ -67,57 +68,61 @@ Target<Sum> TakeTarget(const Step& step, int64_t channels, Arguments& args) {
   return target;
 }
 
-std::unique_ptr<Operation> TakeConv(const Shape& in, const Step& step, Arguments& args) {
+std::unique_ptr<Operation> TakeConv(const Shape& in, const OperationNumbers& numbers,
+                                    Arguments& args) {
   Require(in.type == Type::kWords, "expected words of signs");
   const ffi::Buffer<ffi::U32> kernel = args.Next<ffi::U32>();
   const auto k = kernel.dimensions();
   Require(k.size() == 6, "expected a kernel of shape [groups, panels, kh, kw, words, 32]");
   const int64_t window[] = {k[2], k[3]};
-  const Geometry g = GeometryOf(in.height, in.width, window, step.strides, step.padding,
-                                step.dilation);
-  const Target<int32_t> target = TakeTarget<int32_t>(step, step.out_channels, args);
-  auto conv = MakeConv(g, k[0], step.channels, step.out_channels, target,
+  const Geometry g = GeometryOf(in.height, in.width, window, numbers.strides,
+                                numbers.padding, numbers.dilation);
+  const Target<int32_t> target =
+      TakeTarget<int32_t>(numbers, numbers.out_channels, args);
+  auto conv = MakeConv(g, k[0], numbers.channels, numbers.out_channels, target,
                        kernel.typed_data());
-  const int64_t words = WordsFor(step.channels);
-  Require(k[1] == WordsFor(step.out_channels / k[0]) && k[4] == words && k[5] == kPanel,
+  const int64_t words = WordsFor(numbers.channels);
+  Require(k[1] == WordsFor(numbers.out_channels / k[0]) && k[4] == words &&
+              k[5] == kPanel,
           "the kernel's shape does not match its channels");
   Require(in.depth == Times(k[0], words),
           "the input's words do not match the channels");
   return conv;
 }
 
-std::unique_ptr<Operation> TakeRealConv(const Shape& in, const Step& step,
+std::unique_ptr<Operation> TakeRealConv(const Shape& in, const OperationNumbers& numbers,
                                         Arguments& args) {
   Require(in.type == Type::kFloats, "expected floats");
   const ffi::Buffer<ffi::F32> kernel = args.Next<ffi::F32>();
   const auto k = kernel.dimensions();
   Require(k.size() == 4, "expected a kernel of shape [kh, kw, C, C_out]");
   const int64_t window[] = {k[0], k[1]};
-  const Geometry g = GeometryOf(in.height, in.width, window, step.strides, step.padding,
-                                step.dilation);
+  const Geometry g = GeometryOf(in.height, in.width, window, numbers.strides,
+                                numbers.padding, numbers.dilation);
   Require(k[2] == in.depth, "the input's channels do not match the kernel's");
-  const Target<float> target = TakeTarget<float>(step, k[3], args);
+  const Target<float> target = TakeTarget<float>(numbers, k[3], args);
   return MakeRealConv(g, 1, k[2], k[3], target, kernel.typed_data());
 }
 
-std::unique_ptr<Operation> TakeSumPool(const Shape& in, const Step& step,
+std::unique_ptr<Operation> TakeSumPool(const Shape& in, const OperationNumbers& numbers,
                                        Arguments& args) {
   Require(in.type == Type::kFloats, "expected floats");
   const int64_t ones[] = {1, 1};
-  const Geometry g =
-      GeometryOf(in.height, in.width, step.window, step.strides, step.padding, ones);
+  const Geometry g = GeometryOf(in.height, in.width, numbers.window, numbers.strides,
+                                numbers.padding, ones);
   const float* threshold = args.Vector<ffi::F32>(in.depth);
   return MakeSumPool(g, in.depth, threshold, args.Vector<ffi::U32>(WordsFor(in.depth)));
 }
 
-std::unique_ptr<Operation> Make(const Shape& in, const Step& step, Arguments& args) {
-  switch (static_cast<Kind>(step.kind)) {
-    case Kind::kConv: return TakeConv(in, step, args);
-    case Kind::kRealConv: return TakeRealConv(in, step, args);
+std::unique_ptr<Operation> Make(const Shape& in, const OperationNumbers& numbers,
+                                Arguments& args) {
+  switch (static_cast<Kind>(numbers.kind)) {
+    case Kind::kConv: return TakeConv(in, numbers, args);
+    case Kind::kRealConv: return TakeRealConv(in, numbers, args);
     case Kind::kPack: return MakePack(in);
-    case Kind::kSumPool: return TakeSumPool(in, step, args);
-    case Kind::kCol2Im: return MakeCol2Im(in, step);
-    case Kind::kPackFlags: return MakePackFlags(in, step);
+    case Kind::kSumPool: return TakeSumPool(in, numbers, args);
+    case Kind::kCol2Im: return MakeCol2Im(in, numbers);
+    case Kind::kPackFlags: return MakePackFlags(in, numbers);
   }
   throw Refusal("unknown operation");
 }
@@ -152,14 +157,14 @@ struct Batch {
 class Chain {
  public:
   Chain(const Batch& x, ffi::Span<const int64_t> numbers, Arguments args) {
-    const int64_t count = static_cast<int64_t>(numbers.size()) / kStepNumbers;
-    Require(count >= 1 && numbers.size() % kStepNumbers == 0,
-            "expected one or more whole steps");
+    const int64_t count = static_cast<int64_t>(numbers.size()) / kOperationNumbers;
+    Require(count >= 1 && numbers.size() % kOperationNumbers == 0,
+            "expected one or more whole operations");
     Shape shape = x.shape;
     for (int64_t i = 0; i < count; ++i) {
-      Step step;
-      std::memcpy(&step, numbers.begin() + i * kStepNumbers, sizeof(step));
-      operations_.push_back(Make(shape, step, args));
+      OperationNumbers own;
+      std::memcpy(&own, numbers.begin() + i * kOperationNumbers, sizeof(own));
+      operations_.push_back(Make(shape, own, args));
       shape = operations_.back()->out;
       Require(shape.depth >= 1 && shape.depth <= kLargest, "a size is out of range");
       const int64_t size = shape.size();
@@ -209,7 +214,7 @@ void Run(ffi::ThreadPool& pool, ffi::AnyBuffer& in, Arguments args, ffi::AnyBuff
   const Batch x(in), y(out);
   Chain chain(x, numbers, args);
   Require(y.images == x.images && y.shape == chain.out(),
-          "the result does not have the shape that the steps give");
+          "the result does not have the shape that the operations give");
   chain.Prepare();
   PoolTeam team(pool, static_cast<double>(x.images) * chain.work);
   const int64_t chunk = ChunkOf(x.images, chain.largest(), team.threads());
@@ -225,8 +230,8 @@ void Run(ffi::ThreadPool& pool, ffi::AnyBuffer& in, Arguments args, ffi::AnyBuff
 }
 
 ffi::Error Handler(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs args,
-                   ffi::Result<ffi::AnyBuffer> y, ffi::Span<const int64_t> steps) {
-  return Answer([&] { Run(pool, x, Arguments(args), *y, steps); });
+                   ffi::Result<ffi::AnyBuffer> y, ffi::Span<const int64_t> numbers) {
+  return Answer([&] { Run(pool, x, Arguments(args), *y, numbers); });
 }
 
 }  // namespace
@@ -238,4 +243,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(xnor_jax_run, xnor::Handler,
                                   .Arg<::xla::ffi::AnyBuffer>()
                                   .RemainingArgs()
                                   .Ret<::xla::ffi::AnyBuffer>()
-                                  .Attr<::xla::ffi::Span<const int64_t>>("steps"));
+                                  .Attr<::xla::ffi::Span<const int64_t>>("operations"));

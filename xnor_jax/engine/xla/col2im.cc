@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "step.h"
+#include "operation_numbers.h"
 
 namespace xnor {
 namespace {
@@ -64,12 +64,12 @@ class Col2Im : public Operation {
 
 }  // namespace
 
-std::unique_ptr<Operation> MakeCol2Im(const Shape& in, const Step& step) {
+std::unique_ptr<Operation> MakeCol2Im(const Shape& in, const OperationNumbers& numbers) {
   Require(in.type == Type::kFloats, "expected floats");
   // The fields of the channels hold the image's size.
   const Geometry g =
-      GeometryOf(step.channels, step.out_channels, step.window, step.strides,
-                 step.padding, step.dilation);
+      GeometryOf(numbers.channels, numbers.out_channels, numbers.window,
+                 numbers.strides, numbers.padding, numbers.dilation);
   const int64_t taps = Times(g.y.window, g.x.window);
   Require(g.y.size >= 1 && g.x.size >= 1 && in.height == g.y.out &&
               in.width == g.x.out && in.depth % taps == 0,

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <memory>
 
-#include "step.h"
+#include "operation_numbers.h"
 
 namespace xnor {
 namespace {
@@ -52,10 +52,11 @@ class PackFlags : public Operation {
 
 }  // namespace
 
-std::unique_ptr<Operation> MakePackFlags(const Shape& in, const Step& step) {
+std::unique_ptr<Operation> MakePackFlags(const Shape& in,
+                                         const OperationNumbers& numbers) {
   Require(in.type == Type::kBytes, "expected bytes");
-  Require(step.channels >= 1 && step.channels <= 8, "expected 1 to 8 flags");
-  return std::make_unique<PackFlags>(in, step.channels);
+  Require(numbers.channels >= 1 && numbers.channels <= 8, "expected 1 to 8 flags");
+  return std::make_unique<PackFlags>(in, numbers.channels);
 }
 
 }  // namespace xnor

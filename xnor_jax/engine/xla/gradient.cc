@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "handler.h"
+#include "operation_numbers.h"
 #include "select.h"
-#include "step.h"
 
 namespace xnor {
 namespace {

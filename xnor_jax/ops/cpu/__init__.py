@@ -24,8 +24,8 @@ from jax.interpreters import mlir
 from xnor_jax import _compiled
 from xnor_jax.geometry import Pads
 from xnor_jax.ops.bits import words_for
+from xnor_jax.ops.cpu.operations import Operation, geometry_numbers
 from xnor_jax.ops.cpu.split import split_images
-from xnor_jax.ops.cpu.steps import Step, geometry_numbers
 
 RANK = 2  # spatial axes of its images
 
@@ -70,7 +70,7 @@ def use_instruction_set(name: str) -> None:
 
 def run(
     x: jax.Array,
-    steps: Sequence[Step],
+    operations: Sequence[Operation],
     spatial: tuple[int, ...],
     features: int,
     dtype: Any,
@@ -80,13 +80,13 @@ def run(
     Args:
       x: Floats, words or bytes `[N, *spatial, depth]`, at most `RANK` spatial axes, not
         empty.
-      steps: At least one.
+      operations: At least one.
       spatial: The result's spatial sizes.
       features: The result's channels.
       dtype: The result's dtype: float32, int32 (sums) or uint32 (words).
 
     Returns:
-      The last step's result, `[N, *spatial, features]`, or the words that hold it.
+      The last operation's result, `[N, *spatial, features]`, or the words that hold it.
 
     Raises:
       RuntimeError: If the library was not built.
@@ -95,15 +95,16 @@ def run(
     depth = words_for(features) if dtype == jnp.uint32 else features
     if not isinstance(x.shape[0], int):
         return _EXPORT.bind(x, shape=(x.shape[0], *spatial, depth), dtype=dtype)
-    numbers = np.array([number for step in steps for number in step.numbers], np.int64)
+    flat = [number for operation in operations for number in operation.numbers]
+    numbers = np.array(flat, np.int64)
 
     def result_of(x, *arrays):
         sizes = (*spatial, *(1,) * (RANK - len(spatial)))
         out = jax.ShapeDtypeStruct((x.shape[0], *sizes, depth), dtype)
-        return jax.ffi.ffi_call("xnor_jax_run", out)(x, *arrays, steps=numbers)
+        return jax.ffi.ffi_call("xnor_jax_run", out)(x, *arrays, operations=numbers)
 
     call = split_images(result_of, images=1)
-    arrays = [array for step in steps for array in step.arrays]
+    arrays = [array for operation in operations for array in operation.arrays]
     units = range(x.ndim - 1, RANK + 1)
     y = _batched_over_images(call)(jnp.expand_dims(x, units), *arrays)
     return vary_as(y.reshape(x.shape[0], *spatial, depth), x, *arrays)

@@ -1,7 +1,8 @@
 """Descriptions of operations for the compiled library: their numbers and arrays.
 
-Each function returns a `Step`; `xnor_jax.ops.cpu.run` runs a chain of them. The library
-checks each step against the result of the previous one, so nothing is checked here.
+Each function returns an `Operation`; `xnor_jax.ops.cpu.run` runs a chain of them. The
+library checks each operation against the result of the previous one, so nothing is
+checked here.
 """
 
 from dataclasses import dataclass, field
@@ -22,12 +23,13 @@ class _Kind(IntEnum):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Step:
-    """An operation of the compiled library.
+class Operation:
+    """A description of an operation of the compiled library.
 
     Attributes:
       arrays: Its kernel and constants.
-      numbers: The fields of `Step` in engine/xla/step.h, in that order; static.
+      numbers: The fields of `OperationNumbers` in engine/xla/operation_numbers.h, in
+        that order; static.
     """
 
     arrays: tuple[jax.Array, ...]
@@ -41,7 +43,7 @@ def conv(
     strides: tuple[int, ...] = (),
     padding: Pads = (),
     dilation: tuple[int, ...] = (),
-) -> Step:
+) -> Operation:
     """The convolution of packed signs, with up to two spatial axes.
 
     Args:
@@ -52,7 +54,7 @@ def conv(
       dilation: The kernel's dilation, one per spatial axis.
     """
     code, relu, constants = _epilogue(epilogue, jnp.int32)
-    return Step(
+    return Operation(
         (_with_axes(kernel.words, 2, len(kernel.window)), *constants),
         _numbers(
             _Kind.CONV,
@@ -72,7 +74,7 @@ def real_conv(
     strides: tuple[int, ...] = (),
     padding: Pads = (),
     dilation: tuple[int, ...] = (),
-) -> Step:
+) -> Operation:
     """The convolution of floats, with one group and up to two spatial axes.
 
     Each sum runs over the window in order, with fused multiply-adds where the processor
@@ -86,7 +88,7 @@ def real_conv(
       dilation: The kernel's dilation, one per spatial axis.
     """
     code, relu, constants = _epilogue(epilogue, jnp.float32)
-    return Step(
+    return Operation(
         (_with_axes(kernel, 0, kernel.ndim - 2), *constants),
         _numbers(
             _Kind.REAL_CONV,
@@ -98,14 +100,14 @@ def real_conv(
     )
 
 
-def pack() -> Step:
+def pack() -> Operation:
     """Pack the signs of floats into words."""
-    return Step((), _numbers(_Kind.PACK))
+    return Operation((), _numbers(_Kind.PACK))
 
 
-def pack_flags(count: int) -> Step:
+def pack_flags(count: int) -> Operation:
     """Pack uint8 flags: the words of bit 0, then of bit 1, up to `count` of 8 bits."""
-    return Step((), _numbers(_Kind.PACK_FLAGS, channels=(count, 0)))
+    return Operation((), _numbers(_Kind.PACK_FLAGS, channels=(count, 0)))
 
 
 def sum_pool_bits(
@@ -114,11 +116,11 @@ def sum_pool_bits(
     window: tuple[int, ...],
     strides: tuple[int, ...],
     padding: Pads,
-) -> Step:
+) -> Operation:
     """Thresholded window sums of floats as bits; see `xnor_jax.ops.sum_pool_bits`."""
     options = {"window": window, "strides": strides, "padding": padding}
     arrays = (threshold.threshold, threshold.flip)
-    return Step(arrays, _numbers(_Kind.SUM_POOL, **options))
+    return Operation(arrays, _numbers(_Kind.SUM_POOL, **options))
 
 
 def col2im(
@@ -128,7 +130,7 @@ def col2im(
     strides: tuple[int, ...],
     padding: Pads,
     dilation: tuple[int, ...],
-) -> Step:
+) -> Operation:
     """Sum float patches `[*window, C]`, one per position of the window, into the image.
 
     Args:
@@ -146,7 +148,7 @@ def col2im(
         padding=padding,
         dilation=dilation,
     )
-    return Step((), numbers)
+    return Operation((), numbers)
 
 
 def _epilogue(epilogue: Epilogue, sums: type) -> tuple[int, int, tuple]:

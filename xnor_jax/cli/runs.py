@@ -136,20 +136,20 @@ def _evaluate_packed(
 
 
 def _report(logits: Any, packed: Any, dataset: Any, title: str, path: Path) -> None:
-    from xnor_jax.train import confusion, features, report
+    from xnor_jax.train import confusion, features, figures
 
     counts = confusion.matrix(logits, dataset)
     names = dataset.class_names
     print("rows: the true classes; columns: the predicted classes")
     make_console().print(confusion.table(counts, names))
-    report.save(confusion.picture(counts, names, title), path)
+    figures.save(confusion.picture(counts, names, title), path)
     print(f"drawn in {path}")
     if packed is None:
         return
     image = next(dataset.test_splits()).images[0]
     if (signs := features.picture(packed, image, title)) is not None:
         path = path.with_name(path.name.replace("confusion.png", "signs.png"))
-        report.save(signs, path)
+        figures.save(signs, path)
         print(f"drawn in {path}")
 
 
@@ -180,11 +180,11 @@ def compare(
         if not (run / "seeds.json").is_file():
             check_run(run)
     from xnor_jax.train import compare as comparison
-    from xnor_jax.train import report
+    from xnor_jax.train import figures
 
     groups = comparison.read(runs)
     make_console().print(comparison.table(groups))
-    report.save(comparison.picture(groups), output)
+    figures.save(comparison.picture(groups), output)
     print(f"drawn in {output}")
 
 

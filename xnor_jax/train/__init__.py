@@ -1,4 +1,4 @@
-"""Training: recipes, the step, the loop, checkpoints and the report.
+"""Training: recipes, the step, the loop, checkpoints and figures.
 
 Submodules are imported on first use; importing the package loads none of them.
 """

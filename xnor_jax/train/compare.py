@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from xnor_jax.train import figures
 from xnor_jax.train import folder as folders
 from xnor_jax.train import recipe as recipes
-from xnor_jax.train import report
 from xnor_jax.train.folder import RunError
 
 
@@ -79,7 +79,7 @@ def read(runs: Sequence[Path]) -> list[Group]:
 
 def table(groups: Sequence[Group]) -> Table:
     """Tabulate accuracies by group: mean ± sample standard deviation over its seeds."""
-    result = report.make_table()
+    result = figures.make_table()
     result.add_column("run", overflow="fold", max_width=30)
     for column in ("seeds", "epochs", "last, %", "best, %", "training, %"):
         result.add_column(column, justify="right", no_wrap=True)
@@ -102,7 +102,7 @@ def picture(groups: Sequence[Group]) -> Any:
     Returns:
       A matplotlib figure.
     """
-    figure = report.make_figure(13, 4.2)
+    figure = figures.make_figure(13, 4.2)
     axes = figure.subplots(1, 3)
     curves = (
         ("test error, %", lambda e: 100 - 100 * e["test_accuracy"]),
@@ -120,7 +120,7 @@ def picture(groups: Sequence[Group]) -> Any:
                 low, high = rows.min(0), rows.max(0)
                 axis.fill_between(at, low, high, color=line.get_color(), alpha=0.2)
         axis.set(title=title, xlabel="epoch")
-        report.scale(axis)
+        figures.scale(axis)
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3
     )

@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from xnor_jax.data import ImageSet
-from xnor_jax.train import report
+from xnor_jax.train import figures
 
 # A matrix of more classes is too wide for a terminal; its worst pairs are listed.
 _WIDE = 12
@@ -38,7 +38,7 @@ def table(counts: np.ndarray, names: Sequence[str]) -> Table:
       counts: From `matrix`.
       names: The class names.
     """
-    result = report.make_table()
+    result = figures.make_table()
     total = counts.sum(1)
     if len(names) <= _WIDE:
         short = [name[:4] for name in names]
@@ -69,7 +69,7 @@ def table(counts: np.ndarray, names: Sequence[str]) -> Table:
 def picture(counts: np.ndarray, names: Sequence[str], title: str) -> Any:
     """Plot the matrix as a matplotlib figure, coloured by share of the true class."""
     side = max(4.5, min(14, 0.45 * len(names)))
-    figure = report.make_figure(side + 1.5, side)
+    figure = figures.make_figure(side + 1.5, side)
     axis = figure.subplots()
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)

@@ -8,7 +8,7 @@ import numpy as np
 from xnor_jax import ops
 from xnor_jax.packing import PackedModel
 from xnor_jax.packing.graph import BinaryConv, as_floats
-from xnor_jax.train import report
+from xnor_jax.train import figures
 
 _CHANNELS = 32  # of a layer's input that are drawn
 
@@ -59,7 +59,7 @@ def picture(packed: PackedModel, pixels: np.ndarray, title: str) -> Any:
     rows = layers(packed, pixels)
     if not rows:
         return None
-    figure = report.make_figure(13, 4.4 * len(rows))
+    figure = figures.make_figure(13, 4.4 * len(rows))
     figure.suptitle(title)
     axes = figure.subplots(len(rows), 3, width_ratios=(1, 2, 1.3), squeeze=False)
     for axis in axes[:, 0]:
@@ -80,5 +80,5 @@ def picture(packed: PackedModel, pixels: np.ndarray, title: str) -> Any:
             xticks=[],
             yticks=[],
         )
-        report.draw_signs(kernel, row.name, row.kernel)
+        figures.draw_signs(kernel, row.name, row.kernel)
     return figure

@@ -1,4 +1,4 @@
-"""The training loop: epochs, evaluation, checkpoints and reports."""
+"""The training loop: epochs, evaluation, checkpoints and figures."""
 
 import math
 import sys
@@ -18,7 +18,7 @@ from xnor_jax import masks
 from xnor_jax._words import counted
 from xnor_jax.data import Dataset
 from xnor_jax.data.streams import PictureSet
-from xnor_jax.train import feeds, network, processes, report, step
+from xnor_jax.train import feeds, figures, network, processes, step
 from xnor_jax.train.checkpoint import Checkpoints, History
 from xnor_jax.train.devices import replicate
 from xnor_jax.train.folder import (
@@ -64,7 +64,7 @@ def train(
     Args:
       info: The run: `RunInfo.of(name, recipe, dataset)`.
       dataset: The run's data set.
-      folder: The folder for recipe, metrics, checkpoints, events and report.
+      folder: The folder for recipe, metrics, checkpoints, events and figure.
       resume: Whether to resume the run in the folder.
       console: The console to print to; None for standard output.
       mesh: The devices that share each batch, from `make_mesh`; None for one. The
@@ -134,7 +134,7 @@ def train(
         if first:
             if done:
                 write_metrics(folder, history)
-            events = report.EventWriter(folder, done)
+            events = figures.EventWriter(folder, done)
         with display, feed:
             for epoch in range(done + 1, recipe.epochs + 1):
                 display.begin_epoch(epoch)
@@ -162,7 +162,7 @@ def train(
                 if first:
                     write_metrics(folder, history)
                 if events:
-                    events.write(record, report.latent_weights(state, trainer.inner))
+                    events.write(record, figures.latent_weights(state, trainer.inner))
                 display.end_epoch(record)
     except OSError as error:
         raise RunError(
@@ -175,11 +175,11 @@ def train(
             if events:
                 events.close()
     if first:
-        report.draw(
+        figures.draw(
             folder / "report.png",
-            report.title(info),
+            figures.title(info),
             history,
-            report.latent_weights(state, trainer.inner),
+            figures.latent_weights(state, trainer.inner),
         )
     return Result(folder, history, time.perf_counter() - begin, trainer, state)
 
@@ -304,14 +304,14 @@ def _record(
 ) -> dict[str, Any]:
     ratios = dict(
         zip(
-            report.kernel_paths(trainer.inner),
+            figures.kernel_paths(trainer.inner),
             map(float, jax.tree.leaves(flips)),
             strict=True,
         )
     )
     sizes = {
         path: values.size
-        for path, values in report.latent_weights(state, trainer.inner).items()
+        for path, values in figures.latent_weights(state, trainer.inner).items()
     }
     flipped = sum(ratios[path] * sizes[path] for path in ratios)
     steps = int(state.step)

@@ -14,7 +14,7 @@ from xnor_jax import data, masks
 from xnor_jax.packing import PackedModel
 from xnor_jax.packing.compiler import pack_unchecked
 from xnor_jax.packing.graph import specs_of
-from xnor_jax.train import network, report, ship
+from xnor_jax.train import figures, network, ship
 from xnor_jax.train.folder import RunWarning
 from xnor_jax.train.recipe import Recipe, to_json
 
@@ -54,7 +54,7 @@ def table(name: str, recipe: Recipe) -> Table:
     costs = {} if packed is None else _costs(packed)
     fields = to_json(recipe)
     shape = "×".join(map(str, image_shape))
-    result = report.make_table(
+    result = figures.make_table(
         title=f"{name}: {fields['model']}, {fields['dataset']}, images {shape}; "
         f"{len(inner)} of {len(kernels)} kernels binary",
         title_style="bold",

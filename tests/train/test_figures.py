@@ -8,8 +8,8 @@ from matplotlib.image import imread
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
+from xnor_jax.train import figures
 from xnor_jax.train import recipe as recipes
-from xnor_jax.train import report
 from xnor_jax.train.progress import Display
 from xnor_jax.train.step import Metrics
 
@@ -54,7 +54,7 @@ def read_events(folder):
 @pytest.mark.slow
 def test_picture_is_drawn_for_one_epoch_and_for_many(tmp_path):
     for epochs in (1, 12):
-        report.draw(tmp_path / "report.png", "a run", history(epochs), weights())
+        figures.draw(tmp_path / "report.png", "a run", history(epochs), weights())
         pixels = imread(tmp_path / "report.png")
         assert pixels.shape[0] > 500 and pixels.shape[1] > 1000
         assert pixels[..., :3].std() > 0.05
@@ -74,7 +74,7 @@ def test_a_legend_has_at_most_eight_entries(kernels):
         record | {"flip_ratios": {name: rng.uniform() for name in names}}
         for record in history(4)
     ]
-    axes = report.picture("a run", records, latent).axes
+    axes = figures.picture("a run", records, latent).axes
     for axis in (axes[3], axes[4]):
         labels = axis.get_legend_handles_labels()[1]
         assert labels[0] == "block2/layer" and len(labels) == min(kernels, 8)
@@ -89,7 +89,7 @@ def test_zero_error_is_visible_and_few_epochs_have_markers():
     for epochs in (1, 3, 30):
         records = history(epochs)
         records[-1]["test_accuracy"] = 1.0
-        axis = report.picture("a run", records, weights()).axes[1]
+        axis = figures.picture("a run", records, weights()).axes[1]
         low, high = axis.get_ylim()
         assert low < 0 < high
         markers = [line.get_marker() for line in axis.get_lines()[:2]]
@@ -102,7 +102,7 @@ def test_zero_error_is_visible_and_few_epochs_have_markers():
 
 def test_sign_tiles_show_the_first_kernel():
     kernel = np.random.default_rng(0).normal(size=(2, 3, 5, 4))
-    axes = report.picture("a run", history(2), {"block10/kernel": -kernel}).axes
+    axes = figures.picture("a run", history(2), {"block10/kernel": -kernel}).axes
     (image,) = axes[5].get_images()
     tiles = np.asarray(image.get_array())
     for c_out, c_in in ((0, 0), (3, 4), (1, 2)):
@@ -113,14 +113,14 @@ def test_sign_tiles_show_the_first_kernel():
 def test_title_names_the_main_settings():
     info = SimpleNamespace(name="n", recipe=recipes.get("mnist-lenet5"))
     title = "n: lenet5, rule corrected, surrogate ste, seed 0"
-    assert report.title(info) == title
+    assert figures.title(info) == title
     info.recipe = dataclasses.replace(info.recipe, binary=False, seed=7)
-    assert report.title(info) == "n: lenet5, float twin, seed 7"
+    assert figures.title(info) == "n: lenet5, float twin, seed 7"
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 8, 60])
 def test_epoch_ticks_are_whole_numbers(epochs):
-    figure = report.picture("a run", history(epochs), weights())
+    figure = figures.picture("a run", history(epochs), weights())
     for axis in figure.axes[:4]:
         ticks = axis.get_xticks()
         assert (ticks == ticks.round()).all() and len(ticks) <= 12
@@ -128,7 +128,7 @@ def test_epoch_ticks_are_whole_numbers(epochs):
 
 
 def test_events_hold_every_scalar_and_histogram(tmp_path):
-    writer = report.EventWriter(tmp_path, 0)
+    writer = figures.EventWriter(tmp_path, 0)
     for record in history(3):
         writer.write(record, weights())
     writer.close()

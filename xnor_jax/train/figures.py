@@ -1,4 +1,4 @@
-"""Reports on a run: TensorBoard events and a figure."""
+"""A run's figure and its TensorBoard events."""
 
 import math
 import re
@@ -85,7 +85,7 @@ _CHANNELS = 16  # of a kernel that are drawn
 
 
 def title(info: RunInfo) -> str:
-    """The title of a run's report: its name, network, rule, surrogate and seed."""
+    """The title of a run's figure: its name, network, rule, surrogate and seed."""
     fields = recipes.to_json(info.recipe)
     how = "float twin"
     if info.recipe.binary:
@@ -96,7 +96,7 @@ def title(info: RunInfo) -> str:
 def draw(
     path: Path, title: str, history: History, weights: dict[str, np.ndarray]
 ) -> None:
-    """Draw the report: loss, error, learning rate, flip ratios, latent weights, signs.
+    """Draw the figure: loss, error, learning rate, flip ratios, latent weights, signs.
 
     Args:
       path: The `.png` file to write.

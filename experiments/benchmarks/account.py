@@ -16,7 +16,7 @@ from train_step import EPOCH_IMAGES
 
 PRODUCTS = ("ffi_call", "dot_general", "conv_general_dilated")
 # Calls into the C++ library without products: sums, and packing signs or flags.
-PASSES = re.compile(r'"xnor_jax_channel_sums"|operations = dense<\[(2|9),')
+PASSES = re.compile(r'"xnor_jax_channel_sums"|operations = dense<\[(2|5),')
 OTHERS = "the batch; rule, Adam, projection"
 
 

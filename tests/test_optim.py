@@ -731,26 +731,3 @@ def test_rules_with_wrong_output_shape_are_refused_by_path():
     ) as caught:
         transform.update(params, (), params)
     assert "['conv']['kernel']" in str(caught.value)
-
-
-def test_keep_average_tracks_params_and_keeps_updates():
-    optimizer = optax.chain(optax.sgd(0.5), optim.keep_average(0.75))
-    params = {"kernel": jnp.array([[2.0, -1.0]]), "bias": jnp.array([4.0])}
-    state = optimizer.init(params)
-    wanted = jax.tree.map(np.asarray, params)
-    by_hand = dict(wanted)
-    for grad in (1.0, -3.0, 0.5):
-        grads = jax.tree.map(lambda p, g=grad: jnp.full_like(p, g), params)
-        updates, state = jax.jit(optimizer.update)(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        by_hand = {name: value - 0.5 * grad for name, value in by_hand.items()}
-        wanted = {n: 0.75 * wanted[n] + 0.25 * by_hand[n] for n in wanted}
-    chex.assert_trees_all_close(params, by_hand)
-    average = optax.tree.get(state, "latent_average")
-    chex.assert_trees_all_close(average, wanted, rtol=1e-6)
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.0])
-def test_average_decay_out_of_range_is_refused(decay):
-    with pytest.raises(ValueError, match=r"keep_average: expected decay in \[0, 1\)"):
-        optim.keep_average(decay)

@@ -319,47 +319,6 @@ def count_sign_flips(mask: Mask = None) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-class AverageState(NamedTuple):
-    """State of `keep_average`."""
-
-    latent_average: Any  # tree of the params
-
-
-def keep_average(decay: float) -> optax.GradientTransformation:
-    r"""Keep an exponential moving average of the params; the updates are unchanged.
-
-    `a ← d·a + (1 − d)·(params + update)`, from the initial params on. The average of
-    centred and clamped kernels is centred and clamped. Chain it after all
-    transformations that change the updates; read the average with
-    `optax.tree.get(opt_state, "latent_average")`.
-
-    Args:
-      decay: d, in [0, 1).
-
-    Returns:
-      A transformation; its `update` needs `params`.
-
-    Raises:
-      ValueError: If d is out of its range.
-
-    References:
-      Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992.
-    """
-    if not 0 <= decay < 1:
-        raise ValueError(f"keep_average: expected decay in [0, 1), got {decay}")
-
-    def init(params):
-        return AverageState(jax.tree.map(jnp.array, params))
-
-    def update(updates, state, params: Any = None):
-        _require("keep_average", params, updates)
-        new = optax.apply_updates(params, updates)
-        average = optax.incremental_update(new, state.latent_average, 1 - decay)
-        return updates, AverageState(average)
-
-    return optax.GradientTransformation(init, update)
-
-
 def _require(who: str, params: Any, updates: Any) -> None:
     if params is not None:
         return

@@ -55,7 +55,6 @@ CELLS: dict[str, dict[str, str]] = {
     "training aid": {
         "warm-up": "--warmup-epochs 1",
         "label smoothing": "--label-smoothing 0.1",
-        "averaged weights": "--average 0.999",
         "distillation": "--teacher {runs}/float-twin/seed{seed}",
         "two stages": "--initial {runs}/activations-alone-binary-32w1a/seed{seed}",
     },

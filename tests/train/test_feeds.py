@@ -229,20 +229,3 @@ def test_killed_worker_is_a_one_line_error():
     ):
         prefetcher.take(None)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.slow
-def test_logits_use_the_weight_average():
-    recipe = dataclasses.replace(RECIPE, average=0.9)
-    source = data.SOURCES["digits"]
-    trainer, state = step.create(
-        recipe, source, image_shape=(16, 16, 1), classes=3, steps_per_epoch=2
-    )
-    changed = state._replace(params=jax.tree.map(lambda leaf: 1 - leaf, state.params))
-    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1)).astype(np.uint8)
-    logits = feeds.logits(trainer, changed)(images)
-    model = loop.trained_model(trainer, state)
-    expected = model(preprocess.normalize(source, jnp.asarray(images)))
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-    latent = feeds.logits(trainer, state._replace(opt_state=(), params=changed.params))
-    assert np.abs(latent(images) - expected).max() > 0.1

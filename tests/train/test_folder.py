@@ -122,6 +122,20 @@ def test_missing_recipe_fields_take_their_defaults(tmp_path):
         folders.open_folder(tmp_path / "run", info(optimizer="sgd"), resume=True)
 
 
+def test_removed_option_average_is_ignored_if_off_and_refused_if_used(tmp_path):
+    folders.open_folder(tmp_path, info(), resume=False)
+    path = tmp_path / "recipe.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"average": 0.0}))
+    assert folders.read_info(tmp_path) == info()
+    folders.open_folder(tmp_path, info(), resume=True)
+    path.write_text(json.dumps(fields | {"average": 0.999}))
+    with pytest.raises(RunError, match="average 0.999, an option that was removed"):
+        folders.read_info(tmp_path)
+    with pytest.raises(RunError, match="average 0.999, an option that was removed"):
+        folders.open_folder(tmp_path, info(), resume=True)
+
+
 def test_folder_with_other_files_is_refused_and_unchanged(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RunError, match="other files and no run"):

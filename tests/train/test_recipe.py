@@ -50,8 +50,6 @@ def test_recipe_is_frozen():
         ("multiplier", float("inf")),
         ("weight_decay", -1e-5),
         ("label_smoothing", 1.0),
-        ("average", -0.1),
-        ("average", 0.9),
         ("teacher", ""),
         ("precision", "1w2a"),
         ("weight_method", "best"),

@@ -85,7 +85,7 @@ _TRAINING = _group(
         for name in (
             *("optimizer", "schedule", "warmup_epochs", "decay_epochs"),
             *("decay_factor", "weight_decay", "decay"),
-            *("label_smoothing", "teacher", "average"),
+            *("label_smoothing", "teacher"),
         )
     ],
 )

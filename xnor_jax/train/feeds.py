@@ -93,7 +93,7 @@ def evaluate(
             metrics = _evaluate(program, state, prefetcher, len(batches))
     else:
         program = step.make_evaluate(trainer)
-        metrics = program(state.evaluated, state.rest, *map(jnp.asarray, dataset.test))
+        metrics = program(state.params, state.rest, *map(jnp.asarray, dataset.test))
     return metrics, dataset.test_images
 
 
@@ -101,7 +101,7 @@ def logits(trainer: Trainer, state: TrainState) -> Callable[[np.ndarray], np.nda
     """Return a state's network, from images, uint8 `[N, H, W, C]`, to logits."""
     # The weights are arguments: XLA would spend seconds folding constants.
     compute = jax.jit(partial(step.evaluation_logits, trainer))
-    function = partial(compute, state.evaluated, state.rest)
+    function = partial(compute, state.params, state.rest)
     return lambda images: predict.in_batches(function, images)
 
 
@@ -142,11 +142,11 @@ class InMemory:
     def calibrate(self, state: TrainState, epoch: int) -> Any:
         """Re-estimate BatchNorm's statistics; return the new `rest`."""
         images, key = self._train.images, self._keys(epoch)[1]
-        return self._calibrate(state.evaluated, state.rest, images, key)
+        return self._calibrate(state.params, state.rest, images, key)
 
     def evaluate(self, state: TrainState) -> Metrics:
         """Return the mean metrics over the test images, each counted once."""
-        return self._evaluate(state.evaluated, state.rest, *self._test)
+        return self._evaluate(state.params, state.rest, *self._test)
 
     def _keys(self, epoch: int) -> jax.Array:
         return jax.random.split(jax.random.fold_in(self._key, epoch))
@@ -228,7 +228,7 @@ class Streamed:
         for _ in range(self._calibrations):
             images, _ = self._batches.take(found[-1:])
             jax.block_until_ready(found[-1:])
-            found.append(self._statistics(state.evaluated, state.rest, images))
+            found.append(self._statistics(state.params, state.rest, images))
         return step.merge_statistics(state.rest, found)
 
     def evaluate(self, state: TrainState) -> Metrics:
@@ -306,6 +306,6 @@ def _evaluate(
     for _ in range(count):
         images, labels = batches.take(total)
         jax.block_until_ready(total)
-        total = program(state.evaluated, state.rest, total, images, labels)
+        total = program(state.params, state.rest, total, images, labels)
     loss, right, images = jax.block_until_ready(total)
     return Metrics(loss / images, right / images)

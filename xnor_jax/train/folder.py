@@ -316,6 +316,12 @@ def _read(folder: Path) -> dict[str, Any]:
             for key, value in fields["data"].items()
         }
         found = {**defaults, "modules": {}, **fields, "data": data}
+        average = found.pop("average", 0.0)  # An option of earlier versions.
+        if average != 0.0:
+            raise RunError(
+                f"{folder} holds a run with average {average!r}, an option that was "
+                "removed; start a new run without it"
+            )
         for key in ("name", "epochs", "dataset", "model"):
             found[key]
         if not isinstance(found["name"], str):

@@ -229,7 +229,7 @@ def _others(info: RunInfo, *, first: bool) -> dict[str, Any]:
     if info.recipe.teacher is not None:
         others["teacher"] = trained_model(*other("teacher"))
     if info.recipe.initial is not None and first:
-        others["initial"] = other("initial")[1].evaluated
+        others["initial"] = other("initial")[1].params
         expected = nnx.state(_abstract_network(info), nnx.Param)
         if _shapes(others["initial"]) != _shapes(expected):
             raise RunError(
@@ -253,7 +253,7 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
 
 def trained_model(trainer: Trainer, state: TrainState) -> nnx.Module:
     """The network of a state, in evaluation mode."""
-    model = nnx.merge(trainer.graphdef, state.evaluated, state.rest, copy=True)
+    model = nnx.merge(trainer.graphdef, state.params, state.rest, copy=True)
     model.eval()
     return model
 

@@ -104,9 +104,6 @@ class Recipe:
     or to the optimizer's step (decoupled); adamw's is always decoupled."""
     label_smoothing: float = 0.0
     """The share in [0, 1) of each training label that is spread over all classes."""
-    average: float = 0.0
-    """The decay in [0, 1) of an exponential moving average of the latent weights, which
-    is evaluated and packed in their place; 0 keeps none. Needs calibration_batches."""
     teacher: str | None = None
     """The folder of a run, such as the float twin's: the loss is the distillation loss
     against its network's logits, without the labels."""
@@ -355,9 +352,8 @@ def validate(recipe: Recipe) -> Recipe:
         require(positive, field, "a number above 0")
     for field in ("weight_decay", "scale_minimum", "warmup_epochs"):
         require(number(field, 0), field, "a number ≥ 0")
-    for field in ("label_smoothing", "average"):
-        part = number(field, 0) and getattr(recipe, field) < 1
-        require(part, field, "a number in [0, 1)")
+    smoothing = number("label_smoothing", 0) and recipe.label_smoothing < 1
+    require(smoothing, "label_smoothing", "a number in [0, 1)")
     for field in ("teacher", "initial"):
         value = getattr(recipe, field)
         named = value is None or (isinstance(value, str) and value != "")
@@ -366,11 +362,6 @@ def validate(recipe: Recipe) -> Recipe:
         not (recipe.teacher and recipe.label_smoothing),
         "label_smoothing",
         "0 with a teacher, which replaces the labels",
-    )
-    require(
-        not (recipe.average and not recipe.calibration_batches),
-        "average",
-        "0 without calibration_batches, as BatchNorm's statistics are not averaged",
     )
     rising = all(a < b for a, b in zip((0, *recipe.decay_epochs), recipe.decay_epochs))  # noqa: B905
     require(rising, "decay_epochs", "rising epochs, each at least 1")

@@ -34,11 +34,6 @@ class TrainState(NamedTuple):
     opt_state: Any  # the optimizer's state
     step: jax.Array  # int32 [], steps taken
 
-    @property
-    def evaluated(self) -> Any:
-        """The latent tree that is evaluated and packed: the average, if one is kept."""
-        return optax.tree.get(self.opt_state, "latent_average", self.params)
-
 
 class Metrics(NamedTuple):
     """Means over an epoch's steps or a split's images."""
@@ -103,8 +98,6 @@ def create(
         # The layers apply the gradient rule, so the chain has none.
         links.append(optim.project(inner, scale_mask=scales, scale_minimum=minimum))
     links.append(optim.count_sign_flips(inner))
-    if recipe.average:
-        links.append(optim.keep_average(recipe.average))
     optimizer = optax.chain(*links)
     steps = recipe.epochs * steps_per_epoch
     trainer = Trainer(

@@ -49,7 +49,11 @@ def conv_signs(
     rows = jnp.stack(taps, axis=-2).reshape(-1, groups, weights)
     matrix = kernel.reshape(weights, groups, features // groups)
     sums = lax.dot_general(
-        rows, matrix, (((2,), (0,)), ((1,), (1,))), preferred_element_type=jnp.int32
+        rows,
+        matrix,
+        (((2,), (0,)), ((1,), (1,))),
+        precision=lax.Precision.DEFAULT,  # for integers, whatever it is for floats
+        preferred_element_type=jnp.int32,
     )
     sums = jnp.moveaxis(sums, 0, 1).reshape(x.shape[0], *geometry.out, features)
     return apply_epilogue(sums, epilogue)

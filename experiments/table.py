@@ -26,6 +26,8 @@ def row(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not list(Path(sys.argv[1]).glob("*/metrics.jsonl")):
+        sys.exit("table: expected a folder of runs, such as mnist_lenet5")
     print(
         "| run | recipe | seed | epochs | last, % | best, % (epoch) | last ten, % | "
         "their spread | training, % |\n|---|---|---|---|---|---|---|---|---|"

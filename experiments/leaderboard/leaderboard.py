@@ -4,7 +4,7 @@
 
 trains each cell that results.jsonl does not have, seed by seed. It can be stopped at
 any time; an unfinished run in RUNS is resumed. Each finished run is a line of
-results.jsonl.
+results.jsonl. --cells and --seeds select some of them.
 
     python leaderboard.py
 
@@ -50,11 +50,17 @@ def folder(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+def epochs(run: Path) -> list[dict]:
+    """The metrics of each finished epoch of a run."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.open()] if path.exists() else []
+
+
 def train(name: str, options: str, seed: int, data_dir: Path, runs: Path) -> None:
-    """Train a cell with a seed, from where it stopped, and write its line."""
+    """Train a cell with a seed, from where it stopped, and write its missing line."""
     run = runs / folder(name) / f"seed{seed}"
     for other in re.findall(r"{runs}/([\w-]+)/", options):
-        if not (runs / other / f"seed{seed}" / "metrics.jsonl").exists():
+        if len(epochs(runs / other / f"seed{seed}")) < EPOCHS:
             needed, given = next((n, o) for _, n, o in cells() if folder(n) == other)
             train(needed, given, seed, data_dir, runs)
     filled = [word.format(runs=runs, seed=seed) for word in options.split()]
@@ -67,16 +73,18 @@ def train(name: str, options: str, seed: int, data_dir: Path, runs: Path) -> Non
     more = [*where, "--resume"] if begun else where
     subprocess.run([*command, *more], cwd=HERE, check=True)
     seconds = time.monotonic() - start
-    epochs = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    if (name, seed) in results():  # needed by another cell
+        return
+    found = epochs(run)
     result = {
         "cell": name,
         "seed": seed,
         "options": options,
         "device": jax.devices()[0].device_kind,
         "seconds": None if begun else round(seconds),
-        "train_accuracy": round(epochs[-1]["train_accuracy"], 5),
-        "flip_ratio": round(epochs[-1]["flip_ratio"], 8),
-        "test_accuracy": [round(epoch["test_accuracy"], 4) for epoch in epochs],
+        "train_accuracy": round(found[-1]["train_accuracy"], 5),
+        "flip_ratio": round(found[-1]["flip_ratio"], 8),
+        "test_accuracy": [round(epoch["test_accuracy"], 4) for epoch in found],
     }
     with RESULTS.open("a") as file:
         print(json.dumps(result), file=file)
@@ -134,6 +142,10 @@ def main() -> None:
     parser.add_argument("data_dir", type=Path, nargs="?")
     parser.add_argument("runs", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    names = [name for _, name, _ in cells()]
+    parser.add_argument(
+        "--cells", nargs="+", choices=names, default=names, metavar="CELL"
+    )
     args = parser.parse_args()
     if (args.data_dir is None) != (args.runs is None):
         parser.error("expected DATA_DIR and RUNS, or neither")
@@ -141,7 +153,7 @@ def main() -> None:
         data_dir, runs = args.data_dir.resolve(), args.runs.resolve()
         for seed in args.seeds:
             for _, name, options in cells():
-                if (name, seed) not in results():
+                if name in args.cells and (name, seed) not in results():
                     train(name, options, seed, data_dir, runs)
     if not results():
         sys.exit("no run is done yet; give DATA_DIR and RUNS to train")

@@ -21,6 +21,7 @@ class Card:
       command: The command that trained it.
       seed: The run's seed.
       license: The file's license, by its identifier on the hub.
+      note: What to know about the accuracy.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Card:
     command: str | None = None
     seed: int | None = None
     license: str | None = None
+    note: str | None = None
 
     @classmethod
     def of(cls, info: "Info", size: int) -> "Card":
@@ -53,6 +55,7 @@ class Card:
             "Seed": None if self.seed is None else str(self.seed),
             "Size": f"{self.bytes:,} bytes",
             "Licence": self.license,
+            "Note": self.note,
         }
         lines = [f"- {name}: {value}" for name, value in facts.items() if value]
         about = "An XNOR-Network, packed at one bit per binary weight by xnor_jax."

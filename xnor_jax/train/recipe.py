@@ -331,7 +331,8 @@ def validate(recipe: Recipe) -> Recipe:
         if not (callable(value) or (isinstance(value, str) and value in names)):
             got = repr(value) if isinstance(value, str) else type(value).__name__
             raise RecipeError(
-                f"expected one of {', '.join(names)}, or a callable, got {got}"
+                f"expected one of {', '.join(names)}, or a callable (on the command "
+                f"line, MODULE:NAME), got {got}"
                 f"{suggestion(value, names) if isinstance(value, str) else ''}",
                 field=field,
             )

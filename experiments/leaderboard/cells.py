@@ -62,8 +62,9 @@ CELLS: dict[str, dict[str, str]] = {
         "approx, warm-up": "--surrogate approx --warmup-epochs 1",
         "approx, warm-up, distillation": "--surrogate approx --warmup-epochs 1"
         " --teacher {runs}/float-twin/seed{seed}",
-        "and convolution before BatchNorm": "--surrogate approx --warmup-epochs 1"
-        " --teacher {runs}/float-twin/seed{seed} --model cells:ConvFirst",
+        "approx, warm-up, distillation, convolution first": "--surrogate approx"
+        " --warmup-epochs 1 --teacher {runs}/float-twin/seed{seed}"
+        " --model cells:ConvFirst",
     },
 }
 

@@ -52,7 +52,7 @@ def conv_signs(
         rows,
         matrix,
         (((2,), (0,)), ((1,), (1,))),
-        precision=lax.Precision.DEFAULT,  # for integers, whatever it is for floats
+        precision=lax.Precision.DEFAULT,  # a context sets it for floats
         preferred_element_type=jnp.int32,
     )
     sums = jnp.moveaxis(sums, 0, 1).reshape(x.shape[0], *geometry.out, features)

@@ -90,7 +90,7 @@ def pack(
       >>> packed.report.rows[1].kind, packed.report.rows[1].bytes_after
       ('binary', 512)
     """
-    # As the packed network runs: see `network._run`.
+    # The packed network runs with this precision: see `network._run`.
     with jax.default_matmul_precision("highest"):
         packed, function, params = _packed(model, mask, example, backend)
         _check(packed, function, params, example)

@@ -104,6 +104,21 @@ def test_sums_on_every_instruction_set(case):
         np.testing.assert_array_equal(y, expected, err_msg=name)
 
 
+def test_sums_of_long_filters_on_every_instruction_set():
+    """Sums beyond 16 bits, for one, two and three panels of 32 filters."""
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random((5, 70_001)) < 0.5, -1, 1).astype(np.float32)
+    kernel = np.where(rng.random((70_001, 80)) < 0.5, -1, 1).astype(np.float32)
+    kernel[:, ::7], kernel[:, 1::7] = -x[0, :, None], x[1, :, None]
+    for features in (9, 40, 64, 80):
+        some = kernel[:, :features]
+        expected = x.astype(np.int64) @ some.astype(np.int64)
+        for name, y in on_every_instruction_set(
+            lambda some=some: ops.binary_matmul(x, some, backend="cpu")
+        ).items():
+            np.testing.assert_array_equal(y, expected, err_msg=name)
+
+
 @pytest.mark.slow
 @settings(max_examples=20)
 @given(drawn=st.lists(oracle.cases((1, 2)), min_size=100, max_size=100))

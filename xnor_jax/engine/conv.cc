@@ -81,12 +81,13 @@ void WritePadded(Team& team, const Geometry& g, int64_t depth, int64_t images,
 
 // Runs a job on all pixels and panels, split over the team's threads.
 template <class Element>
-void RunJob(Team& team, const Job<Element>& job, int64_t pixels, double work) {
+void RunJob(Team& team, const Kernels& binary, const Job<Element>& job, int64_t pixels,
+            double work) {
   constexpr int64_t kPixels = 64;  // per task, if there are enough
   constexpr double kSmallest = 3e4;  // work of about a microsecond
   const auto run = [&] {
     if constexpr (kIsWords<Element>)
-      return Chosen().binary;
+      return binary.binary;
     else
       return Chosen().real;
   }();
@@ -96,12 +97,13 @@ void RunJob(Team& team, const Job<Element>& job, int64_t pixels, double work) {
     return;
   }
   const int64_t blocks = (pixels + kPixels - 1) / kPixels, wanted = 4 * threads;
-  const int64_t parts = std::min(panels, (wanted + blocks - 1) / blocks);
+  const int64_t pairs = (panels + 1) / 2;  // The kernels may take panels in pairs.
+  const int64_t parts = std::min(pairs, (wanted + blocks - 1) / blocks);
   team.For(blocks * parts, [&](int64_t task) {
     const int64_t block = task / parts, part = task % parts;
     const int64_t begin = block * kPixels;
-    run(job, begin, std::min(begin + kPixels, pixels), part * panels / parts,
-        (part + 1) * panels / parts);
+    run(job, begin, std::min(begin + kPixels, pixels), part * pairs / parts * 2,
+        std::min((part + 1) * pairs / parts * 2, panels));
   });
 }
 
@@ -165,7 +167,7 @@ struct Group {
   Job<Element> job;
   Constants<Element> constants;
   std::vector<int32_t> base;
-  std::vector<float> panels;
+  std::vector<Element> panels;
 
   Group(const Job<Element>& of_all, const Target<Sum<Element>>& target, int64_t first,
         int64_t columns)
@@ -198,9 +200,8 @@ class Conv : public Operation {
             Times(Times(g.z.window + 1, g.y.window + 1), g.x.window + 1);
         memory += Times(2, Times(corners, wide / groups));
       }
-    } else {
-      memory += Times(Times(g.taps(), depth), wide);
     }
+    memory += Times(Times(g.taps(), depth), wide);
   }
 
   void Prepare() override {
@@ -246,7 +247,7 @@ class Conv : public Operation {
       job.image = x + group * depth_;
       // All elements have four bytes.
       job.out = static_cast<uint32_t*>(call.out) + group * each;
-      RunJob(call.team, job, call.images * g_.pixels(), call.images * work / groups);
+      RunJob(call.team, binary_, job, call.images * g_.pixels(), call.images * work / groups);
     }
   }
 
@@ -257,6 +258,7 @@ class Conv : public Operation {
   const int64_t depth_, channels_, columns_, pixel_;
   const Target<Sum<Element>> target_;
   const Element* const kernel_;
+  const Kernels& binary_ = Chosen();  // which `Prepare` lays kernels of signs out for
   std::vector<int64_t> offsets_;
   Classes z_, y_, x_;  // Words only.
   std::deque<Group<Element>> groups_;  // A deque: jobs point into its elements.
@@ -266,9 +268,14 @@ template <>
 void Conv<uint32_t>::LayOut(Group<uint32_t>& group, int64_t index) const {
   const int64_t panels = WordsFor(columns_);
   Job<uint32_t>& job = group.job;
-  job.kernel = kernel_ + index * panels * job.segments * job.length * kPanel;
+  const int64_t words = job.segments * job.length;
+  job.kernel = kernel_ + index * panels * words * kPanel;
   group.base = Base(g_, z_, y_, x_, job.kernel, panels, depth_, channels_);
   job.base = group.base.data();
+  if (binary_.lay_out == nullptr || panels < 2) return;
+  group.panels.resize(panels * words * kPanel);
+  binary_.lay_out(job.kernel, panels, words, group.panels.data());
+  job.kernel = group.panels.data();
 }
 
 // Lays out the columns of the kernel in panels.

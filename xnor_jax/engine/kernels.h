@@ -36,7 +36,7 @@ struct Job {
   // A window is `segments` runs of `length` elements, at these offsets from its corner.
   const int64_t* offsets;
   int64_t segments, length;
-  // [panels][segments * length][kPanel]
+  // [panels][segments * length][kPanel], or as `Kernels::lay_out` writes it
   const Element* kernel;
   int64_t columns;  // output channels of the group
   // Words only: sum = base[class of the pixel] - 2 * popcount. Pixels of a class have the
@@ -67,11 +67,15 @@ struct PoolJob {
 
 struct Kernels {
   const char* name;
-  // Convolutions, at output pixels [begin, end) for panels [panel_begin, panel_end).
+  // Convolutions, at output pixels [begin, end) for panels [panel_begin, panel_end);
+  // `panel_begin` is even, and `panel_end` is even or the number of panels.
   void (*binary)(const Job<uint32_t>&, int64_t begin, int64_t end, int64_t panel_begin,
                  int64_t panel_end);
   void (*real)(const Job<float>&, int64_t begin, int64_t end, int64_t panel_begin,
                int64_t panel_end);
+  // Writes a kernel [panels][words][kPanel] of signs in the layout that `binary` reads;
+  // null if it reads the kernel as it is.
+  void (*lay_out)(const uint32_t* kernel, int64_t panels, int64_t words, uint32_t* out);
   // Counts the set bits of [panels][taps][words][kPanel], to [taps][panels * kPanel].
   void (*count_taps)(const uint32_t* kernel, int64_t panels, int64_t taps,
                      int64_t words, int32_t* out);

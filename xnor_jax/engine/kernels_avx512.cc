@@ -9,7 +9,7 @@ namespace {
 
 struct Words {
   using Vector = __m512i;
-  static constexpr int kLanes = 16, kRows = 8, kFlush = 0;
+  static constexpr int kLanes = 16, kRows = 8, kFlush = 0, kPairRows = 0;
   static Vector Load(const uint32_t* p) { return _mm512_loadu_si512(p); }
   static Vector Broadcast(uint32_t word) {
     return _mm512_set1_epi32(static_cast<int>(word));
@@ -70,7 +70,7 @@ inline uint32_t NegativeMask(const float* x) {
 #include "kernels_impl.h"
 
 namespace xnor {
-const Kernels kAvx512 = {"avx512", Convolve<uint32_t>, Convolve<float>, CountTaps,
+const Kernels kAvx512 = {"avx512", Convolve<uint32_t>, Convolve<float>, nullptr, CountTaps,
                      Pack, Unpack, AddProducts, ChannelSums, SumPool,
                      MultiplyAdd, Norm};
 }  // namespace xnor

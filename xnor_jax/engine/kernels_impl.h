@@ -5,6 +5,8 @@
 //     kRows       rows of the image whose sums stay in registers
 //     kFlush      counts that a lane's accumulator can hold before it must be widened;
 //                 0 if it counts in 32 bits
+//     kPairRows   the same as kRows for `MultiplyPair`, which replaces `Multiply` for pairs
+//                 of panels; 0 without it
 //     Load, Broadcast, Zero, Xor, Count(acc, bits) -> acc, Widen(acc) -> uint32 lanes,
 //     Add, LessTwice(a, b) -> a - 2 b, Store
 //   struct Floats: a vector of `kLanes` floats.
@@ -186,6 +188,28 @@ inline void MultiplyBlock(const Job<Element>& job, const Element* const* rows,
   }
 }
 
+// The same for two panels.
+template <class Lanes>
+inline void MultiplyPairs(const Job<uint32_t>& job, const uint32_t* const* rows,
+                          const int32_t* const* base, int64_t pixel, int count,
+                          int64_t panel) {
+  int32_t sums[Lanes::kPairRows][2 * kPanel];
+  const uint32_t* kernel = job.kernel + panel * job.segments * job.length * kPanel;
+  for (int i = 0, m; i < count; i += m) {
+    m = count - i >= Lanes::kPairRows ? Lanes::kPairRows : 1;
+    const int32_t* from[Lanes::kPairRows];
+    for (int r = 0; r < m; ++r) from[r] = base[i + r] + panel * kPanel;
+    if (m > 1)
+      Lanes::template MultiplyPair<Lanes::kPairRows>(rows + i, from, job, kernel, sums);
+    else
+      Lanes::template MultiplyPair<1>(rows + i, from, job, kernel, sums);
+    for (int r = 0; r < m; ++r) {
+      Finish(job, sums[r], pixel + i + r, panel);
+      Finish(job, sums[r] + kPanel, pixel + i + r, panel + 1);
+    }
+  }
+}
+
 template <class Element>
 void Convolve(const Job<Element>& job, int64_t begin, int64_t end, int64_t panel_begin,
               int64_t panel_end) {
@@ -219,8 +243,14 @@ void Convolve(const Job<Element>& job, int64_t begin, int64_t end, int64_t panel
         }
       }
     }
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel)
-      MultiplyBlock(job, rows, base, block, count, panel);
+    int64_t panel = panel_begin;
+    if constexpr (std::is_same_v<Element, uint32_t>) {
+      using Lanes = std::conditional_t<std::is_same_v<Element, uint32_t>, Words, void>;
+      if constexpr (Lanes::kPairRows > 0)
+        for (; panel + 1 < panel_end; panel += 2)
+          MultiplyPairs<Lanes>(job, rows, base, block, count, panel);
+    }
+    for (; panel < panel_end; ++panel) MultiplyBlock(job, rows, base, block, count, panel);
   }
 }
 
@@ -376,6 +406,11 @@ void ChannelSums(const float* a, const float* x, const float* center, int64_t ro
 
 void SumPool(const PoolJob& job, int64_t begin, int64_t end) {
   const int64_t words = (job.channels + kPanel - 1) / kPanel;
+  // Whether every window is one pixel of the image.
+  const bool alone = job.window_height * job.window_width == 1 && job.top == 0 &&
+                     job.left == 0 &&
+                     (job.out_height - 1) * job.stride_height < job.height &&
+                     (job.out_width - 1) * job.stride_width < job.width;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t image = row / job.out_height;
     const int64_t y0 = row % job.out_height * job.stride_height - job.top;
@@ -388,7 +423,25 @@ void SumPool(const PoolJob& job, int64_t begin, int64_t end) {
         const int64_t first = word * kPanel;
         const int64_t rest = job.channels - first;
         const int lanes = rest < kPanel ? static_cast<int>(rest) : kPanel;
+        uint32_t& to = job.out[(row * job.out_width + out_x) * words + word];
+        const auto signs = [&](const float* sums) {
+          return (LessMask(sums, job.threshold + first) ^ job.flip[word]) &
+                 FirstBits(lanes);
+        };
+        const float* only = source + (y0 * job.width + x0) * job.channels + first;
+        if (alone && lanes == kPanel) {
+          to = signs(only);
+          continue;
+        }
         alignas(64) float sums[kPanel] = {};
+        if (alone) {
+          if (lanes == kPanel / 2)
+            std::memcpy(sums, only, kPanel / 2 * sizeof(float));
+          else
+            std::memcpy(sums, only, lanes * sizeof(float));
+          to = signs(sums);
+          continue;
+        }
         for (int64_t y = Larger(y0, 0); y < bottom; ++y) {
           for (int64_t x = Larger(x0, 0); x < right; ++x) {
             const float* pixel = source + (y * job.width + x) * job.channels + first;
@@ -398,8 +451,7 @@ void SumPool(const PoolJob& job, int64_t begin, int64_t end) {
               for (int n = 0; n < lanes; ++n) sums[n] += pixel[n];
           }
         }
-        job.out[(row * job.out_width + out_x) * words + word] =
-            (LessMask(sums, job.threshold + first) ^ job.flip[word]) & FirstBits(lanes);
+        to = signs(sums);
       }
     }
   }
@@ -428,16 +480,30 @@ inline Floats::Vector Negative(Floats::Vector v) {
 
 void MultiplyAdd(const float* const* in, const int64_t* strides, float* out,
                  int64_t count, bool minus_product, bool minus_sum) {
-  for (int64_t i = 0; i < count; i += Floats::kLanes) {
+  const auto result = [&](Floats::Vector a, Floats::Vector b, Floats::Vector c) {
+    return Floats::MultiplyAdd(minus_product ? Negative(a) : a, b,
+                               minus_sum ? Negative(c) : c);
+  };
+  int64_t i = 0;
+  if (strides[0] <= 1 && strides[1] <= 1 && strides[2] <= 1) {
+    // A number at stride 0 is read again and again from a vector that repeats it.
+    alignas(64) float repeated[3][Floats::kLanes];
+    const float* from[3];
+    for (int k = 0; k < 3; ++k) {
+      from[k] = strides[k] == 0 ? repeated[k] : in[k];
+      if (strides[k] == 0) Floats::Store(repeated[k], Floats::Broadcast(*in[k]));
+    }
+    for (; i + Floats::kLanes <= count; i += Floats::kLanes)
+      Floats::Store(out + i, result(Floats::Load(from[0] + i * strides[0]),
+                                    Floats::Load(from[1] + i * strides[1]),
+                                    Floats::Load(from[2] + i * strides[2])));
+  }
+  for (; i < count; i += Floats::kLanes) {
     const int64_t lanes = Smaller(count - i, Floats::kLanes);
     const auto load = [&](int k) {
       return LoadSome(in[k] + i * strides[k], strides[k], lanes);
     };
-    const Floats::Vector a = load(0), b = load(1), c = load(2);
-    StoreSome(out + i,
-              Floats::MultiplyAdd(minus_product ? Negative(a) : a, b,
-                                  minus_sum ? Negative(c) : c),
-              lanes);
+    StoreSome(out + i, result(load(0), load(1), load(2)), lanes);
   }
 }
 

@@ -10,7 +10,7 @@ namespace {
 struct Words {
   using Vector = uint32x4_t;
   // A byte counts up to 8 bits per word: the counts of 31 words stay below 256.
-  static constexpr int kLanes = 4, kRows = 2, kFlush = 31;
+  static constexpr int kLanes = 4, kRows = 2, kFlush = 31, kPairRows = 0;
   static Vector Load(const uint32_t* p) { return vld1q_u32(p); }
   static Vector Broadcast(uint32_t word) { return vdupq_n_u32(word); }
   static Vector Zero() { return vdupq_n_u32(0); }
@@ -75,7 +75,7 @@ inline uint32_t NegativeMask(const float* x) {
 #include "kernels_impl.h"
 
 namespace xnor {
-const Kernels kNeon = {"neon", Convolve<uint32_t>, Convolve<float>, CountTaps,
+const Kernels kNeon = {"neon", Convolve<uint32_t>, Convolve<float>, nullptr, CountTaps,
                      Pack, Unpack, AddProducts, ChannelSums, SumPool,
                      MultiplyAdd, Norm};
 }  // namespace xnor

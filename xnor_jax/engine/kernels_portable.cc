@@ -9,7 +9,7 @@ namespace {
 struct Words {
   using Vector = uint64_t;
   // A byte counts up to 8 bits per word: the counts of 31 words stay below 256.
-  static constexpr int kLanes = 2, kRows = 1, kFlush = 31;
+  static constexpr int kLanes = 2, kRows = 1, kFlush = 31, kPairRows = 0;
   static Vector Load(const uint32_t* p) {
     Vector v;
     std::memcpy(&v, p, sizeof(v));
@@ -72,7 +72,7 @@ inline uint32_t NegativeMask(const float* x) {
 #include "kernels_impl.h"
 
 namespace xnor {
-const Kernels kPortable = {"portable", Convolve<uint32_t>, Convolve<float>, CountTaps,
+const Kernels kPortable = {"portable", Convolve<uint32_t>, Convolve<float>, nullptr, CountTaps,
                      Pack, Unpack, AddProducts, ChannelSums, SumPool,
                      MultiplyAdd, Norm};
 }  // namespace xnor

@@ -18,6 +18,7 @@
 #include "check.h"
 #include "handler.h"
 #include "model.h"
+#include "select.h"
 #include "xla/ffi/api/ffi.h"
 #include "xnor.h"
 
@@ -81,8 +82,9 @@ class GivenArrays : public Arrays {
   const std::vector<uint32_t>* const contents_;
 };
 
-// A network with its weights laid out.
+// A network with its weights laid out for an instruction set.
 struct Loaded {
+  const Kernels& kernels = Chosen();
   Contents contents;
   Model model;
 
@@ -123,11 +125,12 @@ class Network {
                            TypeOf(member.kind), member.laid_out()});
   }
 
-  // The network with these weights, laid out anew if they differ from the last ones.
+  // The network with these weights, laid out anew if they or the instruction set differ
+  // from the last ones.
   std::shared_ptr<const Loaded> With(const ffi::RemainingArgs& args) {
     Check(args);
     std::shared_ptr<const Loaded> last = Last();
-    if (last != nullptr && last->Holds(args)) return last;
+    if (last != nullptr && &last->kernels == &Chosen() && last->Holds(args)) return last;
     Contents contents;
     for (size_t i = 0; i < args.size(); ++i) {
       const auto buffer = args.get<ffi::AnyBuffer>(i);

@@ -108,7 +108,9 @@ class Moves : public Operation {
         std::fill(static_cast<float*>(call.out) + begin,
                   static_cast<float*>(call.out) + end, fill_);
       });
-    for (const auto& [move, walk] : moves_) {
+    for (const auto& each : moves_) {
+      const Move& move = each.first;  // C++17's lambdas capture no structured bindings.
+      const Walk& walk = each.second;
       const uint32_t* const x = call.words(move.input);
       const int64_t last = walk.axes() - 1, row = walk.sizes[last];
       const int64_t from = walk.strides[last][0], to = walk.strides[last][1];

@@ -103,6 +103,13 @@ def test_unsplit_classes_use_validation_share(tmp_path, capsys):
     split = ("--validation-share", 0.2, "--seed", 3)
     found = run_ok(capsys, "evaluate", file, "--data-dir", root, *split)
     assert f"3 test images, loss {last['test_loss']:.4f}" in found
+    # A run's classes are those of its folder, in order.
+    (root / "bee").rename(root / "dog")
+    for network, options in ((run, ()), (file, split)):
+        command = ("evaluate", network, "--data-dir", root, *options)
+        code, err = run_failing(capsys, *command)
+        assert code == 1 and "has the classes ant, bee, cat, the data set" in err
+    (root / "dog").rename(root / "bee")
     code, err = run_failing(capsys, "evaluate", run, "--data-dir", root, *split)
     assert code == 2 and "expected none for a run" in err
     code, err = run_failing(capsys, "evaluate", file, "--seed", 3)

@@ -1,6 +1,8 @@
+import shutil
 from pathlib import Path
 
 import datasets
+import folders
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -255,3 +257,55 @@ def test_shared_sets(name, folder, shape, first):
         assert dataset.train.labels[0] == first
         mean = dataset.train.images.mean() / 255
         assert mean == pytest.approx(dataset.source.mean[0], abs=1e-3)
+
+
+def without_train(every, only):
+    """Check a set that was loaded without its training split."""
+    assert (every.train_images > 0, only.train_images) == (True, 0)
+    assert (only.class_names, only.image_shape) == (
+        every.class_names,
+        every.image_shape,
+    )
+    assert (only.source, only.test_images) == (every.source, every.test_images)
+    for one, other in zip(only.test_splits(), every.test_splits(), strict=True):
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.labels, other.labels)
+
+
+def test_only_the_test_split_is_read_where_asked(tmp_path):
+    fit, root = data.Fit(16, 18), tmp_path / "set"
+    write_hub_layout(root, labels=(2, 0, 1))
+    every = data.load("mnist", root)
+    (root / "train-00000-of-00001.parquet").write_text("damaged")
+    without_train(every, data.load("mnist", root, train=False))
+    (root / "train-00000-of-00001.parquet").unlink()
+    without_train(every, data.load("mnist", root, train=False))
+    (root / "test-00000-of-00001.parquet").rename(root / "other.parquet")
+    with pytest.raises(data.DataError, match="has no split test; .* other.parquet"):
+        data.load("mnist", root, train=False)
+
+    grey = np.random.default_rng(1).integers(0, 256, (8, 28, 28)).astype(np.uint8)
+    for at, pixels in enumerate(grey):
+        folder = tmp_path / "grey" / ("train", "test")[at > 4] / "ab"[at % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{at}.png")
+    every = data.load("mnist", tmp_path / "grey")
+    for path in (tmp_path / "grey" / "train").rglob("*.png"):
+        path.write_text("damaged")
+    without_train(every, data.load("mnist", tmp_path / "grey", train=False))
+
+    root = folders.class_folders(tmp_path / "folders")
+    every = data.load("folder", root, fit)
+    holdout = data.Holdout(0.3, 5)
+    unsplit = data.load("folder", root / "validation", fit, holdout)
+    part = data.load("folder", root / "validation", fit, holdout, train=False)
+    without_train(unsplit, part)
+    without_train(every, data.load("folder", root, fit, train=False))
+    shutil.rmtree(root / "train")
+    without_train(every, data.load("folder", root, fit, train=False))
+    with pytest.raises(data.DataError, match="has no folder train"):
+        data.load("folder", root, fit)
+
+    images = np.repeat(grey[..., None], 3, -1)
+    for dataset in ("digits", lambda: (images, range(8), images[:3], range(3))):
+        without_train(data.load(dataset), data.load(dataset, train=False))

@@ -71,6 +71,10 @@ def test_evaluate_returns_loss_and_accuracy(packed, pixels):
     other = dataclasses.replace(dataset, class_names=("a", "b", "d", "e"))
     with pytest.raises(data.DataError, match="the classes a, b, c, .* a, b, d, …"):
         predict.evaluate(packed, other)
+    many = tuple(map(str, range(9)))
+    swapped = dataclasses.replace(dataset, class_names=(*many[:6], "x", *many[7:]))
+    with pytest.raises(data.DataError, match="…, 4, 5, 6, …, the .* …, 4, 5, x, …;"):
+        predict.check_classes(many, swapped)
     nameless = dataclasses.replace(packed, info=Info(None, INFO.preprocessing))
     assert predict.evaluate(nameless, dataset) == (loss, accuracy)
     with pytest.raises(data.DataError, match="3 classes, the data set has 4"):

@@ -77,13 +77,13 @@ def evaluate(
 def _evaluate_run(
     run: Path, data_dir: Path | None, *, best: bool, report: bool
 ) -> None:
-    from xnor_jax.train import feeds, loop, ship
+    from xnor_jax.train import feeds, loop, predict, ship
     from xnor_jax.train import folder as folders
     from xnor_jax.train import recipe as recipes
 
     info = folders.read_info(run)
     check_data(info.recipe.dataset, data_dir)
-    dataset = recipes.load_data(info.recipe, data_dir)
+    dataset = recipes.load_data(info.recipe, data_dir, train=False)
     trainer, state, history = loop.restore(run, info, best=best)
     if dataset.image_shape != info.image_shape:
         raise folders.RunError(
@@ -91,6 +91,7 @@ def _evaluate_run(
             f"images have shape {dataset.image_shape}; give the run's own data set "
             "with --data-dir"
         )
+    predict.check_classes(info.class_names, dataset)
     metrics, count = feeds.evaluate(trainer, state, dataset)
     print(
         f"{info.name}, epoch {history[-1]['epoch']}: {counted(count, 'test image')}, "
@@ -121,7 +122,8 @@ def _evaluate_packed(
 
     name, fit = predict.dataset_name(packed.info), predict.fit(packed)
     check_data(name, data_dir)
-    dataset = data.load(name, data_dir, fit, holdout and data.Holdout(*holdout))
+    split = holdout and data.Holdout(*holdout)
+    dataset = data.load(name, data_dir, fit, split, train=False)
     metrics = predict.evaluate(packed, dataset)
     print(
         f"{packed.info.name or file}, packed: "

@@ -12,28 +12,32 @@ from xnor_jax.data.layouts import open_rows
 from xnor_jax.data.sets import DataError, Dataset, Rows, Source, Split
 
 
-def from_pictures(source: Source, data_dir: str | Path | None) -> Dataset:
-    """Decode all pictures of a data set into memory.
+def from_pictures(
+    source: Source, data_dir: str | Path | None, *, train: bool = True
+) -> Dataset:
+    """Decode the pictures of a data set into memory.
 
     Args:
       source: The data set.
       data_dir: A folder in the hub's layout or of class folders; None loads the set
         from the hub.
+      train: Whether to read the training split; without it, that split is empty.
 
     Raises:
       DataError: If the set cannot be read, its images differ in shape, or their number
         of channels is not that of `source`.
     """
-    found = open_rows(source, data_dir, test=("test",))
-    train, test = map(_decode, (found.train, found.test))
+    found = open_rows(source, data_dir, test=("test",), train=train)
+    splits = [_decode(rows) for rows in (found.train, found.test) if len(rows)]
     channels = len(source.mean)
-    for split in (train, test):
-        if split.images.shape[1:] != (*train.images.shape[1:3], channels):
+    for split in splits:
+        if split.images.shape[1:] != (*splits[0].images.shape[1:3], channels):
             raise DataError(
                 f"{found.where} has images of shape {split.images.shape[1:]}; expected "
                 f"{counted(channels, 'channel')} and one size in both splits"
             )
-    return Dataset(train, test, found.class_names, source)
+    every = Dataset(splits[0], splits[-1], found.class_names, source)
+    return every if train else every.without_train()
 
 
 def from_function(function: Callable[[], Any]) -> Dataset:

@@ -49,17 +49,21 @@ class Files:
         return (self[index] for index in range(len(self)))
 
 
-def open_folders(folder: Path, test: Sequence[str]) -> RowSet | None:
+def open_folders(
+    folder: Path, test: Sequence[str], *, train: bool = True
+) -> RowSet | None:
     """Open a training and a test split of class folders.
 
     Args:
       folder: The folder that holds `train` and the test split.
       test: Accepted names of the test split; the first that exists is used. `val` is an
         alias of `validation`.
+      train: Whether to open the training split; without it, that split is empty, and
+        need not exist.
 
     Returns:
       The set, with classes sorted by name and pictures by path; None if there is no
-      folder `train`, or if it holds Parquet files.
+      such split, or if it holds Parquet files.
 
     Raises:
       DataError: If the folder does not fit the layout, the splits differ in their
@@ -67,17 +71,25 @@ def open_folders(folder: Path, test: Sequence[str]) -> RowSet | None:
     """
     try:
         splits = {entry.name: entry for entry in _entries(folder) if entry.is_dir()}
-        if "train" not in splits or any(
-            entry.name.endswith(".parquet") for entry in _entries(folder / "train")
+        wanted = ("train",) if train else ("train", *test, "val")
+        first = next((name for name in wanted if name in splits), None)
+        if first is None or any(
+            entry.name.endswith(".parquet") for entry in _entries(folder / first)
         ):
             return None
         held_out = _test_split(folder, splits, test)
         layout = _LAYOUT.format(held_out)
-        train = _classes(folder / "train", layout)
+        training = _classes(folder / "train", layout) if train else None
         validation = _classes(folder / held_out, layout)
-        names = sorted(train)
-        _check_classes(folder, held_out, train, validation)
-        rows, held_out_rows = _files(train, names), _files(validation, names)
+        if training is not None:
+            _check_classes(folder, held_out, training, validation)
+        if not any(validation.values()):
+            raise DataError(
+                f"{folder}/{held_out} has no pictures; expected at least one"
+            )
+        names = sorted(validation)
+        rows = Files([], []) if training is None else _files(training, names)
+        held_out_rows = _files(validation, names)
         _check_disjoint(rows, held_out_rows)
     except OSError as error:
         raise DataError(
@@ -86,7 +98,9 @@ def open_folders(folder: Path, test: Sequence[str]) -> RowSet | None:
     return RowSet(str(folder), rows, held_out_rows, tuple(names))
 
 
-def open_unsplit(folder: Path, test: Sequence[str], holdout: Holdout) -> RowSet:
+def open_unsplit(
+    folder: Path, test: Sequence[str], holdout: Holdout, *, train: bool = True
+) -> RowSet:
     """Open class folders without a split, and hold out a part of each class.
 
     The selection depends only on the names and on `holdout`.
@@ -95,6 +109,7 @@ def open_unsplit(folder: Path, test: Sequence[str], holdout: Holdout) -> RowSet:
       folder: The folder that holds the class folders.
       test: Names of a test split, to suggest another folder in an error.
       holdout: The share of each class to hold out, and the seed.
+      train: Whether to open the training split; without it, that split is empty.
 
     Raises:
       DataError: If the folder already has a split or does not fit the layout, there are
@@ -131,13 +146,14 @@ def open_unsplit(folder: Path, test: Sequence[str], holdout: Holdout) -> RowSet:
             rng = np.random.default_rng([holdout.seed, label])
             order = [paths[at] for at in rng.permutation(len(paths))]
             parts[0][name], parts[1][name] = order[count:], order[:count]
-        train, held_out = (_files(part, names) for part in parts)
-        _check_disjoint(train, held_out)
+        rows = _files(parts[0], names) if train else Files([], [])
+        held_out = _files(parts[1], names)
+        _check_disjoint(rows, held_out)
     except OSError as error:
         raise DataError(
             f"cannot read {error.filename or folder}: {error.strerror or error}"
         ) from error
-    return RowSet(str(folder), train, held_out, tuple(names))
+    return RowSet(str(folder), rows, held_out, tuple(names))
 
 
 def hint(folder: Path, test: Sequence[str]) -> str:
@@ -266,8 +282,6 @@ def _check_classes(
                 f"{folder}/{held_out} has a class {name}, which is missing in "
                 f"{folder}/train"
             )
-    if not any(validation.values()):
-        raise DataError(f"{folder}/{held_out} has no pictures; expected at least one")
 
 
 def _files(classes: dict[str, list[str]], names: list[str]) -> Files:

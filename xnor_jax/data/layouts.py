@@ -12,6 +12,7 @@ def open_rows(
     *,
     test: Sequence[str],
     holdout: Holdout | None = None,
+    train: bool = True,
 ) -> RowSet:
     """Open a data set without decoding its pictures.
 
@@ -22,6 +23,8 @@ def open_rows(
       test: Accepted names of the test split; the first that exists and has labels is
         used.
       holdout: The part to hold out of class folders without a split.
+      train: Whether to open the training split; without it, that split is empty, and
+        need not exist.
 
     Raises:
       DataError: If the set cannot be opened; the message says what was expected.
@@ -29,7 +32,7 @@ def open_rows(
     if data_dir is None:
         from xnor_jax.data import tables
 
-        return tables.open_hub(str(source.hub), test)
+        return tables.open_hub(str(source.hub), test, train=train)
     folder = Path(data_dir)
     if not folder.is_dir():
         layout = f"in the layout of the hub's {source.hub}, or " if source.hub else ""
@@ -37,12 +40,12 @@ def open_rows(
     from xnor_jax.data import class_folders
 
     if holdout is not None:
-        return class_folders.open_unsplit(folder, test, holdout)
-    found = class_folders.open_folders(folder, test)
+        return class_folders.open_unsplit(folder, test, holdout, train=train)
+    found = class_folders.open_folders(folder, test, train=train)
     if found is None:
         from xnor_jax.data import tables
 
-        found = tables.open_parquet(folder, test)
+        found = tables.open_parquet(folder, test, train=train)
     if found is None:
         names = sorted(path.name for path in folder.iterdir())
         raise DataError(

@@ -43,6 +43,8 @@ def load(
     data_dir: str | Path | None = None,
     fit: Fit | None = None,
     holdout: Holdout | None = None,
+    *,
+    train: bool = True,
 ) -> "Dataset | PictureSet":
     """Load an image data set into memory, or open one that stays on disk.
 
@@ -57,6 +59,9 @@ def load(
         None loads the set from the hub; `digits` and functions require None.
       fit: The image size of a set that stays on disk; ignored for the others.
       holdout: The part to hold out of class folders without a split, `CLASS/*`.
+      train: Whether to read the training split. An evaluation needs only the test
+        split: without `train`, the training split is empty, its files are neither
+        needed nor read, and no picture is looked for in both splits.
 
     Returns:
       The data set, with a training and a test split.
@@ -72,7 +77,8 @@ def load(
             raise DataError(f"a function takes no data folder, got {data_dir}")
         if holdout is not None:
             raise DataError("a function returns a test split, and needs no holdout")
-        return arrays.from_function(dataset)
+        found = arrays.from_function(dataset)
+        return found if train else found.without_train()
     if dataset not in SOURCES:
         raise DataError(
             f"unknown data set {dataset!r}; expected one of {', '.join(SOURCES)}"
@@ -89,7 +95,7 @@ def load(
             )
         from xnor_jax.data import streams
 
-        return streams.open_set(source, data_dir, fit, holdout)
+        return streams.open_set(source, data_dir, fit, holdout, train=train)
     if holdout is not None:
         raise DataError(f"{dataset} has a test split, and needs no holdout")
     if source.hub is None:
@@ -99,7 +105,8 @@ def load(
             )
         from xnor_jax.data import digits
 
-        return digits.read(source)
+        found = digits.read(source)
+        return found if train else found.without_train()
     from xnor_jax.data import arrays
 
-    return arrays.from_pictures(source, data_dir)
+    return arrays.from_pictures(source, data_dir, train=train)

@@ -178,7 +178,7 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Height, width, channels."""
-        return tuple(self.train.images.shape[1:])
+        return tuple(self.test.images.shape[1:])
 
     @property
     def train_images(self) -> int:
@@ -193,3 +193,8 @@ class Dataset:
     def test_splits(self) -> Iterator[Split]:
         """The test images, in one part."""
         yield self.test
+
+    def without_train(self) -> "Dataset":
+        """The set with an empty training split."""
+        train = Split(self.train.images[:0], self.train.labels[:0])
+        return dataclasses.replace(self, train=train)

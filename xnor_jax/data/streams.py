@@ -169,6 +169,8 @@ def open_set(
     data_dir: str | Path | None,
     fit: Fit,
     holdout: Holdout | None = None,
+    *,
+    train: bool = True,
 ) -> PictureSet:
     """Open a data set whose pictures stay on disk.
 
@@ -180,12 +182,13 @@ def open_set(
         from the hub.
       fit: The size of the images.
       holdout: The part to hold out of class folders without a split.
+      train: Whether to open the training split; without it, that split is empty.
 
     Raises:
       DataError: If the set cannot be opened.
     """
     test = "validation", "test"
-    found = open_rows(source, data_dir, test=test, holdout=holdout)
+    found = open_rows(source, data_dir, test=test, holdout=holdout, train=train)
     return PictureSet(found.train, found.test, found.class_names, source, fit)
 
 

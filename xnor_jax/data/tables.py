@@ -51,29 +51,34 @@ class Table:
         return Row(name, picture, self._labels[index])
 
 
-def open_hub(name: str, test: Sequence[str]) -> RowSet:
+def open_hub(name: str, test: Sequence[str], *, train: bool = True) -> RowSet:
     """Open a data set from the Hugging Face hub.
 
     Args:
       name: The data set's name on the hub.
       test: Accepted names of the test split; the first that exists and has labels is
         used.
+      train: Whether to open the training split; without it, that split is empty.
 
     Raises:
       DataError: If the set cannot be opened.
     """
     fix = "if the hub cannot be reached, give a folder with --data-dir"
     found = _reading(name, fix, lambda: datasets.load_dataset(name))
-    return _row_set(name, found, test, fix)
+    return _row_set(name, found, test, fix, train)
 
 
-def open_parquet(folder: Path, test: Sequence[str]) -> RowSet | None:
+def open_parquet(
+    folder: Path, test: Sequence[str], *, train: bool = True
+) -> RowSet | None:
     """Open a folder of Parquet files in the layout of the hub.
 
     Args:
       folder: The folder with `SPLIT-*.parquet` or `SPLIT/*.parquet`, at any depth.
       test: Accepted names of the test split; the first that exists and has labels is
         used.
+      train: Whether to open the training split; without it, that split is empty, and
+        need not exist.
 
     Returns:
       The set; None if there are no Parquet files.
@@ -103,8 +108,10 @@ def open_parquet(folder: Path, test: Sequence[str]) -> RowSet | None:
                     f"{where} has two sets: {name} is in {files[0].parent} and in "
                     f"{path.parent}; give one of these folders"
                 )
-    wanted = {name: splits[name] for name in ("train", *test) if name in splits}
-    _check_splits(where, wanted, test, [str(p.relative_to(folder)) for p in every])
+    asked = ("train", *test) if train else test
+    wanted = {name: splits[name] for name in asked if name in splits}
+    relative = [str(path.relative_to(folder)) for path in every]
+    _check_splits(where, wanted, test, relative, train)
     schemas = {
         path: _reading(str(path), fix, lambda path=path: _features(path))
         for files in wanted.values()
@@ -125,20 +132,25 @@ def open_parquet(folder: Path, test: Sequence[str]) -> RowSet | None:
     found = _reading(
         where, fix, lambda: datasets.load_dataset("parquet", data_files=patterns)
     )
-    return _row_set(where, found, test, fix)
+    return _row_set(where, found, test, fix, train)
 
 
 def _features(path: Path) -> datasets.Features:
     return datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
 
 
-def _row_set(where: str, found: Any, test: Sequence[str], fix: str) -> RowSet:
-    _check_splits(where, found, test, list(found))
-    image, label = _columns(where, found["train"].features)
-    names = tuple(found["train"].features[label].names)
+def _row_set(
+    where: str, found: Any, test: Sequence[str], fix: str, train: bool
+) -> RowSet:
+    _check_splits(where, found, test, list(found), train)
+    features = next(iter(found.values())).features  # those of every split
+    image, label = _columns(where, features)
+    names = tuple(features[label].names)
 
     def table(split: str) -> Table:
         name = f"{where}, {split}"
+        if split == "train" and not train:
+            return Table(name, (), np.empty(0, np.int32))
         labels = _labels(name, found[split], label, len(names))
         encoded = found[split].cast_column(image, datasets.Image(decode=False))
         return Table(name, encoded[image], labels)
@@ -163,10 +175,10 @@ def _reading(where: str, fix: str, read: Callable[[], _T]) -> _T:
 
 
 def _check_splits(
-    where: str, found: Any, test: Sequence[str], names: Sequence[str]
+    where: str, found: Any, test: Sequence[str], names: Sequence[str], train: bool
 ) -> None:
     missing = None
-    if "train" not in found:
+    if train and "train" not in found:
         missing = "train"
     elif not any(name in found for name in test):
         missing = " or ".join(test)

@@ -1,5 +1,6 @@
 """Predictions of a packed network for images given as pixels."""
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -95,12 +96,8 @@ def evaluate(packed: PackedModel, dataset: ImageSet) -> Metrics:
     Raises:
       DataError: If the network has no preprocessing, or other images or classes.
     """
-    names = packed.info.class_names
-    if names and names != dataset.class_names:
-        raise DataError(
-            f"the network has the classes {_some(names)}, the data set has "
-            f"{_some(dataset.class_names)}; give the network's own with --data-dir"
-        )
+    if packed.info.class_names:
+        check_classes(packed.info.class_names, dataset)
     losses, right = [], []
     for images, labels in dataset.test_splits():
         found = logits(packed, images)
@@ -114,6 +111,21 @@ def evaluate(packed: PackedModel, dataset: ImageSet) -> Metrics:
         right.append(found.argmax(-1) == labels)
     loss = np.concatenate(losses).mean(dtype=np.float64)
     return Metrics(float(loss), float(np.concatenate(right).mean()))
+
+
+def check_classes(names: tuple[str, ...], dataset: ImageSet) -> None:
+    """Check that a data set has the classes of a network.
+
+    Raises:
+      DataError: If it has others, or another order of them.
+    """
+    found = dataset.class_names
+    if names != found:
+        same = len(os.path.commonprefix([names, found]))
+        raise DataError(
+            f"the network has the classes {_some(names, same)}, the data set has "
+            f"{_some(found, same)}; give the network's own with --data-dir"
+        )
 
 
 def dataset_name(info: Info) -> str:
@@ -146,5 +158,8 @@ def _logits(packed: PackedModel, pixels: jax.Array) -> jax.Array:
     return packed(packed.info.preprocessing(jnp.asarray(pixels)))
 
 
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+def _some(names: tuple[str, ...], same: int) -> str:
+    """Up to three of the names, with the first that differs from another list's."""
+    first = max(0, same - 2)
+    before, after = first > 0, len(names) > first + 3
+    return ", ".join(["…"] * before + [*names[first : first + 3]] + ["…"] * after)

@@ -428,9 +428,11 @@ def validate(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def load_data(recipe: Recipe, data_dir: str | Path | None) -> Any:
+def load_data(
+    recipe: Recipe, data_dir: str | Path | None, *, train: bool = True
+) -> Any:
     """Read or open a recipe's data set with `xnor_jax.data.load`."""
-    return load(recipe.dataset, data_dir, recipe.fit, recipe.holdout)
+    return load(recipe.dataset, data_dir, recipe.fit, recipe.holdout, train=train)
 
 
 def model_options(recipe: Recipe) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def pack_run(
     packed = dataclasses.replace(packed, info=info)
     if data_dir is None:
         return packed
-    dataset = recipes.load_data(run.recipe, data_dir)
+    dataset = recipes.load_data(run.recipe, data_dir, train=False)
     accuracy = predict.evaluate(packed, dataset).accuracy
     info = dataclasses.replace(info, test_accuracy=accuracy)
     return dataclasses.replace(packed, info=info)

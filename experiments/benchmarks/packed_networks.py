@@ -1,7 +1,8 @@
 """A packed network against its float twin in PyTorch and ONNX Runtime.
 
 Times whole networks in turn in one process, on the same threads: bits and integers
-against the same architecture in float32 or int8.
+against the same architecture in float32 or int8. The twin of both ResNets is the
+ResNet-18 of He et al., whose BatchNorm the libraries fold into its convolutions.
 """
 
 import argparse
@@ -42,8 +43,9 @@ def main() -> None:
     print(f"cpu: {measure.describe_cpu()}")
     print(f"versions: {measure.versions(*(() if args.nodes else PEERS))}")
     for name in args.network:
-        binary, twin = (network(name, binary=b) for b in (True, False))
-        for batch in args.batch:
+        binary = network(name, binary=True)
+        twin = None if name in RESNETS else network(name, binary=False)
+        for batch in args.batch or ([1] if name in RESNETS else [1, 128]):
             if args.nodes:
                 nodes(name, binary, batch, args)
             else:
@@ -57,7 +59,10 @@ def parse() -> argparse.Namespace:
         "--network", nargs="+", choices=NETWORKS, default=list(NETWORKS)
     )
     parser.add_argument(
-        "--batch", nargs="+", type=measure.positive, default=[1, 128], help="images"
+        "--batch",
+        nargs="+",
+        type=measure.positive,
+        help="images (default 1 and 128; ResNets: 1)",
     )
     measure.add_options(parser)
     parser.add_argument(
@@ -87,7 +92,7 @@ def network(name: str, *, binary: bool) -> Any:
             norm.scale[...] = jax.random.uniform(scale, norm.scale.shape) + 0.5
             norm.bias[...] = jax.random.normal(bias, norm.bias.shape) / 10
     model.train()
-    model(jnp.asarray(images(model, 32)))
+    model(jnp.asarray(images(model, 32 if max(model.image_shape) < 100 else 2)))
     model.eval()
     return model
 
@@ -104,7 +109,20 @@ def nin(**options: Any) -> Any:
     return NIN(**options)
 
 
-NETWORKS = {"NIN": nin, "LeNet-5": lenet5}
+def resnet18(**options: Any) -> Any:
+    from xnor_jax.models.resnet18 import ResNet18
+
+    return ResNet18(**options)
+
+
+def birealnet18(**options: Any) -> Any:
+    from xnor_jax.models.birealnet18 import BiRealNet18
+
+    return BiRealNet18(**options)
+
+
+RESNETS = {"XNOR-ResNet-18": resnet18, "Bi-Real-18": birealnet18}
+NETWORKS = {"NIN": nin, "LeNet-5": lenet5, **RESNETS}
 
 
 def images(model: Any, batch: int):
@@ -153,25 +171,33 @@ def packed_side(binary: Any, x: Any) -> Callable[[], object]:
 def peer_sides(
     twin: Any, x: Any, folder: Path, args: argparse.Namespace
 ) -> dict[str, Callable[[], object]]:
-    """The float twin in PyTorch and ONNX Runtime, checked against the library's."""
+    """The float twin in PyTorch and ONNX Runtime, checked against the library's.
+
+    Without a twin, it is `peers.resnet18`, and the sides are checked against PyTorch.
+    """
     import numpy as np
     import peers
 
+    def make_net() -> Any:
+        return peers.resnet18() if twin is None else peers.twin(twin)
+
     first = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
     floats, int8 = folder / "float.onnx", folder / "int8.onnx"
-    peers.export(peers.twin(twin), first, floats)
+    peers.export(make_net(), first, floats)
     peers.quantize(floats, int8, first)
     makers = {
-        "torch eager": lambda: peers.eager(peers.twin(twin), first, last=False),
-        "torch eager, channels last": lambda: peers.eager(
-            peers.twin(twin), first, last=True
-        ),
-        "torch.compile": lambda: peers.compiled(peers.twin(twin), first),
+        "torch eager": lambda: peers.eager(make_net(), first, last=False),
+        "torch eager, channels last": lambda: peers.eager(make_net(), first, last=True),
+        "torch.compile": lambda: peers.compiled(make_net(), first),
         "ONNX Runtime": lambda: peers.session(floats, first, args.threads),
         "ONNX Runtime, int8": lambda: peers.session(int8, first, args.threads),
     }
     sides = {}
-    expected = np.asarray(twin(x))
+    expected = (
+        peers.eager(make_net(), first, last=False)()
+        if twin is None
+        else np.asarray(twin(x))
+    )
     for name, make in makers.items():
         if any(word in name for word in args.skip):
             continue
@@ -182,7 +208,7 @@ def peer_sides(
             continue
         error = np.abs(side() - expected).max() / np.abs(expected).max()
         if error > (0.3 if "int8" in name else 1e-3):
-            sys.exit(f"{name}: differs from the library's float model by {error:.1e}")
+            sys.exit(f"{name}: differs from the float model by {error:.1e}")
         sides[name] = side
     return sides
 

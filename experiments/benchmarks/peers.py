@@ -1,7 +1,8 @@
 """A network's float twin in PyTorch and ONNX Runtime.
 
 The twin is built from the library's network, layer by layer, with its kernels;
-`packed_networks.py` checks its results against the library's float model.
+`packed_networks.py` checks its results against the library's float model. ResNet-18 is
+written out.
 """
 
 import os
@@ -39,6 +40,54 @@ def twin(model: Any) -> nn.Module:
         x = layer(x)
     net = nn.Sequential(*steps).eval()
     return net.requires_grad_(False)
+
+
+def resnet18() -> nn.Module:
+    """He et al.'s ResNet-18 (2015, Table 1), for 224×224 images; random weights."""
+    torch.manual_seed(0)
+    blocks = [
+        _Residual(before, features, 1 + (before != features))
+        for before, features in (
+            *((64, 64), (64, 64), (64, 128), (128, 128)),
+            *((128, 256), (256, 256), (256, 512), (512, 512)),
+        )
+    ]
+    return (
+        nn.Sequential(
+            *_conv_norm(3, 64, 7, 2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, 1),
+            *blocks,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(512, 1000),
+        )
+        .eval()
+        .requires_grad_(False)
+    )
+
+
+def _conv_norm(before: int, features: int, size: int, stride: int) -> list[nn.Module]:
+    conv = nn.Conv2d(before, features, size, stride, size // 2, bias=False)
+    return [conv, nn.BatchNorm2d(features)]
+
+
+class _Residual(nn.Module):
+    """Two 3×3 convolutions, and a 1×1 convolution in the shortcut at stride 2."""
+
+    def __init__(self, before: int, features: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            *_conv_norm(before, features, 3, stride),
+            nn.ReLU(inplace=True),
+            *_conv_norm(features, features, 3, 1),
+        )
+        self.shortcut = nn.Sequential(
+            *(_conv_norm(before, features, 1, stride) if stride > 1 else [])
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
 
 
 def _read(layer: Any, shape: tuple[int, ...]) -> list[nn.Module]:

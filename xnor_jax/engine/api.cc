@@ -70,7 +70,8 @@ xnor_status Run(const xnor_model* model, const float* images, const uint8_t* pix
                   "the file has no preprocessing; pass float32 images instead");
     xnor::Require(threads >= 0 && threads <= 1024, "expected 0 to 1024 threads");
     xnor::Require(count <= static_cast<size_t>(xnor::kLargest), "there are too many images");
-    const int all = static_cast<int>(std::thread::hardware_concurrency());
+    // Asked once: the answer takes several microseconds.
+    static const int all = static_cast<int>(std::thread::hardware_concurrency());
     model->model->Run(images, pixels, static_cast<int64_t>(count), logits,
                       threads > 0 ? threads : std::max(1, all));
     return XNOR_OK;

@@ -20,13 +20,19 @@ inline std::string Quoted(const std::string& text) {
   return quoted + "\"";
 }
 
-// zlib's CRC-32, bit by bit.
+// zlib's CRC-32.
 inline uint32_t Crc32(const std::string& bytes) {
+  static const std::vector<uint32_t> table = [] {
+    std::vector<uint32_t> sums(256);
+    for (uint32_t byte = 0; byte < 256; ++byte) {
+      sums[byte] = byte;
+      for (int bit = 0; bit < 8; ++bit)
+        sums[byte] = sums[byte] >> 1 ^ (sums[byte] & 1 ? 0xedb88320u : 0);
+    }
+    return sums;
+  }();
   uint32_t sum = ~0u;
-  for (char byte : bytes) {
-    sum ^= static_cast<unsigned char>(byte);
-    for (int bit = 0; bit < 8; ++bit) sum = sum >> 1 ^ (sum & 1 ? 0xedb88320u : 0);
-  }
+  for (char byte : bytes) sum = sum >> 8 ^ table[(sum ^ static_cast<uint8_t>(byte)) & 255];
   return ~sum;
 }
 

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from commands import run_cli, run_failing, run_ok
+from folders import draw
 from PIL import Image
 from safetensors import safe_open
 
@@ -127,6 +128,28 @@ def test_predict_converts_images_to_the_input_format(file, pictures, tmp_path, c
     assert code == 0 and out.split()[1] == plain.split()[0]
     note = f"note: {large}: resized from 112×84 to 28×28"
     assert err == f"xnor-jax: {note}\n"
+    code, out, err = run_cli(capsys, "predict", file, large, paths[0], large, large)
+    assert code == 0 and len(out.splitlines()) == 4
+    assert err == f"xnor-jax: {note} (and 2 more)\n"
+    blue = tmp_path / "blue.png"
+    Image.fromarray(np.stack([pixels, pixels, pixels // 2], -1)).save(blue)
+    for count, noun in ((1, "1 colour image"), (3, "3 colour images")):
+        code, out, err = run_cli(capsys, "predict", file, *[blue] * count, dark)
+        assert code == 0 and len(out.splitlines()) == count + 1
+        words = f"{noun} converted to grey, which the network takes"
+        assert err == f"xnor-jax: note: {words}\n"
+
+
+def test_predict_notes_grey_images_of_a_colour_network(tmp_path, capsys):
+    paths = [tmp_path / f"{at}.png" for at in range(3)]
+    draw(0, (32, 32)).save(paths[0])
+    for path, mode in zip(paths[1:], ("L", "1"), strict=True):
+        draw(1, (32, 32), mode).save(path)
+    run_ok(capsys, "predict", "cifar10-resnet20", paths[0])
+    code, out, err = run_cli(capsys, "predict", "cifar10-resnet20", *paths)
+    assert code == 0 and len(out.splitlines()) == 3
+    note = "note: 2 grey images converted to colour, which the network takes"
+    assert err == f"xnor-jax: {note}\n"
 
 
 def test_predict_continues_after_a_broken_image(file, pictures, tmp_path, capsys):
@@ -212,10 +235,21 @@ def test_evaluate_reports_a_confusion_matrix(run, file, capsys):
     assert totals[0] == totals[1]
 
 
-def test_predict_checks_all_paths_before_printing(file, pictures, tmp_path, capsys):
+def test_predict_classifies_the_paths_that_exist(file, pictures, tmp_path, capsys):
     paths, _ = pictures
-    code, err = run_failing(capsys, "predict", file, paths[0], tmp_path / "gone.png")
-    assert code == 2 and f"no file {tmp_path / 'gone.png'}" in err
+    expected = run_ok(capsys, "predict", file, *paths[:2]).splitlines()
+    gone, none = tmp_path / "gone.png", tmp_path / "none"
+    none.mkdir()
+    for mixed, messages in (
+        ((paths[0], gone, paths[1]), [f"no file {gone}"]),
+        ((none, *paths[:2]), [f"no pictures in {none}"]),
+        ((gone, *paths[:2], none), [f"no file {gone}", f"no pictures in {none}"]),
+    ):
+        code, out, err = run_cli(capsys, "predict", file, *mixed)
+        assert code == 1 and out.splitlines() == expected
+        assert err.splitlines() == [f"xnor-jax: {words}" for words in messages]
+    code, err = run_failing(capsys, "predict", file, gone, none)
+    assert code == 2 and err == f"xnor-jax: no file {gone} (and 1 more)\n"
     code, err = run_failing(capsys, "predict", file)
     assert code == 2 and "no image" in err
 

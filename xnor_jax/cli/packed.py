@@ -29,8 +29,8 @@ def predict(
 ) -> None:
     """Print the class of each image and its probability.
 
-    An image that cannot be read is reported on standard error; the others are
-    classified, and the exit status is 1.
+    An image that is missing or cannot be read is reported on standard error; the
+    others are classified, and the exit status is 1.
 
     Args:
       file: A file written by pack, or the name of a network in the zoo.
@@ -46,9 +46,7 @@ def predict(
     if top < 1:
         raise UsageError(f"--top: expected a number of at least 1, got {top}")
     file = find_packed(file)
-    for path in images:
-        if path != _STDIN and not path.is_dir():
-            check_file(path)
+    paths, missing = _find_pictures(images)
     import numpy as np
 
     from xnor_jax.data import DataError
@@ -57,14 +55,15 @@ def predict(
 
     packed = load(file)
     fit = prediction.fit(packed)
-    paths = [found for path in images for found in _pictures(path)]
-    broken = False
+    for error in missing:
+        say(error)
+    broken, resized, converted = bool(missing), [], 0
     # One batch at a time, so that a folder of any size fits in memory.
     for first in range(0, len(paths), prediction.BATCH_SIZE):
         pixels, read = [], []
         for path in paths[first : first + prediction.BATCH_SIZE]:
-            picture = sys.stdin.buffer.read() if path == _STDIN else path
             try:
+                picture = _standard_input() if path == _STDIN else path
                 image, notes = pictures.read(
                     [picture],
                     packed.image_shape,
@@ -72,18 +71,28 @@ def predict(
                     invert=invert,
                     names=[str(path)],
                 )
+                converted += pictures.is_converted(picture, image[0], name=str(path))
             except (DataError, OSError) as error:
                 say(error)
                 broken = True
                 continue
             read.append(path)
             pixels.append(image)
-            for words in notes:
-                note(words)
+            resized += notes
         if read:
             found = prediction.classify(packed, np.concatenate(pixels), top=top)
             for path, classes in zip(read, found, strict=True):
                 print(_json(path, classes) if json else _line(path, classes))
+    if resized:
+        note(resized[0] + _and_more(len(resized) - 1))
+    if converted:
+        kinds = (
+            ("colour", "grey") if packed.image_shape[-1] == 1 else ("grey", "colour")
+        )
+        note(
+            f"{counted(converted, f'{kinds[0]} image')} converted to {kinds[1]}, which "
+            "the network takes"
+        )
     if broken:
         sys.exit(1)
 
@@ -91,9 +100,38 @@ def predict(
 _STDIN = Path("-")
 
 
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise OSError("-: standard input is closed")
+    return sys.stdin.buffer.read()
+
+
+def _find_pictures(paths: Sequence[Path]) -> tuple[list[Path], list[UsageError]]:
+    """The pictures of all paths, and an error for each path without one.
+
+    Raises:
+      UsageError: If no path has a picture.
+    """
+    found, missing = [], []
+    for path in paths:
+        try:
+            found += _pictures(path)
+        except UsageError as error:
+            missing.append(error)
+    if not found:
+        raise UsageError(f"{missing[0]}{_and_more(len(missing) - 1)}")
+    return found, missing
+
+
+def _and_more(number: int) -> str:
+    return f" (and {number:,} more)" if number else ""
+
+
 def _pictures(path: Path) -> list[Path]:
     """A file, or all pictures below a folder, in the order of their paths."""
     if not path.is_dir():
+        if path != _STDIN:
+            check_file(path)
         return [path]
     from xnor_jax.data import pictures
 

@@ -61,3 +61,20 @@ def read(
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         pixels[at] = np.asarray(image).reshape(image_shape)
     return Pixels(255 - pixels if invert else pixels, notes)
+
+
+def is_converted(path: Path | bytes, pixels: np.ndarray, *, name: str) -> bool:
+    """Whether `read` made a grey image from colours, or a colour image from grey.
+
+    Args:
+      path: A file that Pillow decodes, or its content.
+      pixels: The image that `read` made from it, uint8 `[H, W, C]`.
+      name: The image's name, for errors.
+
+    Raises:
+      DataError: If the file cannot be decoded; the message names it.
+    """
+    if pixels.shape[-1] == 3:
+        return bool((pixels == pixels[..., :1]).all())
+    colours = np.asarray(pictures.read(path, 3, name=name))
+    return bool((colours != colours[..., :1]).any())

@@ -259,6 +259,10 @@ def test_bench_prints_backend_and_timings(file, capsys):
     out = run_ok(capsys, "bench", file, "--batch-sizes", 3, "--rounds", 2)
     assert f"packed ({bench.describe_backend()}) against" in out
     assert bench.describe_cpu() in out
+    said = re.findall(
+        r"^timing calls of 3 images on (\d+) threads?…$", out, re.MULTILINE
+    )
+    assert tuple(map(int, said)) == bench.thread_numbers() and "\x1b" not in out
     spread = r" +[\d.]+ \([\d.]+–[\d.]+\)"
     row = rf"^ *(\d+) +(\d+){spread}{spread} +[\d,]+{spread} *$"
     numbers = [tuple(map(int, r)) for r in re.findall(row, out, re.MULTILINE)]

@@ -1,5 +1,6 @@
 """The commands for packed files: predict and bench."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -194,13 +195,14 @@ def bench(
         f"{timing.describe_cpu()}; jax {jax.__version__}; "
         f"{counted(rounds, 'round')} in turn, median (least–most)"
     )
-    results = [
-        result
-        for threads in timing.thread_numbers()
-        for result in timing.measure(
-            file, threads, batch_sizes=batch_sizes, rounds=rounds, backend=backend
+    results = []
+    for threads, size in itertools.product(timing.thread_numbers(), batch_sizes):
+        console.print(
+            f"timing calls of {counted(size, 'image')} on {counted(threads, 'thread')}…"
         )
-    ]
+        results += timing.measure(
+            file, threads, batch_sizes=(size,), rounds=rounds, backend=backend
+        )
     console.print(tables.bench_table(results))
 
 

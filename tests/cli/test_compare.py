@@ -51,6 +51,23 @@ def test_seeds_share_a_row_labelled_by_its_settings(tmp_path, capsys):
     assert errors == pytest.approx([5, 7])  # means over the seeds
 
 
+def test_runs_with_unknown_options_and_parts_are_compared(tmp_path, capsys):
+    plain = write(tmp_path / "plain", [0.5], seed=1)
+    off = write(tmp_path / "off", [0.7], seed=2, average=0.0)
+    averaged = write(tmp_path / "averaged", [0.9], average=0.999)
+    custom = write(tmp_path / "custom", [0.8], rule="not_here:rule")
+    plot = tmp_path / "curves.png"
+    out = run_ok(capsys, "compare", plain, averaged, off, custom, "-o", plot)
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "corrected 2 1 60.00 ± 14.14 60.00 ± 14.14 25.00 ± 0.00" in lines
+    assert "corrected, average 0.999 1 1 90.00 90.00 25.00" in lines
+    assert "not_here:rule 1 1 80.00 80.00 25.00" in lines
+    labels = [group.label for group in compare.read([plain, averaged])]
+    assert labels == [str(plain), "average 0.999"]
+    code, err = run_failing(capsys, "evaluate", averaged)
+    assert code == 1 and f"{averaged} holds a run with average 0.999, an option" in err
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [

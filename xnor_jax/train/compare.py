@@ -41,6 +41,9 @@ class Group:
 def read(runs: Sequence[Path]) -> list[Group]:
     """Read runs, and group those that differ only in their seeds.
 
+    Their recipes may have custom parts that cannot be imported, and options of other
+    versions.
+
     Args:
       runs: Folders of single runs, or of the runs of several seeds.
 
@@ -48,21 +51,23 @@ def read(runs: Sequence[Path]) -> list[Group]:
       RunError: If one is not a run, is damaged, has no epoch yet, or is given twice.
     """
     found: dict[str, list[tuple[Path, dict[str, Any], Any]]] = {}
+    order = "name", *(field.name for field in dataclasses.fields(recipes.Recipe))
     for run in runs:
         seeds = [run / f"seed{seed}" for seed in folders.read_seeds(run)]
         for place in [path for path in seeds if path.exists()] or [run]:
-            info = folders.read_info(place)
-            fields = {"name": info.name, **recipes.to_json(info.recipe)}
+            fields = folders.read_fields(place)
+            del fields["data"], fields["modules"]
+            fields = {key: fields[key] for key in order} | fields
             same = json.dumps({k: v for k, v in fields.items() if k != "seed"})
             row = place, fields, folders.read_metrics(place)
-            if any(place == other for other, *_ in found.get(same, ())):
+            if any(place.samefile(other) for other, *_ in found.get(same, ())):
                 raise RunError(f"{place} is given twice; expected each run once")
             found.setdefault(same, []).append(row)
     every = [rows[0][1] for rows in found.values()]
     differ = [
         key
-        for key in every[0]
-        if key != "seed" and len({json.dumps(fields[key]) for fields in every}) > 1
+        for key in dict.fromkeys(key for fields in every for key in fields)
+        if key != "seed" and len({json.dumps(fields.get(key)) for fields in every}) > 1
     ]
     named = ("name", *recipes.PARTS)  # Their values need no label.
     groups = []
@@ -71,6 +76,7 @@ def read(runs: Sequence[Path]) -> list[Group]:
         words = [
             str(fields[key]) if key in named else f"{key} {fields[key]}"
             for key in differ
+            if key in fields
         ]
         label = ", ".join(words) or str(place if len(rows) == 1 else fields["name"])
         groups.append(Group(label, tuple(history for *_, history in rows)))

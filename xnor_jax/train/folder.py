@@ -113,12 +113,13 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
     """
     existing = folder / "recipe.json"
     if existing.exists():
-        found = _read(folder)
+        found = read_fields(folder)
         if not resume:
             raise RunError(
                 f"{folder} already holds a run of {found['name']}; resume it with "
                 "--resume, or give another folder with --output"
             )
+        _check_options(folder, found)
         difference = _difference(found, info)
         if difference:
             raise RunError(
@@ -163,7 +164,8 @@ def read_info(folder: Path, recipe: Recipe | None = None) -> RunInfo:
       RunError: If the file is missing or damaged, or names something that cannot be
         imported.
     """
-    fields = _read(folder)
+    fields = read_fields(folder)
+    _check_options(folder, fields)
     name, data, modules = (fields.pop(key) for key in ("name", "data", "modules"))
     try:
         base = recipe
@@ -301,8 +303,16 @@ def newest_folder(base: Path) -> Path:
     return folder
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    """Read `recipe.json`, with defaults for missing fields and tuples in `data`."""
+def read_fields(folder: Path) -> dict[str, Any]:
+    """Read the fields of `recipe.json`, without importing the custom parts they name.
+
+    Returns:
+      `name`, the recipe's fields as they are written, with defaults for missing ones,
+      `data` with tuples, and `modules`. Options of other versions are kept.
+
+    Raises:
+      RunError: If the file is missing or damaged.
+    """
     path = folder / "recipe.json"
     try:
         fields = json.loads(path.read_text())
@@ -316,12 +326,8 @@ def _read(folder: Path) -> dict[str, Any]:
             for key, value in fields["data"].items()
         }
         found = {**defaults, "modules": {}, **fields, "data": data}
-        average = found.pop("average", 0.0)  # An option of earlier versions.
-        if average != 0.0:
-            raise RunError(
-                f"{folder} holds a run with average {average!r}, an option that was "
-                "removed; start a new run without it"
-            )
+        if found.get("average") == 0.0:  # An option of earlier versions, off.
+            del found["average"]
         for key in ("name", "epochs", "dataset", "model"):
             found[key]
         if not isinstance(found["name"], str):
@@ -340,6 +346,17 @@ def _read(folder: Path) -> dict[str, Any]:
         raise RunError(
             f"cannot read {path}: {reason}; restore the file, or start a new run"
         ) from error
+
+
+def _check_options(folder: Path, fields: Mapping[str, Any]) -> None:
+    known = {"name", "data", "modules"}
+    known |= {field.name for field in dataclasses.fields(Recipe)}
+    for option in fields.keys() - known:
+        raise RunError(
+            f"{folder} holds a run with {option} {fields[option]!r}, an option that "
+            "was removed or is of a newer version; start a new run without it "
+            "(compare still reads this one)"
+        )
 
 
 def _check_data(data: Mapping[str, Any], *, moments: bool) -> None:

@@ -38,6 +38,39 @@ def test_zoo_lists_networks_and_prints_cards(capsys, monkeypatch):
     assert code == 2 and f"did you mean '{NAME}'?" in err
 
 
+def test_zoo_writes_a_network_to_a_new_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAME).write_text("not the network")
+    content = zoo.networks.locate(NAME, ".safetensors").read_bytes()
+    out = run_ok(capsys, "zoo", NAME, "-o", "net")
+    assert out == f"net: {NAME}, {len(content):,} bytes, test accuracy 99.44%\n"
+    assert (tmp_path / "net").read_bytes() == content
+    (tmp_path / "net").write_text("mine")
+    for args, status, message in (
+        ((NAME, "-o", "net"), 2, "net exists; give another file, or replace it"),
+        ((NAME, "-o", "gone/net"), 2, "--output: expected a file in a folder that"),
+        ((NAME, "-o", "."), 2, "--output: expected a file in a folder that exists"),
+        ((NAME, "--overwrite"), 2, "--overwrite: expected --output with it"),
+        (("-o", "new"), 2, "expected a network's name"),
+        (("digit-lenet5", "-o", "new"), 2, f"did you mean '{NAME}'?"),
+    ):
+        code, err = run_failing(capsys, "zoo", *args)
+        assert code == status and message in err
+    assert (tmp_path / "net").read_text() == "mine"
+    run_ok(capsys, "zoo", NAME, "-o", "net", "--overwrite")
+    assert (tmp_path / "net").read_bytes() == content
+
+    def raise_no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "net").write_text("mine")
+    monkeypatch.setattr(shutil, "copyfile", raise_no_space)
+    code, err = run_failing(capsys, "zoo", NAME, "-o", "net", "--overwrite")
+    assert code == 1 and "cannot write net: No space left on device" in err
+    assert (tmp_path / "net").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == [NAME, "net"]
+
+
 def test_zoo_name_is_accepted_as_a_file(digit, capsys):
     by_path = run_ok(capsys, "predict", zoo.find(NAME), digit)
     assert run_ok(capsys, "predict", NAME, digit) == by_path

@@ -1,5 +1,7 @@
 """The commands for shared networks: zoo, push and pull."""
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +12,7 @@ from xnor_jax.cli import UsageError, enable_interrupts
 from xnor_jax.cli.output import make_console
 from xnor_jax.cli.parsing import check_backend, check_output, command, find_packed
 from xnor_jax.zoo.hub import check_repository
+from xnor_jax.zoo.networks import locate
 
 
 @command
@@ -18,20 +21,51 @@ def zoo(
         tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[NAME]")
     ] = None,
     /,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    overwrite: bool = False,
 ) -> None:
-    """List the trained networks that ship with the package, or show one's card.
+    """List the trained networks that ship with the package, or show or copy one.
 
     Args:
       name: The network whose card to show.
+      output: Write the network's packed file here instead, such as for the engine's
+        command xnor.
+      overwrite: Replace OUTPUT if it exists.
     """
     console = make_console()
     if name is None:
+        if output is not None or overwrite:
+            raise UsageError("--output, --overwrite: expected a network's name first")
         console.print(_table())
         return
     try:
-        console.print(str(networks.card(name)), markup=False)
+        card = networks.card(name)
     except ValueError as error:
         raise UsageError(error) from None
+    if output is None:
+        if overwrite:
+            raise UsageError("--overwrite: expected --output with it")
+        console.print(str(card), markup=False)
+        return
+    check_output(output)
+    if output.exists() and not overwrite:
+        raise UsageError(
+            f"--output: {output} exists; give another file, or replace it with "
+            "--overwrite"
+        )
+    try:
+        # In the output's folder: a file is replaced atomically only within one file
+        # system.
+        with tempfile.TemporaryDirectory(prefix=".zoo-", dir=output.parent) as folder:
+            copy = Path(folder, "copy")
+            shutil.copyfile(locate(name, ".safetensors"), copy)
+            copy.replace(output)
+    except OSError as error:
+        raise OSError(f"cannot write {output}: {error.strerror or error}") from error
+    print(
+        f"{output}: {name}, {card.bytes:,} bytes, test accuracy "
+        f"{card.test_accuracy:.2%}"
+    )
 
 
 @command

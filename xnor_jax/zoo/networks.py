@@ -28,7 +28,7 @@ def card(name: str) -> Card:
     Raises:
       ValueError: If there is no network of that name.
     """
-    found = json.loads(_file(name, ".json").read_text(encoding="utf-8"))
+    found = json.loads(locate(name, ".json").read_text(encoding="utf-8"))
     return Card(**found | {"classes": tuple(found["classes"])})
 
 
@@ -43,7 +43,7 @@ def load(name: str, *, backend: str = "auto") -> "PackedModel":
       ValueError: If there is no network of that name, or no such backend.
       RuntimeError: If the backend is not available.
     """
-    file = _file(name, ".safetensors")
+    file = locate(name, ".safetensors")
     from xnor_jax import packing
 
     return packing.load(file, backend=backend)
@@ -66,10 +66,19 @@ def find(file: str | os.PathLike[str]) -> Path:
             f"no file {file}, and no network of that name in the zoo; "
             f"{expected(str(file), names())}"
         )
-    return _FOLDER / f"{file}.safetensors"
+    return locate(str(file), ".safetensors")
 
 
-def _file(name: str, suffix: str) -> Path:
+def locate(name: str, suffix: str) -> Path:
+    """Find a file of a network in the zoo.
+
+    Args:
+      name: One of `names()`.
+      suffix: `".safetensors"` for its packed file, `".json"` for its card.
+
+    Raises:
+      ValueError: If there is no network of that name.
+    """
     if name not in names():
         raise ValueError(
             f"zoo: unknown network {name!r}; {expected(str(name), names())}"

@@ -40,6 +40,8 @@ def test_help_lists_common_options_first(capsys, monkeypatch):
 def test_help_fits_80_columns_and_fills_its_lines(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = run_ok(capsys, *command.split(), "--help").splitlines()
+    words = " ".join(" ".join(lines).replace("│", " ").split())
+    assert "(default: )" not in words and "(default: None)" not in words
     assert max(map(len, lines)) <= 80
     # A line ends where the next word does not fit, or where a sentence ends.
     for line, next_line in itertools.pairwise(lines):

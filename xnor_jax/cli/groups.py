@@ -29,7 +29,10 @@ def group(
     rows = []
     for cls, name in fields:
         hint = get_type_hints(cls, include_extras=True)[name]
-        shown: dict[str, Any] = {"help": _documentation(cls)[name]}
+        shown: dict[str, Any] = {
+            "help": _documentation(cls)[name],
+            "help_behavior_hint": default_hint,
+        }
         if names := choices.get(name):
             shown["metavar"] = f"{{{','.join(names)},MODULE:NAME}}"
         default = cls.__dataclass_fields__[name].default
@@ -56,6 +59,11 @@ def gather(instances: Iterable[Any], cls: Any) -> Any:
         for field in dataclasses.fields(options)
     }
     return fill(cls, values)
+
+
+def default_hint(shown: str) -> str:
+    """The end of an option's help: its default, given as text, if it has one."""
+    return "" if shown in ("", "None") else f"(default: {shown})"
 
 
 @functools.cache  # Parsing a class once per field takes half of `--help`'s time.

@@ -34,4 +34,6 @@ def wrapped(text: str) -> str:
             line, width, subsequent_indent=indent, break_on_hyphens=False
         )
 
-    return "\n".join(map(filled, text.rstrip().splitlines()))
+    # tyro leaves an empty row where a help text ends at the frame.
+    rows = [row for row in text.rstrip().splitlines() if not row or row.strip("│ ")]
+    return "\n".join(map(filled, rows))

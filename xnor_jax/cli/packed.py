@@ -21,7 +21,8 @@ _BACKENDS = f"{{auto,{','.join(BACKENDS)}}}"
 def predict(
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")],
     images: Annotated[
-        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...")
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint="(at least one)"),
     ],
     /,
     invert: bool = False,

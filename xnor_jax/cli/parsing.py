@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -18,7 +18,7 @@ from tyro.constructors import (
     PrimitiveTypeInfo,
 )
 
-from xnor_jax.cli import UsageError
+from xnor_jax.cli import UsageError, groups
 from xnor_jax.cli.output import wrapped
 from xnor_jax.registry import BACKENDS, expected
 from xnor_jax.train import custom
@@ -72,7 +72,16 @@ def command(function: Callable[..., None]) -> Callable[[list[str]], None]:
 
     # Join the lines of each argument: tyro would keep some of the line breaks.
     given.__doc__ = re.sub(r"\n {8,}", " ", function.__doc__ or "")
-    given.__signature__ = inspect.signature(function)  # type: ignore
+    hint: Any = tyro.conf.arg(help_behavior_hint=groups.default_hint)  # type: ignore
+    signature = inspect.signature(function)
+    parameters = [
+        one
+        if one.default is one.empty
+        else one.replace(annotation=Annotated[one.annotation, hint])
+        for one in signature.parameters.values()
+    ]
+    given.__signature__ = signature.replace(parameters=parameters)  # type: ignore
+    given.__annotations__ = {one.name: one.annotation for one in parameters}
     del given.__wrapped__
 
     def run(words: list[str]) -> None:

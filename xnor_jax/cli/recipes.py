@@ -100,6 +100,11 @@ _IMAGES = _group(
         )
     ],
 )
+_RECIPE = _group(
+    "Recipe",
+    "The settings that determine the result of a run.",
+    [(Recipe, field.name) for field in dataclasses.fields(Recipe)],
+)
 _MACHINE = _group(
     "Machine",
     "Devices and workers; results change only by rounding.",
@@ -178,6 +183,7 @@ def _parse_train(defaults: Recipe, args: list[str]) -> _Train:
         machine: tyro.conf.OmitArgPrefixes[_MACHINE] = values[4],  # type: ignore
         several_hosts: tyro.conf.OmitArgPrefixes[_HOSTS] = values[5],  # type: ignore
     ) -> _Train:
+        """Train a recipe to its end, in a folder with its checkpoints and report."""
         parsed = (main, network, training, images, machine, several_hosts)
         classes = (Recipe, RunOptions, Cluster)
         return _Train(recipe, *(groups.gather(parsed, cls) for cls in classes))
@@ -213,13 +219,16 @@ def summary(args: list[str]) -> None:
     """Print a recipe's layers."""
 
     def arguments(defaults: Recipe) -> Callable[..., tuple[str | None, Recipe]]:
+        values = groups.fill(_RECIPE, vars(defaults))
+
         def with_defaults(
-            recipe: _RecipeName = None,
+            name: _RecipeName = None,
             /,
             *,
-            fields: tyro.conf.OmitArgPrefixes[Recipe] = defaults,
+            recipe: tyro.conf.OmitArgPrefixes[_RECIPE] = values,  # type: ignore
         ) -> tuple[str | None, Recipe]:
-            return recipe, fields
+            """Print a recipe's layers, and which kernels are binary."""
+            return name, groups.gather([recipe], Recipe)
 
         return with_defaults
 

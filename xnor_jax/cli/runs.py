@@ -158,7 +158,8 @@ def _report(logits: Any, packed: Any, dataset: Any, title: str, path: Path) -> N
 @command
 def compare(
     runs: Annotated[
-        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="RUN ...", help_behavior_hint="(at least one)"),
     ],
     /,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("compare.png"),

@@ -315,6 +315,11 @@ def test_pack_refuses_a_float_twin(run, tmp_path, capsys):
     [
         (("evaluate", "FILE", "--best"), 2, "--best"),
         (("evaluate", "FILE", "--data-dir", "."), 2, "--data-dir: expected none"),
+        (
+            ("evaluate", "FILE", "--validation-share", "0.2"),
+            2,
+            "--validation-share: expected none for digits, which has a test split",
+        ),
         (("evaluate", "RUN", "--data-dir", "."), 2, "--data-dir: expected none"),
         (("evaluate", "FILE", "--data-dir", "gone"), 2, "no folder gone"),
         (("pack", "."), 2, "missing: --output PATH"),
@@ -327,6 +332,13 @@ def test_pack_refuses_a_float_twin(run, tmp_path, capsys):
         (("predict", "FILE", "FILE", "--inverse"), 2, "did you mean --invert?"),
         (("predict", "gone", "also"), 2, "no file gone"),
         (("predict", ".", "also"), 2, "no file ."),
+        (("predict", "RUN", "also"), 2, "a run's folder; write its packed file with"),
+        (("bench", "RUN"), 2, "a run's folder; write its packed file with xnor-jax p"),
+        (("pack", "SEEDS", "-o", "net"), 2, "no run in"),
+        (("evaluate", "SEEDS"), 2, "; did you mean"),
+        (("train", "--teacher", "gone"), 2, "--teacher: no run in gone; expected"),
+        (("train", "--initial", "."), 2, "--initial: no run in .; expected a folder"),
+        (("train", "--seeds", "1", "--seed=2"), 2, "--seed: expected none with --se"),
         (("bench", "gone"), 2, "no file gone"),
         (("bench", "FILE", "--batch-sizes"), 2, "--batch-sizes"),
         (("bench", "FILE", "--batch-sizes", "x"), 2, "expected a whole number"),
@@ -340,7 +352,10 @@ def test_usage_errors_are_one_line(
     args, status, message, run, file, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    paths = {"FILE": file, "RUN": run}
+    seeds = file.parent / "seeds"
+    (seeds / "seed0").mkdir(parents=True, exist_ok=True)
+    (seeds / "seed0" / "recipe.json").touch()
+    paths = {"FILE": file, "RUN": run, "SEEDS": seeds}
     code, err = run_failing(capsys, *(paths.get(arg, arg) for arg in args))
     assert code == status and message in err
     assert not list(tmp_path.iterdir())

@@ -151,6 +151,14 @@ def test_temporary_file_of_a_killed_start_is_replaced(tmp_path, resume):
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
 
 
+def test_a_folder_of_several_seeds_is_named_as_one(tmp_path):
+    folders.write_seeds(tmp_path, [3, 5])
+    folders.open_folder(tmp_path / "seed3", info(seed=3), resume=False)
+    with pytest.raises(RunError, match="holds the runs of 2 seeds; resume them with"):
+        folders.open_folder(tmp_path, info(), resume=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed3", "seeds.json"]
+
+
 def test_resuming_without_a_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="no run in"):
         folders.open_folder(tmp_path / "run", info(), resume=True)
@@ -172,6 +180,8 @@ def test_damaged_recipe_json_is_one_line(tmp_path, text):
     with pytest.raises(RunError, match="cannot read") as error:
         folders.read_info(tmp_path)
     assert "\n" not in str(error.value)
+    if text == "{}":
+        assert "recipe.json: it has no field 'data'; restore" in str(error.value)
 
 
 def test_flipped_bits_in_recipe_json_raise_only_run_errors(tmp_path):

@@ -182,16 +182,20 @@ def check_data(dataset: object, data_dir: Path | None) -> None:
         )
 
 
-def check_run(folder: Path, otherwise: str = "") -> None:
+def check_run(folder: Path, otherwise: str = "", *, option: str = "") -> None:
     """Check that a folder holds a run.
 
     Args:
       folder: The folder.
+      option: The option that names the folder, for the start of the error.
       otherwise: What the command also accepts, for the end of the error.
     """
     if not (folder / "recipe.json").is_file():
+        seeds = sorted(path.parent for path in folder.glob("seed*/recipe.json"))
+        meant = f"; did you mean {seeds[0]}?" if seeds else ""
         raise UsageError(
-            f"no run in {folder}; expected a folder that train wrote{otherwise}"
+            f"{option and f'--{option}: '}no run in {folder}; expected a folder that "
+            f"train wrote{otherwise}{meant}"
         )
 
 
@@ -209,6 +213,11 @@ def find_packed(file: Path) -> Path:
         path = zoo.find(file)
     except ValueError as error:
         raise UsageError(error) from None
+    if (path / "recipe.json").is_file():
+        raise UsageError(
+            f"no file {path}, which is a run's folder; write its packed file with "
+            "xnor-jax pack"
+        )
     check_file(path)
     return path
 

@@ -12,7 +12,7 @@ import tyro
 
 from xnor_jax.cli import UsageError, enable_interrupts, groups
 from xnor_jax.cli.output import make_console
-from xnor_jax.cli.parsing import check_data, check_data_dir, parse
+from xnor_jax.cli.parsing import check_data, check_data_dir, check_run, parse
 from xnor_jax.train import folder as folders
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.cluster import Cluster, OptionError, validate
@@ -133,6 +133,8 @@ def train(args: list[str]) -> None:
     typed = _parse_train(recipes.get(_DEFAULT), words)
     if "--seeds" in args and not typed.options.seeds:
         raise UsageError("--seeds: expected a value")
+    if typed.options.seeds and any(word.partition("=")[0] == "--seed" for word in args):
+        raise UsageError("--seed: expected none with --seeds")
     check_data_dir(typed.options.data_dir)
     name, base, seeds = typed.name or _DEFAULT, None, typed.options.seeds
     output = typed.options.output
@@ -197,6 +199,9 @@ def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
 
     check_data(recipe.dataset, options.data_dir)
     api.check_workers(recipe, options.workers)
+    for option in () if options.resume else ("teacher", "initial"):
+        if (run := getattr(recipe, option)) is not None:
+            check_run(Path(run), option=option)
     folder = options.output or folders.default_folder(name, resume=False)
     each = api.with_seeds(recipe, options.seeds) if options.seeds else ()
     mesh = make_mesh(options.devices, recipe.batch_size)

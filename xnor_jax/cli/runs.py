@@ -122,6 +122,10 @@ def _evaluate_packed(
 
     name, fit = predict.dataset_name(packed.info), predict.fit(packed)
     check_data(name, data_dir)
+    if holdout and name != "folder":
+        raise UsageError(
+            f"--validation-share: expected none for {name}, which has a test split"
+        )
     split = holdout and data.Holdout(*holdout)
     dataset = data.load(name, data_dir, fit, split, train=False)
     metrics = predict.evaluate(packed, dataset)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xnor_jax._words import counted
 from xnor_jax.data import SOURCES, ImageSet, Source
 from xnor_jax.train import custom
 from xnor_jax.train import recipe as recipes
@@ -138,6 +139,11 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
         there = list(folder.iterdir()) if folder.exists() else []
         if resume and not there:
             raise RunError(f"no run in {folder} to resume; omit --resume to start one")
+        if there and not resume and (seeds := read_seeds(folder)):
+            raise RunError(
+                f"{folder} already holds the runs of {counted(len(seeds), 'seed')}; "
+                "resume them with --resume, or give another folder with --output"
+            )
         if any(path != leftover for path in there):
             raise RunError(
                 f"{folder} holds other files and no run; give another folder with "
@@ -211,7 +217,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         history = []
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"cannot read {path}: {error!r}; --resume rewrites it"
+            f"cannot read {path}: {_reason(error)}; --resume rewrites it"
         ) from error
     if not history:
         raise RunError(f"{folder} has no completed epoch yet; train for one first")
@@ -342,10 +348,16 @@ def read_fields(folder: Path) -> dict[str, Any]:
             "xnor-jax train"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = error if isinstance(error, OSError) else repr(error)
         raise RunError(
-            f"cannot read {path}: {reason}; restore the file, or start a new run"
+            f"cannot read {path}: {_reason(error)}; restore the file, or start a new "
+            "run"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no field {error}"
+    return str(error) if isinstance(error, OSError) else repr(error)
 
 
 def _check_options(folder: Path, fields: Mapping[str, Any]) -> None:

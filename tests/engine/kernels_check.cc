@@ -1,5 +1,6 @@
 // Each instruction set's engine against the portable one, without XLA: also for a
 // processor that is only emulated. Prints the names that were compared.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -83,9 +84,18 @@ void CheckConvolution(const Kernels& engine, Epilogue epilogue) {
   job.out_stride = epilogue == Epilogue::kThreshold ? panels : columns;
   const int64_t pixels = images * job.out_depth * job.out_height * job.out_width;
   std::vector<uint32_t> ours(pixels * job.out_stride), portable(ours.size());
+  std::vector<Element> laid_out(kernel.size());
   for (const Kernels* e : {&engine, &xnor::kPortable}) {
     job.out = e == &engine ? ours.data() : portable.data();
-    const int64_t middle = Draw(0, pixels), split = Draw(0, panels);
+    job.kernel = kernel.data();
+    if constexpr (kWords) {
+      if (e->lay_out != nullptr && panels > 1) {
+        e->lay_out(kernel.data(), panels, job.segments * job.length, laid_out.data());
+        job.kernel = laid_out.data();
+      }
+    }
+    const int64_t middle = Draw(0, pixels);
+    const int64_t split = std::min(2 * Draw(0, (panels + 1) / 2), panels);
     const auto run = [&] {
       if constexpr (kWords)
         return e->binary;

@@ -281,7 +281,8 @@ def test_only_the_test_split_is_read_where_asked(tmp_path):
     (root / "train-00000-of-00001.parquet").unlink()
     without_train(every, data.load("mnist", root, train=False))
     (root / "test-00000-of-00001.parquet").rename(root / "other.parquet")
-    with pytest.raises(data.DataError, match="has no split test; .* other.parquet"):
+    message = "has no split test; expected test, found other.parquet$"
+    with pytest.raises(data.DataError, match=message):
         data.load("mnist", root, train=False)
 
     grey = np.random.default_rng(1).integers(0, 256, (8, 28, 28)).astype(np.uint8)
@@ -305,6 +306,9 @@ def test_only_the_test_split_is_read_where_asked(tmp_path):
     without_train(every, data.load("folder", root, fit, train=False))
     with pytest.raises(data.DataError, match="has no folder train"):
         data.load("folder", root, fit)
+    message = "no folder validation; .*, found ant, .* give --validation-share and --se"
+    with pytest.raises(data.DataError, match=message):
+        data.load("folder", root / "validation", fit, train=False)
 
     images = np.repeat(grey[..., None], 3, -1)
     for dataset in ("digits", lambda: (images, range(8), images[:3], range(3))):

@@ -156,9 +156,14 @@ def open_unsplit(
     return RowSet(str(folder), rows, held_out, tuple(names))
 
 
-def hint(folder: Path, test: Sequence[str]) -> str:
+def hint(folder: Path, test: Sequence[str], *, train: bool = True) -> str:
     """The end of an error message about a folder without a data set: a suggestion."""
     if _is_unsplit(folder):
+        if not train:
+            return (
+                "; if its folders are the classes, give --validation-share and --seed "
+                "as in the training"
+            )
         return (
             "; to use its folders as classes and hold out a fifth of each, train with "
             "--validation-share 0.2"

@@ -48,10 +48,14 @@ def open_rows(
         found = tables.open_parquet(folder, test, train=train)
     if found is None:
         names = sorted(path.name for path in folder.iterdir())
+        needed = ("train", test[0]) if train else (test[0],)
+        pictures, files = (
+            " and ".join(split + rest for split in needed)
+            for rest in ("/CLASS/PICTURE", "-*.parquet")
+        )
         raise DataError(
-            f"{folder} has no folder train; expected train/CLASS/PICTURE and "
-            f"{test[0]}/CLASS/PICTURE, or Parquet files train-*.parquet and "
-            f"{test[0]}-*.parquet, found {', '.join(names[:8]) or 'nothing'}"
-            f"{class_folders.hint(folder, test)}"
+            f"{folder} has no folder {needed[0]}; expected {pictures}, or Parquet "
+            f"files {files}, found {', '.join(names[:8]) or 'nothing'}"
+            f"{class_folders.hint(folder, test, train=train)}"
         )
     return found

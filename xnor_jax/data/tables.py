@@ -184,8 +184,8 @@ def _check_splits(
         missing = " or ".join(test)
     if missing:
         raise DataError(
-            f"{where} has no split {missing}; expected train and {test[0]}, found "
-            f"{', '.join(names[:8])}"
+            f"{where} has no split {missing}; expected {'train and ' * train}{test[0]},"
+            f" found {', '.join(names[:8])}"
         )
 
 

@@ -38,7 +38,7 @@ def test_zoo_lists_networks_and_prints_cards(capsys, monkeypatch):
     assert code == 2 and f"did you mean '{NAME}'?" in err
 
 
-def test_zoo_writes_a_network_to_a_new_file(tmp_path, capsys, monkeypatch):
+def test_zoo_writes_a_network_to_a_file(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME).write_text("not the network")
     content = zoo.networks.locate(NAME, ".safetensors").read_bytes()
@@ -47,17 +47,15 @@ def test_zoo_writes_a_network_to_a_new_file(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "net").read_bytes() == content
     (tmp_path / "net").write_text("mine")
     for args, status, message in (
-        ((NAME, "-o", "net"), 2, "net exists; give another file, or replace it"),
         ((NAME, "-o", "gone/net"), 2, "--output: expected a file in a folder that"),
         ((NAME, "-o", "."), 2, "--output: expected a file in a folder that exists"),
-        ((NAME, "--overwrite"), 2, "--overwrite: expected --output with it"),
         (("-o", "new"), 2, "expected a network's name"),
         (("digit-lenet5", "-o", "new"), 2, f"did you mean '{NAME}'?"),
     ):
         code, err = run_failing(capsys, "zoo", *args)
         assert code == status and message in err
     assert (tmp_path / "net").read_text() == "mine"
-    run_ok(capsys, "zoo", NAME, "-o", "net", "--overwrite")
+    run_ok(capsys, "zoo", NAME, "-o", "net")
     assert (tmp_path / "net").read_bytes() == content
 
     def raise_no_space(*_):
@@ -65,7 +63,7 @@ def test_zoo_writes_a_network_to_a_new_file(tmp_path, capsys, monkeypatch):
 
     (tmp_path / "net").write_text("mine")
     monkeypatch.setattr(shutil, "copyfile", raise_no_space)
-    code, err = run_failing(capsys, "zoo", NAME, "-o", "net", "--overwrite")
+    code, err = run_failing(capsys, "zoo", NAME, "-o", "net")
     assert code == 1 and "cannot write net: No space left on device" in err
     assert (tmp_path / "net").read_text() == "mine"
     assert sorted(os.listdir(tmp_path)) == [NAME, "net"]

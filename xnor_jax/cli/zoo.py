@@ -22,20 +22,18 @@ def zoo(
     ] = None,
     /,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
-    overwrite: bool = False,
 ) -> None:
     """List the trained networks that ship with the package, or show or copy one.
 
     Args:
       name: The network whose card to show.
       output: Write the network's packed file here instead, such as for the engine's
-        command xnor.
-      overwrite: Replace OUTPUT if it exists.
+        command xnor. An existing file is replaced, as by pack.
     """
     console = make_console()
     if name is None:
-        if output is not None or overwrite:
-            raise UsageError("--output, --overwrite: expected a network's name first")
+        if output is not None:
+            raise UsageError("--output: expected a network's name first")
         console.print(_table())
         return
     try:
@@ -43,16 +41,9 @@ def zoo(
     except ValueError as error:
         raise UsageError(error) from None
     if output is None:
-        if overwrite:
-            raise UsageError("--overwrite: expected --output with it")
         console.print(str(card), markup=False)
         return
     check_output(output)
-    if output.exists() and not overwrite:
-        raise UsageError(
-            f"--output: {output} exists; give another file, or replace it with "
-            "--overwrite"
-        )
     try:
         # In the output's folder: a file is replaced atomically only within one file
         # system.

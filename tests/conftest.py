@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 # Helper modules are beside the tests; pytest's import mode "importlib" adds no path.
@@ -20,13 +21,26 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-# XLA's older emitters compile twice as fast; later versions lack them.
-_OLDER = "--xla_cpu_use_fusion_emitters"
-if _HURRY and jax.__version_info__ < (0, 11) and _OLDER not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] += f" {_OLDER}=false"
+_QUICK = []
+if _HURRY:
+    # XLA folds constants in an interpreter: seconds where kernels are constants.
+    _QUICK = ["--xla_disable_hlo_passes=constant_folding"]
+    if jax.__version_info__ < (0, 11):
+        # XLA's older emitters compile twice as fast; later versions lack them.
+        _QUICK.append("--xla_cpu_use_fusion_emitters=false")
+for _flag in _QUICK:
+    if _flag.partition("=")[0] not in os.environ["XLA_FLAGS"]:
+        os.environ["XLA_FLAGS"] += f" {_flag}"
 
 # Compiled programs leave many long-lived objects on the heap: collect rarely.
 gc.set_threshold(200_000, 50, 1000)
+
+# Tests often compile a program that another one has compiled. Each process has a cache
+# of its own, because JAX's is not safe to write from several.
+_programs = tempfile.TemporaryDirectory(prefix="xnor_jax-programs-")
+jax.config.update("jax_compilation_cache_dir", _programs.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # Most examples compile a program. `.ci/run` draws more: `--hypothesis-profile=ci`.
 for _profile, _examples in (("few", 8), ("ci", 12)):

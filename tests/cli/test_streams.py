@@ -50,14 +50,7 @@ def test_commands_run_on_class_folders(root, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "model",
-    [
-        "lenet5",
-        "nin",
-        "resnet18",
-    ],
-)
+@pytest.mark.parametrize("model", ["nin", "resnet18"])
 def test_a_model_trains_a_step_and_packs(model, root, tmp_path, capsys):
     run, file = tmp_path / "run", tmp_path / "net.safetensors"
     small = ("--model", model, "--image-size", 32, "--batch-size", 20, "--epochs", 1)

@@ -1,5 +1,6 @@
 """Layers and operations on a mesh's Explicit axes, compared with one device."""
 
+import os
 import subprocess
 import sys
 
@@ -96,7 +97,8 @@ print("done")
 
 @pytest.mark.slow
 def test_explicit_sharding_matches_one_device(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    monkeypatch.setenv("XLA_FLAGS", flags)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=900

@@ -157,7 +157,7 @@ def test_command_line_trains_on_eight_devices(tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "xnor_jax.cli", "train", "--devices", "8"]
     options = ["--epochs", "1", "--batch-size", "96", "--output", str(run)]
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     completed = subprocess.run(
         [*command, *options],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

@@ -48,7 +48,8 @@ def free_port():
 
 def start(*args, devices=1):
     """Start `xnor-jax train ARGS` with `devices` virtual devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    count = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} {count}"
     return subprocess.Popen(
         [sys.executable, "-m", "xnor_jax.cli", "train", *map(str, args)],
         text=True,

@@ -336,7 +336,7 @@ def check_mutants(parts, count, seed):
             assert str(found.report)
             jax.eval_shape(found, jnp.zeros((1, *found.image_shape)))
     # Many different checks fail, and some mutants are valid networks.
-    assert len(refused) > count / 20
+    assert len(refused) > min(count, 400) / 20
     assert count / 100 < loaded < count / 2
 
 

@@ -9,25 +9,17 @@
 namespace xnor {
 namespace {
 
-// kDiffering[a][b] = popcount(a xor b), for half bytes.
-alignas(64) constexpr uint8_t kDiffering[16][16] = {
-    {0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4},
-    {1, 0, 2, 1, 2, 1, 3, 2, 2, 1, 3, 2, 3, 2, 4, 3},
-    {1, 2, 0, 1, 2, 3, 1, 2, 2, 3, 1, 2, 3, 4, 2, 3},
-    {2, 1, 1, 0, 3, 2, 2, 1, 3, 2, 2, 1, 4, 3, 3, 2},
-    {1, 2, 2, 3, 0, 1, 1, 2, 2, 3, 3, 4, 1, 2, 2, 3},
-    {2, 1, 3, 2, 1, 0, 2, 1, 3, 2, 4, 3, 2, 1, 3, 2},
-    {2, 3, 1, 2, 1, 2, 0, 1, 3, 4, 2, 3, 2, 3, 1, 2},
-    {3, 2, 2, 1, 2, 1, 1, 0, 4, 3, 3, 2, 3, 2, 2, 1},
-    {1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3},
-    {2, 1, 3, 2, 3, 2, 4, 3, 1, 0, 2, 1, 2, 1, 3, 2},
-    {2, 3, 1, 2, 3, 4, 2, 3, 1, 2, 0, 1, 2, 3, 1, 2},
-    {3, 2, 2, 1, 4, 3, 3, 2, 2, 1, 1, 0, 3, 2, 2, 1},
-    {2, 3, 3, 4, 1, 2, 2, 3, 1, 2, 2, 3, 0, 1, 1, 2},
-    {3, 2, 4, 3, 2, 1, 3, 2, 2, 1, 3, 2, 1, 0, 2, 1},
-    {3, 4, 2, 3, 2, 3, 1, 2, 2, 3, 1, 2, 1, 2, 0, 1},
-    {4, 3, 3, 2, 3, 2, 2, 1, 3, 2, 2, 1, 2, 1, 1, 0},
+// of[a][b] = popcount(a xor b), for half bytes.
+struct Differences {
+  uint8_t of[16][16] = {};
+  constexpr Differences() {
+    for (int a = 0; a < 16; ++a)
+      for (int b = 0; b < 16; ++b)
+        for (int bits = a ^ b; bits > 0; bits >>= 1)
+          of[a][b] = static_cast<uint8_t>(of[a][b] + (bits & 1));
+  }
 };
+alignas(64) constexpr Differences kDiffering;
 
 struct Words {
   using Vector = __m256i;
@@ -109,9 +101,9 @@ struct Words {
           }
     };
     const Vector low = _mm256_set1_epi8(15);
-    const auto table = [](uint32_t offset) {  // a row of kDiffering, at 16 times its index
+    const auto table = [](uint32_t offset) {  // a row, at 16 times its index
       return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(
-          reinterpret_cast<const char*>(kDiffering) + offset)));
+          reinterpret_cast<const char*>(kDiffering.of) + offset)));
     };
     int64_t left = kWords;
     int flushed = 0;

@@ -245,6 +245,7 @@ void Convolve(const Job<Element>& job, int64_t begin, int64_t end, int64_t panel
     }
     int64_t panel = panel_begin;
     if constexpr (std::is_same_v<Element, uint32_t>) {
+      // Dependent, so that only sets with pairs need a `MultiplyPair`.
       using Lanes = std::conditional_t<std::is_same_v<Element, uint32_t>, Words, void>;
       if constexpr (Lanes::kPairRows > 0)
         for (; panel + 1 < panel_end; panel += 2)
@@ -428,20 +429,11 @@ void SumPool(const PoolJob& job, int64_t begin, int64_t end) {
           return (LessMask(sums, job.threshold + first) ^ job.flip[word]) &
                  FirstBits(lanes);
         };
-        const float* only = source + (y0 * job.width + x0) * job.channels + first;
         if (alone && lanes == kPanel) {
-          to = signs(only);
+          to = signs(source + (y0 * job.width + x0) * job.channels + first);
           continue;
         }
         alignas(64) float sums[kPanel] = {};
-        if (alone) {
-          if (lanes == kPanel / 2)
-            std::memcpy(sums, only, kPanel / 2 * sizeof(float));
-          else
-            std::memcpy(sums, only, lanes * sizeof(float));
-          to = signs(sums);
-          continue;
-        }
         for (int64_t y = Larger(y0, 0); y < bottom; ++y) {
           for (int64_t x = Larger(x0, 0); x < right; ++x) {
             const float* pixel = source + (y * job.width + x) * job.channels + first;

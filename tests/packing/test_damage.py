@@ -340,6 +340,9 @@ def check_mutants(parts, count, seed):
     assert count / 100 < loaded < count / 2
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(400, marks=pytest.mark.slow)])
-def test_damaged_files_are_refused_or_load_as_valid(parts, count):
-    check_mutants(parts, count, seed=0)
+SHARES = [pytest.param(5000, seed, marks=pytest.mark.slow) for seed in range(1, 5)]
+
+
+@pytest.mark.parametrize(("count", "seed"), [(60, 0), *SHARES])
+def test_damaged_files_are_refused_or_load_as_valid(parts, count, seed):
+    check_mutants(parts, count, seed)

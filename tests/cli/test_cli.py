@@ -320,6 +320,8 @@ def test_help_and_version(capsys):
     assert code == 0 and "mnist-lenet5" in out
     code, out, _ = run_cli(capsys, "train", "mnist-lenet5", "--help")
     assert code == 0 and "--learning-rate" in out and "0.005" in out
+    assert "--image-size INT" in out and "--output PATH" in out
+    assert "None" not in out
 
 
 @pytest.mark.slow

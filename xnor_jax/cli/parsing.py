@@ -9,7 +9,8 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -27,21 +28,29 @@ _KINDS = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path"}
 _TYPES = ConstructorRegistry()
 
 
+def _path(word: str) -> Path:
+    if not word:  # Path("") is the current directory
+        raise ValueError("expected a path, got ''")
+    return Path(word)
+
+
+_PARSERS = {Path: ("PATH", _path), str: ("TEXT", str), int: ("INT", int)}
+
+
 @_TYPES.primitive_rule
-def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-    if info.type is not Path:
+def _one_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """A value, or None by default, which tyro's own help would show as {None}|PATH."""
+    union = get_origin(info.type) in (Union, UnionType)
+    kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
+    kind: Any = kinds[0] if union and len(kinds) == 1 else info.type
+    if kind not in (Path, str, int):
         return None
-
-    def path(words: list[str]) -> Path:
-        if not words[0]:  # Path("") is the current directory
-            raise ValueError("expected a path, got ''")
-        return Path(words[0])
-
+    metavar, parser = _PARSERS[kind]
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="PATH",
-        instance_from_str=path,
-        is_instance=lambda value: isinstance(value, Path),
+        metavar=metavar,
+        instance_from_str=lambda words: parser(words[0]),
+        is_instance=lambda value: value is None or isinstance(value, kind),
         str_from_instance=lambda value: [str(value)],
     )
 

@@ -5,7 +5,6 @@ runs this file again on a library under AddressSanitizer and UBSan.
 """
 
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -208,29 +207,52 @@ def test_both_readers_refuse_the_same_files(tiny):
                 c_engine.Engine(mutant)
 
 
-@pytest.mark.slow
-def test_engine_builds_standalone_with_its_command(lenet5, tmp_path):
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """The engine's command, built by CMake alone, for an emulated Arm if possible."""
     cmake = shutil.which("cmake")
     if cmake is None or not (c_engine.ROOT / "CMakeLists.txt").exists():
         pytest.skip("no cmake, or no sources")
-    build = tmp_path / "build"
-    # `.ci/run` preloads the sanitizers' libraries; the compiler must not load them.
-    environment = {**os.environ, "LD_PRELOAD": ""}
-    options = {"check": True, "capture_output": True, "env": environment}
-    flags = "-DCMAKE_CXX_FLAGS_RELEASE=-O1"
-    subprocess.run([cmake, "-S", c_engine.ROOT, "-B", build, flags], **options)
-    subprocess.run([cmake, "--build", build, "--target", "xnor_command"], **options)
+    build = tmp_path_factory.mktemp("build")
+    options = ["-DCMAKE_CXX_FLAGS_RELEASE=-O1"]
+    emulator, cross = shutil.which("qemu-aarch64"), "aarch64-linux-gnu-g++"
+    if emulator and shutil.which(cross):
+        options += ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
+        options += [f"-DCMAKE_CXX_COMPILER={cross}", "-DCMAKE_EXE_LINKER_FLAGS=-static"]
+    else:
+        emulator = None
+    subprocess.run([cmake, "-S", c_engine.ROOT, "-B", build, *options], check=True)
+    subprocess.run([cmake, "--build", build, "--target", "xnor_command"], check=True)
+
+    def run(*args, **options):
+        words = [*filter(None, [emulator]), build / "xnor", *args]
+        return subprocess.run(words, capture_output=True, **options)
+
+    return run
+
+
+@pytest.mark.slow
+def test_command_runs_and_describes_a_file(command, lenet5, tmp_path):
     path = tmp_path / "lenet5.safetensors"
     xnor.save(path, lenet5)
     x = normal(5, 28, 28, 1)
-    command = [build / "xnor", "run", path, "--threads", "2", "--batch", "2"]
-    out = subprocess.run(command, input=x.tobytes(), **options).stdout
-    y = np.frombuffer(out, np.float32).reshape(5, 10)
-    np.testing.assert_array_equal(
-        y, jnp.concatenate([lenet5(image[None]) for image in x])
-    )
-    command[1] = "info"
-    assert b"28 x 28 x 1" in subprocess.run(command, **options).stdout
-    command[2] = tmp_path / "nothing"
-    failed = subprocess.run(command, **options | {"check": False})
+    args = ["run", path, "--threads", "2", "--batch", "2"]
+    y = np.frombuffer(command(*args, input=x.tobytes()).stdout, np.float32)
+    expected = jnp.concatenate([lenet5(image[None]) for image in x])
+    np.testing.assert_array_equal(y.reshape(5, 10), expected)
+    assert b"28 x 28 x 1" in command("info", path).stdout
+    failed = command("info", tmp_path / "nothing")
     assert failed.returncode == 1 and failed.stderr.count(b"\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fashion-lenet5", "cifar10-nin", "cifar10-resnet20"])
+def test_command_gives_the_same_logits_on_another_processor(command, name):
+    packed = xnor.zoo.load(name, backend="cpu")
+    x = normal(3, *packed.image_shape)
+    found = command("run", xnor.zoo.find(name), input=x.tobytes())
+    y, expected = np.frombuffer(found.stdout, np.float32), np.asarray(packed(x)).ravel()
+    if cpu.instruction_set() == "portable":  # products and sums are rounded separately
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(y, expected)

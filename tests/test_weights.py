@@ -118,6 +118,23 @@ def test_every_function_works_under_strict_promotion(dtype):
     assert_agrees_with_oracles(outputs, kernel)
 
 
+@pytest.mark.parametrize("loop", ["jit", "scan"])
+def test_a_rule_may_close_over_traced_values_in_a_loop(loop):
+    kernel, g = random_kernel(0, (3, 5, 4)), random_array(1, (3, 5, 4))
+
+    def loss(kernel, t):
+        def term(total, _):
+            view = xnor.binarize(kernel, rule=lambda w, g: t * g * w, multiplier=2 * t)
+            return total + jnp.sum(view * g), None
+
+        if loop == "jit":
+            return jax.jit(term)(0.0, None)[0]
+        return jax.lax.scan(term, 0.0, length=1)[0]
+
+    found = jax.jit(jax.grad(loss))(kernel, 3.0)
+    np.testing.assert_allclose(found, 18 * g * kernel, rtol=1e-6)
+
+
 def test_double_precision_is_preserved():
     with jax.enable_x64(True):
         kernel = random_kernel(0, (3, 5, 2), "float64")
@@ -170,6 +187,14 @@ def test_sign_has_two_values_and_both_zeros_are_positive(dtype):
 def test_sign_matches_numpy_on_normal_numbers(values):
     x = np.asarray(values[:5], np.float32)
     np.testing.assert_array_equal(xnor.sign(x), oracles.sign(x))
+
+
+@pytest.mark.parametrize("dtype", [bool, complex])
+def test_sign_refuses_other_than_real_numbers(dtype):
+    with pytest.raises(
+        TypeError, match=r"sign: expected real numbers, got (bool|comp)"
+    ):
+        xnor.sign(jnp.ones(3, dtype))
 
 
 def test_sign_has_zero_gradient():
@@ -562,6 +587,14 @@ def test_libra_standardises_with_a_power_of_two_scale(shape):
     )
 
 
+@pytest.mark.parametrize("value", [0.1, -0.3, 1e-25])
+def test_libra_of_equal_weights_is_zero(value):
+    # The rounded mean of 27 equal weights differs from them.
+    kernel = jnp.stack([jnp.full(27, value), jnp.arange(27.0)], -1)
+    found = weights.binarize(weights.libra(kernel))
+    assert not found[:, 0].any() and found[:, 1].all()
+
+
 @pytest.mark.slow
 def test_libra_gradient_treats_the_scale_as_constant():
     rng = np.random.default_rng(0)
@@ -579,13 +612,14 @@ def test_libra_gradient_treats_the_scale_as_constant():
     assert not np.isnan(flat).any()
 
 
-@pytest.mark.parametrize("tau", [0.6, 0.85, 1.0])
+@pytest.mark.parametrize("tau", [0.6, 0.85, 1])
 def test_recu_clamps_each_layer_between_its_quantiles(tau):
     rng = np.random.default_rng(0)
     params = {
         n: rng.normal(size=s).astype("f") for n, s in [("a", (3, 7, 5)), ("b", (4, 2))]
     }
     found = jax.jit(lambda p, t: weights.recu(p, tau=t))(params, tau)
+    chex.assert_trees_all_close(found, weights.recu(params, tau=tau), rtol=1e-6)
     for name, kernel in params.items():
         bounds = np.quantile(kernel, 1 - tau), np.quantile(kernel, tau)
         np.testing.assert_allclose(found[name], np.clip(kernel, *bounds), rtol=1e-5)

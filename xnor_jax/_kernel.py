@@ -49,13 +49,31 @@ def sign(x: ArrayLike) -> jax.Array:
     Returns:
       The signs, in the dtype and shape of `x`. Its gradient is 0: see `sign_ste`.
 
+    Raises:
+      TypeError: If `x` is boolean or complex.
+
     Examples:
       >>> import jax.numpy as jnp, xnor_jax as xnor
       >>> xnor.sign(jnp.array([-2.0, -0.0, 0.0, 3.0]))
       Array([-1.,  1.,  1.,  1.], dtype=float32)
     """
     x = jnp.asarray(x)
+    check_real("sign", x)
     return jnp.where(x >= 0, 1, -1).astype(x.dtype)
+
+
+def check_real(where: str, x: Any) -> None:
+    """Check that an array is floating or integer.
+
+    Args:
+      where: The public function's name, for the error.
+      x: The array.
+
+    Raises:
+      TypeError: If it has another dtype.
+    """
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise TypeError(f"{where}: expected real numbers, got {describe(x)}")
 
 
 def check_kernel(kernel: Any) -> None:

@@ -10,6 +10,9 @@
 >>> grads = jax.grad(loss)(xnor.binarize(params))  # at the binarized tree
 >>> updates, state = optimizer.update(grads, state, params)  # for the latent tree
 >>> params = optax.apply_updates(params, updates)  # centred and clamped
+
+For kernels that are stacked by `nnx.vmap`, give the mask to the transformation itself:
+`optax.masked` and `optax.partition` hide the biases, which identify a stack.
 """
 
 from functools import partial
@@ -186,8 +189,9 @@ def bop(
     `m ← (1 − γ)·m + γ·g`; where `|m| ≥ τ` and `sign(m) = sign(w)`: `w ← −w`. The
     second-order form compares `m / (√v + ε)` with τ, where `v ← (1 − σ)·v + σ·g²`.
 
-    From the first step on, the kernels are −1 or +1, so α is 1. Use the rule `"ste"`,
-    which does not scale the gradient, and omit `project`, which would centre them.
+    The first step makes the kernels −1 or +1, so α is 1; up to rounding, if they were
+    not ±1 before. Use the rule `"ste"`, which does not scale the gradient, and omit
+    `project`, which would centre them.
 
     Args:
       gamma: γ in (0, 1], the rate of the gradients' moving average; or a schedule.

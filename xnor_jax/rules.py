@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from xnor_jax._gradient import transform_gradient
 from xnor_jax._kernel import check_kernel, filter_size, scale, sign, wide_dtype
 from xnor_jax.registry import RULES, find
 
@@ -134,6 +135,24 @@ def check(rule: Rule, kernel: jax.Array) -> None:
             f"the rule must return a gradient of the kernel's shape {kernel.shape}, "
             f"got {getattr(out, 'shape', out)}"
         )
+
+
+def with_rule(
+    rule: str | Rule, kernel: jax.Array, multiplier: ArrayLike = 1.0
+) -> jax.Array:
+    """Return `kernel`; its gradient becomes `multiplier · rule(kernel, grad)`.
+
+    Raises:
+      ValueError: If the rule is unknown, rejects the kernel or returns another shape.
+      TypeError: If the rule is neither a name nor callable.
+    """
+    function = get(rule)
+    check(function, kernel)
+
+    def latent(kernel: jax.Array, g: jax.Array) -> jax.Array:
+        return scaled(function, kernel, g, multiplier).astype(kernel.dtype)
+
+    return transform_gradient(latent, kernel)
 
 
 def scaled(

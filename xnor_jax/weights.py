@@ -203,9 +203,7 @@ def binarize(
     function = rules.get(rule)
 
     def view(kernel):
-        kernel = jnp.asarray(kernel)
-        rules.check(function, kernel)
-        return _binarize(function, kernel, multiplier)
+        return _binarize(rules.with_rule(function, jnp.asarray(kernel), multiplier))
 
     return map_kernels("binarize", view, mask, params)
 
@@ -220,22 +218,13 @@ def get(method: str | WeightMethod) -> WeightMethod:
     return find("weight_method", method, WEIGHT_METHODS, "a function of a kernel")
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _binarize(rule: Rule, kernel: jax.Array, multiplier: ArrayLike) -> jax.Array:
+@jax.custom_vjp
+def _binarize(kernel: jax.Array) -> jax.Array:
     return scale(kernel) * sign(kernel)
 
 
-def _binarize_fwd(rule, kernel, multiplier):
-    return _binarize(rule, kernel, multiplier), (kernel, multiplier)
-
-
-def _binarize_bwd(rule, residuals, g):
-    kernel, multiplier = residuals
-    update = rules.scaled(rule, kernel, g, multiplier)
-    return update.astype(kernel.dtype), jnp.zeros_like(multiplier)
-
-
-_binarize.defvjp(_binarize_fwd, _binarize_bwd)
+# `rules.with_rule` maps the gradient.
+_binarize.defvjp(lambda kernel: (_binarize(kernel), None), lambda _, g: (g,))
 
 
 def _libra(w: jax.Array) -> jax.Array:
@@ -244,8 +233,9 @@ def _libra(w: jax.Array) -> jax.Array:
     axes = tuple(range(w.ndim - 1))
     centred = wide - jnp.mean(wide, axes)
     variance = jnp.mean(centred**2, axes)
-    # The square root has no derivative at 0.
-    flat = variance == 0
+    # A rounded mean may differ from the value that all weights of a filter have. The
+    # square root has no derivative at 0.
+    flat = (jnp.max(wide, axes) == jnp.min(wide, axes)) | (variance == 0)
     standard = jnp.where(flat, 0, centred / jnp.sqrt(jnp.where(flat, 1, variance)))
     mean = jax.lax.stop_gradient(jnp.where(flat, 1, scale(standard)))
     factor = jnp.exp2(jnp.round(jnp.log2(mean))) / mean
@@ -255,7 +245,8 @@ def _libra(w: jax.Array) -> jax.Array:
 def _recu(w: jax.Array, tau: ArrayLike) -> jax.Array:
     w = jnp.asarray(w)
     wide = jax.lax.stop_gradient(w.astype(wide_dtype(w)))
-    low, high = jnp.quantile(wide, jnp.stack([1 - jnp.asarray(tau), jnp.asarray(tau)]))
+    tau = jnp.asarray(tau, wide.dtype)
+    low, high = jnp.quantile(wide, jnp.stack([1 - tau, tau]))
     return jnp.clip(w, low.astype(w.dtype), high.astype(w.dtype))
 
 

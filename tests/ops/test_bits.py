@@ -117,6 +117,16 @@ def test_words_for_counts_whole_words():
             ValueError,
             "expected 2 words for 33 signs, got 3",
         ),
+        (
+            lambda: ops.unpack_bits(jnp.ones(1, jnp.uint32), 3, dtype=bool),
+            TypeError,
+            "holds −1 and +1, got bool",
+        ),
+        (
+            lambda: ops.unpack_bits(jnp.ones(1, jnp.uint32), 3, dtype=jnp.uint8),
+            TypeError,
+            "got uint8",
+        ),
         (lambda: ops.sign_bits(1.0), ValueError, "at least one axis"),
         (lambda: ops.sign_bits(np.ones(3, int)), TypeError, "floating point"),
     ],

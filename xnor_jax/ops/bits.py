@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from xnor_jax._kernel import describe, summary
+from xnor_jax._kernel import check_real, describe, summary
 from xnor_jax.ops import _inference
 
 WORD = 32
@@ -61,8 +61,7 @@ def pack_bits(x: ArrayLike, axis: int = -1) -> jax.Array:
       Array([10], dtype=uint32)
     """
     x = jnp.asarray(x)
-    if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer)):
-        raise TypeError(f"pack_bits: expected real numbers, got {describe(x)}")
+    check_real("pack_bits", x)
     return _pack(x, axis=_axis("pack_bits", x, axis))
 
 
@@ -75,15 +74,22 @@ def unpack_bits(
       words: uint32; the packed axis is `ceil(size / 32)` long.
       size: The number of signs in the packed axis.
       axis: The packed axis.
-      dtype: The dtype of the signs.
+      dtype: The dtype of the signs, floating or a signed integer.
 
     Returns:
       Signs in {−1, +1}; the packed axis is `size` long.
 
     Raises:
       ValueError: If there is no such axis, or its length does not match `size`.
-      TypeError: If the words are not uint32.
+      TypeError: If the words are not uint32, or the dtype cannot hold −1.
     """
+    dtype = jnp.dtype(dtype)
+    if not any(
+        jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.signedinteger)
+    ):
+        raise TypeError(
+            f"unpack_bits: expected a dtype that holds −1 and +1, got {dtype}"
+        )
     words = jnp.asarray(words)
     check_words("unpack_bits", words)
     axis = _axis("unpack_bits", words, axis)
@@ -92,7 +98,7 @@ def unpack_bits(
             f"unpack_bits: expected {words_for(size)} words for {size} signs, got "
             f"{words.shape[axis]}"
         )
-    return _unpack(words, size=size, axis=axis, dtype=jnp.dtype(dtype))
+    return _unpack(words, size=size, axis=axis, dtype=dtype)
 
 
 def words_for(size: int) -> int:

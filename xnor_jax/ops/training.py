@@ -21,7 +21,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from xnor_jax import convolution, quantizers, rules
-from xnor_jax._gradient import transform_gradient
 from xnor_jax._kernel import scale, sign
 from xnor_jax.geometry import Geometry, Padding, conv_geometry
 from xnor_jax.ops import backends, cpu
@@ -157,7 +156,9 @@ def binary_product(
     function = quantizers.get("identity" if surrogate is None else surrogate)
     clipped = function is quantizers.ste
     x = x if clipped else quantizers.with_surrogate(function, x)
-    kernel = _with_rule(rule, multiplier, kernel)
+    # Outside the products, so that the rule's argument is the gradient summed over a
+    # program's devices and uses of the kernel, not each summand.
+    kernel = rules.with_rule(rule, kernel, multiplier)
     # Under `shard_map`, mark replicated arguments as varying, so that JAX and not the
     # gradients below sums their cotangents: `lax.platform_dependent` drops replication.
     x = cpu.vary_as(x, kernel)
@@ -170,21 +171,6 @@ def binary_product(
         return portable(*args)
     on_bits = partial(_on_bits, geometry, keep_rate, relu, dtype, clipped)
     return backends.choose(backend, on_bits, portable, *args)
-
-
-def _with_rule(rule, multiplier, kernel):
-    """Return the kernel; the rule maps its incoming gradient, that at `w̃`.
-
-    Applied outside the products, so that the rule's argument is the gradient summed
-    over a program's devices and uses of the kernel, not each summand.
-    """
-    function = rules.get(rule)
-    rules.check(function, kernel)
-
-    def latent(kernel, g):
-        return rules.scaled(function, kernel, g, multiplier).astype(kernel.dtype)
-
-    return transform_gradient(latent, kernel)
 
 
 def _in_floats(

@@ -219,6 +219,25 @@ def per_axis(where: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
     return found
 
 
+def kernel_window(where: str, kernel_size: Any) -> tuple[int, ...]:
+    """Check a layer's window; the number of its entries is that of the spatial axes.
+
+    Args:
+      where: The layer's name, for errors.
+      kernel_size: One number per spatial axis; one number for rank 1.
+
+    Raises:
+      ValueError: If it has not 1 to 3 entries, all integers in range.
+    """
+    entries = _entries(kernel_size)
+    rank = 1 if entries is None else len(entries)
+    if not 1 <= rank <= 3:
+        raise ValueError(
+            f"{where}: kernel_size: expected 1 to 3 spatial axes, got {kernel_size}"
+        )
+    return per_axis(where, "kernel_size", kernel_size, rank)
+
+
 def positive(where: str, name: str, value: Any) -> int:
     """Check an integer from 1 to `LARGEST_SIZE`, such as a number of groups.
 

@@ -32,6 +32,25 @@ def test_every_imagenet_recipe_is_covered():
     assert imagenet - {"imagenet-resnet18"} <= {name for name, _ in RECIPES.values()}
 
 
+@pytest.mark.parametrize("name", xnor.models.MODELS)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("classes", 0),
+        ("classes", -3),
+        ("classes", 2.5),
+        ("image_shape", None),
+        ("image_shape", (70.0, 70, 3)),
+        ("image_shape", (70, 70)),
+        ("image_shape", (70, 70, 0)),
+    ],
+)
+def test_invalid_shapes_and_classes_are_refused(name: str, field: str, value):
+    arguments: dict = {"image_shape": (70, 70, 3), "classes": 10, field: value}
+    with pytest.raises(ValueError, match=rf"^\w+: .*{field}.*, got"):
+        xnor.models.MODELS[name](**arguments, rngs=nnx.Rngs(0))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_model_trains_one_step_and_packs(name: str):

@@ -11,7 +11,7 @@ from flax import nnx
 from layer_oracles import numpy_normal
 
 from xnor_jax import masks
-from xnor_jax.nn import Conv
+from xnor_jax.nn import BinaryConv, Conv
 from xnor_jax.ops import cpu
 
 CONVS: dict[str, dict[str, Any]] = {
@@ -87,6 +87,20 @@ def test_mismatched_inputs_are_refused(shape):
 def test_invalid_groups_are_refused(groups):
     with pytest.raises(ValueError, match="Conv: .*feature_group_count"):
         Conv(4, 8, (3, 3), feature_group_count=groups, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("layer", [Conv, BinaryConv])
+@pytest.mark.parametrize("size", [0, (3, 0), (), (1, 1, 1, 1), 3.0, "33"])
+def test_invalid_windows_are_refused(layer, size):
+    with pytest.raises(ValueError, match="Conv: .*kernel_size"):
+        layer(4, 8, size, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("layer", [Conv, BinaryConv])
+def test_windows_may_be_numpy_integers(layer):
+    for size in (np.int64(3), np.array([3, 2])):
+        kernel = layer(4, 8, size, rngs=nnx.Rngs(0)).kernel
+        assert kernel.shape == (*np.atleast_1d(size), 4, 8)
 
 
 def test_unsupported_flax_settings_are_refused():

@@ -64,7 +64,9 @@ class AlexNet(Layered):
         rngs: nnx.Rngs,
         **block: Any,
     ):
-        self.image_shape = check_image_shape("AlexNet", image_shape, smallest=67)
+        self.image_shape = check_image_shape(
+            "AlexNet", image_shape, classes, smallest=67
+        )
         *spatial, channels = self.image_shape
         sizes = [(size - 11) // 4 + 1 for size in spatial]
         for _ in range(3):

@@ -58,7 +58,7 @@ class BiRealNet18(Layered):
         rngs: nnx.Rngs,
         **conv: Any,
     ):
-        self.image_shape = check_image_shape("BiRealNet18", image_shape)
+        self.image_shape = check_image_shape("BiRealNet18", image_shape, classes)
         common: dict[str, Any] = {"backend": backend, "rngs": rngs}
         conv = {"surrogate": surrogate, "binary": binary, **common, **conv}
         stem: dict[str, Any] = {"strides": 2, "padding": 3, "use_bias": False, **common}

@@ -49,7 +49,9 @@ class LeNet5(Layered):
         rngs: nnx.Rngs,
         **block: Any,
     ):
-        self.image_shape = check_image_shape("LeNet5", image_shape, smallest=16)
+        self.image_shape = check_image_shape(
+            "LeNet5", image_shape, classes, smallest=16
+        )
         *spatial, channels = self.image_shape
         pooled = [((size - 4) // 2 - 4) // 2 for size in spatial]
         common: dict[str, Any] = {"backend": backend, "rngs": rngs}

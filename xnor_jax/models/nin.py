@@ -60,7 +60,7 @@ class NIN(Layered):
         rngs: nnx.Rngs,
         **block: Any,
     ):
-        self.image_shape = check_image_shape("NIN", image_shape)
+        self.image_shape = check_image_shape("NIN", image_shape, classes)
         channels = self.image_shape[-1]
         common: dict[str, Any] = {"backend": backend, "rngs": rngs}
         init = nnx.initializers.normal(0.05)

@@ -68,7 +68,7 @@ class ReActNetA(Layered):
         rngs: nnx.Rngs,
         **conv: Any,
     ):
-        self.image_shape = check_image_shape("ReActNetA", image_shape)
+        self.image_shape = check_image_shape("ReActNetA", image_shape, classes)
         common: dict[str, Any] = {"backend": backend, "rngs": rngs}
         conv = {"surrogate": surrogate, "binary": binary, **common, **conv}
         stem: dict[str, Any] = {"strides": 2, "padding": 1, "use_bias": False, **common}

@@ -75,7 +75,7 @@ class ResNet18(nnx.Module):
             raise ValueError(
                 f'ResNet18: stem: expected "imagenet" or "cifar", got {stem!r}'
             )
-        self.image_shape = check_image_shape("ResNet18", image_shape)
+        self.image_shape = check_image_shape("ResNet18", image_shape, classes)
         size, strides, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
         residual = partial(Residual, binary=binary, backend=backend, rngs=rngs, **block)
         self.conv1 = Conv(

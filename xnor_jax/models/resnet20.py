@@ -56,7 +56,7 @@ class ResNet20(Layered):
         rngs: nnx.Rngs,
         **conv: Any,
     ):
-        self.image_shape = check_image_shape("ResNet20", image_shape)
+        self.image_shape = check_image_shape("ResNet20", image_shape, classes)
         common: dict[str, Any] = {"backend": backend, "rngs": rngs}
         conv = {"surrogate": surrogate, "binary": binary, **common, **conv}
         self.conv1 = Conv(

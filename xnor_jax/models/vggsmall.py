@@ -53,7 +53,9 @@ class VGGSmall(Layered):
         rngs: nnx.Rngs,
         **block: Any,
     ):
-        self.image_shape = check_image_shape("VGGSmall", image_shape, smallest=8)
+        self.image_shape = check_image_shape(
+            "VGGSmall", image_shape, classes, smallest=8
+        )
         height, width, channels = self.image_shape
         common: dict[str, Any] = {"backend": backend, "rngs": rngs}
         norm: dict[str, Any] = {"epsilon": 1e-5, "momentum": 0.9}

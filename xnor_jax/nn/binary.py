@@ -18,6 +18,7 @@ from xnor_jax.geometry import (
     check_features,
     check_padding,
     conv_geometry,
+    kernel_window,
     per_axis,
 )
 from xnor_jax.ops import backends, training
@@ -130,7 +131,9 @@ class _Binary(nnx.Module):
         signed_kernel = self.binary and self.precision != "32w1a"
         if signed_input and self.surrogate is None:
             _check_signs(name, x)
-        dtype = self.dtype or jnp.result_type(x, kernel)
+        dtype = jnp.dtype(self.dtype or jnp.result_type(x, kernel))
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"{name}: expected a floating point dtype, got {dtype}")
         x = x.astype(dtype)
         bias = None if self.bias is None else self.bias[...].astype(dtype)
         scaled = signed_input and self.input_scale
@@ -297,12 +300,8 @@ class BinaryConv(_Binary):
         bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
     ):
-        rank = len(kernel_size) if isinstance(kernel_size, Sequence) else 1
-        if not 1 <= rank <= 3:
-            raise ValueError(
-                f"kernel_size: expected 1 to 3 spatial axes, got {kernel_size}"
-            )
-        window = per_axis("BinaryConv", "kernel_size", kernel_size, rank)
+        window = kernel_window("BinaryConv", kernel_size)
+        rank = len(window)
         check_features(
             "BinaryConv", in_features, out_features, groups=feature_group_count
         )

@@ -13,6 +13,7 @@ from xnor_jax.geometry import (
     check_features,
     check_padding,
     conv_geometry,
+    kernel_window,
     per_axis,
 )
 from xnor_jax.ops import backends, training
@@ -38,8 +39,9 @@ class Conv(nnx.Conv):
       rngs: RNG stream `params`.
 
     Raises:
-      ValueError: If the groups do not divide the channels; when called, if the window
-        does not fit or the backend does not support the convolution.
+      ValueError: If the groups do not divide the channels, or the window has not 1 to 3
+        axes of at least 1; when called, if the window does not fit or the backend does
+        not support the convolution.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Conv(nnx.Conv):
         super().__init__(
             in_features,
             out_features,
-            kernel_size,
+            kernel_window("Conv", kernel_size),
             strides,
             padding=padding,
             kernel_dilation=kernel_dilation,

@@ -5,7 +5,10 @@ name, and suggest a correction, before JAX is loaded.
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, Literal
 
@@ -80,6 +83,34 @@ def find(kind: str, given: Any, registry: Registry, function: str) -> Any:
             f"or {function}{suggestion(given, registry)}"
         )
     return registry[given]
+
+
+def describe(function: Callable[..., Any]) -> str:
+    """Describe a callable as `module:qualname`, by which it is imported if possible.
+
+    A callable that is not an attribute of a module (a lambda, a partial, an instance)
+    gets a description that names no importable object.
+    """
+    if isinstance(function, functools.partial):
+        words = [*map(_word, function.args)]
+        words += [f"{key}={_word(value)}" for key, value in function.keywords.items()]
+        return f"{describe(function.func)}({', '.join(words)})"
+    named: Any = function if hasattr(function, "__qualname__") else type(function)
+    module, path = named.__module__, named.__qualname__
+    text = f"{module}:{path}"
+    try:
+        same = functools.reduce(getattr, path.split("."), sys.modules[module])
+    except (AttributeError, KeyError):
+        same = None
+    # The paths of lambdas and nested functions contain `<lambda>` or `<locals>`.
+    return text if same == function or "<" in path else f"{text}(…)"
+
+
+def _word(value: Any) -> str:
+    if callable(value):
+        return describe(value)
+    # An object's address differs in every process.
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(value).split()))
 
 
 MODELS = Registry(

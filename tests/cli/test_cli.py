@@ -264,6 +264,8 @@ def test_error_names_the_option_as_typed():
     assert cli.as_typed(message, ["train", "--binary"]).startswith("--binary: ")
     batch = "batch_size: expected no more"
     assert cli.as_typed(batch, []) == "--batch-size: expected no more"
+    own = "schedule: net:f: missing 'weight_decay'; expected a function of (batch_size)"
+    assert cli.as_typed(own, []) == f"--{own}"
 
 
 def test_folder_of_another_run_is_refused_unchanged(uninterrupted, capsys):

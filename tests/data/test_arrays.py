@@ -1,10 +1,14 @@
 """Data sets that a function returns as arrays."""
 
+import functools
+import sys
+
 import numpy as np
 import pytest
 
 from xnor_jax import data
 from xnor_jax.data import DataError
+from xnor_jax.train import custom
 
 SHAPE = (5, 7, 3)
 
@@ -44,6 +48,20 @@ def test_function_of_arrays_is_loaded():
     np.testing.assert_allclose(found.source.mean, pixels.mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(found.source.std, pixels.std((0, 1, 2)), rtol=1e-12)
     assert found.source.name == f"{__name__}:arrays.<locals>.<lambda>"
+
+
+def test_source_is_named_as_in_a_recipe():
+    class Images:
+        def __call__(self):
+            return arrays()()
+
+    for function in (functools.partial(arrays()), Images()):
+        assert data.load(function).source.name == custom.describe(function)
+
+
+def test_function_that_exits_is_refused():
+    with pytest.raises(DataError, match="failed: SystemExit: 3"):
+        data.load(lambda: sys.exit(3))
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint64, np.int64])

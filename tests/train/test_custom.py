@@ -240,11 +240,16 @@ def test_run_with_a_lambda_loads_when_given_its_recipe(
     [
         ("{}:Nothing", "{}:Nothing: module {} has no attribute Nothing"),
         ("{}:OTHER", "{}:OTHER: expected an xnor_jax.train.Recipe, got int"),
-        ("{}.py:RECIPE", "expected MODULE:NAME, such as {}:RECIPE"),
+        ("{}.py:RECIPE", "expected MODULE:NAME, such as {}:RECIPE$"),
+        ("./{}.py:RECIPE", "expected MODULE:NAME, such as {}:RECIPE$"),
+        ("sub/{}.py:RECIPE", "expected MODULE:NAME, such as sub.{}:RECIPE$"),
+        ("/sub/{}.py:RECIPE", "such as {}:RECIPE, from the folder /sub$"),
+        ("../{}.py:RECIPE", r"such as {}:RECIPE, from the folder \.\.$"),
         ("nowhere:RECIPE", "there is no module nowhere in the current"),
         ("{}:", "expected MODULE:NAME"),
         ("broken:RECIPE", "cannot import broken: ZeroDivisionError.*broken.py, line 2"),
         ("typo:RECIPE", "cannot import typo: SyntaxError"),
+        ("script:RECIPE", "cannot import script: SystemExit: 3 .*script.py, line 1"),
     ],
 )
 def test_unresolvable_reference_is_one_line(
@@ -252,6 +257,7 @@ def test_unresolvable_reference_is_one_line(
 ):
     (tmp_path / "broken.py").write_text("x = 0\n1 / x\n")
     (tmp_path / "typo.py").write_text("def\n")
+    (tmp_path / "script.py").write_text("raise SystemExit(3)\n")
     code, err = run_failing(capsys, "train", reference.format(copied))
     assert code == 2
     assert re.search(message.replace("{}", copied), err), err
@@ -306,6 +312,8 @@ def test_descriptions_round_trip_where_possible(trained, recipe):
     wide = functools.partial(net, width=16)
     assert custom.describe(wide) == f"{module}:Net(width=16)"
     assert custom.describe(recipe.surrogate) == f"{module}:<lambda>"
+    # An address would differ in the process that resumes the run.
+    assert "0x" not in custom.describe(functools.partial(net, width=object()))
     for text in (custom.describe(wide), custom.describe(recipe.surrogate)):
         with pytest.raises(RecipeError, match="expected MODULE:NAME"):
             custom.find(text)

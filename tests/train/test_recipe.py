@@ -76,10 +76,10 @@ def test_label_smoothing_with_a_teacher_is_refused():
         recipes.validate(recipe)
 
 
-@pytest.mark.parametrize("epochs", [(0,), (3, 3), (5, 2)])
+@pytest.mark.parametrize("epochs", [(0,), (3, 3), (5, 2), 3, None, ("3",), (1.5,)])
 def test_decay_epochs_must_increase(epochs):
     steps = dataclasses.replace(BASE, schedule="steps", decay_epochs=epochs)
-    with pytest.raises(RecipeError, match="decay_epochs"):
+    with pytest.raises(RecipeError, match="^decay_epochs: expected rising"):
         recipes.validate(steps)
 
 

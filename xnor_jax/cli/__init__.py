@@ -255,7 +255,8 @@ def as_typed(message: str, arguments: Sequence[str]) -> str:
         words = name[0].replace("_", "-")
         return f"--no-{words}" if f"--no-{words}" in arguments else f"--{words}"
 
-    return re.sub(rf"^(?:{first})(?=: )|\b(?:{anywhere})\b", option, message)
+    # A name in quotes or parentheses is an argument of a user's function.
+    return re.sub(rf"^(?:{first})(?=: )|(?<!['(])\b(?:{anywhere})\b", option, message)
 
 
 def _missing_package(error: Exception) -> str | None:

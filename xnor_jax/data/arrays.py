@@ -10,6 +10,7 @@ from xnor_jax._words import counted, described
 from xnor_jax.data import pictures
 from xnor_jax.data.layouts import open_rows
 from xnor_jax.data.sets import DataError, Dataset, Rows, Source, Split
+from xnor_jax.registry import describe
 
 
 def from_pictures(
@@ -55,10 +56,10 @@ def from_function(function: Callable[[], Any]) -> Dataset:
       DataError: If the function fails or returns anything else; the message names the
         array.
     """
-    name = _name(function)
+    name = describe(function)
     try:
         found = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{name} failed: {described(error)}") from error
     names = ("train_images", "train_labels", "test_images", "test_labels")
     if not isinstance(found, tuple | list) or len(found) != 4:
@@ -115,11 +116,6 @@ def _decode(rows: Rows) -> Split:
     pictures.refuse(broken)
     assert images is not None
     return Split(images, rows.labels)
-
-
-def _name(function: Any) -> str:
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{getattr(function, '__module__', '')}:{name}"
 
 
 def _array(what: str, value: Any) -> np.ndarray:

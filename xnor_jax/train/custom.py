@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xnor_jax._words import described, first_line
+from xnor_jax.registry import describe
 
 
 class RecipeError(ValueError):
@@ -44,8 +45,15 @@ def find(reference: str) -> Any:
     """
     name, _, path = reference.partition(":")
     if name.endswith(".py"):
-        module = name.removesuffix(".py").replace("/", ".")
-        raise RecipeError(f"{reference}: expected MODULE:NAME, such as {module}:{path}")
+        file = os.path.normpath(name.removesuffix(".py"))
+        folder, module = os.path.split(file)
+        if folder.startswith((os.sep, os.pardir)):
+            where = f", from the folder {folder}"
+        else:
+            where, module = "", file.replace(os.sep, ".")
+        raise RecipeError(
+            f"{reference}: expected MODULE:NAME, such as {module}:{path}{where}"
+        )
     if not all(word.isidentifier() for word in re.split("[.:]", reference)):
         raise RecipeError(
             f"{reference}: expected MODULE:NAME of an importable object, such as "
@@ -64,27 +72,6 @@ def find(reference: str) -> Any:
         raise RecipeError(
             f"{reference}: module {name} has no attribute {path}"
         ) from error
-
-
-def describe(function: Callable[..., Any]) -> str:
-    """Describe a callable as `module:qualname`, which `find` imports if possible.
-
-    A callable that is not an attribute of a module (a lambda, a partial, an instance)
-    gets a description that `find` rejects.
-    """
-    if isinstance(function, functools.partial):
-        words = [*map(_word, function.args)]
-        words += [f"{key}={_word(value)}" for key, value in function.keywords.items()]
-        return f"{describe(function.func)}({', '.join(words)})"
-    named: Any = function if hasattr(function, "__qualname__") else type(function)
-    module, path = named.__module__, named.__qualname__
-    text = f"{module}:{path}"
-    try:
-        same = functools.reduce(getattr, path.split("."), sys.modules[module])
-    except (AttributeError, KeyError):
-        same = None
-    # The paths of lambdas and nested functions contain `<lambda>` or `<locals>`.
-    return text if same == function or "<" in path else f"{text}(…)"
 
 
 def digests(references: Iterable[str]) -> dict[str, str]:
@@ -131,7 +118,7 @@ def arguments(
     except TypeError as error:
         raise RecipeError(
             f"{describe(function)}: {error}; it is called with the keyword arguments "
-            f"among {', '.join(offered)} that it takes",
+            f"among {', '.join(map(repr, offered))} that it takes",
             field=field,
         ) from error
     return taken
@@ -173,7 +160,7 @@ def errors(field: str, part: Any, more: str = "") -> Iterator[None]:
         yield
     except RecipeError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not callable(part) and not isinstance(error, ValueError | TypeError):
             raise
         name = describe(part) if callable(part) else part
@@ -209,7 +196,7 @@ def _import(name: str, reference: str) -> Any:
             "among the installed packages; run from the folder that contains "
             f"{name.partition('.')[0]}.py"
         ) from error
-    except Exception as error:  # a module may raise anything
+    except (Exception, SystemExit) as error:  # a module may raise anything
         raise RecipeError(f"cannot import {name}: {reason(error)}") from error
 
 
@@ -235,7 +222,3 @@ def _is_users(file: str) -> bool:
         and "site-packages" not in path.parts
         and Path(os.__file__).parent not in path.parents
     )
-
-
-def _word(value: Any) -> str:
-    return describe(value) if callable(value) else repr(value)

@@ -1,6 +1,7 @@
 """Recipes, which define runs, and presets."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -364,8 +365,13 @@ def validate(recipe: Recipe) -> Recipe:
         "label_smoothing",
         "0 with a teacher, which replaces the labels",
     )
-    rising = all(a < b for a, b in zip((0, *recipe.decay_epochs), recipe.decay_epochs))  # noqa: B905
-    require(rising, "decay_epochs", "rising epochs, each at least 1")
+    epochs: Any = recipe.decay_epochs
+    rising = (
+        isinstance(epochs, tuple | list)
+        and all(type(epoch) is int for epoch in epochs)
+        and all(a < b for a, b in itertools.pairwise((0, *epochs)))
+    )
+    require(rising, "decay_epochs", "rising whole numbers, each at least 1")
     require(
         recipe.schedule == "steps" or not recipe.decay_epochs,
         "decay_epochs",

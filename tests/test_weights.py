@@ -13,7 +13,7 @@ from absl.testing import parameterized
 from flax import linen, nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from oracles import assert_close, random_array, random_kernel
 
@@ -371,6 +371,31 @@ def test_sharded_kernels_stay_sharded_with_equal_results(axis):
     for out, expected in zip(outputs, jax.jit(run)(kernel, g), strict=True):
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-4)
         assert out.sharding.is_equivalent_to(sharding, out.ndim)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [P(None, "device"), pytest.param(P(None, None, "device"), marks=pytest.mark.slow)],
+)
+def test_kernels_on_explicit_mesh_axes_match_one_device(spec):
+    count = jax.device_count()
+    mesh = jax.make_mesh((count,), ("device",), axis_types=(AxisType.Explicit,))
+    kernel = random_kernel(0, (3, 2 * count, 3 * count))
+
+    def run(kernel):
+        def loss(kernel):
+            methods = weights.libra(kernel), weights.recu(kernel, tau=0.9)
+            views = [*map(xnor.binarize, methods), xnor.project(kernel)]
+            return sum(jnp.sum(view**3) for view in views)
+
+        return xnor.binarize(kernel), jax.grad(loss)(kernel)
+
+    expected = jax.jit(run)(kernel)
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, spec)
+        found = jax.jit(run)(jax.device_put(kernel, sharding))
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert all(x.sharding.is_equivalent_to(sharding, x.ndim) for x in found)
 
 
 def test_second_call_does_not_recompile(compilations):

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 
@@ -25,7 +26,7 @@ def scale(kernel: ArrayLike) -> jax.Array:
     """
     w = jnp.asarray(kernel)
     check_kernel(w)
-    magnitudes = jnp.abs(w).astype(wide_dtype(w)).reshape(-1, w.shape[-1])
+    magnitudes = jnp.abs(gathered(w)).astype(wide_dtype(w)).reshape(-1, w.shape[-1])
     return (_sum_rows(magnitudes) * (1 / len(magnitudes))).astype(w.dtype)
 
 
@@ -38,6 +39,19 @@ def _sum_rows(x: jax.Array) -> jax.Array:
     while len(x) > 1:
         x = x[: len(x) // 2] + x[len(x) // 2 :]
     return x[0]
+
+
+def gathered(x: jax.Array, kept: int = 1) -> jax.Array:
+    """Gather an array's axes, except the last `kept`, if an Explicit mesh shards them.
+
+    JAX does not reshape sharded axes into one.
+    """
+    sharding = jax.typeof(x).sharding
+    axes = x.ndim - kept
+    if not any(sharding.spec[:axes]):
+        return x
+    spec = PartitionSpec(*[None] * axes, *sharding.spec[axes:])
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, spec))
 
 
 def sign(x: ArrayLike) -> jax.Array:

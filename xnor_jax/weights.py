@@ -27,7 +27,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from xnor_jax import rules
-from xnor_jax._kernel import scale, sign, wide_dtype
+from xnor_jax._kernel import gathered, scale, sign, wide_dtype
 from xnor_jax._tree import Mask, map_kernels
 from xnor_jax.registry import WEIGHT_METHODS, find
 from xnor_jax.rules import Rule
@@ -244,7 +244,7 @@ def _libra(w: jax.Array) -> jax.Array:
 
 def _recu(w: jax.Array, tau: ArrayLike) -> jax.Array:
     w = jnp.asarray(w)
-    wide = jax.lax.stop_gradient(w.astype(wide_dtype(w)))
+    wide = jax.lax.stop_gradient(gathered(w, kept=0).astype(wide_dtype(w)))
     tau = jnp.asarray(tau, wide.dtype)
     low, high = jnp.quantile(wide, jnp.stack([1 - tau, tau]))
     return jnp.clip(w, low.astype(w.dtype), high.astype(w.dtype))

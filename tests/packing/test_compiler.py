@@ -412,6 +412,12 @@ def product(x):
     return xnor.sign_ste(x @ W[0]) @ xnor.binarize(W[1])
 
 
+def integer_product(x, dtype):
+    signs = jnp.where(jnp.tile(x @ W[0], 9) >= 0, 1, -1).astype(jnp.int8)
+    kernel = jnp.tile(xnor.sign(W[1]), (9, 1)).astype(jnp.int8)
+    return jnp.dot(signs, kernel, preferred_element_type=dtype).astype(jnp.float32)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -428,7 +434,7 @@ def product(x):
         ),
         (
             lambda x: lax.scan(lambda c, y: (c + y, c), x[:, 0], product(x).T)[0],
-            r"scan .*test_compiler\.py.*expected a scan over constants",
+            r"add .*test_compiler\.py.*, got \[N\]; keep the last axis",
         ),
         (
             lambda x: lax.while_loop(
@@ -444,6 +450,10 @@ def product(x):
         (lambda x: product(x - x.mean(0)), "reduces over the batch"),
         (lambda x: lax.cond(x.sum() > 0, product, lambda x: x @ W[1], x), "jnp.where"),
         (lambda x: {"a": product(x), "b": x}, "one array, got 2"),
+        (lambda x: {"a": product(x)}, "one array, got a dict"),
+        (lambda x: product(x) > 0, "returns floats, got bool"),
+        (lambda x: product(x) @ W[2].at[0].set(jnp.inf), "a finite kernel, got NaN or"),
+        (lambda x: integer_product(x, jnp.int8), "sums of up to 144 overflow int8"),
         (lambda x: product(x).argmax(-1), "argmax"),
         (lambda x: product(x.astype(jnp.bfloat16)), "float32"),
         (lambda x: x @ W[0], "expected a model with a binary layer"),
@@ -482,6 +492,123 @@ def test_float_products_are_not_rounded_to_a_devices_default():
 
     x = np.ones((2, 4, 4, 3), np.float32)
     assert_full_precision(xnor.pack(network, example=x).with_backend("xla"), x)
+
+
+SPELLINGS = [
+    lambda x: jnp.where(x >= 0, 1, -1),
+    lambda x: 2 * (x > 0) - 1,
+    lambda x: jnp.sign(jnp.sign(x) + 0.1),
+    lambda x: jnp.where(x == 0, -1.0, jnp.sign(x)),
+    lambda x: jnp.where((x >= -0.5) & (x < 1), 1.0, -1.0),
+    lambda x: jnp.where(x >= jnp.roll(x, 1, -1), -1.0, 1.0),
+    lambda x: jnp.clip(x, -1, 1) + lax.stop_gradient(xnor.sign(x) - jnp.clip(x, -1, 1)),
+    # A thermometer: each number as the signs of its distances to some thresholds.
+    lambda x: jnp.where(x[:, :4, None] >= jnp.linspace(-3, 3, 4), 1.0, -1.0).reshape(
+        -1, 16
+    ),
+    lambda x: jnp.where(jnp.arange(16) < 3, jnp.ones(16), xnor.sign(x)),
+]
+
+
+def test_signs_in_other_spellings_are_packed():
+    first = jnp.round(4 * W[0])
+    kernels = [jax.random.normal(key, (16, 16)) for key in keys(len(SPELLINGS))]
+
+    def function(x):
+        x = x @ first
+        for sign, kernel in zip(SPELLINGS, kernels, strict=True):
+            x = sign(x) @ xnor.sign(kernel)
+        return x + integer_product(x, jnp.int32)
+
+    # Integers: each sum of signs is exact, and many are 0 or at a threshold.
+    x = jnp.round(images(200, 16))
+    packed = xnor.pack(function, example=x[:2])
+    count = sum(row.kind == "binary" for row in packed.report.rows)
+    assert count == len(SPELLINGS) + 1
+    assert mismatches(function, packed.with_backend("xla"), x) == 0
+    c_engine.check(packed, x)
+
+
+def test_norms_masks_and_paddings_of_jax_libraries_are_packed():
+    """Uniform LayerNorm scales, `jnp.var`, causal attention, edge padding, resizing."""
+    norm = nnx.LayerNorm(16, rngs=nnx.Rngs(0))
+
+    def function(x):
+        x = jnp.pad(x, ((0, 0), (1, 2), (0, 0)), mode="edge") @ W[0]
+        x = xnor.sign_ste(norm(x) + 0.01) @ xnor.sign(W[1])
+        x = x / 4 + (x % 3)
+        heads = x.reshape(*x.shape[:2], 2, 8)
+        mask = jnp.tril(jnp.ones((1, 1, 7, 7)))
+        x = x + nnx.dot_product_attention(heads, heads, heads, mask=mask).reshape(
+            x.shape
+        )
+        x = jax.image.resize(x, (x.shape[0], 9, 16), "bilinear")
+        x = (x - x.mean(1, keepdims=True)) / jnp.sqrt(x.var(1, keepdims=True) + 1e-3)
+        return xnor.sign_ste(x - 0.01) @ xnor.binarize(W[2])
+
+    packed = xnor.pack(function, example=images(2, 4, 16))
+    x = images(40, 4, 16)
+    assert mismatches(function, packed.with_backend("xla"), x) == 0
+    c_engine.check(packed, x)
+
+
+def test_patches_of_signs_become_a_convolution():
+    kernels = jax.random.normal(jax.random.key(3), (2, 8 * 6, 8))
+
+    def function(x):
+        for kernel in kernels:
+            patches = lax.conv_general_dilated_patches(
+                xnor.sign_ste(x + 0.01),
+                (2, 3),
+                (1, 2),
+                "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            x = patches @ xnor.binarize(kernel)
+        return x.mean((1, 2))
+
+    packed = xnor.pack(function, example=images(2, 5, 6, 8))
+    assert [row.kind for row in packed.report.rows].count("binary") == 2
+    assert not any(isinstance(node, graph.Conv) for node in packed.nodes)
+    x = images(40, 5, 6, 8)
+    assert mismatches(function, packed.with_backend("xla"), x) == 0
+
+
+def test_loops_over_the_input_and_stacked_results_are_packed():
+    kernels = jnp.stack([xnor.sign(w) for w in W])
+
+    def function(x):
+        def step(state, frame):
+            state = xnor.sign_ste(state + frame) @ kernels[0]
+            return state, state
+
+        state, states = lax.scan(step, jnp.zeros((x.shape[0], 16)), x.swapaxes(0, 1))
+        # A carry that counts makes this a `while`.
+        _, y = lax.while_loop(
+            lambda c: c[0] < 3,
+            lambda c: (c[0] + 1, xnor.sign_ste(c[1]) @ kernels[c[0]]),
+            (0, state),
+        )
+        return y + states.sum(0) + xnor.sign(states[1])
+
+    packed = xnor.pack(function, example=images(2, 4, 16))
+    x = jnp.round(images(60, 4, 16))
+    assert mismatches(function, packed.with_backend("xla"), x) == 0
+    c_engine.check(packed, x)
+    # Ties in a loop of kernels ±α: the meaning is α · n there too.
+    scaled = jnp.stack([xnor.binarize(w) for w in W])
+
+    def ties(x):
+        return lax.scan(lambda y, k: (xnor.sign_ste(y) @ k, None), x @ W[0], scaled)[0]
+
+    xnor.pack(ties, example=images(64, 16))
+
+
+def test_result_of_signs_is_packed():
+    function = lambda x: xnor.sign_ste(product(x) + 0.01)  # noqa: E731
+    packed = xnor.pack(function, example=images(2, 16))
+    x = images(50, 16)
+    np.testing.assert_array_equal(packed(x), function(x))
 
 
 def test_loops_and_channel_indexing_are_packed():

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from xnor_jax.packing.trace import CALLS, Const, constant, evaluated
+from xnor_jax.packing.trace import CALLS, LOOPS, Const, constant, evaluated, stacked
 
 
 def reference(function: Callable, params: Any, x: jax.Array) -> np.ndarray:
@@ -56,17 +57,36 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
     for equation in jaxpr.eqns:
         ins, name = [read(v) for v in equation.invars], equation.primitive.name
         if name in CALLS:
-            program = equation.params[CALLS[name]]
-            inner = getattr(program, "jaxpr", program)
-            own = [constant(c) for c in getattr(program, "consts", ())]
-            outs = _run(inner, own, ins)
+            outs = _call(equation.params[CALLS[name]], ins)
+        elif name == "cond" and isinstance(ins[0], Const):
+            branches = equation.params["branches"]
+            at = int(np.clip(int(ins[0].value), 0, len(branches) - 1))
+            outs = _call(branches[at], ins[1:])
         elif all(isinstance(i, Const) for i in ins):
             outs = evaluated(equation, ins)
+        elif name in LOOPS:
+            # Unrolled, as in the packed network, for the products in its body.
+            outs = LOOPS[name](equation, ins, _call, _row, _stacked)
         else:
             rule = _PRODUCT_RULES.get(name, _bind)
             outs = rule(equation, ins)
         env |= dict(zip(equation.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _call(program: Any, ins: Sequence[Any], at: int = 0) -> list[Any]:
+    consts = [constant(c) for c in getattr(program, "consts", ())]
+    return _run(getattr(program, "jaxpr", program), consts, ins)
+
+
+def _row(value: Any, at: int) -> Any:
+    return constant(value.full()[at]) if isinstance(value, Const) else value[at]
+
+
+def _stacked(values: Sequence[Any], aval: Any) -> Any:
+    if all(isinstance(v, Const) for v in values):
+        return stacked(values, aval)
+    return jnp.stack([_array(v) for v in values])
 
 
 def _array(value: Any) -> Any:

@@ -42,7 +42,7 @@ _BINARY: dict[str, Callable[..., jax.Array]] = {
     "div": jnp.divide,
     "max": jnp.maximum,
     "min": jnp.minimum,
-    "rem": lax.rem,
+    "rem": lambda a, b: lax.rem(*jnp.broadcast_arrays(a, b)),
     "pow": jnp.power,
     "atan2": jnp.arctan2,
     "ge": jnp.greater_equal,

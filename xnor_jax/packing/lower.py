@@ -111,7 +111,7 @@ def _with_bias(node: Node, users: Users) -> Node:
     for name in ("add", "sub"):
         if found := _operands(node, name):
             product, constant, const = found
-            if _is_open(product, users, "bias"):
+            if _is_open(product, users, "bias") and np.isfinite(constant).all():
                 bias = constant if name == "add" else -constant
                 return _absorbed(product, node, const, bias=bias)
     return node
@@ -239,8 +239,15 @@ class _Emitter:
         last = self.values[output]
         if last != len(self.nodes):
             raise refuse(output, "the function returns its input unchanged")
-        if self.specs[last].dtype != "float32":
-            raise refuse(output, "expected a function that returns floats")
+        if self.specs[last].dtype == "bool":
+            raise refuse(output, "expected a function that returns floats, got bool")
+        if not self.specs[last].shape:
+            raise refuse(
+                output,
+                "expected a result [N, ..., classes], got [N]; keep the last axis",
+            )
+        if self.specs[last].bits:
+            self.nodes.append(_with_number("mul", last, 1))
         return tuple(self.nodes)
 
     def _emit(self, node: Node) -> int:
@@ -266,7 +273,11 @@ class _Emitter:
             **settings,
         )
         try:
-            spec = made.out([self.specs[i] for i in inputs])
+            specs = [self.specs[i] for i in inputs]
+            spec = made.out(specs)
+            for key, member in made.members(specs).items():
+                if member.kind == "floats" and not np.isfinite(arrays[key]).all():
+                    raise ValueError(f"expected a finite {key}, got NaN or inf")
         except ValueError as error:
             raise refuse(node, str(error)) from error
         if spec.shape != node.shape[1:]:
@@ -283,14 +294,26 @@ class _Emitter:
                 inputs.append(self.values[operand])
                 continue
             shape = tuple(operand.shape[1:])
-            value = np.broadcast_to(operand.value, (1, *shape))[0]
-            constant = graph.Constant(
-                inputs=(0,), shape=shape, arrays={"value": _array(value)}
+            inputs.append(
+                self._constant(np.broadcast_to(operand.value, (1, *shape))[0])
             )
-            self.nodes.append(constant)
-            self.specs.append(Spec(shape))
-            inputs.append(len(self.nodes))
         return inputs
+
+    def _constant(self, value: np.ndarray) -> int:
+        arrays = {"value": _array(value)}
+        self.nodes.append(graph.Constant(inputs=(0,), shape=value.shape, arrays=arrays))
+        self.specs.append(Spec(value.shape))
+        return len(self.nodes)
+
+    def _value(self, operand: Node | Const, rank: int) -> int:
+        """Index of a value or of a constant bool, such as the mask of attention."""
+        if isinstance(operand, Node):
+            return self.values[operand]
+        shape = operand.value.shape[1:] or (1,) * (rank - 1)
+        value = self._constant(operand.value.reshape(shape).astype(np.float32))
+        self.nodes.append(_with_number("ne", value, 0))
+        self.specs.append(Spec(shape, "bool"))
+        return len(self.nodes)
 
     def _bits_of(self, node: Node) -> int:
         """Index of a value of signs as bits; adds a `Sign` node if they are floats."""
@@ -381,12 +404,15 @@ class _Emitter:
     def _function(self, node: Node) -> dict[str, Any]:
         inputs: list[int] = []
         operands, shapes, arrays = [], [], {}
+        found = [i.shape for i in node.nodes]
+        # Axes along which constants alone have the size of the result.
+        wide = [all(s[axis] == 1 for s in found) for axis in range(len(node.shape))]
         for at, operand in enumerate(node.ins):
-            if isinstance(operand, Node):
-                value = self.values[operand]
-                if value not in inputs:
-                    inputs.append(value)
-                operands.append(inputs.index(value))
+            if isinstance(operand, Node) or operand.dtype == np.bool_:
+                index = self._value(operand, len(node.shape))
+                if index not in inputs:
+                    inputs.append(index)
+                operands.append(inputs.index(index))
                 shapes.append(())
                 continue
             value = operand.value
@@ -394,14 +420,20 @@ class _Emitter:
                 if value.shape[0] != 1:
                     raise refuse(node, "has one constant per image of the batch")
                 value = value[0]
-            if value.dtype not in (np.float32, np.bool_):
+            if any(wide) and operand.shape:
+                sizes = zip(wide, operand.shape, strict=True)
+                full = [d if alone else 1 for alone, d in sizes]
+                value = np.broadcast_to(
+                    value, np.broadcast_shapes(value.shape, full[1:])
+                )
+            if value.dtype != np.float32:
                 raise refuse(
                     node,
                     f"expected a network that computes in float32, got {value.dtype}",
                 )
             operands.append(-1)
             shapes.append(tuple(value.shape))
-            arrays[f"constant{at}"] = value.astype(np.float32)
+            arrays[f"constant{at}"] = value
         return {
             "kind": graph.Elementwise,
             "inputs": inputs,
@@ -469,6 +501,17 @@ class _Emitter:
 
 def _array(value: Any) -> Any:
     return value if isinstance(value, ops.PackedKernel) else jnp.asarray(value)
+
+
+def _with_number(function: str, value: int, number: float) -> graph.Elementwise:
+    """A function of a value and a number."""
+    return graph.Elementwise(
+        inputs=(value,),
+        function=function,
+        operands=(0, -1),
+        shapes=((), ()),
+        arrays={"constant1": jnp.float32(number)},
+    )
 
 
 def _threshold_arrays(threshold: ops.Threshold) -> dict[str, Any]:

@@ -154,6 +154,14 @@ def transposed(x: Node, order: Sequence[int]) -> Node:
     wide = [p for p in order if x.shape[p] != 1]
     if wide == sorted(wide):
         return reshaped(x, shape)  # Only axes of size 1 move.
+    if x.op == "reshape" and x.shape[0] == 1 and -1 in x.shape:
+        # An axis of size 1 before the batch: transpose what was there before it.
+        inner = x.nodes[0]
+        axes = [d for d, size in enumerate(inner.shape) if size != 1]
+        if [inner.shape[d] for d in axes] == [x.shape[p] for p in sorted(wide)]:
+            rank = {p: axes[at] for at, p in enumerate(sorted(wide))}
+            ones = [d for d, size in enumerate(inner.shape) if size == 1]
+            return reshaped(transposed(inner, [*(rank[p] for p in wide), *ones]), shape)
     return make("transpose", [x], shape, x, order=order)
 
 
@@ -225,6 +233,13 @@ def _translate(node: Node, users: Users) -> Node:
             for i in node.ins
         ]
         return make("concat", parts, node.shape, node, axis=axis)
+    if op == "tile":
+        for axis, count in enumerate(a["reps"]):
+            if count > 1:
+                shape = list(x.shape)
+                shape[axis] *= int(count)
+                x = make("concat", [x] * int(count), shape, node, axis=axis)
+        return x
     if op == "split":
         axis, sizes = int(a["axis"]), [int(s) for s in a["sizes"]]
         start, stop = [0] * len(x.shape), list(x.shape)
@@ -241,6 +256,10 @@ def _translate(node: Node, users: Users) -> Node:
     if op in ("gather", "rev", "dynamic_slice"):
         return _take(node)
     name = _RENAMED.get(op, op)
+    if op in ("eq", "ne") and x.dtype == np.bool_:
+        differ = make("function", node.ins, node.shape, node, name="xor")
+        same = make("function", [differ], node.shape, node, name="not")
+        return differ if op == "ne" else same
     if name in FUNCTIONS:
         exponent = int(a["y"]) if name == "integer_pow" else 0
         if name == "select" and node.ins[0].dtype != np.bool_:
@@ -305,7 +324,8 @@ def _dot(node: Node) -> Node:
     first = isinstance(a, Node)
     x_axes, k_axes = (left, right) if first else (right, left)
     (x,), (kernel,) = node.nodes, node.consts
-    free = [d for d in range(len(x.shape)) if d not in x_axes]
+    kept = [d for d in range(len(x.shape)) if d not in x_axes]
+    free = sorted(kept, key=lambda d: x.shape[d] >= 0)  # the batch first
     k_free = [d for d in range(len(kernel.shape)) if d not in k_axes]
     rows = [x.shape[d] for d in free]
     matrix = kernel.full().transpose(*k_axes, *k_free)
@@ -314,10 +334,9 @@ def _dot(node: Node) -> Node:
     shape = (*rows, matrix.shape[1])
     y = make("dense", [y], shape, node, kernel=matrix, sources=kernel.sources)
     y = reshaped(y, (*rows, *(kernel.shape[d] for d in k_free)))
-    if not first:
-        order = (*range(len(rows), len(y.shape)), *range(len(rows)))
-        y = transposed(y, order)
-    return y
+    order = [free.index(d) for d in kept]
+    others = range(len(rows), len(y.shape))
+    return transposed(y, (*order, *others) if first else (*others, *order))
 
 
 def _batched(node: Node) -> Node:
@@ -481,8 +500,8 @@ def _simplify(node: Node, users: Users) -> Node:
             else reshaped(x, node.shape)
         )
     if node.op == "transpose":
-        x, order = node.nodes[0], node.attrs["order"]
-        return transposed(x, order) if x.op == "transpose" else node
+        made = transposed(node.nodes[0], node.attrs["order"])
+        return node if made.op == "transpose" and made.ins == node.ins else made
     if node.op == "window" and node.nodes[0].op in ("pad", "window", "reshape"):
         a = node.attrs
         sizes = (a["window"], a["strides"], a["padding"])
@@ -588,10 +607,15 @@ def _push(node: Node, users: Users) -> Node:
     if not node.nodes:
         return node
     x = node.nodes[0]
+    if all(i.shape[:1] == (1,) and -1 in i.shape for i in node.nodes):
+        if (made := _without_first_axis(node, x)) is not None:
+            return made
     if x.op == "transpose":
         return _push_transpose(node, x)
     if x.op == "reshape":
         return _push_reshape(node, x)
+    if node.op == "dense" and x.op == "conv":
+        return _of_patches(node, x)
     if node.op == "conv" and x.op == "pad" and x.attrs["value"] == 0:
         pads = x.attrs["padding"]
         if pads[0] == pads[-1] == (0, 0):
@@ -605,6 +629,68 @@ def _push(node: Node, users: Users) -> Node:
                 **{**node.attrs, "padding": padding},
             )
     return node
+
+
+def _without_first_axis(node: Node, x: Node) -> Node | None:
+    """Move an axis of size 1 before the batch past the node; None if it cannot."""
+    a, shape = node.attrs, node.shape[1:]
+    if node.op == "reduce":
+        axes = tuple(axis - 1 for axis in a["axes"] if axis)
+        y = reshaped(x, x.shape[1:])
+        if axes:
+            sizes = [d for at, d in enumerate(y.shape) if at not in axes]
+            y = make("reduce", [y], sizes, node, kind=a["kind"], axes=axes)
+        return reshaped(y, node.shape)
+    if node.shape[:1] != (1,):
+        return None
+    if node.op in ("window", "pad", "slice", "broadcast"):
+        if any(a[key][0] not in (1, 0, (0, 0)) for key in _WINDOWS if key in a):
+            return None
+        attrs = {k: v[1:] if k in _WINDOWS else v for k, v in a.items()}
+    elif node.op == "concat" and a["axis"]:
+        attrs = {"axis": a["axis"] - 1}
+    elif node.op == "function":
+        attrs = a
+    else:
+        return None
+    ins = [
+        reshaped(i, i.shape[1:]) if isinstance(i, Node) else _const_without_axis(i)
+        for i in node.ins
+    ]
+    return reshaped(make(node.op, ins, shape, node, **attrs), node.shape)
+
+
+def _const_without_axis(const: Const) -> Const:
+    value = const.value
+    if not const.shape:
+        return const
+    return Const(value.reshape(value.shape[1:]), const.shape[1:], const.sources)
+
+
+def _of_patches(node: Node, x: Node) -> Node:
+    """A dense layer on the patches that a convolution extracts, as a convolution.
+
+    `lax.conv_general_dilated_patches` is a convolution with a kernel of ones and zeros.
+    """
+    picks, matrix, a = x.attrs["kernel"], node.attrs["kernel"], x.attrs
+    *window, each, features = picks.shape
+    channels = each * a["groups"]
+    if features != prod(window) * channels or len(node.shape) != len(x.shape):
+        return node
+    *place, within, out = np.nonzero(picks)
+    whole = len(out) == features and (picks[(*place, within, out)] == 1).all()
+    first = out // (features // a["groups"]) * each
+    rows = np.ravel_multi_index((*place, first + within), (*window, channels))
+    if not whole or len(np.unique(out)) != features or len(np.unique(rows)) != features:
+        return node
+    kernel = np.empty_like(matrix)
+    kernel[rows] = matrix[out]
+    attrs = {
+        "kernel": kernel.reshape(*window, channels, -1),
+        "groups": 1,
+        "sources": node.attrs["sources"],
+    }
+    return make("conv", x.ins, node.shape, node, **{**a, **attrs})
 
 
 def _push_transpose(node: Node, x: Node) -> Node:

@@ -1,8 +1,9 @@
 """Detection of signs and products of signs by value.
 
-A sign is any function of one comparison whose two values are −1 and +1. A product of
-signs has an input that is known to be ±1 (padding adds 0) and a constant kernel with
-one magnitude per output channel.
+A sign is any function of one comparison whose two values are −1 and +1, such as
+`2 * (x > 0) - 1` or `where(x == 0, 1, jnp.sign(x))`. A product of signs has an input
+that is known to be ±1 (padding adds 0) and a constant kernel with one magnitude per
+output channel.
 
 Operations in addition to those of `normal`:
 
@@ -12,13 +13,13 @@ Operations in addition to those of `normal`:
   or dense layer of signs, times α.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xnor_jax.packing.functions import COMPARISONS
+from xnor_jax.packing.functions import COMPARISONS, apply_function
 from xnor_jax.packing.normal import (
     Users,
     evaluate,
@@ -32,8 +33,6 @@ from xnor_jax.packing.trace import Const, Node, PackError, compact, live
 
 # Operations whose result has only entries of their operands.
 _SIGN_PRESERVING = ("reshape", "transpose", "slice", "broadcast", "take", "concat")
-_SWAPPED = {"ge": "le", "le": "ge", "gt": "lt", "lt": "gt"}
-_NEGATED = {"lt": "ge", "le": "gt"}
 
 
 def find_signs(x: Node, output: Node) -> Node:
@@ -80,57 +79,109 @@ def check_coverage(output: Node, masked: frozenset[str]) -> None:
         )
 
 
+class _Compared(NamedTuple):
+    """A value that takes one number each below, at and above a constant.
+
+    Attributes:
+      x: The value that is compared.
+      constant: What it is compared with.
+      values: The numbers for `x < constant`, `x == constant` and `x > constant`.
+    """
+
+    x: Node
+    constant: Const
+    values: tuple[Any, Any, Any]
+
+    def same(self, other: "_Compared") -> bool:
+        """Whether both compare the same value with the same constant."""
+        return other.x is self.x and _equal(self.constant, other.constant)
+
+
 class _Signs:
-    """A rule that evaluates each function of one comparison for both outcomes."""
+    """A rule that evaluates the functions of one comparison for each of its outcomes.
+
+    A bool that is no comparison with a constant is itself compared, as 0 or 1.
+    """
 
     def __init__(self):
-        # Node to (comparison, value if it is false, value if it is true).
-        self.values: dict[Node, tuple[Node, Any, Any]] = {}
+        self.known: dict[Node, _Compared] = {}
 
     def __call__(self, node: Node, users: Users) -> Node:
         if node.op != "function":
             return node
-        name, nodes = node.attrs["name"], node.nodes
-        if name in COMPARISONS and len(nodes) == 1 and nodes[0] not in self.values:
-            self.values[node] = (node, np.bool_(False), np.bool_(True))
-            return node
         if found := _straight_through(node):
             return found
-        known = [self.values.get(i) for i in nodes]
-        compared = known[0][0] if known and known[0] else None
-        if compared is None or any(k is None or k[0] is not compared for k in known):
+        compared = self._of_known(node) or _compared(node)
+        if compared is None and node.dtype == np.bool_:
+            number = make("function", [node], node.shape, node, name="to_float")
+            number.dtype = np.dtype(np.float32)
+            half = Const(np.array(0.5, np.float32), ())
+            compared = _Compared(number, half, (False, True, True))
+        if compared is None:
             return node
-        low, high = (self._value(node, known, at) for at in (1, 2))
-        if node.shape != compared.shape or low.size != 1 or high.size != 1:
-            return node
-        low, high = low.reshape(()), high.reshape(())
-        self.values[node] = (compared, low, high)
-        if not jnp.issubdtype(node.dtype, jnp.floating):
-            return node
-        if {float(low), float(high)} != {-1.0, 1.0}:
-            return node
-        made = self._sign(node, compared, flip=bool(low > high))
-        self.values[made] = self.values[node]
-        return made
+        self.known[node] = compared
+        sign = _as_sign(node, compared)
+        self.known[sign] = compared
+        return sign
 
-    def _value(self, node: Node, known: list[Any], at: int) -> np.ndarray:
-        args = iter(known)
-        with jax.ensure_compile_time_eval():
-            values = [
-                jnp.asarray(next(args)[at] if isinstance(i, Node) else i.value)
-                for i in node.ins
-            ]
-            return compact(evaluate(node, values))
+    def _of_known(self, node: Node) -> _Compared | None:
+        known = [self.known[i] for i in node.nodes if i in self.known]
+        if not known or len(known) < len(node.nodes):
+            return None
+        first, values = known[0], []
+        if not all(first.same(k) for k in known):
+            return None
+        for at in range(3):
+            args = iter(known)
+            with jax.ensure_compile_time_eval():
+                operands = [
+                    jnp.asarray(
+                        next(args).values[at] if isinstance(i, Node) else i.value
+                    )
+                    for i in node.ins
+                ]
+                value = compact(evaluate(node, operands))
+            if value.size != 1 or node.shape != first.x.shape:
+                return None
+            values.append(value.reshape(()))
+        return first._replace(values=tuple(values))
 
-    def _sign(self, node: Node, compared: Node, *, flip: bool) -> Node:
-        x, constant = compared.ins
-        kind = compared.attrs["name"]
-        if isinstance(x, Const):
-            x, constant, kind = constant, x, _SWAPPED[kind]
-        if kind in _NEGATED:
-            kind, flip = _NEGATED[kind], not flip
-        attrs = {"kind": kind, "constant": constant, "flip": flip}
-        return make("sign", [x], node.shape, node, **attrs)
+
+def _compared(node: Node) -> _Compared | None:
+    """A comparison with a constant, or `jnp.sign`; else None."""
+    name, operands = node.attrs["name"], node.ins
+    if name == "sign":
+        constant = Const(np.zeros((), node.dtype), ())
+        return _Compared(node.nodes[0], constant, (-1.0, 0.0, 1.0))
+    if name not in (*COMPARISONS, "eq", "ne") or len(node.nodes) != 1:
+        return None
+    (x,), (constant,) = node.nodes, node.consts
+    if x.shape != node.shape or x.dtype == np.bool_:
+        return None
+    values = (np.float32(at) for at in (-1, 0, 1))
+    args = ([v if i is x else np.float32(0) for i in operands] for v in values)
+    with jax.ensure_compile_time_eval():
+        below, at, above = (np.asarray(apply_function(name, a)) for a in args)
+    return _Compared(x, constant, (below, at, above))
+
+
+def _as_sign(node: Node, compared: _Compared) -> Node:
+    """The node as a `sign` if its values are −1 and +1, in two runs; else unchanged."""
+    if node.dtype == np.bool_ or not jnp.issubdtype(node.dtype, jnp.number):
+        return node
+    below, at, above = (float(v) for v in compared.values)
+    if {below, above} != {-1.0, 1.0} or at not in (below, above):
+        return node
+    attrs = {
+        "kind": "ge" if at == above else "gt",
+        "constant": compared.constant,
+        "flip": below > above,
+    }
+    sign = make("sign", [compared.x], node.shape, node, **attrs)
+    if jnp.issubdtype(node.dtype, jnp.floating):
+        return sign
+    sign.dtype = np.dtype(np.float32)
+    return make("function", [sign], node.shape, node, name="convert", dtype=node.dtype)
 
 
 def _straight_through(node: Node) -> Node | None:
@@ -140,13 +191,30 @@ def _straight_through(node: Node) -> Node | None:
     a, b = node.nodes
     if node.attrs["name"] == "add":
         for x, rest in ((a, b), (b, a)):
-            if is_function_of_two(rest, "sub") and rest.nodes[1] is x:
+            if is_function_of_two(rest, "sub") and _equal(rest.nodes[1], x):
                 if is_signs(rest.nodes[0]):
                     return rest.nodes[0]
     if node.attrs["name"] == "sub" and is_function_of_two(b, "sub"):
-        if b.nodes[0] is a and is_signs(b.nodes[1]):
+        if _equal(b.nodes[0], a) and is_signs(b.nodes[1]):
             return b.nodes[1]
     return None
+
+
+def _equal(a: Node | Const, b: Node | Const) -> bool:
+    """Whether two values are the same elementwise functions of the same values."""
+    if isinstance(a, Const) or isinstance(b, Const):
+        return (
+            isinstance(a, Const)
+            and isinstance(b, Const)
+            and a.value.shape == b.value.shape
+            and bool((a.value == b.value).all())
+        )
+    functions = a.op == b.op == "function" and len(a.ins) == len(b.ins)
+    return a is b or (
+        functions
+        and a.attrs == b.attrs
+        and all(_equal(p, q) for p, q in zip(a.ins, b.ins, strict=True))
+    )
 
 
 def is_signs(node: Node) -> bool:
@@ -165,12 +233,12 @@ def _not_signs(node: Node) -> Node | None:
     if op == "pad":
         follow = abs(a["value"]) == 1
     if op == "function":
-        follow = a["name"] in ("max", "min", "mul", "neg") or (
-            a["name"] == "convert" and jnp.issubdtype(node.dtype, jnp.floating)
+        follow = a["name"] in ("max", "min", "mul", "neg", "select") or (
+            a["name"] == "convert" and jnp.issubdtype(node.dtype, jnp.number)
         )
     if not follow:
         return node
-    for operand in node.ins:
+    for operand in node.ins[1:] if a.get("name") == "select" else node.ins:
         if isinstance(operand, Const):
             if not (np.abs(operand.value) == 1).all():
                 return node
@@ -204,12 +272,18 @@ def _is_binary(kernel: np.ndarray) -> bool:
 
 
 def _product(node: Node, users: Users) -> Node:
+    if node.attrs.get("name") == "convert" and node.dtype == np.float32:
+        x = node.nodes[0]
+        if x.attrs.get("integer_sums"):
+            return x.nodes[0]
     if node.op not in ("conv", "dense") or not is_signs(node.nodes[0]):
         return node
     kernel = np.asarray(node.attrs["kernel"], np.float32)
     alpha = _magnitudes(kernel)
     if alpha is None:
         return node
+    if not jnp.issubdtype(node.dtype, jnp.floating):
+        return _integer_product(node, alpha.max() * kernel[..., 0].size, users)
     x, shape = node.nodes[0], node.shape
     while x.op == "function" and x.attrs["name"] == "convert":
         x = x.nodes[0]
@@ -230,3 +304,18 @@ def _product(node: Node, users: Users) -> Node:
         wide = (shape[0], *(1,) * rank, shape[-1])
         return reshaped(make("binary", [image], wide, node, **attrs), shape)
     return make("binary", [x], shape, node, **attrs)
+
+
+def _integer_product(node: Node, largest: float, users: Users) -> Node:
+    """A product in an integer dtype: a product of signs, converted."""
+    if largest > min(np.iinfo(node.dtype).max, 2**24):
+        raise refuse(
+            node, f"sums of up to {largest:.0f} overflow {node.dtype}; use float32"
+        )
+    dtype, shape = node.dtype, node.shape
+    node.dtype = np.dtype(np.float32)
+    sums = _product(node, users)
+    attrs = {"name": "convert", "dtype": dtype, "integer_sums": True}
+    made = make("function", [sums], shape, sums, **attrs)
+    made.dtype = dtype
+    return made

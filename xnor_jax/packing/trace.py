@@ -10,6 +10,7 @@ Only this module, `normal` and `exact` depend on the names of JAX's primitives.
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,10 @@ _RUN_ON_INDICES = ("gather", "rev", "dynamic_slice")
 _UNCOMPARED = ("sharding", "out_sharding", "primitive", "original")
 _LONGEST_LOOP = 1024
 _RANDOM_SOURCE = "drawn at random"
+_DYNAMIC = (
+    "the control flow depends on the input's values, which cannot be traced; use "
+    "jnp.where"
+)
 # Packages whose stack frames are not part of the user's program.
 _LIBRARIES = (
     *(str(Path(str(module.__file__)).parent) for module in (jax, flax, np)),
@@ -88,6 +93,10 @@ _CONCRETIZATION_ERRORS = (
 
 class PackError(ValueError):
     """Raised when a function or model cannot be packed."""
+
+
+class _LoopError(Exception):
+    """Raised for a loop that cannot be unrolled."""
 
 
 @dataclass(eq=False)
@@ -239,7 +248,8 @@ def compact(value: Any) -> np.ndarray:
     for axis in range(value.ndim):
         if value.shape[axis] > 1:
             first = value.take([0], axis)
-            if (value == first).all():
+            # Most values differ in the second entry already.
+            if _same(value.take([1], axis), first) and _same(value, first):
                 value = first
     return value
 
@@ -253,7 +263,9 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
         return function(jax.tree.unflatten(tree, leaves), x)
 
     try:
-        closed = jax.make_jaxpr(call)(leaves, jax.ShapeDtypeStruct(shape, jnp.float32))
+        closed, result = jax.make_jaxpr(call, return_shape=True)(
+            leaves, jax.ShapeDtypeStruct(shape, jnp.float32)
+        )
     except _CONCRETIZATION_ERRORS as error:
         raise PackError(
             f"pack: {_last_line(error)}: the program depends on the input's values "
@@ -266,10 +278,12 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
                 "and Dropout in training mode do; call model.eval() first"
             ) from error
         raise
-    if len(closed.jaxpr.outvars) != 1:
+    if not isinstance(result, jax.ShapeDtypeStruct):
+        count = len(closed.jaxpr.outvars)
+        found = f"a {type(result).__name__}" if count == 1 else count
         raise PackError(
-            f"pack: expected a function that returns one array, got "
-            f"{len(closed.jaxpr.outvars)}"
+            f"pack: expected a function that returns one array, got {found}; pack a "
+            "function that returns one of them"
         )
     arguments: list[Node | Const] = [
         constant(leaf, frozenset({name}))
@@ -359,13 +373,24 @@ def _equation(equation: Any, ins: list[Any], scope: str, line: str) -> list[Any]
             f"pack: {name}{_at(scope)} ({line}) combines random numbers with the "
             "input, as dropout does in training mode; call model.eval() first"
         )
-    if name == "scan":
-        return _unroll(equation, ins, scope, line)
-    if name in ("while", "cond"):
-        raise PackError(
-            f"pack: {name}{_at(scope)} ({line}): the control flow depends on the "
-            "input's values, which cannot be traced; use jnp.where"
-        )
+    if name in LOOPS:
+
+        def call(program: Any, args: Sequence[Any], at: int) -> list[Any]:
+            return _call(program, args, f"{scope}/{at}" if at >= 0 else scope, line)
+
+        row, stack = partial(_row, scope, line), partial(_stacked, scope, line)
+        try:
+            return LOOPS[name](equation, ins, call, row, stack)
+        except _LoopError as error:
+            raise PackError(f"pack: {name}{_at(scope)} ({line}): {error}") from None
+    if name == "cond":
+        raise PackError(f"pack: {name}{_at(scope)} ({line}): {_DYNAMIC}")
+    if name == "select_n" and isinstance(ins[0], Const) and ins[0].value.size == 1:
+        return [ins[1 + int(ins[0].value.item())]]  # such as the NaN of `jnp.var`
+    if name == "concatenate":
+        ins = [i for i in ins if i.shape[params["dimension"]]]
+        if len(ins) == 1:
+            return ins
     if name in _OPAQUE:
         raise PackError(
             f"pack: {name}{_at(scope)} ({line}) is opaque; build the model "
@@ -385,14 +410,24 @@ def _equation(equation: Any, ins: list[Any], scope: str, line: str) -> list[Any]
     return outs
 
 
-def _call(program: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
+def _call(program: Any, ins: Sequence[Any], scope: str, line: str) -> list[Any]:
     jaxpr = getattr(program, "jaxpr", program)
     consts = [constant(c) for c in getattr(program, "consts", ())]
     return _run(jaxpr, consts, ins, scope, line)
 
 
-def _unroll(equation: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
-    """Unroll a `scan`, as a `fori_loop` of known length or `nnx.scan` makes it."""
+def _scan(
+    equation: Any, ins: Sequence[Any], call: Callable, row: Callable, stack: Callable
+) -> list[Any]:
+    """Unroll a `scan`, as a `fori_loop` of known length or `nnx.scan` makes it.
+
+    Args:
+      equation: The equation.
+      ins: Its operands.
+      call: `(program, args, at)`, runs iteration `at`.
+      row: `(value, at)`, entry `at` of a value along its first axis.
+      stack: `(values, aval)`, the values along a new first axis.
+    """
     params, length = equation.params, equation.params["length"]
     body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
     # The parameters that count the operands differ between JAX versions. An operand
@@ -404,30 +439,76 @@ def _unroll(equation: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
             (equation.outvars, body.outvars),
         )
     )
-    consts = len(ins) - rowed - (len(body.outvars) - stacked)
-    fixed, carry = ins[:consts], ins[consts : len(ins) - rowed]
-    rows = ins[len(ins) - rowed :]
+    kept = len(body.outvars) - stacked
+    first = len(ins) - rowed
+    fixed, carry = [*ins[: first - kept]], [*ins[first - kept : first]]
     if length > _LONGEST_LOOP:
-        raise PackError(
-            f"pack: scan{_at(scope)} ({line}): expected at most {_LONGEST_LOOP} "
-            f"iterations, got {length}"
-        )
-    if not all(isinstance(i, Const) for i in rows):
-        raise PackError(
-            f"pack: scan{_at(scope)} ({line}): expected a scan over constants, got one "
-            "over the input"
-        )
-    order = reversed(range(length)) if params["reverse"] else range(length)
-    if stacked:
-        raise PackError(
-            f"pack: scan{_at(scope)} ({line}): expected a scan that returns "
-            "only its carry"
-        )
-    for at in order:
-        now = [constant(i.full()[at], i.sources) for i in rows]
-        args = [*fixed, *carry, *now]
-        carry = _call(params["jaxpr"], args, f"{scope}/{at}", line)
-    return carry
+        raise _LoopError(f"expected at most {_LONGEST_LOOP} iterations, got {length}")
+    each: list[Any] = [None] * length
+    for at in reversed(range(length)) if params["reverse"] else range(length):
+        now = [row(i, at) for i in ins[first:]]
+        outs = call(params["jaxpr"], [*fixed, *carry, *now], at)
+        carry, each[at] = outs[:kept], outs[kept:]
+    results = enumerate(equation.outvars[kept:])
+    return [*carry, *(stack([y[n] for y in each], var.aval) for n, var in results)]
+
+
+def _while(
+    equation: Any, ins: Sequence[Any], call: Callable, row: Callable, stack: Callable
+) -> list[Any]:
+    """Unroll a `while` whose condition does not depend on the input, as `_scan`."""
+    params = equation.params
+    count, inner = params["cond_nconsts"], params["body_nconsts"]
+    before, fixed = ins[:count], ins[count : count + inner]
+    carry = [*ins[count + inner :]]
+    for at in range(_LONGEST_LOOP + 1):
+        (again,) = call(params["cond_jaxpr"], [*before, *carry], -1)
+        if not isinstance(again, Const):
+            raise _LoopError(_DYNAMIC)
+        if not again.value.item():
+            return carry
+        carry = call(params["body_jaxpr"], [*fixed, *carry], at)
+    raise _LoopError(f"expected at most {_LONGEST_LOOP} iterations")
+
+
+LOOPS = {"scan": _scan, "while": _while}
+
+
+def _row(scope: str, line: str, value: Any, at: int) -> Any:
+    if isinstance(value, Const):
+        return constant(value.full()[at], value.sources)
+    shape = (1, *value.shape[1:])
+    attrs = {
+        "start_indices": (at, *(0 for _ in value.shape[1:])),
+        "limit_indices": (at + 1, *value.shape[1:]),
+        "strides": None,
+    }
+    row = Node("slice", [value], attrs, shape, value.dtype, scope, line)
+    row.primitive = "scan"
+    return Node("squeeze", [row], {}, value.shape[1:], value.dtype, scope, line)
+
+
+def _stacked(scope: str, line: str, values: list[Any], aval: Any) -> Any:
+    if all(isinstance(v, Const) for v in values):
+        return stacked(values, aval)
+    # The first axis of a value is the batch, which stays first.
+    shape, dtype = tuple(aval.shape), aval.dtype
+    axis = min(1, len(shape) - 1)
+    order = (axis, *(d for d in range(len(shape)) if d != axis))
+    inner = tuple(np.take(shape, np.argsort(order)).tolist())
+    both = Node("stack", values, {"axis": axis}, inner, dtype, scope, line)
+    both.primitive = "scan"
+    attrs = {"permutation": order}
+    return Node("transpose", [both], attrs, shape, dtype, scope, line)
+
+
+def stacked(values: Sequence[Const], aval: Any) -> Const:
+    """Constants along a new first axis; `aval` has the shape and dtype."""
+    sources = frozenset().union(*(v.sources for v in values))
+    rows = [v.full() for v in values]
+    return constant(
+        np.stack(rows) if rows else np.zeros(aval.shape, aval.dtype), sources
+    )
 
 
 def constant(value: Any, sources: frozenset[str] = frozenset()) -> Const:

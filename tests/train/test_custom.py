@@ -229,6 +229,7 @@ def test_run_with_a_lambda_loads_when_given_its_recipe(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "mine"}))
     code, err = run_failing(capsys, "evaluate", "run")
     assert code == 1 and f"surrogate: {copied}:<lambda>" in err
+    assert "pass the recipe to xnor_jax.train.load" in err
     recipe = recipes.get(f"{copied}:RECIPE")
     model = xnor.train.load("run", recipe=recipe)
     x = np.random.default_rng(1).normal(size=(7, 5, 6, 1)).astype(np.float32)

@@ -215,9 +215,10 @@ def with_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
     Raises:
       RecipeError: If the recipe or a seed is invalid, or seeds are empty or repeated.
     """
+    seeds = [*seeds]  # an array has no truth value
     if not seeds or len(set(seeds)) < len(seeds):
         raise RecipeError(
-            f"expected at least one seed, without duplicates, got {list(seeds)}",
+            f"expected at least one seed, without duplicates, got {seeds}",
             field="seeds",
         )
     recipes.validate(recipe)

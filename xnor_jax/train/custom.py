@@ -55,9 +55,12 @@ def find(reference: str) -> Any:
             f"{reference}: expected MODULE:NAME, such as {module}:{path}{where}"
         )
     if not all(word.isidentifier() for word in re.split("[.:]", reference)):
+        # From `describe`, of a lambda, a nested function, a partial or an instance.
+        nameless = "<" in path or path.endswith(")")
         raise RecipeError(
             f"{reference}: expected MODULE:NAME of an importable object, such as "
             "my_net:RECIPE"
+            + ("; or pass the recipe to xnor_jax.train.load" if nameless else "")
         )
     module = _import(name, reference)
     try:

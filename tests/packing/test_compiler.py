@@ -393,6 +393,7 @@ W = [jax.random.normal(key, (16, 16)) for key in keys(3, 5)]
         (jnp.sign, r"jnp\.sign .*gives 0 at 0; use xnor_jax\.sign_ste"),
         (lambda x: (x > 0).astype(jnp.float32), "it comes from to_float"),
         (lambda x: xnor.sign(x) + 1e-3, "it comes from add"),
+        (lambda x: 0.5 * xnor.sign(x), "mul .*scales the signs; scale the product"),
         (lambda x: x, "it comes from dense"),
     ],
 )
@@ -447,6 +448,11 @@ def integer_product(x, dtype):
         (lambda x: product(x) * np.array(x), r"compiler\.py:\d+ .*input's values"),
         (lambda x: product(x)[:, : int(x[0, 0])], r"compiler\.py:\d+ .*input's values"),
         (lambda x: product(x) / x.shape[0], "depends on the batch size"),
+        (lambda x: lax.map(product, x[:, None])[:, 0], r"compiler\.py.* batch size"),
+        (
+            lambda x: (xnor.sign(x)[:, :, None] * xnor.sign(W[0])).sum(1) @ W[1],
+            r"reduce_sum .*compiler\.py.*, which is a product of signs; write it as",
+        ),
         (lambda x: product(x - x.mean(0)), "reduces over the batch"),
         (lambda x: lax.cond(x.sum() > 0, product, lambda x: x @ W[1], x), "jnp.where"),
         (lambda x: {"a": product(x), "b": x}, "one array, got 2"),

@@ -13,6 +13,7 @@ Operations in addition to those of `normal`:
   or dense layer of signs, times α.
 """
 
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -59,6 +60,12 @@ def check_coverage(output: Node, masked: frozenset[str]) -> None:
     """
     nodes = live(output)
     for node in nodes:
+        if _is_written_out(node):
+            raise refuse(
+                node,
+                "the sum of signs times ±α, which is a product of signs; write it as "
+                "one, with @ or jnp.einsum",
+            )
         if node.op in ("conv", "dense") and _is_binary(node.attrs["kernel"]):
             reason = _why_not_signs(node.nodes[0])
             names = ", ".join(sorted(node.attrs["sources"])) or "its kernel"
@@ -178,7 +185,7 @@ def _as_sign(node: Node, compared: _Compared) -> Node:
         "flip": below > above,
     }
     sign = make("sign", [compared.x], node.shape, node, **attrs)
-    if jnp.issubdtype(node.dtype, jnp.floating):
+    if node.dtype == np.float32:
         return sign
     sign.dtype = np.dtype(np.float32)
     return make("function", [sign], node.shape, node, name="convert", dtype=node.dtype)
@@ -247,6 +254,21 @@ def _not_signs(node: Node) -> Node | None:
     return None
 
 
+def _is_written_out(node: Node) -> bool:
+    """Whether a node is `(signs * kernel).sum(axis)` with a kernel ±α."""
+    if node.op != "reduce" or node.attrs["kind"] != "sum":
+        return False
+    x, axes = node.nodes[0], node.attrs["axes"]
+    if x.attrs.get("name") != "mul" or len(x.consts) != 1 or not is_signs(x.nodes[0]):
+        return False
+    kernel = x.consts[0].value
+    if not kernel.ndim or any(kernel.shape[axis] == 1 for axis in axes):
+        return False
+    kept = [d for d in range(kernel.ndim) if d not in axes]
+    size = prod(kernel.shape[d] for d in kept)
+    return _is_binary(kernel.transpose(*axes, *kept).reshape(-1, size))
+
+
 def _why_not_signs(node: Node) -> str:
     found = _not_signs(node) or node
     if found.op == "input":
@@ -254,6 +276,8 @@ def _why_not_signs(node: Node) -> str:
     name = found.attrs.get("name", found.op)
     if name == "sign":
         return f"jnp.sign {found.place} gives 0 at 0; use xnor_jax.sign_ste"
+    if name == "mul" and any(map(is_signs, found.nodes)):
+        return f"mul {found.place} scales the signs; scale the product instead"
     return f"it comes from {name} {found.place}".rstrip()
 
 

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -218,8 +219,10 @@ def trace(
     """
     first, second = (_flatten(function, params, (n, *image_shape)) for n in BATCH_SIZES)
     nodes, others = (live(f.output) for f in (first, second))
-    if [n.op for n in nodes] != [n.op for n in others]:
-        raise PackError("pack: the program depends on the batch size")
+    for node, other in zip_longest(nodes, others):
+        if node is None or other is None or node.op != other.op:
+            place = f"{node.primitive or node.op} {node.place}: " if node else ""
+            raise PackError(f"pack: {place}the program depends on the batch size")
     for check in (_check_reduction, _unify_nodes):
         for node, other in zip(nodes, others, strict=True):
             check(node, other)

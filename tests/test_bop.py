@@ -36,6 +36,16 @@ def numpy_step(w, g, m, v, gamma, tau, sigma=None, epsilon=1e-10):
 
 
 @pytest.mark.parametrize("sigma", [None, 0.2], ids=["first order", "second order"])
+def test_weights_without_a_gradient_never_flip(sigma):
+    optimizer = xnor.optim.bop(0.5, 0.0, sigma=sigma)
+    kernel = jnp.array([[1.0, -1.0], [1.0, -1.0]], jnp.bfloat16)
+    grad = jnp.array([[0.0, 0.0], [1e-3, -1e-3]], jnp.bfloat16)
+    with jax.numpy_dtype_promotion("strict"):
+        updates, _ = optimizer.update(grad, optimizer.init(kernel), kernel)
+    np.testing.assert_array_equal(updates, [[0, 0], [-2, 2]])
+
+
+@pytest.mark.parametrize("sigma", [None, 0.2], ids=["first order", "second order"])
 def test_twenty_steps_agree_with_the_formula(sigma):
     gamma, tau = 0.15, 0.3
     optimizer = xnor.optim.bop(gamma, tau, sigma=sigma, mask=MASK, inner=optax.sgd(0.1))

@@ -195,7 +195,8 @@ def bop(
 
     Args:
       gamma: γ in (0, 1], the rate of the gradients' moving average; or a schedule.
-      threshold: τ ≥ 0, the smallest `|m|` that flips a weight; or a schedule.
+      threshold: τ ≥ 0, the smallest `|m|` that flips a weight, which 0 never does; or a
+        schedule.
       sigma: σ in (0, 1], the rate of the squared gradients' moving average, or a
         schedule; None for the first-order form. Typical values of the second-order form
         are γ = 1e-7, σ = 1e-3 and τ = 1e-6.
@@ -257,7 +258,9 @@ def bop(
 
         def flip(kernel, first, second=None):
             ratio = first if second is None else first / (jnp.sqrt(second) + epsilon)
-            flipped = (jnp.abs(ratio) >= at(threshold)) & (sign(ratio) == sign(kernel))
+            # Not `sign`: its dtypes differ, and a gradient of 0 has no direction.
+            same = (ratio != 0) & ((ratio >= 0) == (kernel >= 0))
+            flipped = same & (jnp.abs(ratio) >= at(threshold))
             return jnp.where(flipped, -sign(kernel), sign(kernel)) - kernel
 
         mu = jax.tree.map(partial(mean, at(gamma), 1), state.mu, grads)

@@ -218,8 +218,11 @@ def _translate(node: Node, users: Users) -> Node:
     if op == "concatenate":
         return make("concat", node.ins, node.shape, node, axis=int(a["dimension"]))
     if op == "stack":
-        axis = int(a["axis"])
-        wide = (*node.shape[:axis], 1, *node.shape[axis + 1 :])
+        # The batch stays the first axis: a stack along axis 0 is transposed.
+        first = a["axis"] == 0 and len(node.shape) > 1
+        order = (1, 0, *range(2, len(node.shape))) if first else range(len(node.shape))
+        axis, shape = int(a["axis"]) + first, tuple(node.shape[d] for d in order)
+        wide = (*shape[:axis], 1, *shape[axis + 1 :])
         parts = [
             reshaped(i, wide)
             if isinstance(i, Node)
@@ -232,7 +235,7 @@ def _translate(node: Node, users: Users) -> Node:
             )
             for i in node.ins
         ]
-        return make("concat", parts, node.shape, node, axis=axis)
+        return transposed(make("concat", parts, shape, node, axis=axis), order)
     if op == "tile":
         for axis, count in enumerate(a["reps"]):
             if count > 1:

@@ -494,15 +494,10 @@ def _row(scope: str, line: str, value: Any, at: int) -> Any:
 def _stacked(scope: str, line: str, values: list[Any], aval: Any) -> Any:
     if all(isinstance(v, Const) for v in values):
         return stacked(values, aval)
-    # The first axis of a value is the batch, which stays first.
     shape, dtype = tuple(aval.shape), aval.dtype
-    axis = min(1, len(shape) - 1)
-    order = (axis, *(d for d in range(len(shape)) if d != axis))
-    inner = tuple(np.take(shape, np.argsort(order)).tolist())
-    both = Node("stack", values, {"axis": axis}, inner, dtype, scope, line)
-    both.primitive = "scan"
-    attrs = {"permutation": order}
-    return Node("transpose", [both], attrs, shape, dtype, scope, line)
+    made = Node("stack", values, {"axis": 0}, shape, dtype, scope, line)
+    made.primitive = "scan"
+    return made
 
 
 def stacked(values: Sequence[Const], aval: Any) -> Const:

@@ -535,6 +535,7 @@ def test_signs_in_other_spellings_are_packed():
     c_engine.check(packed, x)
 
 
+@pytest.mark.slow
 def test_norms_masks_and_paddings_of_jax_libraries_are_packed():
     """Uniform LayerNorm scales, `jnp.var`, causal attention, edge padding, resizing."""
     norm = nnx.LayerNorm(16, rngs=nnx.Rngs(0))
@@ -558,6 +559,7 @@ def test_norms_masks_and_paddings_of_jax_libraries_are_packed():
     c_engine.check(packed, x)
 
 
+@pytest.mark.slow
 def test_patches_of_signs_become_a_convolution():
     kernels = jax.random.normal(jax.random.key(3), (2, 8 * 6, 8))
 
@@ -580,6 +582,7 @@ def test_patches_of_signs_become_a_convolution():
     assert mismatches(function, packed.with_backend("xla"), x) == 0
 
 
+@pytest.mark.slow
 def test_loops_over_the_input_and_stacked_results_are_packed():
     kernels = jnp.stack([xnor.sign(w) for w in W])
 

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from functools import partial
 from itertools import product
 from math import prod
@@ -146,6 +149,32 @@ def test_conv_and_gradients_match_loops_and_lax(geometry: Geometry):
     chex.assert_trees_all_close(ours, oracle, rtol=1e-4, atol=1e-4)
     chex.assert_trees_all_close(ours, by_lax, rtol=1e-4, atol=1e-4)
     chex.assert_type(ours, jnp.float32)
+
+
+@pytest.mark.slow
+def test_gradients_of_groups_are_right_on_a_mesh_of_two_axes():
+    # XLA's own kernel gradient is twice as large if one axis alone shards the batch.
+    program = """if True:
+        import jax, numpy as np
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        from xnor_jax.convolution import conv
+
+        rng = np.random.default_rng(0)
+        x, kernel = (
+            rng.normal(size=s).astype("f") for s in ((4, 5, 5, 6), (3, 3, 3, 10))
+        )
+        options = {"strides": (1, 1), "padding": ((1, 1),) * 2, "dilation": (1, 1)}
+        loss = lambda *args: (conv(*args, groups=2, **options) ** 2).sum()
+        gradients = jax.jit(jax.grad(loss, (0, 1)))
+        mesh = jax.make_mesh((2, 2), ("x", "y"), (jax.sharding.AxisType.Auto,) * 2)
+        split, whole = (NamedSharding(mesh, P(*axes)) for axes in (["x"], []))
+        found = gradients(jax.device_put(x, split), jax.device_put(kernel, whole))
+        for a, b in zip(found, gradients(x, kernel)):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+    """
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
 
 
 @st.composite

@@ -40,7 +40,7 @@ def conv(
 ) -> jax.Array:
     """A convolution with 1 to 3 spatial axes, channels last.
 
-    Differentiable in reverse mode only: the patch product has a custom VJP.
+    Differentiable in reverse mode only: patch products and groups have a custom VJP.
 
     Args:
       x: Images, `[N, *spatial, C]`.
@@ -66,9 +66,9 @@ def conv(
         padding=padding,
         dilation=dilation,
     )
-    xla = partial(xla_conv, groups=groups, accumulator=accumulator, **geometry.options)
     if groups > 1:
-        return xla(x, kernel)
+        return _grouped_conv(geometry, groups, accumulator, x, kernel)
+    xla = partial(xla_conv, accumulator=accumulator, **geometry.options)
 
     def pointwise(x, kernel):
         pixels = x[(slice(None), *(slice(None, None, s) for s in strides))]
@@ -282,3 +282,39 @@ def _patch_conv_bwd(geometry, accumulator, residuals, g):
 
 
 _patch_conv.defvjp(_patch_conv_fwd, _patch_conv_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _grouped_conv(geometry, groups, accumulator, x, kernel):
+    """XLA's grouped convolution, with the kernel's gradient as products of the taps.
+
+    XLA's own gradient is wrong on a mesh of two axes if only one of them shards the
+    batch: it adds each replica's sum. On a CPU it is also slow.
+    """
+    options = {"groups": groups, "accumulator": accumulator, **geometry.options}
+    return xla_conv(x, kernel, **options)
+
+
+def _grouped_conv_fwd(geometry, groups, accumulator, x, kernel):
+    return _grouped_conv(geometry, groups, accumulator, x, kernel), (x, kernel)
+
+
+def _grouped_conv_bwd(geometry, groups, accumulator, residuals, g):
+    x, kernel = residuals
+    g = g.astype(kernel.dtype)
+    of_images = partial(xla_conv, groups=groups, **geometry.options)
+    (d_x,) = jax.vjp(lambda x: of_images(x, kernel), x)[1](g)
+
+    def grouped(a):
+        return a.reshape(*a.shape[:-1], groups, -1)
+
+    padded = grouped(jnp.pad(x, ((0, 0), *geometry.padding, (0, 0))))
+    g = grouped(g)
+    d_taps = [
+        jnp.einsum("...gc,...go->cgo", padded[(slice(None), *tap)], g)
+        for tap in product(*geometry.shifts)
+    ]
+    return d_x, jnp.stack(d_taps).reshape(kernel.shape)
+
+
+_grouped_conv.defvjp(_grouped_conv_fwd, _grouped_conv_bwd)

@@ -216,7 +216,23 @@ def _translate(node: Node, users: Users) -> Node:
         axes = tuple(map(int, a["axes"]))
         return make("reduce", [x], node.shape, node, kind=op[-3:], axes=axes)
     if op == "concatenate":
-        return make("concat", node.ins, node.shape, node, axis=int(a["dimension"]))
+        axis, rank = int(a["dimension"]), len(node.shape)
+        if axis or node.shape[1:2] != (-1,):
+            return make("concat", node.ins, node.shape, node, axis=axis)
+        # The batch stays the first axis, as in a stack along axis 0.
+        order = (1, 0, *range(2, rank))
+        parts = [
+            transposed(i, order)
+            if isinstance(i, Node)
+            else Const(
+                i.value.transpose(order),
+                tuple(i.shape[d] for d in order),
+                i.sources,
+            )
+            for i in node.ins
+        ]
+        shape = tuple(node.shape[d] for d in order)
+        return transposed(make("concat", parts, shape, node, axis=1), order)
     if op == "stack":
         # The batch stays the first axis: a stack along axis 0 is transposed.
         first = a["axis"] == 0 and len(node.shape) > 1

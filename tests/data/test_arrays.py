@@ -6,9 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from xnor_jax import data
+from xnor_jax import data, registry
 from xnor_jax.data import DataError
-from xnor_jax.train import custom
 
 SHAPE = (5, 7, 3)
 
@@ -56,7 +55,7 @@ def test_source_is_named_as_in_a_recipe():
             return arrays()()
 
     for function in (functools.partial(arrays()), Images()):
-        assert data.load(function).source.name == custom.describe(function)
+        assert data.load(function).source.name == registry.describe(function)
 
 
 def test_function_that_exits_is_refused():

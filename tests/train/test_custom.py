@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 import xnor_jax as xnor
-from xnor_jax import data
+from xnor_jax import data, registry
 from xnor_jax.train import custom, network, ship
 from xnor_jax.train import folder as folders
 from xnor_jax.train import recipe as recipes
@@ -309,13 +309,13 @@ def test_logits_of_another_shape_are_refused(recipe, tmp_path):
 def test_descriptions_round_trip_where_possible(trained, recipe):
     module = trained[1]
     net = recipe.model
-    assert custom.find(custom.describe(net)) is net
+    assert custom.find(registry.describe(net)) is net
     wide = functools.partial(net, width=16)
-    assert custom.describe(wide) == f"{module}:Net(width=16)"
-    assert custom.describe(recipe.surrogate) == f"{module}:<lambda>"
+    assert registry.describe(wide) == f"{module}:Net(width=16)"
+    assert registry.describe(recipe.surrogate) == f"{module}:<lambda>"
     # An address would differ in the process that resumes the run.
-    assert "0x" not in custom.describe(functools.partial(net, width=object()))
-    for text in (custom.describe(wide), custom.describe(recipe.surrogate)):
+    assert "0x" not in registry.describe(functools.partial(net, width=object()))
+    for text in (registry.describe(wide), custom.describe(recipe.surrogate)):
         with pytest.raises(RecipeError, match="expected MODULE:NAME"):
             custom.find(text)
     by_name = dataclasses.replace(recipe, surrogate="approx", optimizer="sgd")

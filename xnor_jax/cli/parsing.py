@@ -21,8 +21,7 @@ from tyro.constructors import (
 
 from xnor_jax.cli import UsageError, groups
 from xnor_jax.cli.output import wrapped
-from xnor_jax.registry import BACKENDS, expected
-from xnor_jax.train import custom
+from xnor_jax.registry import BACKENDS, describe, expected
 
 _KINDS = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path"}
 _TYPES = ConstructorRegistry()
@@ -43,7 +42,7 @@ def _one_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     union = get_origin(info.type) in (Union, UnionType)
     kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
     kind: Any = kinds[0] if union and len(kinds) == 1 else info.type
-    if kind not in (Path, str, int):
+    if kind not in [*_PARSERS]:  # it may be unhashable
         return None
     metavar, parser = _PARSERS[kind]
     return PrimitiveConstructorSpec(
@@ -67,7 +66,7 @@ def _name_or_callable(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] 
         instance_from_str=lambda words: words[0],
         is_instance=lambda part: isinstance(part, str) or callable(part),
         str_from_instance=lambda part: [
-            part if isinstance(part, str) else custom.describe(part)
+            part if isinstance(part, str) else describe(part)
         ],
     )
 

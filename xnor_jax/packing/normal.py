@@ -216,29 +216,10 @@ def _translate(node: Node, users: Users) -> Node:
         axes = tuple(map(int, a["axes"]))
         return make("reduce", [x], node.shape, node, kind=op[-3:], axes=axes)
     if op == "concatenate":
-        axis, rank = int(a["dimension"]), len(node.shape)
-        if axis or node.shape[1:2] != (-1,):
-            return make("concat", node.ins, node.shape, node, axis=axis)
-        # The batch stays the first axis, as in a stack along axis 0.
-        order = (1, 0, *range(2, rank))
-        parts = [
-            transposed(i, order)
-            if isinstance(i, Node)
-            else Const(
-                i.value.transpose(order),
-                tuple(i.shape[d] for d in order),
-                i.sources,
-            )
-            for i in node.ins
-        ]
-        shape = tuple(node.shape[d] for d in order)
-        return transposed(make("concat", parts, shape, node, axis=1), order)
+        return _concat(node, node.ins, int(a["dimension"]))
     if op == "stack":
-        # The batch stays the first axis: a stack along axis 0 is transposed.
-        first = a["axis"] == 0 and len(node.shape) > 1
-        order = (1, 0, *range(2, len(node.shape))) if first else range(len(node.shape))
-        axis, shape = int(a["axis"]) + first, tuple(node.shape[d] for d in order)
-        wide = (*shape[:axis], 1, *shape[axis + 1 :])
+        axis = int(a["axis"])
+        wide = (*node.shape[:axis], 1, *node.shape[axis + 1 :])
         parts = [
             reshaped(i, wide)
             if isinstance(i, Node)
@@ -251,7 +232,7 @@ def _translate(node: Node, users: Users) -> Node:
             )
             for i in node.ins
         ]
-        return transposed(make("concat", parts, shape, node, axis=axis), order)
+        return _concat(node, parts, axis)
     if op == "tile":
         for axis, count in enumerate(a["reps"]):
             if count > 1:
@@ -331,6 +312,23 @@ def _conv(node: Node) -> Node:
     for at, axis in enumerate(out[2:], start=1):
         order[axis] = at
     return transposed(made, order)
+
+
+def _concat(node: Node, parts: Sequence[Node | Const], axis: int) -> Node:
+    """The parts along an axis; along one before the batch, they are transposed."""
+    if axis or node.shape[1:2] != (-1,):
+        return make("concat", parts, node.shape, node, axis=axis)
+    order = (1, 0, *range(2, len(node.shape)))
+    turned = [
+        transposed(i, order)
+        if isinstance(i, Node)
+        else Const(
+            i.value.transpose(order), tuple(i.shape[d] for d in order), i.sources
+        )
+        for i in parts
+    ]
+    shape = tuple(node.shape[d] for d in order)
+    return transposed(make("concat", turned, shape, node, axis=1), order)
 
 
 def _dot(node: Node) -> Node:

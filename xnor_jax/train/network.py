@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xnor_jax import masks, nn, quantizers, weights
-from xnor_jax.registry import MODELS
+from xnor_jax.registry import MODELS, describe
 from xnor_jax.train import custom
 from xnor_jax.train.custom import RecipeError
 from xnor_jax.train.recipe import Recipe, model_options
@@ -68,7 +68,7 @@ def abstract(
         model = nnx.eval_shape(build)
     if not callable(recipe.model):
         return model
-    name = custom.describe(recipe.model)
+    name = describe(recipe.model)
     if not isinstance(model, nnx.Module):
         raise RecipeError(
             f"expected {name} to return an nnx.Module, got {type(model).__name__}",

@@ -2,7 +2,7 @@
 
 import optax
 
-from xnor_jax.registry import OPTIMIZERS, SCHEDULES
+from xnor_jax.registry import OPTIMIZERS, SCHEDULES, describe
 from xnor_jax.train import custom
 from xnor_jax.train.custom import RecipeError
 from xnor_jax.train.recipe import Recipe, schedule_options
@@ -22,7 +22,7 @@ def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> Links:
         made = recipe.optimizer(schedule)
     if not (hasattr(made, "init") and hasattr(made, "update")):
         raise RecipeError(
-            f"expected {custom.describe(recipe.optimizer)} to return an "
+            f"expected {describe(recipe.optimizer)} to return an "
             f"optax.GradientTransformation, got {type(made).__name__}",
             field="optimizer",
         )
@@ -48,7 +48,7 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
         made: optax.Schedule = recipe.schedule(**taken)
     if not callable(made):
         raise RecipeError(
-            f"expected {custom.describe(recipe.schedule)} to return an optax.Schedule, "
+            f"expected {describe(recipe.schedule)} to return an optax.Schedule, "
             f"got {type(made).__name__}",
             field="schedule",
         )

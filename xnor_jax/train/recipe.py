@@ -17,6 +17,7 @@ from xnor_jax.registry import (
     SURROGATES,
     WEIGHT_METHODS,
     Precision,
+    describe,
     suggestion,
 )
 from xnor_jax.train import custom
@@ -508,7 +509,7 @@ def from_json(fields: dict[str, Any], base: Recipe | None = None) -> Recipe:
             return tuple(written)
         if name in PARTS and isinstance(written, str) and custom.is_reference(written):
             given = getattr(base, name, None)
-            if callable(given) and custom.describe(given) == written:
+            if callable(given) and describe(given) == written:
                 return given
             try:
                 return custom.find(written)
@@ -525,7 +526,7 @@ def from_json(fields: dict[str, Any], base: Recipe | None = None) -> Recipe:
 
 def _plain(value: Any) -> Any:
     if callable(value):
-        return custom.describe(value)
+        return describe(value)
     return list(value) if isinstance(value, tuple) else value
 
 

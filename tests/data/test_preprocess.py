@@ -37,3 +37,13 @@ def test_shift_and_flip_transform_whole_images():
     unchanged = (np.asarray(flipped) == images).all((1, 2, 3))
     mirrored = (np.asarray(flipped) == images[:, :, ::-1]).all((1, 2, 3))
     assert (unchanged ^ mirrored).all() and 0 < unchanged.sum() < len(images)
+
+
+def test_mixup_mixes_pairs_and_the_larger_share_is_the_own():
+    images = np.random.default_rng(0).normal(size=(6, 4, 4, 3)).astype(np.float32)
+    mixed, share = preprocess.mixup(jax.numpy.asarray(images), jax.random.key(0))
+    assert share.shape == (6,) and share.min() >= 0.5 and share.max() <= 1
+    assert len(set(share.tolist())) == 6
+    for i, (found, own) in enumerate(zip(mixed, share, strict=True)):
+        expected = own * images[i] + (1 - own) * images[5 - i]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -55,7 +55,9 @@ def test_steps_evaluation_and_calibration_match_one_device(dataset):
 
 
 def check_steps(dataset):
-    trainer, initial = loop.create(make_info(dataset, calibration_batches=2))
+    trainer, initial = loop.create(
+        make_info(dataset, calibration_batches=2, mixup=True)
+    )
     params, rest = in_float64((initial.params, initial.rest))
     # Nonzero biases: with few images, a BatchNorm's input (a multiple of α) may equal
     # its mean, and rounding would then decide the sign of its output.

@@ -64,6 +64,55 @@ def test_epoch_matches_its_single_steps():
     chex.assert_trees_all_close(scanned.params, expected.params, atol=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixup_mixes_images_and_losses_anew_in_each_step(smoothing):
+    trainer, state = make(mixup=True, label_smoothing=smoothing)
+    images, labels = images_and_labels()
+    x, y = preprocess.normalize(SOURCE, images[:8]), labels[:8]
+    key = jax.random.split(jax.random.key(trainer.recipe.seed))[0]
+    seen = []
+    for at in (0, 1):
+        state = state._replace(step=jnp.int32(at))
+        mixed, share = preprocess.mixup(x, jax.random.fold_in(key, at))
+        model = nnx.merge(trainer.graphdef, state.params, state.rest, copy=True)
+        log_p = jax.nn.log_softmax(model(mixed))
+        q = 0.0
+        for part, label in ((share, y), (1 - share, y[::-1])):
+            q += part[:, None] * jax.nn.one_hot(label, 10)
+        q = (1 - smoothing) * q + smoothing / 10
+        expected = -(q * log_p).sum(-1).mean()
+        _, metrics, _ = step.train_step(trainer, state, x, y)
+        np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
+        right = (log_p.argmax(-1) == y).mean()
+        np.testing.assert_allclose(metrics.accuracy, right, rtol=1e-6)
+        seen.append(float(share[0]))
+    assert seen[0] != seen[1]
+
+
+def test_mixup_leaves_the_labels_to_a_teacher():
+    def teacher(images):
+        return 9 * images.mean((1, 2)) * jnp.arange(10.0)
+
+    recipe = dataclasses.replace(RECIPE, mixup=True, teacher="run")
+    trainer, state = step.create(
+        recipe,
+        SOURCE,
+        image_shape=(16, 16, 1),
+        classes=10,
+        steps_per_epoch=4,
+        teacher=teacher,
+    )
+    images, labels = images_and_labels()
+    x, y = preprocess.normalize(SOURCE, images[:8]), labels[:8]
+    key = jax.random.split(jax.random.key(recipe.seed))[0]
+    mixed, _ = preprocess.mixup(x, jax.random.fold_in(key, 0))
+    model = nnx.merge(trainer.graphdef, state.params, state.rest, copy=True)
+    p = jax.nn.softmax(teacher(mixed))
+    expected = -(p * jax.nn.log_softmax(model(mixed))).sum(-1).mean()
+    _, metrics, _ = step.train_step(trainer, state, x, y)
+    np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
+
+
 def test_step_compiles_once_and_keeps_kernels_centred_and_clamped():
     trainer, state = make()
     images, labels = images_and_labels()

@@ -96,7 +96,7 @@ _IMAGES = _group(
         (Recipe, name)
         for name in (
             *("dataset", "validation_share", "image_size"),
-            *("shift", "flip", "resize_crop"),
+            *("shift", "flip", "mixup", "resize_crop"),
         )
     ],
 )

@@ -20,6 +20,28 @@ def normalize(source: Source, images: jax.Array) -> jax.Array:
     return Preprocessing(source.mean, source.std)(images)
 
 
+def mixup(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mix each image of a batch with another: `λ · x_i + (1 − λ) · x_j`.
+
+    Image i is mixed with image `batch − 1 − i`; batches are shuffled.
+
+    Args:
+      images: Normalised, float `[batch, H, W, C]`.
+      key: The random key.
+
+    Returns:
+      The mixed images, and the share λ of each image's own, float `[batch]`: the larger
+      of `λ` and `1 − λ` for a `λ` that is uniform in [0, 1].
+
+    References:
+      Zhang et al., mixup: Beyond Empirical Risk Minimization, 2018, with α = 1; Beyer
+      et al., Knowledge distillation: A good teacher is patient and consistent, 2022.
+    """
+    share = jax.random.uniform(key, (len(images),), images.dtype, minval=0.5)
+    own = share.reshape(-1, *(1,) * (images.ndim - 1))
+    return own * images + (1 - own) * images[::-1], share
+
+
 def augment(how: Augment, images: jax.Array, key: jax.Array) -> jax.Array:
     """Shift and mirror each image of a batch at random.
 

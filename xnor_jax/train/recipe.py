@@ -121,6 +121,10 @@ class Recipe:
     """Augmentation: translate each training image by up to this many pixels."""
     flip: bool = False
     """Augmentation: mirror half of the training images left to right."""
+    mixup: bool = False
+    """Augmentation: mix each training image with another of its batch, and their
+    labels, in shares that are uniform in [0, 1]. The training accuracy is then that of
+    the labels with the larger shares."""
     validation_share: float = 0.0
     """For class folders without a split, CLASS/*: the share of each class that is held
     out for the test, chosen by the seed. 0 for a folder with train and validation."""
@@ -346,7 +350,7 @@ def validate(recipe: Recipe) -> Recipe:
         ("shift", 0),
     ):
         require(whole(field, lowest), field, f"a whole number ≥ {lowest}")
-    for field in ("binary", "input_scale", "flip", "resize_crop"):
+    for field in ("binary", "input_scale", "flip", "mixup", "resize_crop"):
         truth = isinstance(getattr(recipe, field), bool)
         require(truth, field, "True or False")
     require(recipe.seed < 2**32, "seed", "a whole number below 2³²")

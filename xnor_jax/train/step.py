@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from xnor_jax import losses, masks, optim, weights
 from xnor_jax.data import BLANK, Augment, Source
-from xnor_jax.data.preprocess import augment, normalize
+from xnor_jax.data.preprocess import augment, mixup, normalize
 from xnor_jax.train import custom, network
 from xnor_jax.train.devices import constrain_batch, constrain_replicated, replicate
 from xnor_jax.train.optimizers import make_optimizer, make_schedule
@@ -154,6 +154,10 @@ def train_step(
     Returns:
       The new state, the batch's metrics, and a tree of the kernels' flip ratios.
     """
+    share = None
+    if trainer.recipe.mixup:
+        key = jax.random.split(jax.random.key(trainer.recipe.seed))[0]
+        images, share = mixup(images, jax.random.fold_in(key, state.step))
 
     def loss_fn(params):
         model = nnx.merge(trainer.graphdef, params, state.rest, copy=True)
@@ -167,7 +171,7 @@ def train_step(
             network.set_quantile(model, progress)
         logits = model(images)
         rest = nnx.split(model, nnx.Param, ...)[2]
-        loss = batch_loss(trainer, images, logits, labels).mean()
+        loss = batch_loss(trainer, images, logits, labels, share).mean()
         return loss, (rest, jnp.mean(logits.argmax(-1) == labels))
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
@@ -180,13 +184,25 @@ def train_step(
 
 
 def batch_loss(
-    trainer: Trainer, images: jax.Array, logits: jax.Array, labels: jax.Array
+    trainer: Trainer,
+    images: jax.Array,
+    logits: jax.Array,
+    labels: jax.Array,
+    share: jax.Array | None = None,
 ) -> jax.Array:
-    """The loss of each image of a batch, against its label or the teacher's logits."""
+    """The loss of each image of a batch, against its label or the teacher's logits.
+
+    `share` is that of each image's own label, where `mixup` has mixed them; see there.
+    """
     if trainer.teacher is not None:
         return losses.distillation(logits, trainer.teacher(images))
-    smoothing = trainer.recipe.label_smoothing
-    return losses.cross_entropy(logits, labels, smoothing=smoothing)
+    cross_entropy = partial(
+        losses.cross_entropy, logits, smoothing=trainer.recipe.label_smoothing
+    )
+    own = cross_entropy(labels)
+    if share is None:
+        return own
+    return share * own + (1 - share) * cross_entropy(labels[::-1])
 
 
 def make_train_epoch(

@@ -15,6 +15,7 @@ using xnor::Kernels;
 using xnor::Epilogue;
 using xnor::Job;
 using xnor::kPanel;
+using xnor::Reduction;
 
 namespace {
 
@@ -73,13 +74,14 @@ void CheckConvolution(const Kernels& engine, Epilogue epilogue) {
   for (int32_t& c : class_y) c = static_cast<int32_t>(Draw(0, 1));
   job.base = base.data(), job.class_y = class_y.data(), job.class_x = class_x.data();
   job.class_z = class_z.data(), job.classes_y = 2, job.classes_x = 1;
-  std::vector<float> scale(panels * kPanel), bias(panels * kPanel);
-  Fill(scale), Fill(bias);
+  std::vector<float> scale(panels * kPanel), bias(panels * kPanel), shift(panels * kPanel);
+  Fill(scale), Fill(bias), Fill(shift);
   std::vector<Sum> threshold(panels * kPanel);
   for (Sum& t : threshold) t = static_cast<Sum>(Draw(-100, 100));
   std::vector<uint32_t> flip(panels);
   Fill(flip);
   job.epilogue = epilogue, job.scale = scale.data(), job.bias = bias.data();
+  job.shift = Draw(0, 1) ? shift.data() : nullptr;
   job.relu = Draw(0, 1), job.threshold = threshold.data(), job.flip = flip.data();
   job.out_stride = epilogue == Epilogue::kThreshold ? panels : columns;
   const int64_t pixels = images * job.out_depth * job.out_height * job.out_width;
@@ -182,6 +184,34 @@ void CheckProducts(const Kernels& engine) {
   Expect(ours, portable, "add_products", engine.name);
 }
 
+// Against one number after another: only sets with vectors have the kernel.
+void CheckReduce(const Kernels& engine) {
+  const int64_t count = Draw(1, 10), channels = Draw(1, 200);
+  const float special[] = {0.0f, -0.0f, -INFINITY, INFINITY, NAN, -1.0f, 1.0f, 2.0f};
+  for (const Reduction function : {Reduction::kSum, Reduction::kMax}) {
+    std::vector<float> x((count + 1) * channels);
+    Fill(x);
+    if (function == Reduction::kMax)
+      for (float& value : x) value = special[Draw(0, 7)];
+    std::vector<const float*> rows;
+    for (int64_t r = 1; r <= count; ++r) rows.push_back(x.data() + r * channels);
+    std::vector<float> ours(x.begin(), x.begin() + channels), wanted = ours;
+    const int64_t done =
+        engine.reduce(function, rows.data(), count, channels, ours.data());
+    if (done < 0 || done > channels || (channels >= 64 && done < 64)) {
+      std::fprintf(stderr, "%s: reduce did %d channels\n", engine.name,
+                   static_cast<int>(done));
+      std::exit(1);
+    }
+    for (const float* row : rows)
+      for (int64_t c = 0; c < done; ++c) {
+        const float a = wanted[c], b = row[c];
+        wanted[c] = function == Reduction::kSum ? a + b : a > b || a != a ? a : b;
+      }
+    Expect(ours, wanted, "reduce", engine.name);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -205,6 +235,7 @@ int main() {
       CheckCounts(*engine);
       CheckUnpack(*engine);
       CheckProducts(*engine);
+      CheckReduce(*engine);
     }
     std::printf("%s\n", engine->name);
   }

@@ -350,8 +350,9 @@ GEOMETRIES = [
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("groups", [1, 3, 6])
 @pytest.mark.parametrize("epilogue", ["affine", "affine_relu", "threshold"])
-@pytest.mark.parametrize("binary", [False, True])
-def test_convolutions(geometry, groups, epilogue, binary):
+@pytest.mark.parametrize("kind", ["real", "scaled", "binary"])
+def test_convolutions(geometry, groups, epilogue, kind):
+    binary, scaled = kind == "binary", kind == "scaled" and epilogue != "threshold"
     rank, c_in, c_out = len(geometry["window"]), 36, 30 if groups > 1 else 35
     x = (signs if binary else quarters)(2, *(7, 5, 4)[:rank], c_in)
     shape = (*geometry["window"], c_in // groups, c_out)
@@ -372,6 +373,7 @@ def test_convolutions(geometry, groups, epilogue, binary):
     bias, scale = quarters(c_out, seed=2), quarters(c_out, seed=3)
     node = {"kind": "binary_conv" if binary else "conv", "features": c_out}
     node |= {**geometry, "groups": groups, "epilogue": epilogue}
+    node |= {"scaled": True} if scaled else {}
     arrays = {"kernel": packed(kernel) if binary else kernel}
     if epilogue == "threshold":
         flip = signs(c_out, seed=4)
@@ -382,41 +384,59 @@ def test_convolutions(geometry, groups, epilogue, binary):
         arrays |= {"threshold": threshold.astype(kind), "flip": packed(flip)}
         wanted = np.where(sums < threshold, -1, 1) * flip
     else:
-        arrays |= {"bias": bias} | ({"scale": scale} if binary else {})
+        arrays |= {"bias": bias} | ({"scale": scale} if binary or scaled else {})
         wanted = sums * scale + bias if binary else sums + bias
+        if scaled:
+            arrays["shift"] = quarters(c_out, seed=4)
+            wanted = wanted * scale + arrays["shift"]
         wanted = np.maximum(wanted, 0) if epilogue == "affine_relu" else wanted
     before = [to_bits(c_in)] if binary else []
     got = run(x, *before, node | {"arrays": arrays}, TO_FLOATS)
     np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.parametrize("channels", [3, 35, 64, 101])
+def test_maxima_keep_nan_and_the_last_of_two_zeros(channels):
+    x = quarters(2, 9, channels)
+    x[0, 1, ::3], x[1, 2, ::2], x[1, 8] = np.nan, np.inf, -np.inf
+    x[0, 3:, 1], x[0, 3:6:2, 1], x[0, 6:, 2], x[0, 8:, 2] = 0.0, -0.0, -0.0, 0.0
+    entries = {"window": [3], "strides": [3], "padding": [[0, 0]]}
+    got = run(x, {"kind": "pool", "function": "max", **entries})
+    wanted = np.full((2, 3, channels), -np.inf, np.float32)
+    for tap in range(3):
+        row = x[:, tap::3]
+        wanted = np.where((wanted > row) | np.isnan(wanted), wanted, row)
+    np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_pools(geometry):
+@pytest.mark.parametrize("channels", [35, 101])
+def test_pools(geometry, channels):
     rank = len(geometry["window"])
     geometry = geometry | {"dilation": [1] * rank}
     geometry["padding"] = [
         [min(side, k - 1) for side in pads]
         for pads, k in zip(geometry["padding"], geometry["window"], strict=True)
     ]
-    x = quarters(3, *(7, 5, 4)[:rank], 35)
+    x = quarters(3, *(7, 5, 4)[:rank], channels)
     entries = {k: v for k, v in geometry.items() if k != "dilation"}
     for name, fill in (("sum", 0), ("max", -np.inf), ("min", np.inf)):
         wanted = getattr(np, name)(windows(x, **geometry, fill=fill), -2)
         got = run(x, {"kind": "pool", "function": name, **entries})
         np.testing.assert_array_equal(got, wanted)
-    flip = signs(35, seed=1)
+    flip = signs(channels, seed=1)
     arrays = {"flip": packed(flip)}
     pool = {"kind": "max_pool_bits", **entries, "arrays": arrays}
-    x = signs(3, *(7, 5, 4)[:rank], 35)
+    x = signs(3, *(7, 5, 4)[:rank], channels)
     largest, least = (
         f(windows(x, **geometry, fill=o), -2) for f, o in ((np.max, -1), (np.min, 1))
     )
-    got = run(x, to_bits(35), pool, TO_FLOATS)
+    got = run(x, to_bits(channels), pool, TO_FLOATS)
     np.testing.assert_array_equal(got, np.where(flip < 0, least, largest))
     if rank == 2:
-        arrays |= {"threshold": quarters(35, seed=2)}
+        arrays |= {"threshold": quarters(channels, seed=2)}
         node = {"kind": "sum_pool_bits", **entries, "arrays": arrays}
-        sums = windows(quarters(3, 7, 5, 35), **geometry, fill=0).sum(-2)
+        sums = windows(quarters(3, 7, 5, channels), **geometry, fill=0).sum(-2)
         wanted = np.where(sums < arrays["threshold"], -1, 1) * flip
-        got = run(quarters(3, 7, 5, 35), node, TO_FLOATS)
+        got = run(quarters(3, 7, 5, channels), node, TO_FLOATS)
         np.testing.assert_array_equal(got, wanted)

@@ -346,6 +346,34 @@ def test_extreme_batch_norm_scales_match_float(name):
     c_engine.check(packed, x)
 
 
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("exact", [False, True])
+def test_batch_norm_after_a_real_convolution_is_part_of_its_node(relu, exact, tmp_path):
+    net = packed_networks.Net(
+        (6, 5, 3),
+        packed_networks.conv(3, 33, (3, 3), use_bias=False),
+        packed_networks.norm(33),
+        nnx.relu if relu else lambda x: x,
+        lambda x: xnor.nn.MaxPool(2, 1)(x) + x[:, 1:, 1:],  # no sign follows at once
+        packed_networks.block(33, 20, (3, 3)),
+        xnor.nn.GlobalAveragePool(),
+        packed_networks.linear(20, 4),
+    )
+    model = packed_networks.randomized(net, exact=exact)
+    packed = xnor.pack(model)
+    first = packed.nodes[0]
+    assert isinstance(first, graph.Conv) and first.scaled
+    assert first.epilogue == (graph.RELU if relu else graph.AFFINE)
+    assert packed.nodes[1].kind != "elementwise"
+    x = images(64, 6, 5, 3)
+    xnor.save(tmp_path / "file", packed)
+    loaded = xnor.load(tmp_path / "file")
+    assert loaded.nodes[0].scaled
+    for backend in ("xla", "auto"):
+        assert mismatches(model, loaded.with_backend(backend), x) == 0
+    c_engine.check(loaded, x)
+
+
 @pytest.mark.slow
 def test_resnet18_packs_and_reports_layer_paths(tmp_path):
     options = {"image_shape": (32, 32, 3), "classes": 4}

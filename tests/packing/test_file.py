@@ -346,6 +346,8 @@ DEEP = "[" * 100_000 + "]" * 100_000
         (change_node(1, window=[9, 9]), "node 1: .*window"),
         (change_node(2, groups=2), "divide into 2 groups"),
         (change_node(2, epilogue="exec"), "epilogue: expected one of"),
+        (change_node(0, scaled=1), "scaled: expected one of"),
+        (change_node(0, scaled=True), "scale with a threshold"),
         (lambda *_: (DEEP, {}), "description to be a JSON object"),
         (lambda *_: ('{"version": ' + "9" * 5000 + "}", {}), "to be a JSON object"),
         (lambda *_: ("[1]", {}), "description to be a JSON object, got a list"),

@@ -33,7 +33,7 @@ Shape OutShape(const Geometry& g, Epilogue epilogue, int64_t channels) {
 // The padded constants of one group's epilogue; the job points to them.
 template <class Element>
 struct Constants {
-  std::vector<float> scale, bias;
+  std::vector<float> scale, bias, shift;
   std::vector<Sum<Element>> threshold;
 
   Constants(Job<Element>& job, const Target<Sum<Element>>& target, int64_t first,
@@ -46,6 +46,8 @@ struct Constants {
       bias = Padded(target.bias + first, columns);
       job.scale = scale.data();
       job.bias = bias.data();
+      if (target.shift != nullptr) shift = Padded(target.shift + first, columns);
+      job.shift = target.shift != nullptr ? shift.data() : nullptr;
     } else if (target.epilogue == Epilogue::kThreshold) {  // Groups begin at whole words.
       threshold = Padded(target.threshold + first, columns);
       job.threshold = threshold.data();
@@ -167,7 +169,7 @@ struct Group {
   Job<Element> job;
   Constants<Element> constants;
   std::vector<int32_t> base;
-  std::vector<Element> panels;
+  std::vector<Element, Lines<Element>> panels;
 
   Group(const Job<Element>& of_all, const Target<Sum<Element>>& target, int64_t first,
         int64_t columns)
@@ -189,7 +191,7 @@ class Conv : public Operation {
     const double taps = static_cast<double>(g.taps());
     work = taps * depth * WordsFor(columns_) * kPanel * groups * g.pixels();
     const int64_t wide = Times(Times(groups, WordsFor(columns_)), kPanel * 4);
-    memory = Times(8, g.taps()) + Times(3, wide);
+    memory = Times(8, g.taps()) + Times(4, wide);
     if (kIsWords<Element>) {
       memory += Times(4, g.z.out) + Times(4, g.y.out) + Times(4, g.x.out);
       const int64_t classes = Times(Times(MostClasses(g.z), MostClasses(g.y)),

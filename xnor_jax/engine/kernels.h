@@ -22,6 +22,8 @@ struct SumOf<float> {
   using Type = float;
 };
 
+enum class Reduction { kSum, kMax, kMin };
+
 enum class Epilogue { kSums, kAffine, kThreshold };
 
 // A convolution of one group: rows of the (padded) image times panels of the kernel.
@@ -44,9 +46,11 @@ struct Job {
   const int32_t* base;
   const int32_t *class_z, *class_y, *class_x;
   int64_t classes_y, classes_x;
-  // Scale, bias and threshold are padded to panels * kPanel; `flip` has a word per panel.
+  // Scale, bias, shift and threshold are padded to panels * kPanel; `flip` has a word per
+  // panel. The affine result is sum * scale + bias, or with `shift`, which may be null,
+  // (sum + bias) * scale + shift.
   Epilogue epilogue;
-  const float *scale, *bias;
+  const float *scale, *bias, *shift;
   bool relu;
   const void* threshold;  // int32_t for words, float for floats
   const uint32_t* flip;
@@ -103,6 +107,10 @@ struct Kernels {
   // out[pixel][c] = (x[pixel][c] - mean[c]) * scale[c] + bias[c].
   void (*norm)(const float* x, const float* mean, const float* scale, const float* bias,
                int64_t channels, int64_t pixels, float* out);
+  // out[c] = combine(out[c], row[c]) for one of `count` rows after another; returns the
+  // number of channels done, in whole vectors, 0 for minima. Null without vectors.
+  int64_t (*reduce)(Reduction function, const float* const* rows, int64_t count,
+                    int64_t channels, float* out);
 };
 
 extern const Kernels kPortable;

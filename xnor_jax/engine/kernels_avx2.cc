@@ -163,6 +163,11 @@ struct Floats {
   static Vector MultiplyAdd(Vector a, Vector b, Vector acc) {
     return _mm256_fmadd_ps(a, b, acc);
   }
+  static Vector Add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+  // The processor's own returns b where a is NaN.
+  static Vector Largest(Vector a, Vector b) {
+    return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  }
   static void Store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
 };
 
@@ -226,5 +231,5 @@ void LayOutPairs(const uint32_t* kernel, int64_t panels, int64_t words, uint32_t
 
 const Kernels kAvx2 = {"avx2", Convolve<uint32_t>, Convolve<float>, LayOutPairs, CountTaps,
                      Pack, Unpack, AddProducts, ChannelSums, SumPool,
-                     MultiplyAdd, Norm};
+                     MultiplyAdd, Norm, Reduce<Floats>};
 }  // namespace xnor

@@ -39,6 +39,12 @@ struct Floats {
   static Vector MultiplyAdd(Vector a, Vector b, Vector acc) {
     return _mm512_fmadd_ps(a, b, acc);
   }
+  static Vector Add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+  // a where it is the larger or NaN, else b; the processor's own returns b for NaN.
+  static Vector Largest(Vector a, Vector b) {
+    const __mmask16 first = _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+    return _mm512_mask_blend_ps(first | _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), b, a);
+  }
   static void Store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
 };
 
@@ -72,5 +78,5 @@ inline uint32_t NegativeMask(const float* x) {
 namespace xnor {
 const Kernels kAvx512 = {"avx512", Convolve<uint32_t>, Convolve<float>, nullptr, CountTaps,
                      Pack, Unpack, AddProducts, ChannelSums, SumPool,
-                     MultiplyAdd, Norm};
+                     MultiplyAdd, Norm, Reduce<Floats>};
 }  // namespace xnor

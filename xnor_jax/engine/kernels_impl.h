@@ -10,7 +10,8 @@
 //     Load, Broadcast, Zero, Xor, Count(acc, bits) -> acc, Widen(acc) -> uint32 lanes,
 //     Add, LessTwice(a, b) -> a - 2 b, Store
 //   struct Floats: a vector of `kLanes` floats.
-//     kRows, Load, Broadcast, Zero, MultiplyAdd(a, b, acc), Store
+//     kRows, Load, Broadcast, Zero, MultiplyAdd(a, b, acc), Store; where Reduce is used,
+//     also Add, and Largest as in walk.h
 //   uint32_t LessMask(const int32_t* a, const int32_t* b): bit i is a[i] < b[i], i < 32
 //   uint32_t LessMask(const float* a, const float* b): bit i is !(a[i] >= b[i])
 //   uint32_t NegativeMask(const float* x): bit i is !(x[i] > -FLT_MIN), i < 32
@@ -153,11 +154,15 @@ inline void Finish(const Job<Element>& job, const Sum* sums, int64_t pixel,
   const float* bias = job.bias + first;
   const float least = job.relu ? 0.0f : -INFINITY;
   float y[kPanel];
-  for (int n = 0; n < kPanel; ++n) {
-    // Fused, as by XLA's CPU compiler.
-    const float value = __builtin_fmaf(scale[n], static_cast<float>(sums[n]), bias[n]);
-    y[n] = value < least ? least : value;
+  if (job.shift != nullptr) {
+    const float* shift = job.shift + first;
+    for (int n = 0; n < kPanel; ++n)
+      y[n] = __builtin_fmaf(static_cast<float>(sums[n]) + bias[n], scale[n], shift[n]);
+  } else {  // Fused, as by XLA's CPU compiler.
+    for (int n = 0; n < kPanel; ++n)
+      y[n] = __builtin_fmaf(scale[n], static_cast<float>(sums[n]), bias[n]);
   }
+  for (int n = 0; n < kPanel; ++n) y[n] = y[n] < least ? least : y[n];
   float* out = static_cast<float*>(job.out) + pixel * job.out_stride + first;
   if (columns == kPanel)
     std::memcpy(out, y, sizeof(y));
@@ -510,6 +515,31 @@ void Norm(const float* x, const float* mean, const float* scale, const float* bi
       const Floats::Vector centred = Floats::MultiplyAdd(load(mean), minus, load(x));
       StoreSome(out + c, Floats::MultiplyAdd(centred, load(scale), load(bias)), lanes);
     }
+}
+
+// A template, so that only sets with vectors need the functions.
+template <class Lanes>
+int64_t Reduce(Reduction function, const float* const* rows, int64_t count,
+               int64_t channels, float* out) {
+  using Vector = typename Lanes::Vector;
+  constexpr int kVectors = 4, kWide = kVectors * Lanes::kLanes;
+  const auto with = [&](auto combine) {
+    int64_t c = 0;
+    for (; c + kWide <= channels; c += kWide) {
+      Vector acc[kVectors];
+      for (int v = 0; v < kVectors; ++v) acc[v] = Lanes::Load(out + c + v * Lanes::kLanes);
+      for (int64_t r = 0; r < count; ++r)
+        for (int v = 0; v < kVectors; ++v)
+          acc[v] = combine(acc[v], Lanes::Load(rows[r] + c + v * Lanes::kLanes));
+      for (int v = 0; v < kVectors; ++v) Lanes::Store(out + c + v * Lanes::kLanes, acc[v]);
+    }
+    return c;
+  };
+  if (function == Reduction::kSum)
+    return with([](Vector a, Vector b) { return Lanes::Add(a, b); });
+  if (function == Reduction::kMax)
+    return with([](Vector a, Vector b) { return Lanes::Largest(a, b); });
+  return 0;
 }
 
 }  // namespace

@@ -38,6 +38,11 @@ struct Floats {
   static Vector MultiplyAdd(Vector a, Vector b, Vector acc) {
     return vfmaq_f32(acc, a, b);
   }
+  static Vector Add(Vector a, Vector b) { return vaddq_f32(a, b); }
+  // a where it is the larger or NaN, else b: the processor's own orders the zeros.
+  static Vector Largest(Vector a, Vector b) {
+    return vbslq_f32(vorrq_u32(vcgtq_f32(a, b), vmvnq_u32(vceqq_f32(a, a))), a, b);
+  }
   static void Store(float* p, Vector v) { vst1q_f32(p, v); }
 };
 
@@ -77,5 +82,5 @@ inline uint32_t NegativeMask(const float* x) {
 namespace xnor {
 const Kernels kNeon = {"neon", Convolve<uint32_t>, Convolve<float>, nullptr, CountTaps,
                      Pack, Unpack, AddProducts, ChannelSums, SumPool,
-                     MultiplyAdd, Norm};
+                     MultiplyAdd, Norm, Reduce<Floats>};
 }  // namespace xnor

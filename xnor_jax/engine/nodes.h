@@ -21,6 +21,12 @@ class Fields {
                   int64_t largest = kLargestInteger) {
     return Has(name) ? ReadInteger(Take(name), name, least, largest) : otherwise;
   }
+  bool Boolean(const char* name) {
+    if (!Has(name)) return false;
+    const json::Value value = Take(name);
+    Require(value.is(json::Kind::kBool), std::string(name) + ": expected true or false");
+    return value.truth();
+  }
   Sizes Integers(const char* name, int64_t least) {
     return Has(name) ? ReadIntegers(Take(name), name, least) : Sizes();
   }

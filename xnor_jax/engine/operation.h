@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "check.h"
@@ -63,7 +64,8 @@ class Operation {
 template <class Sum>
 struct Target {
   Epilogue epilogue = Epilogue::kSums;
-  const float *scale = nullptr, *bias = nullptr;
+  // sum * scale + bias, or with `shift`: (sum + bias) * scale + shift
+  const float *scale = nullptr, *bias = nullptr, *shift = nullptr;
   bool relu = false;
   const Sum* threshold = nullptr;
   const uint32_t* flip = nullptr;
@@ -94,6 +96,22 @@ std::unique_ptr<Operation> MakeMean(const Shape& in);
 inline int64_t WordsFor(int64_t channels) {
   return channels / kPanel + (channels % kPanel != 0);
 }
+
+// Allocates whole cache lines, which a vector of 64 bytes then never straddles.
+template <class T>
+struct Lines {
+  using value_type = T;
+  Lines() = default;
+  template <class Other>
+  Lines(const Lines<Other>&) {}
+  T* allocate(size_t count) {
+    return static_cast<T*>(::operator new(count * sizeof(T), kLine));
+  }
+  void deallocate(T* at, size_t) { ::operator delete(at, kLine); }
+  bool operator==(const Lines&) const { return true; }
+  bool operator!=(const Lines&) const { return false; }
+  static constexpr std::align_val_t kLine{64};
+};
 
 // A vector of channels, zero-padded to whole words or panels.
 template <class T>

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "select.h"
 #include "values.h"
 #include "walk.h"
 
@@ -58,17 +59,29 @@ class Pool : public Operation {
     const auto [front, back] = g.z.Inside(at_z);
     const auto [top, bottom] = g.y.Inside(at_y);
     const auto [left, right] = g.x.Inside(at_x);
+    const float* rows[kRows];
+    int64_t count = 0;
+    const auto combine = [&] {
+      const auto reduce = Chosen().reduce;
+      const int64_t done = reduce ? reduce(function_, rows, count, channels, y) : 0;
+      for (int64_t r = 0; r < count && done < channels; ++r)
+        Combine(function_, rows[r] + done, y + done, channels - done);
+      count = 0;
+    };
     for (int64_t k = front; k < back; ++k)
       for (int64_t i = top; i < bottom; ++i) {
         const int64_t z = at_z * g.z.stride - g.z.before + k;
         const int64_t row = z * g.y.size + at_y * g.y.stride - g.y.before + i;
         for (int64_t j = left; j < right; ++j) {
           const int64_t x = row * g.x.size + at_x * g.x.stride - g.x.before + j;
-          Combine(function_, image + x * channels, y, channels);
+          rows[count++] = image + x * channels;
+          if (count == kRows) combine();
         }
       }
+    combine();
   }
 
+  static constexpr int64_t kRows = 64;  // pixels of a window, combined in one pass
   const Geometry g_;
   const Reduction function_;
   double reads_;

@@ -29,8 +29,6 @@ std::unique_ptr<Operation> MakeThreshold(int64_t pixels, int64_t channels,
 std::unique_ptr<Operation> MakeThreshold(int64_t pixels, int64_t channels,
                                          const Target<float>& target);
 
-enum class Reduction { kSum, kMax, kMin };
-
 // Reduces windows; positions outside the image are left out.
 std::unique_ptr<Operation> MakePool(const Geometry& g, int64_t channels,
                                     Reduction function);

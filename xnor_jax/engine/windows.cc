@@ -139,16 +139,20 @@ class BinaryConv : public AnyProduct {
 
 class RealConv : public AnyProduct {
  public:
-  using AnyProduct::AnyProduct;
+  explicit RealConv(Fields& fields)
+      : AnyProduct(fields), scaled_(fields.Boolean("scaled")) {}
 
   std::vector<Member> Members(const std::vector<Spec>& in) const override {
     RequireNumbers(Single(in));
     std::vector<Member> found = {{"kernel", Member::kFloats, KernelShape(in[0])}};
     if (threshold()) {
+      Require(!scaled_, "expected no scale with a threshold");
       found.push_back({"threshold", Member::kReals, {features_}});
       found.push_back({"flip", Member::kFlip, {features_}});
     } else {
-      found.push_back({"bias", Member::kFloats, {features_}});
+      for (const char* name : {"bias", "scale", "shift"})
+        if (scaled_ || name == std::string("bias"))
+          found.push_back({name, Member::kFloats, {features_}});
     }
     return found;
   }
@@ -157,8 +161,7 @@ class RealConv : public AnyProduct {
             const Arrays& arrays) const override {
     const Spec spec = graph.spec(in[0]);
     const std::vector<float> kernel = arrays.Floats("kernel");
-    const std::vector<float> ones(features_, 1.0f);
-    std::vector<float> bias;
+    std::vector<float> scale(features_, 1.0f), bias, shift;
     Target<float> target;
     if (threshold()) {
       target.epilogue = Epilogue::kThreshold;
@@ -166,8 +169,12 @@ class RealConv : public AnyProduct {
       target.flip = arrays.Flip("flip");
     } else {
       bias = arrays.Floats("bias");
+      if (scaled_) {
+        scale = arrays.Floats("scale"), shift = arrays.Floats("shift");
+        target.shift = shift.data();
+      }
       target.epilogue = Epilogue::kAffine;
-      target.scale = ones.data(), target.bias = bias.data();
+      target.scale = scale.data(), target.bias = bias.data();
       target.relu = epilogue_ == "affine_relu";
     }
     const Target<float> now = threshold() && !whole_words() ? Target<float>() : target;
@@ -178,6 +185,9 @@ class RealConv : public AnyProduct {
     if (!threshold() || whole_words()) return y;
     return graph.Add(MakeThreshold(out.positions(), features_, target), {y}, out);
   }
+
+ private:
+  const bool scaled_;
 };
 
 std::vector<Member> ThresholdMembers(const Spec& out) {

@@ -285,8 +285,7 @@ class _Product(Node):
     @property
     def affine(self) -> Affine:
         """The epilogue of a product without a threshold."""
-        bias = self.arrays["bias"]
-        scale = self.arrays.get("scale", jnp.ones_like(bias))
+        scale, bias = self.arrays["scale"], self.arrays["bias"]
         return Affine(scale, bias, relu=self.epilogue == RELU)
 
     def _epilogue(self) -> Epilogue:
@@ -335,32 +334,54 @@ class BinaryConv(_Product):
 
 @_node
 class Conv(_Product):
-    """A convolution or dense layer of real numbers."""
+    """A convolution or dense layer of real numbers; if scaled, followed by a BatchNorm.
+
+    The result is `sums + bias`, or `(sums + bias) · scale + shift`.
+    """
 
     kind = "conv"
+    scaled: bool = setting(_choice((False, True)), False)
 
     def members(self, specs):
-        """A kernel of floats, and per channel a bias or a threshold."""
+        """A kernel, and per channel a bias, a scale and a shift, or a threshold."""
         shape = self._kernel_shape(_floats(_one(specs)))
         found = {"kernel": Member("floats", shape)}
         if self.epilogue == THRESHOLD:
+            if self.scaled:
+                raise ValueError("expected no scale with a threshold")
             return found | _threshold_members("reals", shape[-1:])
-        return found | {"bias": Member("floats", shape[-1:])}
+        names = ("bias", "scale", "shift") if self.scaled else ("bias",)
+        return found | {name: Member("floats", shape[-1:]) for name in names}
 
     def __call__(self, args, backend):
         """Map float32 `[N, *spatial, C]` to float32 or bits `[N, *out, features]`."""
         x, kernel = as_floats(args[0]), self.arrays["kernel"]
+        epilogue = self._epilogue()
         if not self.window:
-            y = ops.apply_epilogue(convolution.dot(x, kernel), self._epilogue())
-            return Bits(y, self.features) if self.epilogue == THRESHOLD else y
-        return ops.real_conv(
-            x,
-            kernel,
-            self._epilogue(),
-            **self.geometry,
-            groups=self.groups,
-            backend="xla",
-        )
+            y = ops.apply_epilogue(convolution.dot(x, kernel), epilogue)
+            y = Bits(y, self.features) if self.epilogue == THRESHOLD else y
+        else:
+            y = ops.real_conv(
+                x,
+                kernel,
+                epilogue,
+                **self.geometry,
+                groups=self.groups,
+                backend="xla",
+            )
+        return self.normalized(y) if self.scaled else y
+
+    def normalized(self, y: Any) -> Any:
+        """Scale and shift biased sums, and apply the ReLU."""
+        y = y * self.arrays["scale"] + self.arrays["shift"]
+        return jax.nn.relu(y) if self.epilogue == RELU else y
+
+    @property
+    def affine(self) -> Affine:
+        """The bias; without a scale that follows, also the ReLU."""
+        bias = self.arrays["bias"]
+        relu = self.epilogue == RELU and not self.scaled
+        return Affine(jnp.ones_like(bias), bias, relu=relu)
 
     @property
     def weights(self) -> int:

@@ -47,7 +47,7 @@ def lower(traced: Trace, masked: Iterable[str] = ()) -> tuple[graph.Node, ...]:
     output = normalize(x, output)
     check_coverage(output, frozenset(masked))
     output = fold_signs(x, output)
-    for rule in (_with_bias, _with_bias, _with_relu, _fuse_norm):
+    for rule in (_with_bias, _with_bias, _with_bias, _with_relu, _fuse_norm):
         output = rewrite(rule, x, output)
     output = rewrite(_FuseMean(output), x, output)
     output = rewrite(_fuse_multiply_add, x, output)
@@ -102,18 +102,25 @@ def _is_open(node: Node, users: Users, *taken: str) -> bool:
 
 
 def _with_bias(node: Node, users: Users) -> Node:
-    """Absorb α and a bias in the network's order, so that the rounding is the same."""
+    """Absorb α and a bias, or after a real product a bias, a scale and a shift.
+
+    They are computed in the network's order, so that the rounding is the same.
+    """
     if found := _operands(node, "mul"):
         product, constant, const = found
-        if product.op == "binary" and _is_open(product, users, "bias"):
-            if (product.attrs["alpha"] == 1).all():
+        if product.op == "binary":
+            alone = (product.attrs["alpha"] == 1).all()
+            if alone and _is_open(product, users, "bias"):
                 return _absorbed(product, node, const, alpha=constant)
+        elif _is_open(product, users, "scale") and np.isfinite(constant).all():
+            return _absorbed(product, node, const, scale=constant)
     for name in ("add", "sub"):
         if found := _operands(node, name):
             product, constant, const = found
-            if _is_open(product, users, "bias") and np.isfinite(constant).all():
-                bias = constant if name == "add" else -constant
-                return _absorbed(product, node, const, bias=bias)
+            last = "shift" if "scale" in product.attrs else "bias"
+            if _is_open(product, users, last) and np.isfinite(constant).all():
+                addend = constant if name == "add" else -constant
+                return _absorbed(product, node, const, **{last: addend})
     return node
 
 
@@ -351,11 +358,19 @@ class _Emitter:
         a = {"strides": (), "padding": (), "dilation": (), "groups": 1} | node.attrs
         features = node.shape[-1]
         arrays = {"kernel": np.asarray(a["kernel"], np.float32)}
+        if "scale" in a:
+            zeros = np.zeros(features, np.float32)
+            for name, value in (
+                ("scale", a["scale"]),
+                ("shift", a.get("shift", zeros)),
+            ):
+                arrays[name] = np.broadcast_to(value, (features,))
         return {
             "kind": graph.Conv,
             "inputs": self._inputs(node),
             "window": tuple(a["kernel"].shape[:-2]),
             "features": features,
+            "scaled": "scale" in a,
             **{k: a[k] for k in ("strides", "padding", "dilation", "groups")},
             **_epilogue(a, features, arrays),
         }

@@ -71,7 +71,8 @@ def _node(
         epilogue: Any = node.affine
         assert isinstance(epilogue, Affine)
         y = epilogue.scale * sums + epilogue.bias
-        return jax.nn.relu(y) if epilogue.relu else y
+        y = jax.nn.relu(y) if epilogue.relu else y
+        return node.normalized(y) if isinstance(node, graph.Conv) and node.scaled else y
     if isinstance(node, graph.SumPoolBits):
         return _before_sign(
             node, convolution.sum_pool(args[0], node.windows(args[0].shape[1:]))

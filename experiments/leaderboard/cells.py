@@ -55,10 +55,12 @@ CELLS: dict[str, dict[str, str]] = {
     "training aid": {
         "warm-up": "--warmup-epochs 1",
         "label smoothing": "--label-smoothing 0.1",
+        "mixup": "--mixup",
         "distillation": "--teacher {runs}/float-twin/seed{seed}",
         "two stages": "--initial {runs}/activations-alone-binary-32w1a/seed{seed}",
     },
     "best": {
+        "distillation, mixup": "--mixup --teacher {runs}/float-twin/seed{seed}",
         "approx, warm-up": "--surrogate approx --warmup-epochs 1",
         "approx, warm-up, distillation": "--surrogate approx --warmup-epochs 1"
         " --teacher {runs}/float-twin/seed{seed}",

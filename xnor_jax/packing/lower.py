@@ -359,11 +359,8 @@ class _Emitter:
         features = node.shape[-1]
         arrays = {"kernel": np.asarray(a["kernel"], np.float32)}
         if "scale" in a:
-            zeros = np.zeros(features, np.float32)
-            for name, value in (
-                ("scale", a["scale"]),
-                ("shift", a.get("shift", zeros)),
-            ):
+            for name in ("scale", "shift"):
+                value = np.asarray(a.get(name, 0), np.float32)
                 arrays[name] = np.broadcast_to(value, (features,))
         return {
             "kind": graph.Conv,

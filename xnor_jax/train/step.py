@@ -192,7 +192,7 @@ def batch_loss(
 ) -> jax.Array:
     """The loss of each image of a batch, against its label or the teacher's logits.
 
-    `share` is that of each image's own label, where `mixup` has mixed them; see there.
+    `share` is that of each image's own label, if `preprocess.mixup` has mixed them.
     """
     if trainer.teacher is not None:
         return losses.distillation(logits, trainer.teacher(images))

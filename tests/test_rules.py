@@ -234,6 +234,13 @@ def test_other_rules_accept_one_input_channel(name):
     assert_rule_agrees(out, name, kernel, grad)
 
 
+@pytest.mark.parametrize("multiplier", ["1e9", None])
+def test_a_multiplier_that_is_no_number_is_named(multiplier):
+    kernel = jnp.ones((3, 3, 4, 2))
+    with pytest.raises(TypeError, match="multiplier: expected a number, got"):
+        xnor.binarize({"kernel": kernel}, multiplier=multiplier)
+
+
 def test_unknown_name_error_lists_the_rules():
     for call in (rules.get, lambda rule: xnor.binarize(jnp.ones((3, 2)), rule=rule)):
         with pytest.raises(ValueError, match="'corected'") as caught:

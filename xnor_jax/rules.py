@@ -144,10 +144,13 @@ def with_rule(
 
     Raises:
       ValueError: If the rule is unknown, rejects the kernel or returns another shape.
-      TypeError: If the rule is neither a name nor callable.
+      TypeError: If the rule is neither a name nor callable, or the multiplier is no
+        number.
     """
     function = get(rule)
     check(function, kernel)
+    if multiplier is None or isinstance(multiplier, str):
+        raise TypeError(f"multiplier: expected a number, got {multiplier!r}")
 
     def latent(kernel: jax.Array, g: jax.Array) -> jax.Array:
         return scaled(function, kernel, g, multiplier).astype(kernel.dtype)

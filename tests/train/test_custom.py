@@ -14,6 +14,7 @@ import textwrap
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from commands import run_cli, run_failing, run_ok
 from flax import nnx
@@ -273,6 +274,7 @@ def test_unresolvable_reference_is_one_line(
         ({"rule": lambda kernel: kernel}, "rule: expected a function of"),
         ({"surrogate": lambda x: x}, "surrogate: expected a function of"),
         ({"optimizer": lambda: None}, "optimizer: expected a function of"),
+        ({"optimizer": optax.adam(0.1)}, "got a transformation; expected a function"),
         ({"weight_method": lambda: None}, "weight_method: expected a function of"),
         ({"weight_method": "recu"}, "weight_method: expected 'latent' with the model"),
         ({"weight_decay": 0.1}, "weight_decay: expected 1e-05 with the optimizer"),

@@ -336,6 +336,8 @@ def validate(recipe: Recipe) -> Recipe:
         value = getattr(recipe, field)
         if not (callable(value) or (isinstance(value, str) and value in names)):
             got = repr(value) if isinstance(value, str) else type(value).__name__
+            if field == "optimizer" and hasattr(value, "update"):
+                got = "a transformation; expected a function of the learning rate"
             raise RecipeError(
                 f"expected one of {', '.join(names)}, or a callable (on the command "
                 f"line, MODULE:NAME), got {got}"

@@ -17,10 +17,10 @@ from oracles import in_float64
 from rich.console import Console
 
 from xnor_jax import data
-from xnor_jax.data import Dataset, Split
+from xnor_jax.data import Dataset, Split, preprocess
 from xnor_jax.train import loop, step
 from xnor_jax.train import recipe as recipes
-from xnor_jax.train.devices import make_mesh, replicate
+from xnor_jax.train.devices import constrain_batch, make_mesh, replicate
 from xnor_jax.train.folder import RunInfo
 
 IMAGES = 32
@@ -55,9 +55,7 @@ def test_steps_evaluation_and_calibration_match_one_device(dataset):
 
 
 def check_steps(dataset):
-    trainer, initial = loop.create(
-        make_info(dataset, calibration_batches=2, mixup=True)
-    )
+    trainer, initial = loop.create(make_info(dataset, calibration_batches=2))
     params, rest = in_float64((initial.params, initial.rest))
     # Nonzero biases: with few images, a BatchNorm's input (a multiple of α) may equal
     # its mean, and rounding would then decide the sign of its output.
@@ -88,6 +86,20 @@ def check_steps(dataset):
 
 
 @pytest.mark.slow
+def test_mixup_pairs_images_of_different_devices():
+    require_two_devices()
+    mesh = make_mesh(2, 8)
+    images = jax.numpy.asarray(np.random.default_rng(0).normal(size=(8, 4, 4, 3)))
+
+    @jax.jit
+    def mixed(images):
+        return preprocess.mixup(constrain_batch(images, mesh), jax.random.key(0))
+
+    wanted, found = preprocess.mixup(images, jax.random.key(0)), mixed(images)
+    assert len(found[0].sharding.device_set) == 2
+    chex.assert_trees_all_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("backend", ["auto", "float"])
 def test_batch_is_split_over_devices(dataset, backend):
     require_two_devices()

@@ -150,9 +150,11 @@ class RealConv : public AnyProduct {
       found.push_back({"threshold", Member::kReals, {features_}});
       found.push_back({"flip", Member::kFlip, {features_}});
     } else {
-      for (const char* name : {"bias", "scale", "shift"})
-        if (scaled_ || name == std::string("bias"))
-          found.push_back({name, Member::kFloats, {features_}});
+      found.push_back({"bias", Member::kFloats, {features_}});
+      if (scaled_) {
+        found.push_back({"scale", Member::kFloats, {features_}});
+        found.push_back({"shift", Member::kFloats, {features_}});
+      }
     }
     return found;
   }

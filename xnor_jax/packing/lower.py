@@ -47,7 +47,7 @@ def lower(traced: Trace, masked: Iterable[str] = ()) -> tuple[graph.Node, ...]:
     output = normalize(x, output)
     check_coverage(output, frozenset(masked))
     output = fold_signs(x, output)
-    for rule in (_with_bias, _with_bias, _with_bias, _with_relu, _fuse_norm):
+    for rule in (_with_affine, _with_affine, _with_affine, _with_relu, _fuse_norm):
         output = rewrite(rule, x, output)
     output = rewrite(_FuseMean(output), x, output)
     output = rewrite(_fuse_multiply_add, x, output)
@@ -101,7 +101,7 @@ def _is_open(node: Node, users: Users, *taken: str) -> bool:
     )
 
 
-def _with_bias(node: Node, users: Users) -> Node:
+def _with_affine(node: Node, users: Users) -> Node:
     """Absorb α and a bias, or after a real product a bias, a scale and a shift.
 
     They are computed in the network's order, so that the rounding is the same.

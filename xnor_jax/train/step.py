@@ -156,6 +156,7 @@ def train_step(
     """
     share = None
     if trainer.recipe.mixup:
+        # Not the seed's own key, into which the feeds fold the epochs.
         key = jax.random.split(jax.random.key(trainer.recipe.seed))[0]
         images, share = mixup(images, jax.random.fold_in(key, state.step))
 

@@ -305,6 +305,7 @@ def test_pack_refuses_a_float_twin(run, tmp_path, capsys):
     twin = tmp_path / "twin"
     twin.mkdir()
     recipe = json.loads((run / "recipe.json").read_text())
+    del recipe["checksum"]
     (twin / "recipe.json").write_text(json.dumps(recipe | {"binary": False}))
     code, err = run_failing(capsys, "pack", twin, "-o", tmp_path / "net")
     assert code == 1 and "float twin" in err and not (tmp_path / "net").exists()

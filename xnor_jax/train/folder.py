@@ -5,6 +5,7 @@ import json
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ METRICS = (
 # devices waited for a batch.
 DATA_WAIT = "data_wait"
 SEEDS = "seeds.json"
+_CHECKSUM = "checksum"  # in recipe.json
 
 
 class RunError(Exception):
@@ -79,7 +81,7 @@ class RunInfo:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `recipe.json`."""
+        """The content of `recipe.json`, but for its checksum."""
         data: dict[str, Any] = {
             "image_shape": list(self.image_shape),
             "class_names": list(self.class_names),
@@ -130,8 +132,8 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
         _warn_of_changes(folder, found["modules"])
         if found["epochs"] < info.recipe.epochs:
             fields = json.loads(existing.read_text())
-            longer = json.dumps(fields | {"epochs": info.recipe.epochs}, indent=2)
-            write_atomically(existing, longer + "\n")
+            fields.pop(_CHECKSUM, None)
+            _write_fields(existing, fields | {"epochs": info.recipe.epochs})
         return
     try:
         # A run that was killed before the rename leaves only this file.
@@ -150,7 +152,7 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
                 "--output"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(existing, json.dumps(info.to_json(), indent=2) + "\n")
+        _write_fields(existing, info.to_json())
     except OSError as error:
         raise RunError(
             f"cannot write to {folder}: {error.strerror or error}; give a writable "
@@ -232,6 +234,15 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _write_fields(path: Path, fields: dict[str, Any]) -> None:
+    text = json.dumps(fields | {_CHECKSUM: _checksum(fields)}, indent=2)
+    write_atomically(path, text + "\n")
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(fields).encode()):08x}"
 
 
 def _temporary(path: Path) -> Path:
@@ -322,6 +333,11 @@ def read_fields(folder: Path) -> dict[str, Any]:
     path = folder / "recipe.json"
     try:
         fields = json.loads(path.read_text())
+        # Runs of earlier versions have none.
+        if _CHECKSUM in fields and fields.pop(_CHECKSUM) != _checksum(fields):
+            raise ValueError(
+                f"it was damaged or edited; to keep an edit, remove {_CHECKSUM}"
+            )
         defaults = {
             field.name: field.default
             for field in dataclasses.fields(Recipe)
@@ -357,7 +373,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no field {error}"
-    return str(error) if isinstance(error, OSError) else repr(error)
+    return str(error) if isinstance(error, OSError | ValueError) else repr(error)
 
 
 def _check_options(folder: Path, fields: Mapping[str, Any]) -> None:

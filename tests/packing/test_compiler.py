@@ -685,14 +685,15 @@ def test_check_detects_a_shifted_threshold(monkeypatch):
         xnor.pack(model, example=images(16, *shape))
 
 
-def float_product(x, kernel):
-    return CONV(xnor.sign_ste(x), xnor.binarize(kernel), (1, 1), "SAME")
+def float_product(kernel):
+    binary = xnor.binarize(kernel)
+    return lambda x: CONV(xnor.sign_ste(x), binary, (1, 1), "SAME")
 
 
-def exact_product(x, kernel):
+def exact_product(kernel):
     """The exact product: an integer sum times α."""
-    sums = CONV(xnor.sign(x), xnor.sign(kernel), (1, 1), "SAME")
-    return xnor.scale(kernel) * sums
+    alpha, signs = xnor.scale(kernel), xnor.sign(kernel)
+    return lambda x: alpha * CONV(xnor.sign(x), signs, (1, 1), "SAME")
 
 
 @pytest.mark.parametrize("backend", ["auto", "xla"])
@@ -703,7 +704,7 @@ def test_zero_sums_of_signs_ignore_float_rounding(backend):
     def network(product, x):
         x = CONV(x, first, (1, 1), "SAME")
         for kernel in kernels:
-            x = product(x, kernel)
+            x = product(kernel)(x)
         return x.mean((1, 2))
 
     x = images(128, 6, 6, 8)
@@ -756,15 +757,14 @@ def make_network(product, seed, steps):
     first = jnp.asarray(rng.integers(-8, 9, (3, 3, 2, 8)) / 8, jnp.float32)
     channels, layers = 8, []
     for kind, shortcut, window in steps:
-        layers.append(
-            (kind, shortcut, normal(window, window, channels, 8), normal(3, 8))
-        )
+        multiply = product(normal(window, window, channels, 8))
+        layers.append((kind, shortcut, multiply, normal(3, 8)))
         channels = 16 if kind == "join" else 8
 
     def function(x):
         x = CONV(x, first, (1, 1), "SAME")
-        for kind, shortcut, kernel, (scale, shift, slope) in layers:
-            y = product(x, kernel)
+        for kind, shortcut, multiply, (scale, shift, slope) in layers:
+            y = multiply(x)
             if kind == "relu":
                 y = jax.nn.relu(y)
             if kind == "pool":

@@ -22,7 +22,7 @@ def report_table(title: str, report: Report) -> Table:
     titles, *rows, totals = (
         [line[at] for at in _REPORT_COLUMNS] for line in report.table()
     )
-    table = _table(title, titles, left=("layer", "output"))
+    table = make_table(titles, left=("layer", "output"), title=title)
     for cells, row in zip(rows, report.rows, strict=True):
         table.add_row(*cells, style="bold" if row.kind == "binary" else None)
     table.add_section()
@@ -33,7 +33,7 @@ def report_table(title: str, report: Report) -> Table:
 def bench_table(results: Sequence[Result]) -> Table:
     """A table of the timings: one row per number of threads and batch size."""
     columns = ("threads", "batch", "packed, ms", "float, ms", "images/s")
-    table = _table(None, (*columns, "speedup"))
+    table = make_table((*columns, "speedup"))
     for result in results:
         table.add_row(
             str(result.threads),
@@ -46,9 +46,14 @@ def bench_table(results: Sequence[Result]) -> Table:
     return table
 
 
-def _table(
-    title: str | None, columns: Sequence[str], left: Sequence[str] = ()
+def make_table(
+    columns: Sequence[str] = (),
+    *,
+    left: Sequence[str] = (),
+    title: str | None = None,
+    no_wrap: bool = False,
 ) -> Table:
+    """Make an empty table in the package's style; columns but `left` align right."""
     table = Table(
         title=title,
         title_style="bold",
@@ -59,7 +64,8 @@ def _table(
         show_edge=False,
     )
     for column in columns:
-        table.add_column(column, justify="left" if column in left else "right")
+        justify = "left" if column in left else "right"
+        table.add_column(column, justify=justify, no_wrap=no_wrap)
     return table
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from xnor_jax.packing.tables import make_table
 from xnor_jax.train import figures
 from xnor_jax.train import folder as folders
 from xnor_jax.train import recipe as recipes
@@ -85,7 +86,7 @@ def read(runs: Sequence[Path]) -> list[Group]:
 
 def table(groups: Sequence[Group]) -> Table:
     """Tabulate accuracies by group: mean ± sample standard deviation over its seeds."""
-    result = figures.make_table()
+    result = make_table()
     result.add_column("run", overflow="fold", max_width=30)
     for column in ("seeds", "epochs", "last, %", "best, %", "training, %"):
         result.add_column(column, justify="right", no_wrap=True)

@@ -7,6 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from xnor_jax.data import ImageSet
+from xnor_jax.packing.tables import make_table
 from xnor_jax.train import figures
 
 # A matrix of more classes is too wide for a terminal; its worst pairs are listed.
@@ -38,22 +39,18 @@ def table(counts: np.ndarray, names: Sequence[str]) -> Table:
       counts: From `matrix`.
       names: The class names.
     """
-    result = figures.make_table()
     total = counts.sum(1)
     if len(names) <= _WIDE:
         short = [name[:4] for name in names]
-        for title in ("class", *short, "right, %"):
-            left = title == "class"
-            result.add_column(title, justify="left" if left else "right", no_wrap=True)
+        titles = ("class", *short, "right, %")
+        result = make_table(titles, left=("class",), no_wrap=True)
         for at, name in enumerate(names):
-            right = 100 * counts[at, at] / total[at] if total[at] else None
             cells = [str(count) if count else "·" for count in counts[at]]
-            share = "" if right is None else f"{right:.1f}"
+            share = f"{100 * counts[at, at] / total[at]:.1f}" if total[at] else ""
             result.add_row(name[:16], *cells, share)
         return result
-    for title in ("class", "predicted as", "images", "of its class, %"):
-        left = title in ("class", "predicted as")
-        result.add_column(title, justify="left" if left else "right")
+    names_first = ("class", "predicted as")
+    result = make_table((*names_first, "images", "of its class, %"), left=names_first)
     wrong = counts - np.diag(np.diag(counts))
     for flat in np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]:
         row, column = divmod(int(flat), len(names))

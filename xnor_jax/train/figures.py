@@ -9,8 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from xnor_jax.masks import path_string
 from xnor_jax.train import recipe as recipes
@@ -105,17 +103,6 @@ def draw(
       weights: The latent kernels by path.
     """
     save(picture(title, history, weights), path)
-
-
-def make_table(**options: Any) -> Table:
-    """Make an empty table with the style of all tables of this package."""
-    return Table(
-        box=box.SIMPLE,
-        collapse_padding=True,
-        pad_edge=False,
-        show_edge=False,
-        **options,
-    )
 
 
 def make_figure(width: float, height: float) -> Any:

@@ -14,7 +14,8 @@ from xnor_jax import data, masks
 from xnor_jax.packing import PackedModel
 from xnor_jax.packing.compiler import pack_unchecked
 from xnor_jax.packing.graph import specs_of
-from xnor_jax.train import figures, network, ship
+from xnor_jax.packing.tables import make_table
+from xnor_jax.train import network, ship
 from xnor_jax.train.folder import RunWarning
 from xnor_jax.train.recipe import Recipe, to_json
 
@@ -54,15 +55,13 @@ def table(name: str, recipe: Recipe) -> Table:
     costs = {} if packed is None else _costs(packed)
     fields = to_json(recipe)
     shape = "×".join(map(str, image_shape))
-    result = figures.make_table(
+    result = make_table(
+        ("layer", "kernel", "weights", "bits", "output", "MACs", "bytes"),
+        left=("layer", "kernel"),
         title=f"{name}: {fields['model']}, {fields['dataset']}, images {shape}; "
         f"{len(inner)} of {len(kernels)} kernels binary",
-        title_style="bold",
-        title_justify="left",
+        no_wrap=True,
     )
-    for column in ("layer", "kernel", "weights", "bits", "output", "MACs", "bytes"):
-        left = column in ("layer", "kernel")
-        result.add_column(column, justify="left" if left else "right", no_wrap=True)
     one_bit = 0
     for path in kernels:
         size, binary = math.prod(leaves[path].shape), path in inner

@@ -31,19 +31,14 @@ class Files:
     def __init__(self, paths: list[str], labels: list[int]):
         # One array: a list of a million paths would be costly in each worker process.
         self._paths = np.array([os.fsencode(path) for path in paths])
-        self._labels = np.array(labels, np.int32)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The class of each row, int32 `[N]`."""
-        return self._labels
+        self.labels = np.array(labels, np.int32)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> Row:
         path = os.fsdecode(self._paths[index])
-        return Row(path, path, self._labels[index])
+        return Row(path, path, self.labels[index])
 
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))

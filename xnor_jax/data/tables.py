@@ -23,15 +23,10 @@ class Table:
     """A split whose rows are in a `datasets.Dataset`."""
 
     def __init__(self, name: str, pictures: Any, labels: np.ndarray):
-        self._name, self._pictures, self._labels = name, pictures, labels
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The class of each row, int32 `[N]`."""
-        return self._labels
+        self._name, self._pictures, self.labels = name, pictures, labels
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> Row:
         return self._row(index, self._pictures[index])
@@ -48,7 +43,7 @@ class Table:
         if found["path"]:
             name = f"{name} ({found['path']})"
         picture = found["bytes"] or found["path"]
-        return Row(name, picture, self._labels[index])
+        return Row(name, picture, self.labels[index])
 
 
 def open_hub(name: str, test: Sequence[str], *, train: bool = True) -> RowSet:

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,8 @@ class PictureSet:
           contains a picture at most once; an incomplete last batch is dropped.
         """
         rows = self._shuffled(batch_size, len(self.train) // batch_size, seed)
-        prepare = _Augmented(self.source, self.fit, augment)
-        return _batches(rows.random_map(prepare), batch_size, shard)
+        rows = rows.random_map(partial(_augmented, self.source, self.fit, augment))
+        return _batches(rows, batch_size, shard)
 
     def calibration_batches(
         self,
@@ -137,7 +138,8 @@ class PictureSet:
         """The first `count` training batches of an epoch, prepared as for the test."""
         count = min(count, len(self.train) // batch_size)
         rows = self._shuffled(batch_size, count, seed)
-        return _batches(rows.map(_Centred(self.source, self.fit)), batch_size, shard)
+        rows = rows.map(partial(_centred, self.source, self.fit))
+        return _batches(rows, batch_size, shard)
 
     def test_batches(
         self,
@@ -146,9 +148,12 @@ class PictureSet:
         shard: Shard = Shard(),  # noqa: B008
     ) -> grain.MapDataset:
         """All test images in order; rows with the label `BLANK` pad the last batch."""
-        rows = grain.MapDataset.source(self.test).map(_Centred(self.source, self.fit))
+        rows = grain.MapDataset.source(self.test)
+        rows = rows.map(partial(_centred, self.source, self.fit))
         if blanks := -len(self.test) % batch_size:
-            blank = grain.MapDataset.range(blanks).map(_Blank(self.image_shape))
+            blank = grain.MapDataset.range(blanks).map(
+                partial(_blank, self.image_shape)
+            )
             rows = grain.MapDataset.concatenate([rows, blank])
         return _batches(rows, batch_size, shard)
 
@@ -225,33 +230,20 @@ def _batches(rows: grain.MapDataset, size: int, shard: Shard) -> grain.MapDatase
     return rows.batch(size // shard.count)[shard.index :: shard.count]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Augmented:
-    source: Source
-    fit: Fit
-    how: Augment
-
-    def __call__(self, row: Row, rng: np.random.Generator) -> Any:
-        image = pictures.read(row.picture, len(self.source.mean), name=row.name)
-        return pictures.augment(image, self.fit, self.how, rng), row.label
+def _augmented(
+    source: Source, fit: Fit, how: Augment, row: Row, rng: np.random.Generator
+) -> Any:
+    image = pictures.read(row.picture, len(source.mean), name=row.name)
+    return pictures.augment(image, fit, how, rng), row.label
 
 
-@dataclasses.dataclass(frozen=True)
-class _Centred:
-    source: Source
-    fit: Fit
-
-    def __call__(self, row: Row) -> Any:
-        image = pictures.read(row.picture, len(self.source.mean), name=row.name)
-        return pictures.to_array(pictures.centre(image, self.fit)), row.label
+def _centred(source: Source, fit: Fit, row: Row) -> Any:
+    image = pictures.read(row.picture, len(source.mean), name=row.name)
+    return pictures.to_array(pictures.centre(image, fit)), row.label
 
 
-@dataclasses.dataclass(frozen=True)
-class _Blank:
-    image_shape: tuple[int, ...]
-
-    def __call__(self, _: int) -> Any:
-        return np.zeros(self.image_shape, np.uint8), np.int32(BLANK)
+def _blank(image_shape: tuple[int, ...], _: int) -> Any:
+    return np.zeros(image_shape, np.uint8), np.int32(BLANK)
 
 
 def block_sigint() -> None:

@@ -54,7 +54,8 @@ def read_events(folder):
 @pytest.mark.slow
 def test_picture_is_drawn_for_one_epoch_and_for_many(tmp_path):
     for epochs in (1, 12):
-        figures.draw(tmp_path / "report.png", "a run", history(epochs), weights())
+        figure = figures.picture("a run", history(epochs), weights())
+        figures.save(figure, tmp_path / "report.png")
         pixels = imread(tmp_path / "report.png")
         assert pixels.shape[0] > 500 and pixels.shape[1] > 1000
         assert pixels[..., :3].std() > 0.05

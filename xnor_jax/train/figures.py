@@ -24,13 +24,9 @@ def kernel_paths(mask: Any) -> list[str]:
 
 def latent_weights(state: TrainState, mask: Any) -> dict[str, np.ndarray]:
     """The kernels that a mask selects, by path."""
-    chosen = set(kernel_paths(mask))
     leaves = jax.tree.leaves_with_path(state.params)
-    return {
-        path_string(path): np.asarray(leaf)
-        for path, leaf in leaves
-        if path_string(path) in chosen
-    }
+    every = {path_string(path): leaf for path, leaf in leaves}
+    return {path: np.asarray(every[path]) for path in kernel_paths(mask)}
 
 
 class EventWriter:
@@ -91,20 +87,6 @@ def title(info: RunInfo) -> str:
     return f"{info.name}: {fields['model']}, {how}, seed {fields['seed']}"
 
 
-def draw(
-    path: Path, title: str, history: History, weights: dict[str, np.ndarray]
-) -> None:
-    """Draw the figure: loss, error, learning rate, flip ratios, latent weights, signs.
-
-    Args:
-      path: The `.png` file to write.
-      title: The title of the figure.
-      history: One record per epoch.
-      weights: The latent kernels by path.
-    """
-    save(picture(title, history, weights), path)
-
-
 def make_figure(width: float, height: float) -> Any:
     """Make an empty figure, `width` by `height` inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -123,7 +105,16 @@ def save(figure: Any, path: Path) -> None:
 
 
 def picture(title: str, history: History, weights: dict[str, np.ndarray]) -> Any:
-    """Make the figure that `draw` writes."""
+    """Plot loss, error, learning rate, flip ratios, latent weights and signs.
+
+    Args:
+      title: The title of the figure.
+      history: One record per epoch.
+      weights: The latent kernels by path.
+
+    Returns:
+      A matplotlib figure.
+    """
     from matplotlib.ticker import MaxNLocator
 
     figure = make_figure(13, 8)

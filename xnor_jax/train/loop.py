@@ -159,9 +159,8 @@ def train(
                     record[DATA_WAIT] = feed.waited / seconds
                 history.append(record)
                 checkpoints.save(epoch, state, history)
-                if first:
-                    write_metrics(folder, history)
                 if events:
+                    write_metrics(folder, history)
                     events.write(record, figures.latent_weights(state, trainer.inner))
                 display.end_epoch(record)
     except OSError as error:
@@ -171,16 +170,12 @@ def train(
         ) from error
     finally:
         # An interrupted call may still hold the lock that `close` would wait for.
-        if not isinstance(sys.exception(), KeyboardInterrupt):
-            if events:
-                events.close()
+        if events and not isinstance(sys.exception(), KeyboardInterrupt):
+            events.close()
     if first:
-        figures.draw(
-            folder / "report.png",
-            figures.title(info),
-            history,
-            figures.latent_weights(state, trainer.inner),
-        )
+        weights = figures.latent_weights(state, trainer.inner)
+        report = figures.picture(figures.title(info), history, weights)
+        figures.save(report, folder / "report.png")
     return Result(folder, history, time.perf_counter() - begin, trainer, state)
 
 
@@ -302,17 +297,10 @@ def _record(
     flips: Any,
     images_per_second: float,
 ) -> dict[str, Any]:
-    ratios = dict(
-        zip(
-            figures.kernel_paths(trainer.inner),
-            map(float, jax.tree.leaves(flips)),
-            strict=True,
-        )
-    )
-    sizes = {
-        path: values.size
-        for path, values in figures.latent_weights(state, trainer.inner).items()
-    }
+    kernels = figures.latent_weights(state, trainer.inner)
+    flip_ratios = map(float, jax.tree.leaves(flips))
+    ratios = dict(zip(kernels, flip_ratios, strict=True))
+    sizes = {path: kernel.size for path, kernel in kernels.items()}
     flipped = sum(ratios[path] * sizes[path] for path in ratios)
     steps = int(state.step)
     return {

@@ -207,12 +207,14 @@ def test_fixed_length_matches_dependence_on_the_step_count(field, name):
     images, labels = images_and_labels()
     x = preprocess.normalize(SOURCE, images[:8])
     state = state._replace(step=jnp.array(2, jnp.int32))
-    longer = trainer._replace(steps=2 * trainer.steps)
-    results = []
-    for one in (trainer, longer):
-        run = jax.jit(lambda s, one=one: step.train_step(one, s, x, labels[:8]))
-        new = run(state)[0]
-        results.append(jax.tree.leaves((new.params, new.opt_state)))
+
+    @jax.jit
+    def run(steps):
+        longer = trainer._replace(steps=steps)
+        new = step.train_step(longer, state, x, labels[:8])[0]
+        return jax.tree.leaves((new.params, new.opt_state))
+
+    results = run(trainer.steps), run(2 * trainer.steps)
     same = all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
     assert same == (recipes.fixed_length(trainer.recipe) is None)
 

@@ -56,23 +56,27 @@ def test_adamw_matches_optax():
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
     decoupled = two_updates(RATES, optimizer="adam", decay="decoupled")
     np.testing.assert_array_equal(found, decoupled)
-    assert not np.allclose(two_updates(RATES, optimizer="adam"), wanted)
+    # Adam's first step has the size of the learning rate, whatever the gradient is:
+    # only decay that is added after it changes this size.
+    coupled = two_updates(RATES, optimizer="adam")
+    np.testing.assert_allclose([coupled[0], wanted[0]], [-0.1, -0.25], rtol=1e-5)
 
 
+@pytest.mark.parametrize("warmup", [0, 15])
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "steps"])
-def test_schedule_follows_a_linear_warmup(schedule):
-    epochs = (3,) if schedule == "steps" else ()
-    warm = recipe(schedule=schedule, warmup_epochs=1.5, decay_epochs=epochs)
+def test_schedule_follows_a_linear_warmup(schedule, warmup):
+    epochs = (3, 5) if schedule == "steps" else ()
+    warm = recipe(schedule=schedule, warmup_epochs=warmup / 10, decay_epochs=epochs)
     rates = make_schedule(warm, 10)
     found = [float(rates(step)) for step in range(61)]
-    np.testing.assert_allclose(found[:16], 0.1 * np.arange(16) / 15, rtol=1e-5)
-    if schedule == "steps":
-        wanted = [0.1] * 15 + [0.01] * 31
-    elif schedule == "linear":
-        wanted = 0.1 * (1 - np.arange(46) / 45)
-    else:
-        wanted = 0.05 * (1 + np.cos(np.pi * np.arange(46) / 45))
-    np.testing.assert_allclose(found[15:], wanted, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(found[:warmup], 0.1 * np.arange(warmup) / 15, rtol=1e-5)
+    progress = np.linspace(0, 1, 61 - warmup)
+    wanted = {
+        "cosine": 0.05 * (1 + np.cos(np.pi * progress)),
+        "linear": 0.1 * (1 - progress),
+        "steps": [0.1] * (30 - warmup) + [0.01] * 20 + [0.001] * 11,
+    }
+    np.testing.assert_allclose(found[warmup:], wanted[schedule], rtol=1e-4, atol=1e-8)
 
 
 def test_custom_schedule_gets_the_arguments_it_names():

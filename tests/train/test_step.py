@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from oracles import assert_full_precision
 
-from xnor_jax import data, quantizers, weights
+from xnor_jax import data, quantizers
 from xnor_jax.data import preprocess
 from xnor_jax.registry import SURROGATES, WEIGHT_METHODS
 from xnor_jax.train import network, pieces, step
@@ -295,54 +295,6 @@ def test_calibration_averages_batch_statistics():
         stat["var"][...], np.mean([y.var((0, 1, 2)) for y in outputs], 0), rtol=1e-4
     )
     chex.assert_trees_all_equal_structs(rest, state.rest)
-
-
-def test_schedules_have_the_expected_rates():
-    cosine = step.make_schedule(dataclasses.replace(RECIPE, learning_rate=0.1), 10)
-    assert float(cosine(0)) == pytest.approx(0.1)
-    assert float(cosine(15)) == pytest.approx(0.05)
-    assert float(cosine(30)) == pytest.approx(0, abs=1e-9)
-    recipe = dataclasses.replace(
-        RECIPE, schedule="steps", decay_epochs=(1, 2), learning_rate=0.1
-    )
-    steps = step.make_schedule(recipe, 10)
-    rates = [float(steps(s)) for s in (0, 9, 10, 19, 20)]
-    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-6)
-
-
-@pytest.mark.slow
-def test_only_coupled_decay_is_normalized_by_adam():
-    _, state = make()
-    zero = jax.tree.map(jnp.zeros_like, state.params)
-    trees = {}
-    for decay in ("coupled", "decoupled"):
-        trainer, state = make(decay=decay, weight_decay=0.1, binary=False)
-        updates, _ = trainer.optimizer.update(zero, state.opt_state, state.params)
-        trees[decay] = updates["dense4"]["kernel"][...]
-    weight = state.params["dense4"]["kernel"][...]
-    # Adam's first step has the size of the learning rate, whatever the gradient is.
-    np.testing.assert_allclose(trees["coupled"], -0.01 * np.sign(weight), rtol=0.01)
-    np.testing.assert_allclose(trees["decoupled"], -0.01 * 0.1 * weight, rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_step_applies_the_rule_and_the_projection():
-    images, labels = images_and_labels()
-    x = preprocess.normalize(SOURCE, images[:8])
-    grads = {}
-    for rule in ("corrected", "ste"):
-        trainer, state = make(rule=rule)
-
-        def loss(params, trainer=trainer, state=state):
-            model = nnx.merge(trainer.graphdef, params, state.rest, copy=True)
-            return (model(x) ** 2).sum()
-
-        grads[rule] = jax.grad(loss)(state.params)["block3"]["layer"]["kernel"][...]
-    assert not np.allclose(grads["corrected"], grads["ste"])
-    trainer, state = make()
-    chex.assert_trees_all_close(
-        weights.clamp(state.params, trainer.inner), state.params, atol=0
-    )
 
 
 @pytest.mark.slow

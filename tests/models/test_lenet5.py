@@ -1,5 +1,4 @@
 import math
-from typing import Any
 
 import chex
 import jax
@@ -80,13 +79,6 @@ def test_float_twin_has_the_same_parameters():
     chex.assert_trees_all_equal_shapes_and_dtypes(*states)
 
 
-def test_block_settings_reach_both_blocks():
-    model = oracles.abstract(LeNet5, rule="paper", input_scale=True, use_bias=False)
-    for block in (model.block2, model.block3):
-        assert (block.layer.rule, block.layer.input_scale) == ("paper", True)
-        assert block.layer.bias is None
-
-
 @pytest.mark.parametrize(
     ("image_shape", "classes", "dense"),
     [((28, 28, 1), 10, 800), ((32, 32, 3), 7, 1250), ((16, 21, 2), 3, 100)],
@@ -101,12 +93,6 @@ def test_other_image_shapes_and_classes(image_shape, classes, dense):
 def test_images_too_small_are_refused(image_shape):
     with pytest.raises(ValueError, match=rf"at least 16×16, got \({image_shape[0]}"):
         LeNet5(image_shape=image_shape, rngs=nnx.Rngs(0))
-
-
-@pytest.mark.parametrize("image_shape", [(28, 28), (28, 28, 28, 1)])
-def test_image_shapes_without_three_axes_are_refused(image_shape: Any):
-    with pytest.raises(ValueError, match="image"):
-        oracles.abstract(LeNet5, image_shape=image_shape)
 
 
 def test_images_of_unexpected_size_are_refused():

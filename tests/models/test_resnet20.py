@@ -61,8 +61,10 @@ def test_almost_all_macs_are_binary():
 
 
 def test_inner_kernels_are_the_blocks_without_shortcuts():
-    inner = oracles.inner_kernels(oracles.abstract(ResNet20))
+    model = oracles.abstract(ResNet20)
+    inner = oracles.inner_kernels(model)
     assert sorted(inner) == sorted(f"{name}/conv/kernel" for name in BLOCKS)
+    assert {block.conv.surrogate for block in model.blocks} == {"approx"}
 
 
 @pytest.mark.slow
@@ -71,14 +73,3 @@ def test_logits_match_loops(binary: bool):
     # Not square, with odd sizes inside: 9×6, 5×3, 3×2.
     shape = (9, 6, 3)
     oracles.check_evaluation(Table, ResNet20, shape, binary=binary, tolerance=1e-7)
-
-
-def test_block_settings_reach_every_block():
-    model = oracles.abstract(ResNet20, rule="ste", input_scale=True)
-    for block in model.blocks:
-        layer = block.conv
-        assert (layer.rule, layer.input_scale, layer.surrogate) == (
-            "ste",
-            True,
-            "approx",
-        )

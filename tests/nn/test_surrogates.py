@@ -21,7 +21,7 @@ from layer_oracles import (
 )
 
 import xnor_jax as xnor
-from xnor_jax import models, quantizers
+from xnor_jax import quantizers
 from xnor_jax.ops import available_backends
 
 
@@ -183,26 +183,3 @@ def test_block_forwards_its_surrogate():
     assert block.layer.surrogate is triangle
     with pytest.raises(ValueError, match="XnorBlock: surrogate=None"):
         xnor.nn.XnorBlock(4, 5, surrogate=None, rngs=rngs())
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name == "lenet5" else [pytest.mark.slow])
-        for name in models.MODELS
-    ],
-)
-def test_models_forward_the_surrogate(name: str):
-    def build():
-        return models.MODELS[name](
-            image_shape=(67, 67, 3), classes=3, surrogate="swish", rngs=nnx.Rngs(0)
-        )
-
-    # A layer without a surrogate follows an RSign, which has one.
-    found = [
-        module.surrogate
-        for _, module in nnx.iter_modules(nnx.eval_shape(build))
-        if getattr(module, "surrogate", None) is not None
-    ]
-    assert set(found) == {"swish"}
-    assert len(found) >= 2

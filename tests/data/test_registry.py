@@ -11,12 +11,9 @@ from PIL import Image
 
 from xnor_jax import data
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write_hub_layout(folder, *, labels=(0, 1, 2), shapes=((28, 28),) * 3, names="abc"):

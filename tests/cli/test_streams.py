@@ -12,7 +12,6 @@ from pathlib import Path
 import folders
 import pytest
 from commands import run_failing, run_ok
-from PIL import Image
 
 import xnor_jax as xnor
 
@@ -186,16 +185,3 @@ def test_workers_exit_with_their_run(root, tmp_path, number):
         # In workers Grain warns that jaxlib 0.10.0 has no hooks for its profiler.
         lines = [line for line in err.splitlines() if "WARNING:absl:Grain" not in line]
         assert lines == ["xnor-jax: interrupted; continue with --resume"]
-
-
-def test_exif_orientation_is_applied(tmp_path):
-    from xnor_jax.data import Fit, images
-
-    upright = folders.draw(1, (20, 28))
-    upright.save(tmp_path / "a.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # upright after a turn by 90° clockwise
-    upright.rotate(90, expand=True).save(tmp_path / "b.png", exif=exif)
-    paths = [tmp_path / "a.png", tmp_path / "b.png"]
-    (first, second), notes = images.read(paths, (16, 16, 3), fit=Fit(16, 18))
-    assert not notes and (first == second).all()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xnor_jax.data import DataError, images
+from xnor_jax.data import DataError, Fit, images
 
 SHAPE = (28, 20, 1)
 
@@ -93,9 +93,12 @@ def test_exif_orientation_is_applied(read, grey, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # upright after a turn by 90° clockwise
     sideways.save(tmp_path / "b.png", exif=exif)
-    pixels, notes = images.read([tmp_path / "b.png"], SHAPE)
-    assert not notes
-    np.testing.assert_array_equal(pixels[0, ..., 0], grey)
+    for fit in (None, Fit(20, 20)):
+        shape = SHAPE if fit is None else (20, 20, 1)
+        pixels, notes = images.read([tmp_path / "b.png"], shape, fit=fit)
+        assert not notes
+        expected = grey if fit is None else grey[4:24]
+        np.testing.assert_array_equal(pixels[0, ..., 0], expected)
 
 
 def png_bytes(grey, tmp_path):

@@ -77,20 +77,11 @@ class ResNet18(nnx.Module):
             )
         self.image_shape = check_image_shape("ResNet18", image_shape, classes)
         size, strides, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
-        residual = partial(Residual, binary=binary, backend=backend, rngs=rngs, **block)
-        self.conv1 = Conv(
-            self.image_shape[-1],
-            64,
-            (size, size),
-            strides=strides,
-            padding=padding,
-            use_bias=False,
-            backend=backend,
-            rngs=rngs,
-        )
-        self.norm1 = BatchNorm(
-            64, momentum=0.9, epsilon=1e-4, backend=backend, rngs=rngs
-        )
+        common: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        residual = partial(Residual, binary=binary, **common, **block)
+        conv = {"strides": strides, "padding": padding, "use_bias": False, **common}
+        self.conv1 = Conv(self.image_shape[-1], 64, (size, size), **conv)
+        self.norm1 = BatchNorm(64, momentum=0.9, epsilon=1e-4, **common)
         self.pool = MaxPool(3, 2, 1) if stem == "imagenet" else None
         self.residual2 = residual(64, 64)
         self.residual3 = residual(64, 64)
@@ -174,19 +165,10 @@ class Shortcut(nnx.Module):
         backend: str,
         rngs: nnx.Rngs,
     ):
-        self.conv = Conv(
-            in_features,
-            out_features,
-            (1, 1),
-            strides=strides,
-            use_bias=False,
-            padding="VALID",
-            backend=backend,
-            rngs=rngs,
-        )
-        self.norm = BatchNorm(
-            out_features, momentum=0.9, epsilon=1e-4, backend=backend, rngs=rngs
-        )
+        common: dict[str, Any] = {"backend": backend, "rngs": rngs}
+        conv = {"strides": strides, "padding": "VALID", "use_bias": False, **common}
+        self.conv = Conv(in_features, out_features, (1, 1), **conv)
+        self.norm = BatchNorm(out_features, momentum=0.9, epsilon=1e-4, **common)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, H, W, C]` to `[N, H', W', C_out]`."""

@@ -271,7 +271,10 @@ def test_unresolvable_reference_is_one_line(
     ("fields", "message"),
     [
         ({"input_scale": True}, "input_scale: expected False with the model"),
-        ({"multiplier": 2.0}, "multiplier: expected 1.0 with the model"),
+        (
+            {"input_scale": True, "multiplier": 2.0},  # the first in order
+            "multiplier: expected 1.0 with the model",
+        ),
         ({"surrogate": "aprox"}, "surrogate: .*did you mean 'approx'"),
         ({"rule": lambda kernel: kernel}, "rule: expected a function of"),
         ({"surrogate": lambda x: x}, "surrogate: expected a function of"),

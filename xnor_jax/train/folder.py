@@ -379,7 +379,7 @@ def _reason(error: Exception) -> str:
 def _check_options(folder: Path, fields: Mapping[str, Any]) -> None:
     known = {"name", "data", "modules"}
     known |= {field.name for field in dataclasses.fields(Recipe)}
-    for option in fields.keys() - known:
+    for option in [option for option in fields if option not in known]:
         raise RunError(
             f"{folder} holds a run with {option} {fields[option]!r}, an option that "
             "was removed or is of a newer version; start a new run without it "

@@ -571,5 +571,5 @@ def _check_callables(recipe: Recipe) -> None:
         offered = {"image_shape": (), "classes": 0, "rngs": None, "backend": "auto"}
         options = model_options(recipe)
         taken = custom.arguments("model", recipe.model, {**offered, **options})
-        for field in options.keys() - taken:
+        for field in [field for field in options if field not in taken]:
             unused(field, by="model")

@@ -68,6 +68,12 @@ def test_runs_with_unknown_options_and_parts_are_compared(tmp_path, capsys):
     assert code == 1 and f"{averaged} holds a run with average 0.999, an option" in err
 
 
+def test_two_runs_of_one_seed_are_noted(tmp_path):
+    runs = [write(tmp_path / name, [0.5], seed=7) for name in "ab"]
+    with pytest.warns(folders.RunWarning, match="a and .*b both have the seed 7"):
+        compare.read(runs)
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [

@@ -7,7 +7,7 @@ import pytest
 from xnor_jax import data
 from xnor_jax.train import folder as folders
 from xnor_jax.train import recipe as recipes
-from xnor_jax.train.folder import RunError, RunInfo
+from xnor_jax.train.folder import RunError, RunInfo, RunWarning
 
 RECIPE = recipes.get("digits-lenet5")
 
@@ -113,6 +113,30 @@ def test_other_data_is_refused(tmp_path):
     with pytest.raises(
         RunError, match="data set differs from this one in train images"
     ):
+        folders.open_folder(tmp_path / "run", other, resume=True)
+
+
+def test_changed_inputs_of_a_resumed_run_are_noted(tmp_path, recwarn):
+    old = dataclasses.replace(info(), inputs={"training_images": 1, "teacher": 2})
+    new = dataclasses.replace(info(), inputs={"training_images": 3, "teacher": 2})
+    folders.open_folder(tmp_path / "run", old, resume=False)
+    folders.open_folder(tmp_path / "run", old, resume=True)
+    assert folders.read_info(tmp_path / "run") == old and not recwarn
+    with pytest.warns(RunWarning, match="^the training images changed since the run"):
+        folders.open_folder(tmp_path / "run", new, resume=True)
+
+
+def dataset():
+    """The name of a data set that is a function."""
+
+
+def test_a_run_is_not_resumed_with_another_normalization(tmp_path):
+    one = info(dataset=dataset)
+    source = dataclasses.replace(one.source, mean=(0.25,))
+    folders.open_folder(tmp_path / "run", one, resume=False)
+    folders.open_folder(tmp_path / "run", one, resume=True)
+    with pytest.raises(RunError, match="images have the mean 0.*, not 0.25, by which"):
+        other = dataclasses.replace(one, source=source)
         folders.open_folder(tmp_path / "run", other, resume=True)
 
 

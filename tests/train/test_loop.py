@@ -5,9 +5,11 @@ import io
 import json
 import math
 import shutil
+import zlib
 from functools import partial
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -109,6 +111,11 @@ def test_initial_weights_and_teacher_come_from_another_run(tmp_path):
     loaded = student.trainer.teacher
     assert loaded is not None
     np.testing.assert_array_equal(loaded(x), teacher(x))
+    inputs = read_info(tmp_path / "student").inputs
+    parts = ["training_labels", "test_labels", "training_images", "test_images"]
+    assert list(inputs) == [*parts, "teacher"]
+    kernels = map(np.asarray, jax.tree.leaves(twin.state.params))
+    assert inputs["teacher"] == zlib.crc32(b"".join(k.tobytes() for k in kernels))
     logits, labels = jnp.ones((5, 10)), jnp.zeros(5, int)
     loss = step.batch_loss(student.trainer, x, logits, labels)
     np.testing.assert_allclose(loss, math.log(10), rtol=1e-5)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
@@ -215,7 +216,7 @@ def with_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
     Raises:
       RecipeError: If the recipe or a seed is invalid, or seeds are empty or repeated.
     """
-    seeds = [*seeds]  # an array has no truth value
+    seeds = [int(s) if isinstance(s, np.integer) else s for s in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise RecipeError(
             f"expected at least one seed, without duplicates, got {seeds}",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import statistics
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from xnor_jax.packing.tables import make_table
 from xnor_jax.train import figures
 from xnor_jax.train import folder as folders
 from xnor_jax.train import recipe as recipes
-from xnor_jax.train.folder import RunError
+from xnor_jax.train.folder import RunError, RunWarning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +58,20 @@ def read(runs: Sequence[Path]) -> list[Group]:
         seeds = [run / f"seed{seed}" for seed in folders.read_seeds(run)]
         for place in [path for path in seeds if path.exists()] or [run]:
             fields = folders.read_fields(place)
-            del fields["data"], fields["modules"]
+            del fields["data"], fields["modules"], fields["inputs"]
             fields = {key: fields[key] for key in order} | fields
             same = json.dumps({k: v for k, v in fields.items() if k != "seed"})
             row = place, fields, folders.read_metrics(place)
-            if any(place.samefile(other) for other, *_ in found.get(same, ())):
-                raise RunError(f"{place} is given twice; expected each run once")
+            for other, those, _ in found.get(same, ()):
+                if place.samefile(other):
+                    raise RunError(f"{place} is given twice; expected each run once")
+                if (seed := fields["seed"]) == those["seed"]:
+                    warnings.warn(
+                        f"{other} and {place} both have the seed {seed}, so that the "
+                        "spread is not that of different seeds",
+                        RunWarning,
+                        stacklevel=2,
+                    )
             found.setdefault(same, []).append(row)
     every = [rows[0][1] for rows in found.values()]
     differ = [

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xnor_jax._words import counted
 from xnor_jax.data import SOURCES, ImageSet, Source
 from xnor_jax.train import custom
@@ -55,6 +57,8 @@ class RunInfo:
       train_images: The number of training images.
       modules: The SHA-256 of the source of each module with custom parts of the recipe,
         when the run began.
+      inputs: The CRC-32 of the images and labels of each split and of the teacher's
+        parameters, when the run began; of images on disk, of the labels only.
     """
 
     name: str
@@ -64,6 +68,7 @@ class RunInfo:
     class_names: tuple[str, ...]
     train_images: int
     modules: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    inputs: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, recipe: Recipe, dataset: ImageSet) -> "RunInfo":
@@ -90,7 +95,10 @@ class RunInfo:
         if callable(self.recipe.dataset):
             data |= {"mean": list(self.source.mean), "std": list(self.source.std)}
         fields = {"name": self.name, **recipes.to_json(self.recipe), "data": data}
-        return fields | ({"modules": dict(self.modules)} if self.modules else {})
+        for key in ("modules", "inputs"):
+            if found := getattr(self, key):
+                fields[key] = dict(found)
+        return fields
 
     def __repr__(self) -> str:
         # Equal in all processes of a run: a function's own repr contains its address.
@@ -130,6 +138,9 @@ def open_folder(folder: Path, info: RunInfo, *, resume: bool) -> None:
                 "another folder with --output"
             )
         _warn_of_changes(folder, found["modules"])
+        then = found["inputs"]
+        changed = [key for key in then if then[key] != info.inputs.get(key)]
+        _warn_of(folder, [f"the {key.replace('_', ' ')}" for key in changed])
         if found["epochs"] < info.recipe.epochs:
             fields = json.loads(existing.read_text())
             fields.pop(_CHECKSUM, None)
@@ -174,7 +185,9 @@ def read_info(folder: Path, recipe: Recipe | None = None) -> RunInfo:
     """
     fields = read_fields(folder)
     _check_options(folder, fields)
-    name, data, modules = (fields.pop(key) for key in ("name", "data", "modules"))
+    name, data, modules, inputs = (
+        fields.pop(key) for key in ("name", "data", "modules", "inputs")
+    )
     try:
         base = recipe
         if base is None and custom.is_reference(name):
@@ -191,7 +204,7 @@ def read_info(folder: Path, recipe: Recipe | None = None) -> RunInfo:
     shape, names, images = (
         data[key] for key in ("image_shape", "class_names", "train_images")
     )
-    return RunInfo(name, found, source, shape, names, images, modules)
+    return RunInfo(name, found, source, shape, names, images, modules, inputs)
 
 
 def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
@@ -325,7 +338,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
 
     Returns:
       `name`, the recipe's fields as they are written, with defaults for missing ones,
-      `data` with tuples, and `modules`. Options of other versions are kept.
+      `data` with tuples, `modules` and `inputs`. Options of other versions are kept.
 
     Raises:
       RunError: If the file is missing or damaged.
@@ -347,15 +360,16 @@ def read_fields(folder: Path) -> dict[str, Any]:
             key: tuple(value) if isinstance(value, list) else value
             for key, value in fields["data"].items()
         }
-        found = {**defaults, "modules": {}, **fields, "data": data}
+        found = {**defaults, "modules": {}, "inputs": {}, **fields, "data": data}
         if found.get("average") == 0.0:  # An option of earlier versions, off.
             del found["average"]
         for key in ("name", "epochs", "dataset", "model"):
             found[key]
         if not isinstance(found["name"], str):
             raise ValueError("name: expected a string")
-        if not isinstance(found["modules"], dict):
-            raise ValueError("modules: expected an object")
+        for key in ("modules", "inputs"):
+            if not isinstance(found[key], dict):
+                raise ValueError(f"{key}: expected an object")
         _check_data(data, moments=custom.is_reference(str(found["dataset"])))
         return found
     except FileNotFoundError as error:
@@ -377,7 +391,7 @@ def _reason(error: Exception) -> str:
 
 
 def _check_options(folder: Path, fields: Mapping[str, Any]) -> None:
-    known = {"name", "data", "modules"}
+    known = {"name", "data", "modules", "inputs"}
     known |= {field.name for field in dataclasses.fields(Recipe)}
     for option in [option for option in fields if option not in known]:
         raise RunError(
@@ -415,12 +429,15 @@ def _check_data(data: Mapping[str, Any], *, moments: bool) -> None:
 
 def _warn_of_changes(folder: Path, modules: Mapping[str, str]) -> None:
     now = custom.digests(f"{name}:" for name in modules)
-    changed = [name for name in now if now[name] != modules[name]]
+    _warn_of(folder, [name for name in now if now[name] != modules[name]])
+
+
+def _warn_of(folder: Path, changed: Sequence[str]) -> None:
     if changed:
         warnings.warn(
             f"{' and '.join(changed)} changed since the run in {folder} began",
             RunWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
 
 
@@ -442,4 +459,16 @@ def _difference(found: dict[str, Any], wanted: RunInfo) -> str:
         if found["data"][field] != getattr(wanted, field):
             what = field.replace("_", " ")
             return f"its data set differs from this one in {what}"
+    for field in ("mean", "std"):  # Only of a data set that is a function.
+        there, now = found["data"].get(field), getattr(wanted.source, field)
+        # Another processor may add in another order.
+        if there is not None and not np.allclose(there, now, rtol=1e-4):
+            return (
+                f"its images have the {field} {_numbers(there)}, not {_numbers(now)}, "
+                "by which pixels are normalized"
+            )
     return ""
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)

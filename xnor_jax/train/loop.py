@@ -1,9 +1,11 @@
 """The training loop: epochs, evaluation, checkpoints and figures."""
 
+import dataclasses
 import math
 import sys
 import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from rich.console import Console
 
 from xnor_jax import masks
@@ -100,7 +103,9 @@ def train(
     history: History = []
     done = (checkpoints.newest() or 0) if resume else 0
     others = _others(info, first=not done)
-    processes.check_equal(run=info, data_set=_digest(dataset), folder=folder.name)
+    inputs = _checksums(dataset, others.get("teacher"))
+    processes.check_equal(run=info, data_set=inputs, folder=folder.name)
+    info = dataclasses.replace(info, inputs=inputs)
     processes.open_together(folder, lambda: open_folder(folder, info, resume=resume))
     trainer, state = create(info, **others)
     processes.check_equal(newest_checkpoint=done)
@@ -269,13 +274,27 @@ def restore(
     return trainer, *checkpoints.restore(epoch, state)
 
 
-def _digest(dataset: Dataset | PictureSet) -> list[int]:
-    """Checksums that identify a data set; for one on disk, of its labels only."""
-    if isinstance(dataset, PictureSet):
-        arrays = [split.labels for split in (dataset.train, dataset.test)]
-    else:
-        arrays = [array for split in (dataset.train, dataset.test) for array in split]
-    return [zlib.crc32(np.ascontiguousarray(array).data) for array in arrays]
+def _checksums(
+    dataset: Dataset | PictureSet, teacher: nnx.Module | None
+) -> dict[str, int]:
+    """The CRC-32 of what a run is trained on, as in `RunInfo.inputs`."""
+    found: dict[str, list[Any]] = {
+        "training_labels": [dataset.train.labels],
+        "test_labels": [dataset.test.labels],
+    }
+    if isinstance(dataset, Dataset):
+        found["training_images"] = [dataset.train.images]
+        found["test_images"] = [dataset.test.images]
+    if teacher is not None:
+        found["teacher"] = jax.tree.leaves(nnx.state(teacher, nnx.Param))
+    return {name: _checksum(arrays) for name, arrays in found.items()}
+
+
+def _checksum(arrays: Iterable[ArrayLike]) -> int:
+    crc = 0
+    for array in arrays:
+        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    return crc
 
 
 def _check_finite(recipe: Recipe, epoch: int, name: str, metrics: Metrics) -> None:

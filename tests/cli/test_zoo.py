@@ -47,16 +47,31 @@ def test_zoo_writes_a_network_to_a_file(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "net").read_bytes() == content
     (tmp_path / "net").write_text("mine")
     for args, status, message in (
-        ((NAME, "-o", "gone/net"), 2, "--output: expected a file in a folder that"),
-        ((NAME, "-o", "."), 2, "--output: expected a file in a folder that exists"),
+        (
+            (NAME, "-o", "gone/net"),
+            2,
+            "--output: expected a regular file in a folder that",
+        ),
+        (
+            (NAME, "-o", "."),
+            2,
+            "--output: expected a regular file in a folder that exists",
+        ),
         (("-o", "new"), 2, "expected a network's name"),
         (("digit-lenet5", "-o", "new"), 2, f"did you mean '{NAME}'?"),
     ):
         code, err = run_failing(capsys, "zoo", *args)
         assert code == status and message in err
     assert (tmp_path / "net").read_text() == "mine"
-    run_ok(capsys, "zoo", NAME, "-o", "net")
+    # The file behind a link is replaced, not the link.
+    (tmp_path / "link").symlink_to("net")
+    run_ok(capsys, "zoo", NAME, "-o", "link")
+    assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "net").read_bytes() == content
+    os.mkfifo(tmp_path / "pipe")
+    code, err = run_failing(capsys, "zoo", NAME, "-o", "pipe")
+    assert code == 2 and "--output: expected a regular file" in err
+    assert (tmp_path / "pipe").is_fifo()
 
     def raise_no_space(*_):
         raise OSError(28, "No space left on device")
@@ -66,7 +81,7 @@ def test_zoo_writes_a_network_to_a_file(tmp_path, capsys, monkeypatch):
     code, err = run_failing(capsys, "zoo", NAME, "-o", "net")
     assert code == 1 and "cannot write net: No space left on device" in err
     assert (tmp_path / "net").read_text() == "mine"
-    assert sorted(os.listdir(tmp_path)) == [NAME, "net"]
+    assert sorted(os.listdir(tmp_path)) == [NAME, "link", "net", "pipe"]
 
 
 def test_zoo_name_is_accepted_as_a_file(digit, capsys):
@@ -120,7 +135,11 @@ def test_push_and_pull(tmp_path, capsys, monkeypatch):
             (("pull", "me/gone", "-o", file), 1, "no repository me/gone"),
             (("pull", "digits", "-o", file), 2, "expected OWNER/NAME, got 'digits'"),
             (("pull", "me/digits"), 2, "missing: --output PATH"),
-            (("pull", "me/digits", "-o", tmp_path), 2, "--output: expected a file in"),
+            (
+                ("pull", "me/digits", "-o", tmp_path),
+                2,
+                "--output: expected a regular file in",
+            ),
             (("pull", "me/digits", "-o", tmp_path / "no" / "net"), 2, "--output"),
             (("push", file, "digits"), 2, "expected OWNER/NAME, got 'digits'"),
             (("push", file), 2, "missing: OWNER/NAME"),

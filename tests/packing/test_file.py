@@ -190,6 +190,21 @@ def test_save_replaces_a_file_atomically(packed, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_save_replaces_the_file_behind_a_link_and_no_pipe(packed, tmp_path):
+    link, target, pipe = (tmp_path / name for name in ("link", "target", "pipe"))
+    link.symlink_to(target)
+    for _ in range(2):  # a new file, then the same again
+        xnor.save(link, packed)
+        assert link.is_symlink() and xnor.load(target).image_shape
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="pipe exists and is not a regular file"):
+        xnor.save(pipe, packed)
+    assert pipe.is_fifo() and len(list(tmp_path.iterdir())) == 3
+    xnor.save(tmp_path / ("x" * 250), packed)  # a temporary name must not be longer
+    with pytest.raises(TypeError, match="expected a network from pack, got <function"):
+        xnor.save(target, lambda x: x)
+
+
 def test_threshold_dtype_fits_the_bound():
     for bound, dtype in ((32766, np.int16), (32768, np.int32)):
         member = graph.Member("integers", (4,), bound=bound)

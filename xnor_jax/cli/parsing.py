@@ -232,9 +232,9 @@ def find_packed(file: Path) -> Path:
 
 def check_output(output: Path) -> None:
     """Check that `output` is a possible file in an existing folder."""
-    if output.is_dir() or not output.parent.is_dir():
+    if (output.exists() and not output.is_file()) or not output.parent.is_dir():
         raise UsageError(
-            f"--output: expected a file in a folder that exists, got {output}"
+            f"--output: expected a regular file in a folder that exists, got {output}"
         )
 
 

@@ -44,13 +44,16 @@ def zoo(
         console.print(str(card), markup=False)
         return
     check_output(output)
+    from xnor_jax.packing.file import replaceable
+
     try:
         # In the output's folder: a file is replaced atomically only within one file
         # system.
-        with tempfile.TemporaryDirectory(prefix=".zoo-", dir=output.parent) as folder:
+        end = replaceable(output)
+        with tempfile.TemporaryDirectory(prefix=".zoo-", dir=end.parent) as folder:
             copy = Path(folder, "copy")
             shutil.copyfile(locate(name, ".safetensors"), copy)
-            copy.replace(output)
+            copy.replace(end)
     except OSError as error:
         raise OSError(f"cannot write {output}: {error.strerror or error}") from error
     print(

@@ -99,8 +99,8 @@ def save(
 ) -> None:
     """Write a packed network to a file, replacing an older file atomically.
 
-    Arguments that are left out are taken from `packed.info`. The same network always
-    gives the same bytes.
+    Of a symbolic link, the file that it points to is replaced. Arguments that are left
+    out are taken from `packed.info`. The same network always gives the same bytes.
 
     Args:
       path: The file, such as `lenet5.safetensors`.
@@ -113,8 +113,11 @@ def save(
 
     Raises:
       ValueError: If an argument does not fit the network, or the network is too large.
-      OSError: If the file cannot be written.
+      OSError: If the file cannot be written, or is a pipe or a device.
+      TypeError: If `packed` is not a packed network.
     """
+    if not isinstance(packed, PackedModel):
+        raise TypeError(f"save: expected a network from pack, got {packed!r:.100}")
     info = Info(
         name if name is not None else packed.info.name,
         preprocessing or packed.info.preprocessing,
@@ -126,7 +129,7 @@ def save(
         data = to_bytes(packed, info)
     except ValueError as error:
         raise ValueError(f"save: {error}") from error
-    _write(Path(path), data)
+    _write(replaceable(path), data)
 
 
 def load(path: str | os.PathLike[str], *, backend: str = "auto") -> PackedModel:
@@ -576,9 +579,22 @@ _INFO_DEFAULTS: dict[str, Any] = {
 }
 
 
+def replaceable(path: str | os.PathLike[str]) -> Path:
+    """The file that writing to a path replaces: that at the end of symbolic links.
+
+    Raises:
+      FileExistsError: If it is no regular file, such as a pipe or a device.
+    """
+    end = Path(os.path.realpath(path))
+    if end.exists() and not end.is_file():
+        raise FileExistsError(f"{path} exists and is not a regular file")
+    return end
+
+
 def _write(path: Path, data: bytes) -> None:
-    # In the same folder: a rename across file systems is not atomic.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # In the same folder: a rename across file systems is not atomic. Of the name only a
+    # part, as a name with more characters may be too long.
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)

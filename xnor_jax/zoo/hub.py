@@ -99,8 +99,9 @@ def pull(repository: str, output: str | os.PathLike[str]) -> "PackedModel":
     check_repository(repository)
     from xnor_jax import packing
     from xnor_jax.packing.checks import LARGEST_FILE
+    from xnor_jax.packing.file import replaceable
 
-    api, path = hub.HfApi(), Path(output)
+    api, path = hub.HfApi(), replaceable(output)
     with _hub_errors(repository):
         info = api.model_info(repository, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}

@@ -143,6 +143,9 @@ def test_training_without_latent_weights_reaches_a_binary_target():
         ({"sigma": 0.0}, "sigma"),
         ({"epsilon": 0.0}, "epsilon to be a number above 0"),
         ({"gamma": float("nan")}, "gamma"),
+        ({"gamma": "x"}, "gamma .* got 'x'"),
+        ({"epsilon": None}, "epsilon"),
+        ({"threshold": jnp.ones(2)}, "threshold"),
     ],
 )
 def test_hyperparameters_out_of_range_are_refused(options, message):
@@ -155,5 +158,7 @@ def test_missing_params_and_non_kernels_are_refused():
     state = optimizer.init({"a": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match="bop: update needs the latent params"):
         optimizer.update({"a": jnp.ones((2, 3))}, state)
+    with pytest.raises(ValueError, match=r"bop: .*shape \(2, 3\), got \(3,\).*\['a'\]"):
+        optimizer.update({"a": jnp.ones(3)}, state, {"a": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match=r"bop: .* at \['b'\]"):
         optimizer.init({"b": jnp.ones(3)})

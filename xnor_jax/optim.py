@@ -233,9 +233,14 @@ def bop(
         ("sigma", sigma, "a number in (0, 1]", lambda x: x is None or 0 < x <= 1),
         ("epsilon", epsilon, "a number above 0", lambda x: x > 0),
     ):
-        known = not callable(value) and not isinstance(value, Tracer)
-        if known and not holds(value):
-            raise ValueError(f"bop: expected {name} to be {expected}, got {value}")
+        if callable(value) or isinstance(value, Tracer):
+            continue
+        try:
+            valid = bool(holds(value))
+        except (TypeError, ValueError):  # no number, or an array of several
+            valid = False
+        if not valid:
+            raise ValueError(f"bop: expected {name} to be {expected}, got {value!r}")
 
     def init(params):
         def zeros(kernel):
@@ -254,6 +259,10 @@ def bop(
             return value(step) if callable(value) else value
 
         def mean(rate, power, old, grad):
+            if grad.shape != old.shape:
+                raise ValueError(
+                    f"expected a gradient of shape {old.shape}, got {grad.shape}"
+                )
             return (1 - rate) * old + rate * grad.astype(old.dtype) ** power
 
         def flip(kernel, first, second=None):
@@ -263,11 +272,14 @@ def bop(
             flipped = same & (jnp.abs(ratio) >= at(threshold))
             return jnp.where(flipped, -sign(kernel), sign(kernel)) - kernel
 
-        mu = jax.tree.map(partial(mean, at(gamma), 1), state.mu, grads)
+        def means(rate, power, old):
+            return map_leaves("bop", partial(mean, rate, power), None, old, grads)
+
+        mu = means(at(gamma), 1, state.mu)
         if sigma is None:
             updates, nu = jax.tree.map(flip, params, mu), None
         else:
-            nu = jax.tree.map(partial(mean, at(sigma), 2), state.nu, grads)
+            nu = means(at(sigma), 2, state.nu)
             updates = jax.tree.map(flip, params, mu, nu)
         return updates, BopState(jnp.asarray(optax.safe_increment(step)), mu, nu)
 

@@ -226,7 +226,7 @@ def command(tmp_path_factory):
 
     def run(*args, **options):
         words = [*filter(None, [emulator]), build / "xnor", *args]
-        return subprocess.run(words, capture_output=True, **options)
+        return subprocess.run(words, **{"capture_output": True, **options})
 
     return run
 
@@ -243,6 +243,11 @@ def test_command_runs_and_describes_a_file(command, lenet5, tmp_path):
     assert b"28 x 28 x 1" in command("info", path).stdout
     failed = command("info", tmp_path / "nothing")
     assert failed.returncode == 1 and failed.stderr.count(b"\n") == 1
+    for args in (("info", path), ("bench", path, "--batch", "1"), ("--help",)):
+        with open("/dev/full", "wb") as full:
+            failed = command(*args, capture_output=False, stdout=full, stderr=-1)
+        assert failed.returncode == 1
+        assert failed.stderr == b"xnor: standard output: No space left on device\n"
 
 
 @pytest.mark.slow

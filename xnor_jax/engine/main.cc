@@ -35,6 +35,12 @@ void Check(xnor_status status) {
   if (status != XNOR_OK) Fail(1, xnor_error());
 }
 
+// What was printed has arrived; a full disk or a closed output is an error.
+void Flush() {
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+    Fail(1, std::string("standard output: ") + std::strerror(errno));
+}
+
 struct Options {
   std::string command, file;
   int threads = 0;
@@ -61,6 +67,7 @@ Options Parse(int count, char** arguments) {
     const char* next = i + 1 < count ? arguments[i + 1] : nullptr;
     if (argument == "-h" || argument == "--help") {
       std::fputs(kUsage, stdout);
+      Flush();
       std::exit(0);
     } else if (argument == "--uint8") {
       options.pixels = true;
@@ -159,9 +166,8 @@ void Run(const xnor_model* m, const Options& options) {
               ? xnor_run_uint8(m, reinterpret_cast<const uint8_t*>(bytes), count,
                                logits.get(), options.threads)
               : xnor_run(m, images.get(), count, logits.get(), options.threads));
-    if (std::fwrite(logits.get(), sizeof(float) * OutputSize(m), count, stdout) != count ||
-        std::fflush(stdout) != 0)
-      Fail(1, std::string("standard output: ") + std::strerror(errno));
+    std::fwrite(logits.get(), sizeof(float) * OutputSize(m), count, stdout);
+    Flush();
     held -= count * each;
     std::memmove(bytes, bytes + count * each, held);
   }
@@ -217,5 +223,6 @@ int main(int count, char** arguments) {
   } catch (const std::bad_alloc&) {
     Fail(1, "out of memory");
   }
+  Flush();
   return 0;
 }

@@ -31,8 +31,8 @@ Users = dict[Node, list[Node | None]]
 Rule = Callable[[Node, Users], Node]
 
 _IDENTITIES = (
-    *("copy", "copy_p", "stop_gradient", "optimization_barrier", "pvary"),
-    *("sharding_constraint", "reshard", "pcast", "mesh_cast"),
+    *("copy", "stop_gradient", "optimization_barrier", "pvary"),
+    *("sharding_constraint", "reshard"),
 )
 # Primitive to function, where the names differ.
 _RENAMED = {"select_n": "select", "add_any": "add"}
@@ -189,7 +189,7 @@ def _translate(node: Node, users: Users) -> Node:
         return x
     if op == "convert_element_type":
         return _convert(node)
-    if op in ("squeeze", "expand_dims"):
+    if op == "squeeze":
         return reshaped(x, node.shape)
     if op == "reshape":
         if a.get("dimensions") not in (None, ()):

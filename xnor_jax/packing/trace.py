@@ -29,27 +29,14 @@ BATCH_SIZES = (2, 3)
 # Primitive to the parameter that holds its jaxpr.
 CALLS = {
     "jit": "jaxpr",
-    "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-    "remat": "jaxpr",
     "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
     "custom_vmap_call": "call",
 }
 _RANDOM = ("random_", "threefry", "rng_")
-_MOVES = (
-    "broadcast_in_dim",
-    "transpose",
-    "reshape",
-    "squeeze",
-    "expand_dims",
-    "slice",
-    "pad",
-)
+_MOVES = ("broadcast_in_dim", "transpose", "reshape", "squeeze", "slice", "pad")
 # Operations that NumPy rounds as XLA does.
 _ELEMENTWISE = {
     "abs": np.abs,

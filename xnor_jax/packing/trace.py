@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -245,16 +246,9 @@ def compact(value: Any) -> np.ndarray:
 
 
 def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
-    found = jax.tree.leaves_with_path(params)
-    names = [path_string(path) for path, _ in found]
-    leaves, tree = [leaf for _, leaf in found], jax.tree.structure(params)
-
-    def call(leaves, x):
-        return function(jax.tree.unflatten(tree, leaves), x)
-
     try:
-        closed, result = jax.make_jaxpr(call, return_shape=True)(
-            leaves, jax.ShapeDtypeStruct(shape, jnp.float32)
+        closed, result = jax.make_jaxpr(function, return_shape=True)(
+            params, jax.ShapeDtypeStruct(shape, jnp.float32)
         )
     except _CONCRETIZATION_ERRORS as error:
         raise PackError(
@@ -275,28 +269,25 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
             f"pack: expected a function that returns one array, got {found}; pack a "
             "function that returns one of them"
         )
-    arguments: list[Node | Const] = [
-        constant(leaf, frozenset({name}))
-        for leaf, name in zip(leaves, names, strict=True)
+    arguments = [
+        constant(leaf, frozenset({path_string(path)}))
+        for path, leaf in jax.tree.leaves_with_path(params)
     ]
     constants = [
         constant(value, frozenset({f"closure/{at}"}))
         for at, value in enumerate(closed.consts)
     ]
-    parameters = {n: np.size(a) for n, a in zip(names, leaves, strict=True)}
-    named = [*zip(names, arguments, strict=True)]
-    for at, (value, const) in enumerate(zip(closed.consts, constants, strict=True)):
-        # The program's own numbers may be infinite.
-        if np.ndim(value) and jnp.issubdtype(const.value.dtype, jnp.floating):
-            parameters[f"closure/{at}"] = np.size(value)
-            named.append((f"closure/{at}", const))
-    for name, argument in named:
-        value = argument.value if isinstance(argument, Const) else np.zeros(())
-        if jnp.issubdtype(value.dtype, jnp.floating):
-            if not np.isfinite(value.astype(np.float32)).all():
-                raise PackError(
-                    f"pack: expected finite numbers, got NaN or inf at {name}"
-                )
+    # The program's own numbers are no parameters, and may be infinite.
+    arrays = [
+        c for c in constants if c.shape and jnp.issubdtype(c.dtype, jnp.floating)
+    ]
+    parameters = {}
+    for const in (*arguments, *arrays):
+        (name,) = const.sources
+        parameters[name] = prod(const.shape)
+        floating = jnp.issubdtype(const.dtype, jnp.floating)
+        if floating and not np.isfinite(const.value.astype(np.float32)).all():
+            raise PackError(f"pack: expected finite numbers, got NaN or inf at {name}")
     x = Node("input", [], {}, shape, np.dtype(np.float32))
     (output,) = _run(closed.jaxpr, constants, [*arguments, x])
     if isinstance(output, Const):

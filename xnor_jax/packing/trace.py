@@ -209,8 +209,7 @@ def trace(
     nodes, others = (live(f.output) for f in (first, second))
     for node, other in zip_longest(nodes, others):
         if node is None or other is None or node.op != other.op:
-            place = f"{node.primitive or node.op} {node.place}: " if node else ""
-            raise PackError(f"pack: {place}the program depends on the batch size")
+            raise _batch_dependence(node or first.output)
     for check in (_check_reduction, _unify_nodes):
         for node, other in zip(nodes, others, strict=True):
             check(node, other)
@@ -278,9 +277,7 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
         for at, value in enumerate(closed.consts)
     ]
     # The program's own numbers are no parameters, and may be infinite.
-    arrays = [
-        c for c in constants if c.shape and jnp.issubdtype(c.dtype, jnp.floating)
-    ]
+    arrays = [c for c in constants if c.shape and jnp.issubdtype(c.dtype, jnp.floating)]
     parameters = {}
     for const in (*arguments, *arrays):
         (name,) = const.sources
@@ -597,9 +594,7 @@ def _unify_nodes(node: Node, other: Node) -> None:
         if not isinstance(a, Const) or not isinstance(b, Const):
             continue
         if a.value.shape != b.value.shape or not _same(a.value, b.value):
-            raise PackError(
-                f"pack: {node.op} {node.place}: the program depends on the batch size"
-            )
+            raise _batch_dependence(node)
         if all(d >= 0 for d in a.shape):  # else unified already, for another user
             a.shape = _unify(node, a.shape, b.shape)
 
@@ -608,13 +603,16 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
+def _batch_dependence(node: Node, values: str = "") -> PackError:
+    what = f"{node.primitive or node.op} {node.place}"
+    return PackError(f"pack: {what}: the program depends on the batch size{values}")
+
+
 def _unify(node: Node, a: Any, b: Any) -> Any:
     """Merge a parameter of two traces; multiples of the batch size become negative."""
     if isinstance(a, bool | np.bool_ | str) or a is None:
         if a != b:
-            raise PackError(
-                f"pack: {node.op} {node.place}: the program depends on the batch size"
-            )
+            raise _batch_dependence(node)
         return a
     if isinstance(a, int | np.integer):
         a, b = int(a), int(b)
@@ -622,10 +620,8 @@ def _unify(node: Node, a: Any, b: Any) -> Any:
             return a
         if a % BATCH_SIZES[0] == 0 and a * BATCH_SIZES[1] == b * BATCH_SIZES[0]:
             return -(a // BATCH_SIZES[0])
-        raise PackError(
-            f"pack: {node.op} {node.place}: the program depends on the batch size: got "
-            f"{a} for {BATCH_SIZES[0]} images and {b} for {BATCH_SIZES[1]}"
-        )
+        sizes = f": got {a} for {BATCH_SIZES[0]} images and {b} for {BATCH_SIZES[1]}"
+        raise _batch_dependence(node, sizes)
     if isinstance(a, tuple | list) and len(a) == len(b):
         made = [_unify(node, p, q) for p, q in zip(a, b, strict=True)]
         return type(a)(*made) if hasattr(a, "_fields") else tuple(made)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from xnor_jax.packing.trace import CALLS, LOOPS, Const, constant, evaluated, stacked
+from xnor_jax.packing.trace import LOOPS, Const, Interpreter, constant
 
 
 def reference(function: Callable, params: Any, x: jax.Array) -> np.ndarray:
@@ -27,11 +27,10 @@ def reference(function: Callable, params: Any, x: jax.Array) -> np.ndarray:
       x: The array.
     """
     closed = jax.make_jaxpr(function)(params, x)
-    consts = [constant(c) for c in closed.consts]
     leaves = [constant(leaf) for leaf in jax.tree.leaves(params)]
 
     def of_input(x):
-        (y,) = _run(closed.jaxpr, consts, [*leaves, x])
+        (y,) = _Exact().run(closed, [*leaves, x])
         return _array(y)
 
     # Constants stay arguments of the program: folding them may change the rounding.
@@ -44,49 +43,21 @@ def reference(function: Callable, params: Any, x: jax.Array) -> np.ndarray:
     return np.asarray(run(exact.consts, x)[0])
 
 
-def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """Run a jaxpr on tracers and constants; equations of constants are evaluated."""
-    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+class _Exact(Interpreter):
+    """Binds each equation, in JAX's own trace, and products of signs as such."""
 
-    def read(var: Any) -> Any:
-        if not isinstance(var, jex.Literal):
-            return env[var]
-        aval: Any = var.aval
-        return constant(np.asarray(var.val, aval.dtype))
-
-    for equation in jaxpr.eqns:
-        ins, name = [read(v) for v in equation.invars], equation.primitive.name
-        if name in CALLS:
-            outs = _call(equation.params[CALLS[name]], ins)
-        elif name == "cond" and isinstance(ins[0], Const):
-            branches = equation.params["branches"]
-            at = int(np.clip(int(ins[0].value), 0, len(branches) - 1))
-            outs = _call(branches[at], ins[1:])
-        elif all(isinstance(i, Const) for i in ins):
-            outs = evaluated(equation, ins)
-        elif name in LOOPS:
+    def apply(self, equation, ins, scope, line):
+        name = equation.primitive.name
+        if name in LOOPS:
             # Unrolled, as in the packed network, for the products in its body.
-            outs = LOOPS[name](equation, ins, _call, _row, _stacked)
-        else:
-            rule = _PRODUCT_RULES.get(name, _bind)
-            outs = rule(equation, ins)
-        env |= dict(zip(equation.outvars, outs, strict=True))
-    return [read(v) for v in jaxpr.outvars]
+            return self.unroll(equation, ins, scope, line)
+        return _PRODUCT_RULES.get(name, _bind)(equation, ins)
 
+    def row(self, value, at, scope, line):
+        return value[at]
 
-def _call(program: Any, ins: Sequence[Any], at: int = 0) -> list[Any]:
-    consts = [constant(c) for c in getattr(program, "consts", ())]
-    return _run(getattr(program, "jaxpr", program), consts, ins)
-
-
-def _row(value: Any, at: int) -> Any:
-    return constant(value.full()[at]) if isinstance(value, Const) else value[at]
-
-
-def _stacked(values: Sequence[Any], aval: Any) -> Any:
-    if all(isinstance(v, Const) for v in values):
-        return stacked(values, aval)
-    return jnp.stack([_array(v) for v in values])
+    def stack(self, values, aval, scope, line):
+        return jnp.stack([_array(v) for v in values])
 
 
 def _array(value: Any) -> Any:

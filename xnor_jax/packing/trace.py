@@ -10,7 +10,6 @@ Only this module, `normal` and `exact` depend on the names of JAX's primitives.
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import zip_longest
 from math import prod
 from pathlib import Path
@@ -28,7 +27,7 @@ from xnor_jax.masks import path_string
 # Of the two traces.
 BATCH_SIZES = (2, 3)
 # Primitive to the parameter that holds its jaxpr.
-CALLS = {
+_CALLS = {
     "jit": "jaxpr",
     "closed_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
@@ -60,6 +59,7 @@ _OPAQUE = ("ffi_call", "pure_callback", "io_callback", "pallas_call", "shard_map
 # Evaluated on the indices of the entries, to find which entries they pick.
 _RUN_ON_INDICES = ("gather", "rev", "dynamic_slice")
 _UNCOMPARED = ("sharding", "out_sharding", "primitive", "original")
+LOOPS = ("scan", "while")
 _LONGEST_LOOP = 1024
 _RANDOM_SOURCE = "drawn at random"
 _DYNAMIC = (
@@ -286,7 +286,8 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
         if floating and not np.isfinite(const.value.astype(np.float32)).all():
             raise PackError(f"pack: expected finite numbers, got NaN or inf at {name}")
     x = Node("input", [], {}, shape, np.dtype(np.float32))
-    (output,) = _run(closed.jaxpr, constants, [*arguments, x])
+    program = jex.ClosedJaxpr(closed.jaxpr, constants)
+    (output,) = _Tracer().run(program, [*arguments, x])
     if isinstance(output, Const):
         raise PackError("pack: the function's result does not depend on its input")
     return Trace(x, output, parameters)
@@ -300,188 +301,209 @@ def _last_line(error: Exception) -> str:
     return f"{last.filename}:{last.lineno} ({last.name})"
 
 
-def _run(
-    jaxpr: Any,
-    consts: Sequence[Any],
-    args: Sequence[Any],
-    scope: str = "",
-    line: str = "",
-) -> list[Any]:
-    """Interpret a jaxpr on nodes and constants."""
-    env = dict(zip(jaxpr.constvars, consts, strict=True))
-    env |= dict(zip(jaxpr.invars, args, strict=True))
+class Interpreter:
+    """Evaluates a jaxpr, some of whose operands are constants.
 
-    def read(var: Any) -> Any:
-        if isinstance(var, jex.Literal):
-            aval: Any = var.aval
-            return Const(np.asarray(var.val, aval.dtype), tuple(aval.shape))
-        return env[var]
+    Calls are inlined, equations of constants evaluated and, by `unroll`, loops
+    unrolled. A subclass says what to do with values that depend on the input. `scope`
+    and `line` are those of the call, for error messages.
+    """
 
-    for equation in jaxpr.eqns:
-        ins = [read(v) for v in equation.invars]
-        outs = _equation(equation, ins, scope, line)
-        env |= dict(zip(equation.outvars, outs, strict=True))
-    return [read(v) for v in jaxpr.outvars]
+    def apply(self, equation: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
+        """The results of an equation; not all of its operands are constants."""
+        raise NotImplementedError
+
+    def row(self, value: Any, at: int, scope: str, line: str) -> Any:
+        """Entry `at` of a value along its first axis."""
+        raise NotImplementedError
+
+    def stack(self, values: list[Any], aval: Any, scope: str, line: str) -> Any:
+        """Values, not all constants, along a new first axis."""
+        raise NotImplementedError
+
+    def evaluate(self, equation: Any, ins: list[Const], scope: str) -> list[Const]:
+        """The results of an equation of constants."""
+        sources = frozenset().union(*(i.sources for i in ins))
+        if (value := _by_numpy(equation, ins)) is not None:
+            return [constant(value, sources)]
+        if equation.primitive.name.startswith(_RANDOM):
+            sources |= {_RANDOM_SOURCE}
+        with jax.ensure_compile_time_eval():
+            got = equation.primitive.bind(*(i.array() for i in ins), **equation.params)
+        got = got if equation.primitive.multiple_results else [got]
+        return [constant(value, sources) for value in got]
+
+    def run(
+        self, program: Any, args: Sequence[Any], scope: str = "", line: str = ""
+    ) -> list[Any]:
+        """Evaluate a jaxpr, open or closed."""
+        jaxpr = getattr(program, "jaxpr", program)
+        values = [*map(constant, getattr(program, "consts", ())), *args]
+        env = dict(zip((*jaxpr.constvars, *jaxpr.invars), values, strict=True))
+
+        def read(var: Any) -> Any:
+            if isinstance(var, jex.Literal):
+                aval: Any = var.aval
+                return constant(np.asarray(var.val, aval.dtype))
+            return env[var]
+
+        for equation in jaxpr.eqns:
+            ins = [read(v) for v in equation.invars]
+            outs = self._equation(equation, ins, scope, line)
+            env |= dict(zip(equation.outvars, outs, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    def _equation(self, equation, ins: list[Any], scope: str, line: str) -> list[Any]:
+        name, params = equation.primitive.name, equation.params
+        stack = str(equation.source_info.name_stack)
+        scope = "/".join(filter(None, (scope, stack)))
+        # Equations inside JAX's own functions have no user line: take that of the call.
+        found = source_info_util.summarize(equation.source_info)
+        line = line if not found or found == "unknown" else found
+        if name in _CALLS:
+            return self.run(params[_CALLS[name]], ins, scope, line)
+        if name == "cond" and isinstance(ins[0], Const):
+            branches = params["branches"]
+            at = int(np.clip(int(ins[0].value), 0, len(branches) - 1))
+            return self.run(branches[at], ins[1:], scope, line)
+        if all(isinstance(i, Const) for i in ins):
+            return self.evaluate(equation, ins, scope)
+        return self.apply(equation, ins, scope, line)
+
+    def unroll(self, equation: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
+        """The results of one of `LOOPS`."""
+        return getattr(self, f"_{equation.primitive.name}")(equation, ins, scope, line)
+
+    def _scan(self, equation, ins, scope, line):
+        """Unroll a `scan`, as a `fori_loop` of known length or `nnx.scan` makes it."""
+        params, length = equation.params, equation.params["length"]
+        body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
+        # The parameters that count the operands differ between JAX versions. An operand
+        # with one axis more than in the body is scanned over; such a result is stacked.
+        rowed, stacked = (
+            sum(a.aval.ndim != b.aval.ndim for a, b in zip(*pair, strict=True))
+            for pair in (
+                (equation.invars, body.invars),
+                (equation.outvars, body.outvars),
+            )
+        )
+        kept = len(body.outvars) - stacked
+        first = len(ins) - rowed
+        fixed, carry = ins[: first - kept], ins[first - kept : first]
+        if length > _LONGEST_LOOP:
+            most = f"expected at most {_LONGEST_LOOP} iterations, got {length}"
+            raise _LoopError(most)
+        each: list[Any] = [None] * length
+        for at in reversed(range(length)) if params["reverse"] else range(length):
+            now = [
+                constant(i.full()[at], i.sources)
+                if isinstance(i, Const)
+                else self.row(i, at, scope, line)
+                for i in ins[first:]
+            ]
+            args = [*fixed, *carry, *now]
+            outs = self.run(params["jaxpr"], args, f"{scope}/{at}", line)
+            carry, each[at] = outs[:kept], outs[kept:]
+        for n, var in enumerate(equation.outvars[kept:]):
+            values = [y[n] for y in each]
+            known = all(isinstance(v, Const) for v in values)
+            stack = _stacked if known else self.stack
+            carry.append(stack(values, var.aval, scope, line))
+        return carry
+
+    def _while(self, equation, ins, scope, line):
+        """Unroll a `while` whose condition does not depend on the input."""
+        params = equation.params
+        count, inner = params["cond_nconsts"], params["body_nconsts"]
+        before, fixed = ins[:count], ins[count : count + inner]
+        carry = ins[count + inner :]
+        for at in range(_LONGEST_LOOP + 1):
+            (again,) = self.run(params["cond_jaxpr"], [*before, *carry], scope, line)
+            if not isinstance(again, Const):
+                raise _LoopError(_DYNAMIC)
+            if not again.value.item():
+                return carry
+            args, inside = [*fixed, *carry], f"{scope}/{at}"
+            carry = self.run(params["body_jaxpr"], args, inside, line)
+        raise _LoopError(f"expected at most {_LONGEST_LOOP} iterations")
 
 
-def _equation(equation: Any, ins: list[Any], scope: str, line: str) -> list[Any]:
-    name, params = equation.primitive.name, equation.params
-    stack = str(equation.source_info.name_stack)
-    scope = "/".join(filter(None, (scope, stack)))
-    # Equations inside JAX's own functions have no user line: take that of the call.
-    found = source_info_util.summarize(equation.source_info)
-    line = line if not found or found == "unknown" else found
-    if name in CALLS:
-        return _call(params[CALLS[name]], ins, scope, line)
-    if name == "platform_index":
-        platforms = list(params["platforms"])
+class _Tracer(Interpreter):
+    """An interpreter that makes a `Node` of each value that depends on the input."""
+
+    def evaluate(self, equation, ins, scope):
+        if equation.primitive.name != "platform_index":
+            return super().evaluate(equation, ins, scope)
+        platforms = list(equation.params["platforms"])
         if None not in platforms:
             raise PackError(
                 f"pack: lax.platform_dependent without a default{_at(scope)}"
             )
         return [Const(np.array(platforms.index(None), np.int32), ())]
-    if name == "cond" and isinstance(ins[0], Const):
-        branches = params["branches"]
-        at = int(np.clip(int(ins[0].value), 0, len(branches) - 1))
-        return _call(branches[at], ins[1:], scope, line)
-    if all(isinstance(i, Const) for i in ins):
-        return evaluated(equation, ins)
-    if any(_RANDOM_SOURCE in i.sources for i in ins if isinstance(i, Const)):
-        raise PackError(
-            f"pack: {name}{_at(scope)} ({line}) combines random numbers with the "
-            "input, as dropout does in training mode; call model.eval() first"
-        )
-    if name in LOOPS:
 
-        def call(program: Any, args: Sequence[Any], at: int) -> list[Any]:
-            return _call(program, args, f"{scope}/{at}" if at >= 0 else scope, line)
+    def apply(self, equation, ins, scope, line):
+        name, params = equation.primitive.name, equation.params
+        where = f"pack: {name}{_at(scope)} ({line})"
+        if any(_RANDOM_SOURCE in i.sources for i in ins if isinstance(i, Const)):
+            raise PackError(
+                f"{where} combines random numbers with the input, as dropout does in "
+                "training mode; call model.eval() first"
+            )
+        if name in LOOPS:
+            try:
+                return self.unroll(equation, ins, scope, line)
+            except _LoopError as error:
+                raise PackError(f"{where}: {error}") from None
+        if name == "cond":
+            raise PackError(f"{where}: {_DYNAMIC}")
+        if name == "select_n" and isinstance(ins[0], Const) and ins[0].value.size == 1:
+            return [ins[1 + int(ins[0].value.item())]]  # such as the NaN of `jnp.var`
+        if name == "concatenate":
+            ins = [i for i in ins if i.shape[params["dimension"]]]
+            if len(ins) == 1:
+                return ins
+        if name in _OPAQUE:
+            raise PackError(
+                f"{where} is opaque; build the model with backend='auto', or write it "
+                "in jax.numpy"
+            )
+        outs = []
+        for at, var in enumerate(equation.outvars):
+            attrs = dict(params)
+            if name in _RUN_ON_INDICES:
+                attrs = {"primitive": equation.primitive, "original": dict(params)}
+            if equation.primitive.multiple_results:
+                attrs["result"] = at
+            shape, dtype = tuple(var.aval.shape), var.aval.dtype
+            node = Node(name, list(ins), attrs, shape, dtype, scope, line)
+            node.primitive = name
+            outs.append(node)
+        return outs
 
-        row, stack = partial(_row, scope, line), partial(_stacked, scope, line)
-        try:
-            return LOOPS[name](equation, ins, call, row, stack)
-        except _LoopError as error:
-            raise PackError(f"pack: {name}{_at(scope)} ({line}): {error}") from None
-    if name == "cond":
-        raise PackError(f"pack: {name}{_at(scope)} ({line}): {_DYNAMIC}")
-    if name == "select_n" and isinstance(ins[0], Const) and ins[0].value.size == 1:
-        return [ins[1 + int(ins[0].value.item())]]  # such as the NaN of `jnp.var`
-    if name == "concatenate":
-        ins = [i for i in ins if i.shape[params["dimension"]]]
-        if len(ins) == 1:
-            return ins
-    if name in _OPAQUE:
-        raise PackError(
-            f"pack: {name}{_at(scope)} ({line}) is opaque; build the model "
-            "with backend='auto', or write it in jax.numpy"
-        )
-    outs = []
-    for at, var in enumerate(equation.outvars):
-        attrs = dict(params)
-        if name in _RUN_ON_INDICES:
-            attrs = {"primitive": equation.primitive, "original": dict(params)}
-        if equation.primitive.multiple_results:
-            attrs["result"] = at
-        shape, dtype = tuple(var.aval.shape), var.aval.dtype
-        node = Node(name, list(ins), attrs, shape, dtype, scope, line)
-        node.primitive = name
-        outs.append(node)
-    return outs
+    def row(self, value, at, scope, line):
+        shape = (1, *value.shape[1:])
+        attrs = {
+            "start_indices": (at, *(0 for _ in value.shape[1:])),
+            "limit_indices": (at + 1, *value.shape[1:]),
+            "strides": None,
+        }
+        row = Node("slice", [value], attrs, shape, value.dtype, scope, line)
+        row.primitive = "scan"
+        return Node("squeeze", [row], {}, value.shape[1:], value.dtype, scope, line)
 
-
-def _call(program: Any, ins: Sequence[Any], scope: str, line: str) -> list[Any]:
-    jaxpr = getattr(program, "jaxpr", program)
-    consts = [constant(c) for c in getattr(program, "consts", ())]
-    return _run(jaxpr, consts, ins, scope, line)
-
-
-def _scan(
-    equation: Any, ins: Sequence[Any], call: Callable, row: Callable, stack: Callable
-) -> list[Any]:
-    """Unroll a `scan`, as a `fori_loop` of known length or `nnx.scan` makes it.
-
-    Args:
-      equation: The equation.
-      ins: Its operands.
-      call: `(program, args, at)`, runs iteration `at`.
-      row: `(value, at)`, entry `at` of a value along its first axis.
-      stack: `(values, aval)`, the values along a new first axis.
-    """
-    params, length = equation.params, equation.params["length"]
-    body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
-    # The parameters that count the operands differ between JAX versions. An operand
-    # with one axis more than in the body is scanned over; such a result is stacked.
-    rowed, stacked = (
-        sum(a.aval.ndim != b.aval.ndim for a, b in zip(outer, inner, strict=True))
-        for outer, inner in (
-            (equation.invars, body.invars),
-            (equation.outvars, body.outvars),
-        )
-    )
-    kept = len(body.outvars) - stacked
-    first = len(ins) - rowed
-    fixed, carry = [*ins[: first - kept]], [*ins[first - kept : first]]
-    if length > _LONGEST_LOOP:
-        raise _LoopError(f"expected at most {_LONGEST_LOOP} iterations, got {length}")
-    each: list[Any] = [None] * length
-    for at in reversed(range(length)) if params["reverse"] else range(length):
-        now = [row(i, at) for i in ins[first:]]
-        outs = call(params["jaxpr"], [*fixed, *carry, *now], at)
-        carry, each[at] = outs[:kept], outs[kept:]
-    results = enumerate(equation.outvars[kept:])
-    return [*carry, *(stack([y[n] for y in each], var.aval) for n, var in results)]
+    def stack(self, values, aval, scope, line):
+        shape, dtype = tuple(aval.shape), aval.dtype
+        made = Node("stack", values, {"axis": 0}, shape, dtype, scope, line)
+        made.primitive = "scan"
+        return made
 
 
-def _while(
-    equation: Any, ins: Sequence[Any], call: Callable, row: Callable, stack: Callable
-) -> list[Any]:
-    """Unroll a `while` whose condition does not depend on the input, as `_scan`."""
-    params = equation.params
-    count, inner = params["cond_nconsts"], params["body_nconsts"]
-    before, fixed = ins[:count], ins[count : count + inner]
-    carry = [*ins[count + inner :]]
-    for at in range(_LONGEST_LOOP + 1):
-        (again,) = call(params["cond_jaxpr"], [*before, *carry], -1)
-        if not isinstance(again, Const):
-            raise _LoopError(_DYNAMIC)
-        if not again.value.item():
-            return carry
-        carry = call(params["body_jaxpr"], [*fixed, *carry], at)
-    raise _LoopError(f"expected at most {_LONGEST_LOOP} iterations")
-
-
-LOOPS = {"scan": _scan, "while": _while}
-
-
-def _row(scope: str, line: str, value: Any, at: int) -> Any:
-    if isinstance(value, Const):
-        return constant(value.full()[at], value.sources)
-    shape = (1, *value.shape[1:])
-    attrs = {
-        "start_indices": (at, *(0 for _ in value.shape[1:])),
-        "limit_indices": (at + 1, *value.shape[1:]),
-        "strides": None,
-    }
-    row = Node("slice", [value], attrs, shape, value.dtype, scope, line)
-    row.primitive = "scan"
-    return Node("squeeze", [row], {}, value.shape[1:], value.dtype, scope, line)
-
-
-def _stacked(scope: str, line: str, values: list[Any], aval: Any) -> Any:
-    if all(isinstance(v, Const) for v in values):
-        return stacked(values, aval)
-    shape, dtype = tuple(aval.shape), aval.dtype
-    made = Node("stack", values, {"axis": 0}, shape, dtype, scope, line)
-    made.primitive = "scan"
-    return made
-
-
-def stacked(values: Sequence[Const], aval: Any) -> Const:
+def _stacked(values: Sequence[Const], aval: Any, *_: str) -> Const:
     """Constants along a new first axis; `aval` has the shape and dtype."""
     sources = frozenset().union(*(v.sources for v in values))
     rows = [v.full() for v in values]
-    return constant(
-        np.stack(rows) if rows else np.zeros(aval.shape, aval.dtype), sources
-    )
+    rows = np.stack(rows) if rows else np.zeros(aval.shape, aval.dtype)
+    return constant(rows, sources)
 
 
 def constant(value: Any, sources: frozenset[str] = frozenset()) -> Const:
@@ -495,19 +517,6 @@ def constant(value: Any, sources: frozenset[str] = frozenset()) -> Const:
         return Const(key, tuple(value.shape), sources)
     value = np.asarray(value)
     return Const(compact(value), value.shape, sources)
-
-
-def evaluated(equation: Any, ins: Sequence[Const]) -> list[Const]:
-    """Evaluate an equation whose operands are all constants."""
-    sources = frozenset().union(*(i.sources for i in ins))
-    if (value := _by_numpy(equation, ins)) is not None:
-        return [constant(value, sources)]
-    if equation.primitive.name.startswith(_RANDOM):
-        sources |= {_RANDOM_SOURCE}
-    with jax.ensure_compile_time_eval():
-        got = equation.primitive.bind(*(i.array() for i in ins), **equation.params)
-    got = got if equation.primitive.multiple_results else [got]
-    return [constant(value, sources) for value in got]
 
 
 def _by_numpy(equation: Any, ins: Sequence[Const]) -> np.ndarray | None:

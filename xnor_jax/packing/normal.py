@@ -37,10 +37,6 @@ _IDENTITIES = (
 # Primitive to function, where the names differ.
 _RENAMED = {"select_n": "select", "add_any": "add"}
 _WINDOWS = ("window", "strides", "padding", "start", "stop")
-_OPERATIONS = (
-    *("input", "function", "conv", "dense", "matmul", "window", "reduce", "reshape"),
-    *("transpose", "broadcast", "slice", "pad", "concat", "take"),
-)
 
 
 def translate(x: Node, output: Node) -> Node:
@@ -56,12 +52,11 @@ def translate(x: Node, output: Node) -> Node:
 def normalize(x: Node, output: Node) -> Node:
     """Find pools and move transposes and reshapes towards the output."""
     for _ in range(100):
-        before = output
         changed = False
         for rule in (_simplify, _max_of_slices, _sum_of_slices, _push):
             output, moved = rewrite_once(rule, x, output)
             changed |= moved
-        if not changed and output is before:
+        if not changed:
             break
     return output
 
@@ -290,11 +285,12 @@ def _conv(node: Node) -> Node:
             node, "transposed convolutions and batch_group_count are not supported"
         )
     lhs, rhs, out = (tuple(map(int, spec)) for spec in a["dimension_numbers"])
-    rank = len(lhs)
-    if rank > 5:
-        raise refuse(node, f"expected at most 3 spatial axes, got {rank - 2}")
+    rank = len(lhs) - 2
+    if rank > 3:
+        raise refuse(node, f"expected at most 3 spatial axes, got {rank}")
     y = transposed(x, (lhs[0], *lhs[2:], lhs[1]))
-    shape = [node.shape[axis] for axis in (out[0], *out[2:], out[1])]
+    axes = (out[0], *out[2:], out[1])
+    shape = [node.shape[axis] for axis in axes]
     made = make(
         "conv",
         [y],
@@ -307,11 +303,7 @@ def _conv(node: Node) -> Node:
         groups=int(a["feature_group_count"]),
         sources=kernel.sources,
     )
-    order = [0] * rank
-    order[out[0]], order[out[1]] = 0, rank - 1
-    for at, axis in enumerate(out[2:], start=1):
-        order[axis] = at
-    return transposed(made, order)
+    return transposed(made, np.argsort(axes).tolist())
 
 
 def _concat(node: Node, parts: Sequence[Node | Const], axis: int) -> Node:
@@ -336,8 +328,12 @@ def _dot(node: Node) -> Node:
     a, b = node.ins
     if isinstance(a, Node) and isinstance(b, Node):
         return _matmul(node, a, b, left, right, *batch)
-    if any(map(len, batch)):
-        return _batched(node)
+    if any(map(len, batch)):  # a kernel per head, say
+        raise refuse(
+            node,
+            "expected a kernel that is the same for all rows, got one with batch axes; "
+            "write it as a convolution with feature_group_count",
+        )
     first = isinstance(a, Node)
     x_axes, k_axes = (left, right) if first else (right, left)
     (x,), (kernel,) = node.nodes, node.consts
@@ -354,15 +350,6 @@ def _dot(node: Node) -> Node:
     order = [free.index(d) for d in kept]
     others = range(len(rows), len(y.shape))
     return transposed(y, (*order, *others) if first else (*others, *order))
-
-
-def _batched(node: Node) -> Node:
-    """Refuse a product with a constant that has batch axes: a kernel per head, say."""
-    raise refuse(
-        node,
-        "expected a kernel that is the same for all rows, got one with batch axes; "
-        "write it as a convolution with feature_group_count",
-    )
 
 
 def _matmul(node, a, b, a_axes, b_axes, a_batch, b_batch) -> Node:
@@ -392,11 +379,9 @@ def _signed(shape: Sequence[int]) -> int:
 def _slice(x: Node, start, stop, strides, node: Node) -> Node:
     if node.shape == x.shape:
         return x
-    parts = {
-        key: tuple(map(int, value))
-        for key, value in (("start", start), ("stop", stop), ("strides", strides))
-    }
-    return make("slice", [x], node.shape, node, **parts)
+    start, stop, strides = (tuple(map(int, v)) for v in (start, stop, strides))
+    attrs = {"start": start, "stop": stop, "strides": strides}
+    return make("slice", [x], node.shape, node, **attrs)
 
 
 def _dynamic_slice(node: Node) -> Node:
@@ -507,25 +492,15 @@ def _window(x: Node, kind: str, window, strides, padding, like: Node) -> Node:
 
 def _simplify(node: Node, users: Users) -> Node:
     """Merge a node with its operand if rewriting the operand made that possible."""
-    if node.op not in _OPERATIONS:
-        return node
+    a, made = node.attrs, node
     if node.op == "reshape":
-        x = node.nodes[0]
-        return (
-            node
-            if x.op != "reshape" and x.shape != node.shape
-            else reshaped(x, node.shape)
-        )
+        made = reshaped(node.nodes[0], node.shape)
     if node.op == "transpose":
-        made = transposed(node.nodes[0], node.attrs["order"])
-        return node if made.op == "transpose" and made.ins == node.ins else made
+        made = transposed(node.nodes[0], a["order"])
     if node.op == "window" and node.nodes[0].op in ("pad", "window", "reshape"):
-        a = node.attrs
         sizes = (a["window"], a["strides"], a["padding"])
         made = _window(node.nodes[0], a["kind"], *sizes, node)
-        same = made.op == "window" and made.ins == node.ins
-        return node if same else made
-    return node
+    return node if made.op == node.op and made.ins == node.ins else made
 
 
 def _max_of_slices(node: Node, users: Users) -> Node:
@@ -638,13 +613,8 @@ def _push(node: Node, users: Users) -> Node:
         if pads[0] == pads[-1] == (0, 0):
             both = zip(node.attrs["padding"], pads[1:-1], strict=True)
             padding = tuple((p[0] + q[0], p[1] + q[1]) for p, q in both)
-            return make(
-                "conv",
-                [x.nodes[0]],
-                node.shape,
-                node,
-                **{**node.attrs, "padding": padding},
-            )
+            attrs = node.attrs | {"padding": padding}
+            return make("conv", x.ins, node.shape, node, **attrs)
     return node
 
 
@@ -772,15 +742,14 @@ def _push_reshape(node: Node, x: Node) -> Node:
         others = [i for i in node.nodes if i is not x]
         if any(i.op != "reshape" or i.nodes[0].shape != inner.shape for i in others):
             return node
-        ins: list[Node | Const] = []
-        for i in node.ins:
-            if isinstance(i, Node):
-                ins.append(i.nodes[0])
-                continue
-            moved = _const_reshaped(i, x.shape, inner.shape)
-            if moved is None:
-                return node
-            ins.append(moved)
+        ins = [
+            i.nodes[0]
+            if isinstance(i, Node)
+            else _const_reshaped(i, x.shape, inner.shape)
+            for i in node.ins
+        ]
+        if None in ins:
+            return node
         y = make("function", ins, inner.shape, node, **node.attrs)
         return reshaped(y, node.shape)
     return node

@@ -138,9 +138,14 @@ def reshaped(x: Node, shape: Sequence[int]) -> Node:
     return x if x.shape == shape else make("reshape", [x], shape, x)
 
 
-def transposed(x: Node, order: Sequence[int]) -> Node:
-    """`x` with its axes in another order."""
+def transposed(x: Any, order: Sequence[int]) -> Any:
+    """`x`, a node or a constant, with its axes in another order."""
     order = tuple(map(int, order))
+    if isinstance(x, Const):
+        if not x.value.ndim:  # it stands for any shape
+            return x
+        shape = tuple(x.shape[p] for p in order)
+        return Const(x.value.transpose(order), shape, x.sources)
     if x.op == "transpose":
         order, x = tuple(x.attrs["order"][p] for p in order), x.nodes[0]
     if order == tuple(range(len(order))):
@@ -218,13 +223,7 @@ def _translate(node: Node, users: Users) -> Node:
         parts = [
             reshaped(i, wide)
             if isinstance(i, Node)
-            else Const(
-                i.value.reshape(wide)
-                if i.value.size > 1
-                else i.value.reshape((1,) * len(wide)),
-                wide,
-                i.sources,
-            )
+            else Const(np.expand_dims(i.value, axis), wide, i.sources)
             for i in node.ins
         ]
         return _concat(node, parts, axis)
@@ -311,14 +310,7 @@ def _concat(node: Node, parts: Sequence[Node | Const], axis: int) -> Node:
     if axis or node.shape[1:2] != (-1,):
         return make("concat", parts, node.shape, node, axis=axis)
     order = (1, 0, *range(2, len(node.shape)))
-    turned = [
-        transposed(i, order)
-        if isinstance(i, Node)
-        else Const(
-            i.value.transpose(order), tuple(i.shape[d] for d in order), i.sources
-        )
-        for i in parts
-    ]
+    turned = [transposed(i, order) for i in parts]
     shape = tuple(node.shape[d] for d in order)
     return transposed(make("concat", turned, shape, node, axis=1), order)
 
@@ -686,10 +678,7 @@ def _push_transpose(node: Node, x: Node) -> Node:
     shape = [node.shape[i] for i in inverse] if len(node.shape) == len(order) else []
     alike = all(i.op == "transpose" and i.attrs["order"] == order for i in node.nodes)
     if node.op == "function" and alike:
-        ins = [
-            i.nodes[0] if isinstance(i, Node) else _const_transposed(i, inverse)
-            for i in node.ins
-        ]
+        ins = [transposed(i, inverse) for i in node.ins]
         return transposed(make("function", ins, shape, node, **node.attrs), order)
     if node.op == "concat" and alike and len(node.nodes) == len(node.ins):
         axis = int(order[node.attrs["axis"]])
@@ -709,13 +698,6 @@ def _push_transpose(node: Node, x: Node) -> Node:
         y = make("reduce", [inner], sizes, node, kind=node.attrs["kind"], axes=axes)
         return transposed(y, [rank[p] for p in left])
     return node
-
-
-def _const_transposed(const: Const, order: Sequence[int]) -> Const:
-    if not const.value.ndim:
-        return const
-    shape = tuple(const.shape[i] for i in order)
-    return Const(const.value.transpose(order), shape, const.sources)
 
 
 def _push_reshape(node: Node, x: Node) -> Node:

@@ -53,7 +53,6 @@ class _Fold:
         nodes = live(output)
         self.position = {node: at for at, node in enumerate(nodes)}
         self.users = users_of(nodes, output)
-        self.original: dict[Node, Node] = {}
 
     def __call__(self, sign: Node, users: Users) -> Node:
         if sign.op != "sign":
@@ -97,13 +96,7 @@ class _Fold:
         if made is None:
             return _compared(sign)
         y, falls = made
-        names = [
-            c.sources
-            for s in segments
-            for n in between(*s)
-            for c in n.ins
-            if isinstance(c, Const)
-        ]
+        names = [c.sources for s in segments for n in between(*s) for c in n.consts]
         y.sources = y.sources.union(sign.attrs["constant"].sources, *names)
         for pool, fall in zip(pools, falls, strict=True):
             sizes = {
@@ -231,17 +224,7 @@ def _pointwise(node: Node) -> bool:
 
 def between(source: Node, top: Node) -> list[Node]:
     """The nodes after `source` up to `top`, operands first."""
-    seen, order = {source}, []
-
-    def visit(node: Node) -> None:
-        if node not in seen:
-            seen.add(node)
-            for operand in node.nodes:
-                visit(operand)
-            order.append(node)
-
-    visit(top)
-    return order
+    return live(top, [source])
 
 
 def chain(source: Node, top: Node) -> tuple[Chain, list[Any]]:

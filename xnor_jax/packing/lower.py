@@ -56,12 +56,9 @@ def lower(traced: Trace, masked: Iterable[str] = ()) -> tuple[graph.Node, ...]:
 
 def _check_constants(output: Node) -> None:
     for node in live(output):
-        for const in node.ins:
-            if not isinstance(const, Const) or not np.issubdtype(
-                const.dtype, np.floating
-            ):
-                continue
-            if np.isnan(const.value).any():
+        for const in node.consts:
+            floating = np.issubdtype(const.dtype, np.floating)
+            if floating and np.isnan(const.value).any():
                 names = ", ".join(sorted(const.sources)[:3])
                 origin = f" computed from {names}" if names else ""
                 raise refuse(node, f"the constant{origin} contains NaN")

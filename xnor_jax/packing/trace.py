@@ -8,7 +8,7 @@ Only this module, `normal` and `exact` depend on the names of JAX's primitives.
 """
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from math import prod
@@ -216,9 +216,12 @@ def trace(
     return first
 
 
-def live(output: Node) -> list[Node]:
-    """The nodes that a value depends on, operands first, then the value itself."""
-    seen: set[Node] = set()
+def live(output: Node, known: Iterable[Node] = ()) -> list[Node]:
+    """The nodes that a value depends on, operands first, then the value itself.
+
+    Nodes in `known`, and those that only they depend on, are left out.
+    """
+    seen = set(known)
     order: list[Node] = []
     stack: list[tuple[Node, bool]] = [(output, False)]
     while stack:

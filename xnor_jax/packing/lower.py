@@ -251,7 +251,7 @@ class _Emitter:
                 "expected a result [N, ..., classes], got [N]; keep the last axis",
             )
         if self.specs[last].bits:
-            self.nodes.append(_with_number("mul", last, 1))
+            self._append(_with_number("mul", last, 1))
         return tuple(self.nodes)
 
     def _emit(self, node: Node) -> int:
@@ -262,32 +262,37 @@ class _Emitter:
                 node,
                 f"expected a network that computes in float32, got {node.dtype}",
             )
-        made = getattr(self, f"_{node.op}")(node)
-        return made if isinstance(made, int) else self._add(node, **made)
+        return self._add(node, **getattr(self, f"_{node.op}")(node))
 
-    def _add(self, node: Node, kind: type[graph.Node], inputs, arrays=None, **settings):
+    def _add(
+        self, node: Node, kind: type[graph.Node], inputs=None, arrays=None, **settings
+    ) -> int:
         sources = set(node.sources) | set(node.attrs.get("sources", ()))
         sources |= {s for i in node.consts for s in i.sources}
         arrays = {k: _array(v) for k, v in (arrays or {}).items()}
         made = kind(
-            inputs=tuple(inputs),
+            inputs=tuple(self._inputs(node) if inputs is None else inputs),
             name=_name(node, sources),
             parameters=int(sum(self.left.pop(s, 0) for s in sorted(sources))),
             arrays=arrays,
             **settings,
         )
         try:
-            specs = [self.specs[i] for i in inputs]
-            spec = made.out(specs)
+            specs = [self.specs[i] for i in made.inputs]
             for key, member in made.members(specs).items():
                 if member.kind == "floats" and not np.isfinite(arrays[key]).all():
                     raise ValueError(f"expected a finite {key}, got NaN or inf")
+            value = self._append(made)
         except ValueError as error:
             raise refuse(node, str(error)) from error
-        if spec.shape != node.shape[1:]:
-            raise AssertionError(f"{made.kind}: {spec.shape} is not {node.shape[1:]}")
+        if (shape := self.specs[value].shape) != node.shape[1:]:
+            raise AssertionError(f"{made.kind}: {shape} is not {node.shape[1:]}")
+        return value
+
+    def _append(self, made: graph.Node) -> int:
+        """Add a node; return the index of its result."""
+        self.specs.append(made.out([self.specs[i] for i in made.inputs]))
         self.nodes.append(made)
-        self.specs.append(spec)
         return len(self.nodes)
 
     def _inputs(self, node: Node) -> list[int]:
@@ -305,9 +310,9 @@ class _Emitter:
 
     def _constant(self, value: np.ndarray) -> int:
         arrays = {"value": _array(value)}
-        self.nodes.append(graph.Constant(inputs=(0,), shape=value.shape, arrays=arrays))
-        self.specs.append(Spec(value.shape))
-        return len(self.nodes)
+        return self._append(
+            graph.Constant(inputs=(0,), shape=value.shape, arrays=arrays)
+        )
 
     def _value(self, operand: Node | Const, rank: int) -> int:
         """Index of a value or of a constant bool, such as the mask of attention."""
@@ -315,31 +320,21 @@ class _Emitter:
             return self.values[operand]
         shape = operand.value.shape[1:] or (1,) * (rank - 1)
         value = self._constant(operand.value.reshape(shape).astype(np.float32))
-        self.nodes.append(_with_number("ne", value, 0))
-        self.specs.append(Spec(shape, "bool"))
-        return len(self.nodes)
+        return self._append(_with_number("ne", value, 0))
 
     def _bits_of(self, node: Node) -> int:
         """Index of a value of signs as bits; adds a `Sign` node if they are floats."""
         value = self.values[node]
-        if self.specs[value].bits:
-            return value
-        zeros = np.zeros(node.shape[-1], np.float32)
-        arrays = {"threshold": zeros, "flip": flip_words(zeros)}
-        self.nodes.append(
-            graph.Sign(
-                inputs=(value,), arrays={k: _array(v) for k, v in arrays.items()}
-            )
-        )
-        self.specs.append(self.specs[value]._replace(dtype="bits"))
-        self.values[node] = len(self.nodes)
-        return self.values[node]
+        if not self.specs[value].bits:
+            zeros = np.zeros(node.shape[-1], np.float32)
+            arrays = {"threshold": jnp.asarray(zeros), "flip": flip_words(zeros)}
+            value = self._append(graph.Sign(inputs=(value,), arrays=arrays))
+            self.values[node] = value
+        return value
 
     def _binary(self, node: Node) -> dict[str, Any]:
         a, features = node.attrs, node.shape[-1]
-        arrays: dict[str, Any] = {
-            "kernel": ops.pack_kernel(a["kernel"], a["groups"]),
-        }
+        arrays: dict[str, Any] = {"kernel": ops.pack_kernel(a["kernel"], a["groups"])}
         if "threshold" not in a:
             arrays["scale"] = np.broadcast_to(a["alpha"], (features,))
         return {
@@ -361,7 +356,6 @@ class _Emitter:
                 arrays[name] = np.broadcast_to(value, (features,))
         return {
             "kind": graph.Conv,
-            "inputs": self._inputs(node),
             "window": tuple(a["kernel"].shape[:-2]),
             "features": features,
             "scaled": "scale" in a,
@@ -373,13 +367,12 @@ class _Emitter:
 
     def _bits(self, node: Node) -> dict[str, Any]:
         arrays = _threshold_arrays(node.attrs["threshold"])
-        return {"kind": graph.Sign, "inputs": self._inputs(node), "arrays": arrays}
+        return {"kind": graph.Sign, "arrays": arrays}
 
     def _bitpool(self, node: Node) -> dict[str, Any]:
         falls = np.broadcast_to(node.attrs["falls"], node.shape[-1:])
         return {
             "kind": graph.MaxPoolBits,
-            "inputs": self._inputs(node),
             "arrays": {"flip": flip_words(falls)},
             **{k: node.attrs[k] for k in _SPATIAL},
         }
@@ -402,13 +395,13 @@ class _Emitter:
 
     def _norm(self, node: Node) -> dict[str, Any]:
         arrays = {k: node.attrs[k] for k in ("mean", "scale", "bias")}
-        return {"kind": graph.Norm, "inputs": self._inputs(node), "arrays": arrays}
+        return {"kind": graph.Norm, "arrays": arrays}
 
     def _mean(self, node: Node) -> dict[str, Any]:
-        return {"kind": graph.Mean, "inputs": self._inputs(node)}
+        return {"kind": graph.Mean}
 
     def _matmul(self, node: Node) -> dict[str, Any]:
-        return {"kind": graph.MatMul, "inputs": self._inputs(node)}
+        return {"kind": graph.MatMul}
 
     def _function(self, node: Node) -> dict[str, Any]:
         inputs: list[int] = []
@@ -455,36 +448,32 @@ class _Emitter:
 
     def _reduce(self, node: Node) -> dict[str, Any]:
         a = node.attrs
-        return {
-            "kind": graph.Reduce,
-            "inputs": self._inputs(node),
-            "function": a["kind"],
-            "axes": a["axes"],
-        }
+        return {"kind": graph.Reduce, "function": a["kind"], "axes": a["axes"]}
 
     def _reshape(self, node: Node) -> dict[str, Any]:
-        return self._moved(graph.Reshape, node, shape=node.shape[1:])
+        return {"kind": graph.Reshape, "shape": node.shape[1:]}
 
     def _transpose(self, node: Node) -> dict[str, Any]:
         order = node.attrs["order"]
         if order[0] != 0:
             raise refuse(node, "expected the batch as the first axis only")
-        return self._moved(graph.Transpose, node, order=order[1:])
+        return {"kind": graph.Transpose, "order": order[1:]}
 
     def _broadcast(self, node: Node) -> dict[str, Any]:
-        return self._moved(graph.Broadcast, node, shape=node.shape[1:])
+        return {"kind": graph.Broadcast, "shape": node.shape[1:]}
 
     def _slice(self, node: Node) -> dict[str, Any]:
         a = node.attrs
         if a["start"][0] != 0 or a["stop"][0] != -1 or a["strides"][0] != 1:
             raise refuse(node, "slices the batch axis")
-        parts = {k: a[k][1:] for k in ("start", "stop", "strides")}
-        return self._moved(graph.Slice, node, **parts)
+        return {
+            "kind": graph.Slice,
+            **{k: a[k][1:] for k in ("start", "stop", "strides")},
+        }
 
     def _pad(self, node: Node) -> dict[str, Any]:
         a = node.attrs
-        padding = a["padding"][1:]
-        return self._moved(graph.Pad, node, padding=padding, value=a["value"])
+        return {"kind": graph.Pad, "padding": a["padding"][1:], "value": a["value"]}
 
     def _concat(self, node: Node) -> dict[str, Any]:
         if node.attrs["axis"] == 0:
@@ -493,19 +482,12 @@ class _Emitter:
         while len(inputs) > checks.MOST_INPUTS:
             first, rest = inputs[: checks.MOST_INPUTS], inputs[checks.MOST_INPUTS :]
             part = graph.Concatenate(inputs=tuple(first), axis=axis)
-            self.specs.append(part.out([self.specs[i] for i in first]))
-            self.nodes.append(part)
-            inputs = [len(self.nodes), *rest]
+            inputs = [self._append(part), *rest]
         return {"kind": graph.Concatenate, "inputs": inputs, "axis": axis}
 
     def _take(self, node: Node) -> dict[str, Any]:
-        indices = np.asarray(node.attrs["indices"], np.int32)
-        return self._moved(
-            graph.Take, node, shape=indices.shape, arrays={"places": indices}
-        )
-
-    def _moved(self, kind: type[graph.Node], node: Node, **settings) -> dict[str, Any]:
-        return {"kind": kind, "inputs": self._inputs(node), **settings}
+        places = np.asarray(node.attrs["indices"], np.int32)
+        return {"kind": graph.Take, "shape": places.shape, "arrays": {"places": places}}
 
 
 def _array(value: Any) -> Any:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from xnor_jax import ops
+from xnor_jax.geometry import Geometry
 from xnor_jax.ops import pallas, xla
 
 interpreted = partial(pallas.popcounts, interpret=True)
@@ -43,9 +44,10 @@ def test_popcounts_match_numpy(rows, groups, count, columns, seed):
 def test_padded_convolution_matches_xla(groups):
     rng = np.random.default_rng(0)
     kernel = ops.pack_kernel(rng.normal(size=(3, 3, 40, 80)).astype("f"), groups)
-    options = dict(strides=(2, 1), padding=((1, 1), (2, 0)), dilation=(1, 2))
-    run = partial(xla.conv_words, words(rng, 2, 9, 8, groups, 2), kernel, ops.Sums())
-    np.testing.assert_array_equal(run(**options, count=interpreted), run(**options))
+    geometry = Geometry((9, 8), (3, 3), (2, 1), ((1, 1), (2, 0)), (1, 2))
+    args = words(rng, 2, 9, 8, groups, 2), kernel, ops.Sums(), geometry
+    expected = xla.conv_words(*args)
+    np.testing.assert_array_equal(xla.conv_words(*args, interpreted), expected)
 
 
 def test_programs_for_cuda_call_the_kernel():

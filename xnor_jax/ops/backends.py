@@ -55,19 +55,15 @@ def _as_numbers(numbers: Any) -> Function:
             x.reshape(*x.shape[:-2], -1),
             unpack_kernel(kernel).astype(numbers.DTYPE),
             epilogue,
-            **geometry.options,
-            groups=kernel.groups,
+            geometry,
+            kernel.groups,
         )
 
     return conv_words
 
 
-def _xla(words, kernel, epilogue, geometry):
-    return xla.conv_words(words, kernel, epilogue, **geometry.options)
-
-
 def _pallas(words, kernel, epilogue, geometry):
-    counted = partial(xla.conv_words, **geometry.options)
+    counted = partial(xla.conv_words, geometry=geometry)
     own = partial(counted, count=pallas.popcounts)
     return lax.platform_dependent(words, kernel, epilogue, cuda=own, default=counted)
 
@@ -84,7 +80,7 @@ def _cpu(words, kernel, epilogue, geometry):
 
 # The entries of `registry.BACKENDS`.
 FLOAT = Backend(_as_numbers(floats), numbers=floats, gradient=True)
-XLA = Backend(_xla)
+XLA = Backend(xla.conv_words)
 GPU = Backend(_as_numbers(gpu), numbers=gpu)
 PALLAS = Backend(_pallas)
 CPU = Backend(
@@ -190,7 +186,7 @@ def product(
     numbers = BACKENDS[backend].numbers if backend in BACKENDS else None
     if numbers is not None:
         signs = (sign(a).astype(numbers.DTYPE) for a in (x, kernel))
-        return numbers.conv_signs(*signs, Sums(), groups=groups, **geometry.options)
+        return numbers.conv_signs(*signs, Sums(), geometry, groups)
     packed = pack_kernel(kernel, groups)
     grouped = x.reshape(*x.shape[:-1], groups, packed.in_features)
     if not (_compiles(backend, x) and packed.whole_words):
@@ -205,7 +201,7 @@ def product(
 
     def portable(x, kernel):
         words = bits.pack_signs(x.reshape(grouped.shape))
-        return _xla(words, pack_kernel(kernel, groups), Sums(), geometry)
+        return xla.conv_words(words, pack_kernel(kernel, groups), Sums(), geometry)
 
     return choose(backend, compiled, portable, x.astype(jnp.float32), kernel)
 
@@ -240,8 +236,8 @@ def conv_words(
     _check_filter(where, kernel)
     if backend != "auto":
         return BACKENDS[backend].conv_words(words, kernel, epilogue, geometry)
-    compiled, portable = (partial(run, geometry=geometry) for run in (_cpu, _xla))
-    return choose(backend, compiled, portable, words, kernel, epilogue)
+    runs = (partial(run, geometry=geometry) for run in (_cpu, xla.conv_words))
+    return choose(backend, *runs, words, kernel, epilogue)
 
 
 def real_conv(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from xnor_jax import convolution
-from xnor_jax.geometry import Pads
+from xnor_jax.geometry import Geometry
 from xnor_jax.ops.epilogue import Epilogue, apply_epilogue
 
 DTYPE = jnp.float32
@@ -21,10 +21,7 @@ def conv_signs(
     x: jax.Array,
     kernel: jax.Array,
     epilogue: Epilogue,
-    *,
-    strides: tuple[int, ...],
-    padding: Pads,
-    dilation: tuple[int, ...],
+    geometry: Geometry,
     groups: int = 1,
 ) -> jax.Array:
     """The convolution of signs given as floats.
@@ -33,9 +30,7 @@ def conv_signs(
       x: Signs `[N, *spatial, C]`, float32.
       kernel: Signs `[*window, C / groups, C_out]`, float32.
       epilogue: Applied to the sums.
-      strides: One per spatial axis.
-      padding: Zeros (before, after) each spatial axis.
-      dilation: One per spatial axis.
+      geometry: The windows over the image; `DENSE` for `[N, C]`.
       groups: The number of channel groups.
 
     Raises:
@@ -50,14 +45,7 @@ def conv_signs(
     if kernel.ndim == 2 and groups == 1:
         acc = convolution.dot(x, kernel, accumulator=jnp.float32)
     else:
-        acc = convolution.conv(
-            x,
-            kernel,
-            strides=strides,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            accumulator=jnp.float32,
-        )
+        options = {"groups": groups, "accumulator": jnp.float32, **geometry.options}
+        acc = convolution.conv(x, kernel, **options)
     # Fast algorithms (Winograd) may be slightly off; the exact sums are integers.
     return apply_epilogue(jnp.rint(acc).astype(jnp.int32), epilogue)

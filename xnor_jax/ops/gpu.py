@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xnor_jax.geometry import Geometry, Pads
+from xnor_jax.geometry import Geometry
 from xnor_jax.ops.epilogue import Epilogue, apply_epilogue
 
 DTYPE = jnp.int8
@@ -22,10 +22,7 @@ def conv_signs(
     x: jax.Array,
     kernel: jax.Array,
     epilogue: Epilogue,
-    *,
-    strides: tuple[int, ...],
-    padding: Pads,
-    dilation: tuple[int, ...],
+    geometry: Geometry,
     groups: int = 1,
 ) -> jax.Array:
     """The convolution of signs given as int8.
@@ -34,16 +31,12 @@ def conv_signs(
       x: Signs `[N, *spatial, C]`, int8.
       kernel: Signs `[*window, C / groups, C_out]`, int8.
       epilogue: Applied to the sums.
-      strides: One per spatial axis.
-      padding: Zeros (before, after) each spatial axis.
-      dilation: One per spatial axis.
+      geometry: The windows over the image; `DENSE` for `[N, C]`.
       groups: The number of channel groups.
     """
-    window, features = kernel.shape[:-2], kernel.shape[-1]
-    weights = prod(kernel.shape[:-1])
-    geometry = Geometry(x.shape[1:-1], window, strides, padding, dilation)
+    weights, features = prod(kernel.shape[:-1]), kernel.shape[-1]
     x = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0), (0, 0)))
+    x = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0), (0, 0)))
     taps = [x[(slice(None), *shift)] for shift in product(*geometry.shifts)]
     # Rows and columns of each group: [M, G, K] and [K, G, O].
     rows = jnp.stack(taps, axis=-2).reshape(-1, groups, weights)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xnor_jax.geometry import Geometry, Pads
+from xnor_jax.geometry import Geometry
 from xnor_jax.ops.epilogue import Epilogue, apply_epilogue
 from xnor_jax.ops.kernel import PackedKernel, columns
 
@@ -29,10 +29,7 @@ def conv_words(
     words: jax.Array,
     kernel: PackedKernel,
     epilogue: Epilogue,
-    *,
-    strides: tuple[int, ...],
-    padding: Pads,
-    dilation: tuple[int, ...],
+    geometry: Geometry,
     count: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """The convolution of packed signs; taps outside the image add 0.
@@ -41,16 +38,13 @@ def conv_words(
       words: uint32 `[N, *spatial, G, Cw]`, with any number of spatial axes.
       kernel: The packed kernel, of `G` groups and `Cw` words per tap.
       epilogue: Applied to the sums.
-      strides: One per spatial axis.
-      padding: (before, after) each spatial axis.
-      dilation: One per spatial axis.
+      geometry: The windows over the image.
       count: A replacement for `popcounts`, the default.
 
     Returns:
       int32 or float32 `[N, *out, C_out]`, or uint32 `[N, *out, ceil(C_out / 32)]`.
     """
     count = count or popcounts
-    geometry = Geometry(words.shape[1:-2], kernel.window, strides, padding, dilation)
     taps, groups = prod(kernel.window), kernel.groups
     matrix = columns(kernel)
     matrix = matrix.reshape(groups, taps, -1, matrix.shape[-1])

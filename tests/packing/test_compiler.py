@@ -632,6 +632,17 @@ def test_loops_over_the_input_and_stacked_results_are_packed():
     x = jnp.round(images(60, 4, 16))
     assert mismatches(function, packed.with_backend("xla"), x) == 0
     c_engine.check(packed, x)
+
+    # The first of the stacked carries is a constant, the same along two axes.
+    def carries(x):
+        def step(y, kernel):
+            return xnor.sign_ste(y + x[:, :1]) @ kernel, y
+
+        carry = jnp.broadcast_to(W[0][0], (x.shape[0], 5, 16))
+        return lax.scan(step, carry, kernels)[1].sum((0, 2))
+
+    packed = xnor.pack(carries, example=images(2, 4, 16))
+    assert mismatches(carries, packed.with_backend("xla"), x) == 0
     # Ties in a loop of kernels ±α: the meaning is α · n there too.
     scaled = jnp.stack([xnor.binarize(w) for w in W])
 

@@ -667,7 +667,8 @@ def test_loops_and_channel_indexing_are_packed():
             0, 3, lambda i, h: xnor.sign_ste(h + 0.01) @ xnor.binarize(W[1]), x @ W[0]
         )
         y = xnor.sign_ste(y[:, order] - 0.02) @ xnor.binarize(W[2])
-        return y[:, ::-1] * jnp.arange(1.0, 17)
+        parts = jnp.unstack(y.reshape(-1, 4, 4), axis=1)
+        return jnp.concatenate(parts[::-1], -1) + y[:, ::-1] * jnp.arange(1.0, 17)
 
     packed = xnor.pack(function, example=images(2, 16))
     x = images(50, 16)

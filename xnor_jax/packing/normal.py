@@ -234,15 +234,18 @@ def _translate(node: Node, users: Users) -> Node:
                 shape[axis] *= int(count)
                 x = make("concat", [x] * int(count), shape, node, axis=axis)
         return x
-    if op == "split":
-        axis, sizes = int(a["axis"]), [int(s) for s in a["sizes"]]
-        start, stop = [0] * len(x.shape), list(x.shape)
-        start[axis] = sum(sizes[: a["result"]])
-        stop[axis] = start[axis] + sizes[a["result"]]
-        return _slice(x, start, stop, [1] * len(start), node)
+    if op in ("split", "unstack"):
+        axis, at = int(a["axis"]), a["result"]
+        sizes = list(map(int, a.get("sizes", [1] * x.shape[axis])))
+        start, stop, shape = [0] * len(x.shape), list(x.shape), list(x.shape)
+        start[axis], shape[axis] = sum(sizes[:at]), sizes[at]
+        stop[axis] = start[axis] + sizes[at]
+        y = _slice(x, start, stop, [1] * len(start), shape, node)
+        return reshaped(y, node.shape)
     if op == "slice":
         strides = a["strides"] or (1,) * len(node.shape)
-        return _slice(x, a["start_indices"], a["limit_indices"], strides, node)
+        start, stop = a["start_indices"], a["limit_indices"]
+        return _slice(x, start, stop, strides, node.shape, node)
     if op == "pad":
         return _pad(node)
     if op == "dynamic_slice" and all(isinstance(i, Const) for i in node.ins[1:]):
@@ -368,12 +371,12 @@ def _signed(shape: Sequence[int]) -> int:
     return -_size(shape) if any(d < 0 for d in shape) else _size(shape)
 
 
-def _slice(x: Node, start, stop, strides, node: Node) -> Node:
-    if node.shape == x.shape:
+def _slice(x: Node, start, stop, strides, shape, node: Node) -> Node:
+    if tuple(shape) == x.shape:
         return x
     start, stop, strides = (tuple(map(int, v)) for v in (start, stop, strides))
     attrs = {"start": start, "stop": stop, "strides": strides}
-    return make("slice", [x], node.shape, node, **attrs)
+    return make("slice", [x], shape, node, **attrs)
 
 
 def _dynamic_slice(node: Node) -> Node:
@@ -386,7 +389,7 @@ def _dynamic_slice(node: Node) -> Node:
         first = 0 if whole else int(np.clip(int(at.value), 0, d - size))
         start.append(first)
         stop.append(d if whole else first + size)
-    return _slice(x, start, stop, [1] * len(start), node)
+    return _slice(x, start, stop, [1] * len(start), node.shape, node)
 
 
 def _pad(node: Node) -> Node:

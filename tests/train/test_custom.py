@@ -177,7 +177,9 @@ def test_interrupted_seeds_resume_to_identical_metrics(
 
     console, output = Interrupted(file=io.StringIO()), tmp_path / "runs"
     with pytest.raises(KeyboardInterrupt):
-        xnor.train.run_seeds(f"{copied}:RECIPE", (0, 5), output=output, console=console)
+        xnor.train.run_seeds(
+            f"{copied}:RECIPE", np.array([0, 5]), output=output, console=console
+        )
     assert len(metrics(output / "seed0")) == 1
     out = run_ok(capsys, "train", "--resume", "--output", output)
     assert metrics(output / "seed0") == metrics(trained[0].folder)

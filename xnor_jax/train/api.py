@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
@@ -216,7 +215,9 @@ def with_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
     Raises:
       RecipeError: If the recipe or a seed is invalid, or seeds are empty or repeated.
     """
-    seeds = [int(s) if isinstance(s, np.integer) else s for s in seeds]
+    # Those of an array are NumPy's, which a recipe refuses.
+    given: Sequence[Any] = seeds
+    seeds = [seed.item() if hasattr(seed, "item") else seed for seed in given]
     if not seeds or len(set(seeds)) < len(seeds):
         raise RecipeError(
             f"expected at least one seed, without duplicates, got {seeds}",

@@ -2,15 +2,15 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from xnor_jax._words import counted
 from xnor_jax.data import SOURCES, ImageSet, Source
@@ -462,7 +462,9 @@ def _difference(found: dict[str, Any], wanted: RunInfo) -> str:
     for field in ("mean", "std"):  # Only of a data set that is a function.
         there, now = found["data"].get(field), getattr(wanted.source, field)
         # Another processor may add in another order.
-        if there is not None and not np.allclose(there, now, rtol=1e-4):
+        if there is not None and not all(
+            map(partial(math.isclose, rel_tol=1e-4), there, now)
+        ):
             return (
                 f"its images have the {field} {_numbers(there)}, not {_numbers(now)}, "
                 "by which pixels are normalized"

@@ -70,7 +70,7 @@ def test_runs_with_unknown_options_and_parts_are_compared(tmp_path, capsys):
 
 def test_two_runs_of_one_seed_are_noted(tmp_path):
     runs = [write(tmp_path / name, [0.5], seed=7) for name in "ab"]
-    with pytest.warns(folders.RunWarning, match="a and .*b both have the seed 7"):
+    with pytest.warns(folders.RunWarning, match="a and .*b have the same seed, 7;"):
         compare.read(runs)
 
 

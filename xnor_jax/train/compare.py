@@ -67,8 +67,8 @@ def read(runs: Sequence[Path]) -> list[Group]:
                     raise RunError(f"{place} is given twice; expected each run once")
                 if (seed := fields["seed"]) == those["seed"]:
                     warnings.warn(
-                        f"{other} and {place} both have the seed {seed}, so that the "
-                        "spread is not that of different seeds",
+                        f"{other} and {place} have the same seed, {seed}; their spread "
+                        "is not that over seeds",
                         RunWarning,
                         stacklevel=2,
                     )

@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 
 import chex
@@ -201,3 +203,26 @@ def test_every_file_has_a_checksum(tmp_path):
         path.relative_to(directory).as_posix() for path in checkpoint_files(tmp_path, 1)
     }
     assert set(checksums) == names - {"checksums.json"}
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from xnor_jax.train.checkpoint import Checkpoints
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+noise = np.random.default_rng(0).normal(size=(60, 40_000))
+try:
+    Checkpoints(Path(sys.argv[1])).save(1, dict(enumerate(noise)), [])
+except Exception as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_threads_of_a_failed_save_print_nothing(tmp_path):
+    command = [sys.executable, "-c", FULL_DISK, tmp_path]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stderr == "" and "cannot save epoch 1 in" in found.stdout

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,12 +203,21 @@ def _checksum(path: Path) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Orbax's logging of errors: it also raises them."""
+    """Silence Orbax's logging of errors and its threads: it also raises the errors."""
     logger = logging.getLogger("absl")
-    level = logger.level
+    level, print_error = logger.level, sys.unraisablehook
+
+    def print_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            print_error(unraisable)
+
     logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = print_others
     try:
         yield
+        # After an error the other writes, in threads, still end, in an event loop that
+        # Orbax has closed.
+        sys.unraisablehook = print_error
     finally:
         logger.setLevel(level)
 

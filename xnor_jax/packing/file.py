@@ -592,9 +592,10 @@ def replaceable(path: str | os.PathLike[str]) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    # In the same folder: a rename across file systems is not atomic. Of the name only a
-    # part, as a name with more characters may be too long.
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")
+    # In the same folder: a rename across file systems is not atomic. A longer name than
+    # the file's own could be too long for the file system.
+    name = f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.tmp"
+    temporary = path.with_name(name)
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -215,8 +215,7 @@ def _quiet() -> Iterator[None]:
     sys.unraisablehook = print_others
     try:
         yield
-        # After an error the other writes, in threads, still end, in an event loop that
-        # Orbax has closed.
+        # Not after an error: Orbax closes its event loop before its threads end.
         sys.unraisablehook = print_error
     finally:
         logger.setLevel(level)

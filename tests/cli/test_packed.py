@@ -191,6 +191,14 @@ def test_predict_reads_folders_and_standard_input(
     assert code == 2 and "no pictures in" in err
 
 
+def test_predict_escapes_control_characters_of_names(file, pictures, tmp_path, capsys):
+    path = tmp_path / "a\nb\x1b[31m é.png"
+    path.write_bytes(pictures[0][0].read_bytes())
+    plain = run_ok(capsys, "predict", file, pictures[0][0])
+    name = str(tmp_path / r"a\nb\x1b[31m é.png")
+    assert run_ok(capsys, "predict", file, path) == f"{name}: {plain.split(': ')[1]}"
+
+
 def test_predict_prints_top_classes_and_json(file, pictures, capsys):
     paths, _ = pictures
     plain = run_ok(capsys, "predict", file, *paths[:2]).splitlines()

@@ -1,3 +1,4 @@
+import logging
 import shutil
 from pathlib import Path
 
@@ -232,6 +233,19 @@ def test_missing_folder_and_unknown_name_are_refused(tmp_path):
         data.load("mnist", "nowhere")
     with pytest.raises(data.DataError, match="expected one of digits, mnist"):
         data.load("imagenet22k")
+
+
+def test_unreachable_hub_is_one_line(monkeypatch):
+    warns = []
+
+    def load(name):
+        warns.append(logging.getLogger("huggingface_hub").isEnabledFor(logging.WARNING))
+        raise ConnectionError(f"Couldn't reach {name!r} on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    with pytest.raises(data.DataError, match="^cannot read ylecun/mnist .*--data-dir$"):
+        data.load("mnist")
+    assert warns == [False]  # huggingface_hub would warn of each retry
 
 
 @pytest.mark.slow

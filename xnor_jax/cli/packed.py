@@ -148,10 +148,13 @@ def _pictures(path: Path) -> list[Path]:
     return found
 
 
+# Control characters, which would break the line or change the terminal.
+_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), 127)}
+
+
 def _line(path: Path, classes: Sequence[Any]) -> str:
-    return f"{path}: " + ", ".join(
-        f"{one.name} {one.probability:.2%}" for one in classes
-    )
+    found = ", ".join(f"{one.name} {one.probability:.2%}" for one in classes)
+    return f"{str(path).translate(_ESCAPES)}: {found}"
 
 
 def _json(path: Path, classes: Sequence[Any]) -> str:

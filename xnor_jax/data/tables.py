@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow.parquet
 
@@ -160,6 +161,7 @@ def _row_set(
 def _reading(where: str, fix: str, read: Callable[[], _T]) -> _T:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    huggingface_hub.logging.set_verbosity_error()  # of each retry, a warning
     try:
         return read()
     except DataError:

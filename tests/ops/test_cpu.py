@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xnor_jax import ops
+from xnor_jax.geometry import Geometry
 from xnor_jax.ops import PackedKernel, cpu
 from xnor_jax.ops.bits import pack_negative, unpack_negative, words_for
 from xnor_jax.ops.cpu import operations
@@ -141,10 +142,8 @@ def test_sums_of_thousands_of_shapes(drawn):
     def run(words, kernels):
         results = []
         for case, x, kernel, y in zip(drawn, words, kernels, expected, strict=True):
-            options = {"strides": case.strides, "padding": case.pads}
-            operation = operations.conv(
-                kernel, ops.Sums(), **options, dilation=case.dilation
-            )
+            sizes = case.spatial, case.window, case.strides, case.pads, case.dilation
+            operation = operations.conv(kernel, ops.Sums(), Geometry(*sizes))
             y = cpu.run(x, [operation], y.shape[1:-1], case.features, jnp.int32)
             results.append(y)
         return results
@@ -358,11 +357,13 @@ def test_chain_matches_separate_operations():
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     flip = lambda n: jnp.asarray(packed_bits(rng.random(n) < 0.5))  # noqa: E731
+    unit = (1, 1)
     geometries = [
-        {"strides": (2, 1), "padding": ((2, 2), (1, 2)), "dilation": (1, 1)},
-        {"strides": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1)},
-        {"window": (2, 2), "strides": (2, 1), "padding": ((0, 0), (1, 0))},
+        Geometry((20, 20), (5, 5), (2, 1), ((2, 2), (1, 2)), unit),
+        Geometry((10, 19), (3, 3), unit, (unit, unit), unit),
+        Geometry((10, 19), (2, 2), (2, 1), ((0, 0), (1, 0)), unit),
     ]
+    pool = {"window": (2, 2), "strides": (2, 1), "padding": ((0, 0), (1, 0))}
     real, kernel = normal(5, 5, 3, 40), ops.pack_kernel(normal(3, 3, 40, 70))
     dense = ops.pack_kernel(normal(70, 70))
     first, third = (ops.Threshold(normal(n), flip(n)) for n in (40, 70))
@@ -370,16 +371,16 @@ def test_chain_matches_separate_operations():
     x = normal(3, 20, 20, 3)
 
     def separate(x):
-        y = ops.real_conv(x, real, first, **geometries[0], backend="cpu")
-        y = ops.packed_conv(y, kernel, second, **geometries[1], backend="cpu")
-        y = ops.sum_pool_bits(y, third, **geometries[2], backend="cpu")
+        y = ops.real_conv(x, real, first, **geometries[0].options, backend="cpu")
+        y = ops.packed_conv(y, kernel, second, **geometries[1].options, backend="cpu")
+        y = ops.sum_pool_bits(y, third, **pool, backend="cpu")
         y = ops.packed_matmul(y, dense, second, backend="cpu")
         return ops.packed_matmul(ops.sign_bits(y), dense, second, backend="cpu")
 
     chain = [
-        operations.real_conv(real, first, **geometries[0]),
-        operations.conv(kernel, second, **geometries[1]),
-        operations.sum_pool_bits(third, **geometries[2]),
+        operations.real_conv(real, first, geometries[0]),
+        operations.conv(kernel, second, geometries[1]),
+        operations.sum_pool_bits(third, geometries[2]),
         operations.conv(dense, second),
         operations.pack(),
         operations.conv(dense, second),

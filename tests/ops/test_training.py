@@ -198,18 +198,17 @@ def test_kernel_gradient_on_every_instruction_set(name, channels):
     """Values are integers, so that sums are exact in any order."""
     rng = np.random.default_rng(0)
     geometry = Geometry((7, 40), (3, 5), (2, 1), ((1, 0), (2, 3)), (1, 2))
-    options = geometry.options
     x = jnp.float32(rng.integers(-8, 9, (3, 7, 40, channels)))
     g = jnp.float32(rng.integers(-8, 9, (3, *geometry.out, 45)))
     original = cpu.instruction_set()
     try:
         cpu.use_instruction_set(name)
-        ours = cpu.kernel_gradient(x, x, g, (3, 5, channels, 45), **options)
+        ours = cpu.kernel_gradient(x, x, g, (3, 5, channels, 45), geometry)
     finally:
         cpu.use_instruction_set(original)
 
     def product(kernel):
-        return training.conv(x, kernel, **options, backend="float")
+        return training.conv(x, kernel, **geometry.options, backend="float")
 
     pull = jax.jit(lambda g: jax.vjp(product, jnp.zeros(ours.shape))[1](g)[0])
     expected = pull(g)

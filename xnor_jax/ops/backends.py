@@ -74,7 +74,7 @@ def _cpu(words, kernel, epilogue, geometry):
     if isinstance(epilogue, Threshold) and kernel.groups > 1 and each % WORD:
         return apply_epilogue(_cpu(words, kernel, Sums(), geometry), epilogue)
     x = words.reshape(*words.shape[:-2], -1)
-    operation = operations.conv(kernel, epilogue, **geometry.options)
+    operation = operations.conv(kernel, epilogue, geometry)
     return _run(x, operation, epilogue, jnp.int32, geometry.out, kernel.out_features)
 
 
@@ -196,7 +196,7 @@ def product(
 
     def compiled(x, kernel):
         packed = pack_kernel(kernel, groups)
-        both = [operations.pack(), operations.conv(packed, Sums(), **geometry.options)]
+        both = [operations.pack(), operations.conv(packed, Sums(), geometry)]
         return cpu.run(x, both, geometry.out, packed.out_features, jnp.int32)
 
     def portable(x, kernel):
@@ -261,17 +261,16 @@ def real_conv(
     Returns:
       float32 `[N, *out, C_out]`, or uint32 `[N, *out, ceil(C_out / 32)]`.
     """
-    options = geometry.options
 
     def portable(x, kernel, epilogue):
-        acc = convolution.conv(x, kernel, groups=groups, **options)
+        acc = convolution.conv(x, kernel, groups=groups, **geometry.options)
         return apply_epilogue(acc, epilogue)
 
     if backend not in ("auto", "cpu") or x.size == 0:
         return portable(x, kernel, epilogue)
 
     def compiled(x, kernel, epilogue):
-        operation = operations.real_conv(kernel, epilogue, **options)
+        operation = operations.real_conv(kernel, epilogue, geometry)
         return _run(x, operation, epilogue, jnp.float32, geometry.out, kernel.shape[-1])
 
     return choose(backend, compiled, portable, x, kernel, epilogue)
@@ -291,11 +290,6 @@ def sum_pool_bits(
     Returns:
       uint32 `[N, *out, ceil(C / 32)]`.
     """
-    options = {
-        "window": geometry.window,
-        "strides": geometry.strides,
-        "padding": geometry.padding,
-    }
 
     def portable(x, threshold):
         return apply_epilogue(convolution.sum_pool(x, geometry), threshold)
@@ -304,7 +298,7 @@ def sum_pool_bits(
         return portable(x, threshold)
 
     def compiled(x, threshold):
-        operation = operations.sum_pool_bits(threshold, **options)
+        operation = operations.sum_pool_bits(threshold, geometry)
         return _run(x, operation, threshold, jnp.float32, geometry.out, x.shape[-1])
 
     return choose(backend, compiled, portable, x, threshold)

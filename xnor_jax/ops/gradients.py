@@ -65,9 +65,7 @@ def col2im(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
     unit = (1,) * len(geometry.window)
     taps = kernel.reshape(-1, features).swapaxes(0, 1).reshape(*unit, features, -1)
     patches = operations.real_conv(taps, Sums())
-    add = operations.col2im(
-        geometry.spatial, window=geometry.window, **geometry.options
-    )
+    add = operations.col2im(geometry)
     return cpu.run(g, [patches, add], geometry.spatial, channels, jnp.float32)
 
 
@@ -82,5 +80,5 @@ def transposed(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array
         pads = ((0, 0),) * len(window)
     unit = (1,) * len(window)
     back = Geometry(g.shape[1:-1], window, unit, pads, geometry.dilation)
-    operation = operations.real_conv(flipped, Sums(), **back.options)
+    operation = operations.real_conv(flipped, Sums(), back)
     return cpu.run(g, [operation], geometry.spatial, flipped.shape[-1], jnp.float32)

@@ -196,7 +196,7 @@ def _on_bits_fwd(geometry, keep_rate, relu, dtype, clipped, x, kernel, bias, kee
     shift = jnp.zeros_like(alpha) if bias is None else bias
 
     def run(words, epilogue, dtype):
-        operation = operations.conv(packed, epilogue, **geometry.options)
+        operation = operations.conv(packed, epilogue, geometry)
         return cpu.run(words, [operation], geometry.out, packed.out_features, dtype)
 
     words, outside, others = _planes(geometry, clipped, x, keep)
@@ -247,14 +247,14 @@ def _on_bits_bwd(geometry, keep_rate, relu, dtype, clipped, residuals, g):
     unscaled, scaled, factor = g, g, alpha * signs
     if dtype is not None:
         unscaled, scaled, factor = rounded(g, dtype), rounded(alpha * g, dtype), signs
-    options = {"shape": kernel.shape, **geometry.options}
     # No gradient passes where `ste` clips or a sign was dropped.
     blocked = [] if outside is None else [outside]
     if others is None:
         others = words
     else:
         blocked.append(words ^ others)
-    d_kernel = cpu.kernel_gradient(words, others, unscaled, **options) / keep_rate
+    d_kernel = cpu.kernel_gradient(words, others, unscaled, kernel.shape, geometry)
+    d_kernel = d_kernel / keep_rate
     d_x = input_gradient(geometry, scaled, factor)
     if dtype is not None:
         d_x = rounded(d_x, dtype)
@@ -270,7 +270,7 @@ _on_bits.defvjp(_on_bits_fwd, _on_bits_bwd)
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(geometry, x, kernel, bias):
     epilogue = Sums() if bias is None else Affine(jnp.ones_like(bias), bias)
-    operation = operations.real_conv(kernel, epilogue, **geometry.options)
+    operation = operations.real_conv(kernel, epilogue, geometry)
     return cpu.run(x, [operation], geometry.out, kernel.shape[-1], jnp.float32)
 
 
@@ -280,7 +280,7 @@ def _conv_fwd(geometry, x, kernel, bias):
 
 def _conv_bwd(geometry, residuals, g):
     x, kernel, bias = residuals
-    d_kernel = cpu.kernel_gradient(x, x, g, kernel.shape, **geometry.options)
+    d_kernel = cpu.kernel_gradient(x, x, g, kernel.shape, geometry)
     return input_gradient(geometry, g, kernel), d_kernel, _bias_gradient(g, bias)
 
 

@@ -22,7 +22,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from xnor_jax import _compiled
-from xnor_jax.geometry import Pads
+from xnor_jax.geometry import Geometry
 from xnor_jax.ops.bits import words_for
 from xnor_jax.ops.cpu.operations import Operation, geometry_numbers
 from xnor_jax.ops.cpu.split import split_images
@@ -147,10 +147,7 @@ def kernel_gradient(
     others: jax.Array,
     gradient: jax.Array,
     shape: tuple[int, ...],
-    *,
-    strides: tuple[int, ...],
-    padding: Pads,
-    dilation: tuple[int, ...],
+    geometry: Geometry,
 ) -> jax.Array:
     """The kernel gradient of a convolution: its images times the result's gradient.
 
@@ -161,9 +158,7 @@ def kernel_gradient(
         of two signs.
       gradient: float32 `[N, *out, C_out]`.
       shape: The kernel's shape, `[*window, C, C_out]`.
-      strides: One per spatial axis.
-      padding: (before, after) each spatial axis; taps outside are 0.
-      dilation: The kernel's dilation, one per spatial axis.
+      geometry: The windows over the images; taps outside are 0.
 
     Returns:
       float32, of the kernel's shape.
@@ -176,7 +171,7 @@ def kernel_gradient(
     *window, channels, features = shape
     window += (1,) * (RANK - len(window))
     out = jax.ShapeDtypeStruct((*window, channels, features), jnp.float32)
-    numbers = np.array(geometry_numbers(strides, padding, dilation), np.int64)
+    numbers = np.array(geometry_numbers(geometry), np.int64)
 
     def kernel_of(x, others, gradient):
         call = jax.ffi.ffi_call("xnor_jax_kernel_gradient", out)

@@ -11,7 +11,7 @@ from enum import IntEnum
 import jax
 import jax.numpy as jnp
 
-from xnor_jax.geometry import Pads
+from xnor_jax.geometry import DENSE, Geometry
 from xnor_jax.ops.epilogue import Affine, Epilogue, Sums, Threshold
 from xnor_jax.ops.kernel import PackedKernel
 
@@ -37,43 +37,24 @@ class Operation:
 
 
 def conv(
-    kernel: PackedKernel,
-    epilogue: Epilogue,
-    *,
-    strides: tuple[int, ...] = (),
-    padding: Pads = (),
-    dilation: tuple[int, ...] = (),
+    kernel: PackedKernel, epilogue: Epilogue, geometry: Geometry = DENSE
 ) -> Operation:
     """The convolution of packed signs, with up to two spatial axes.
 
     Args:
       kernel: The packed kernel; each group starts at a new word of the input.
       epilogue: Applied to the sums; a `Threshold` needs whole words per group.
-      strides: One per spatial axis.
-      padding: (before, after) each spatial axis; taps outside add 0.
-      dilation: The kernel's dilation, one per spatial axis.
+      geometry: The windows over the image; taps outside add 0.
     """
     code, relu, constants = _epilogue(epilogue, jnp.int32)
-    return Operation(
-        (_with_axes(kernel.words, 2, len(kernel.window)), *constants),
-        _numbers(
-            _Kind.CONV,
-            (code, relu),
-            (kernel.in_features, kernel.out_features),
-            strides=strides,
-            padding=padding,
-            dilation=dilation,
-        ),
-    )
+    channels = kernel.in_features, kernel.out_features
+    words = _with_axes(kernel.words, 2, len(kernel.window))
+    numbers = _numbers(_Kind.CONV, geometry, (code, relu), channels)
+    return Operation((words, *constants), numbers)
 
 
 def real_conv(
-    kernel: jax.Array,
-    epilogue: Epilogue,
-    *,
-    strides: tuple[int, ...] = (),
-    padding: Pads = (),
-    dilation: tuple[int, ...] = (),
+    kernel: jax.Array, epilogue: Epilogue, geometry: Geometry = DENSE
 ) -> Operation:
     """The convolution of floats, with one group and up to two spatial axes.
 
@@ -83,20 +64,12 @@ def real_conv(
     Args:
       kernel: float32 `[*window, C, C_out]`.
       epilogue: Applied to the sums.
-      strides: One per spatial axis.
-      padding: Zeros (before, after) each spatial axis.
-      dilation: The kernel's dilation, one per spatial axis.
+      geometry: The windows over the image, padded with zeros.
     """
     code, relu, constants = _epilogue(epilogue, jnp.float32)
+    taps = _with_axes(kernel, 0, kernel.ndim - 2)
     return Operation(
-        (_with_axes(kernel, 0, kernel.ndim - 2), *constants),
-        _numbers(
-            _Kind.REAL_CONV,
-            (code, relu),
-            strides=strides,
-            padding=padding,
-            dilation=dilation,
-        ),
+        (taps, *constants), _numbers(_Kind.REAL_CONV, geometry, (code, relu))
     )
 
 
@@ -110,45 +83,20 @@ def pack_flags(count: int) -> Operation:
     return Operation((), _numbers(_Kind.PACK_FLAGS, channels=(count, 0)))
 
 
-def sum_pool_bits(
-    threshold: Threshold,
-    *,
-    window: tuple[int, ...],
-    strides: tuple[int, ...],
-    padding: Pads,
-) -> Operation:
+def sum_pool_bits(threshold: Threshold, geometry: Geometry) -> Operation:
     """Thresholded window sums of floats as bits; see `xnor_jax.ops.sum_pool_bits`."""
-    options = {"window": window, "strides": strides, "padding": padding}
     arrays = (threshold.threshold, threshold.flip)
-    return Operation(arrays, _numbers(_Kind.SUM_POOL, **options))
+    return Operation(arrays, _numbers(_Kind.SUM_POOL, geometry))
 
 
-def col2im(
-    spatial: tuple[int, ...],
-    *,
-    window: tuple[int, ...],
-    strides: tuple[int, ...],
-    padding: Pads,
-    dilation: tuple[int, ...],
-) -> Operation:
+def col2im(geometry: Geometry) -> Operation:
     """Sum float patches `[*window, C]`, one per position of the window, into the image.
 
     Args:
-      spatial: The image's spatial sizes.
-      window: The window's sizes.
-      strides: One per spatial axis.
-      padding: (before, after) each spatial axis; values there are dropped.
-      dilation: The window's dilation, one per spatial axis.
+      geometry: The windows over the image; values in its padding are dropped.
     """
-    numbers = _numbers(
-        _Kind.COL2IM,
-        channels=_pair(spatial),
-        window=window,
-        strides=strides,
-        padding=padding,
-        dilation=dilation,
-    )
-    return Operation((), numbers)
+    spatial = _pair(geometry.spatial)
+    return Operation((), _numbers(_Kind.COL2IM, geometry, channels=spatial))
 
 
 def _epilogue(epilogue: Epilogue, sums: type) -> tuple[int, int, tuple]:
@@ -168,24 +116,19 @@ def _with_axes(array: jax.Array, at: int, spatial: int) -> jax.Array:
 
 def _numbers(
     kind: _Kind,
+    geometry: Geometry = DENSE,
     epilogue: tuple[int, int] = (0, 0),
     channels: tuple[int, ...] = (0, 0),
-    *,
-    window: tuple[int, ...] = (),
-    strides: tuple[int, ...] = (),
-    padding: Pads = (),
-    dilation: tuple[int, ...] = (),
 ) -> tuple[int, ...]:
-    rest = geometry_numbers(strides, padding, dilation)
-    return (int(kind), *epilogue, *channels, *_pair(window), *rest)
+    window = _pair(geometry.window)
+    return (int(kind), *epilogue, *channels, *window, *geometry_numbers(geometry))
 
 
-def geometry_numbers(
-    strides: tuple[int, ...], padding: Pads, dilation: tuple[int, ...]
-) -> tuple[int, ...]:
+def geometry_numbers(geometry: Geometry) -> tuple[int, ...]:
     """Two strides, four paddings and two dilations; missing axes get 1, 0 and 1."""
-    pads = [side for pads in padding for side in pads] + [0] * (4 - 2 * len(padding))
-    return (*_pair(strides), *pads, *_pair(dilation))
+    pads = [side for pads in geometry.padding for side in pads]
+    pads += [0] * (4 - len(pads))
+    return (*_pair(geometry.strides), *pads, *_pair(geometry.dilation))
 
 
 def _pair(entries: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ US, MS = 1e-6, 1e-3
 PASSES = 12  # over all activations, forward and backward
 FLOOR = 0.4 * MS  # the least time to launch a step's kernels
 DEVICES = (1, 8, 64, 1024)
-CPU_STEP = 1.3  # seconds, NIN at batch 128 on two cores, measured
+CPU_STEP = 1.0  # seconds, NIN at batch 128 on two cores; measured, see README.md
 
 
 class Conv(NamedTuple):

@@ -709,6 +709,28 @@ def exact_product(kernel):
     return lambda x: alpha * CONV(xnor.sign(x), signs, (1, 1), "SAME")
 
 
+SUMS = {
+    "flip": lambda x: x + jnp.flip(x, 1),
+    "roll": lambda x: x - jnp.roll(x, 1, 2),
+    "slices": lambda x: (x[:, ::2] + x[:, 1::2]) / 2,
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_of_products_that_cancel_are_zero(name):
+    """XLA would fuse a product into the sum and round it once: not to 0."""
+    first, *kernels = (jax.random.normal(k, (3, 3, 8, 8)) for k in keys(3))
+    first_product, second = map(exact_product, kernels)
+
+    def function(x):
+        x = CONV(x, first, (1, 1), "SAME")
+        return second(SUMS[name](first_product(x))).mean((1, 2))
+
+    x = images(16, 6, 6, 8)
+    packed, wanted = xnor.pack(function, example=x), function(x)  # op by op
+    np.testing.assert_allclose(packed(x), wanted, atol=1e-5 * jnp.abs(wanted).max())
+
+
 @pytest.mark.parametrize("backend", ["auto", "xla"])
 def test_zero_sums_of_signs_ignore_float_rounding(backend):
     """The sums go straight into signs, so the thresholds are 0."""

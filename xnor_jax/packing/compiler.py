@@ -247,7 +247,9 @@ def _check(
     if (share := _mismatch_fraction(packed, function, params, x)) > 1 / _IMAGES:
         raise PackError(
             f"pack: the packed network disagrees with the model on {share:.0%} of "
-            "random images; this is a bug in xnor_jax, please report it"
+            "random images. If windows of binary products are summed before a sign, "
+            "use xnor_jax.nn.AvgPool, because XLA's order of additions varies; if not, "
+            "this is a bug in xnor_jax, please report it"
         )
 
 

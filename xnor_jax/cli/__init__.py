@@ -140,7 +140,9 @@ def _quiet() -> Iterator[None]:
                 out.reconfigure(errors="replace")  # if the locale lacks … or ≥
             yield
         finally:
-            sys.unraisablehook = hook
+            # A failed save leaves its own hook, for Orbax's threads.
+            if sys.unraisablehook is unraisable:
+                sys.unraisablehook = hook
             asyncio.setLevel(level)
             if isinstance(out, io.TextIOWrapper):
                 out.reconfigure(errors=errors)

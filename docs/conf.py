@@ -20,6 +20,7 @@ for _name in xnor_jax.train.__all__:
     getattr(xnor_jax.train, _name)
 
 project = "xnor_jax"
+author = copyright = "the xnor_jax developers"
 version = release = xnor_jax.__version__
 extensions = [
     "myst_nb",
@@ -37,9 +38,10 @@ html_theme = "sphinx_book_theme"
 html_title = "xnor_jax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_theme_options: dict = {"navbar_persistent": []}  # The sidebar has the search box.
 # The repository's URL, if the publisher of the site sets it.
 if repository := os.environ.get("XNOR_JAX_URL"):
-    html_theme_options = {
+    html_theme_options |= {
         "repository_url": repository,
         "use_repository_button": True,
         "path_to_docs": "docs",

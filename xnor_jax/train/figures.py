@@ -67,7 +67,8 @@ class EventWriter:
 
 _CAPTION = """\
 Loss, error: on the training images during the epoch, and on the test images after it;
-the grey line marks the epoch of the lowest test error. Sign flips: the share of a
+the grey line marks the epoch of the lowest test error. Learning rate: that of each
+epoch's last step. Sign flips: the share of a
 kernel's weights whose sign a step flips, averaged over the epoch; near 0 the binary
 network has settled. Latent weights: their distribution after the last epoch, in the
 same colours; those near 0 flip easily, those at ±1 are clamped. Signs: a part of the

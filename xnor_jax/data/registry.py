@@ -14,14 +14,15 @@ _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SOURCES = {
     source.name: source
     for source in (
-        Source("digits", (0.22,), (0.34,), (28, 28, 1)),
-        Source("mnist", (0.1307,), (0.3081,), (28, 28, 1), "ylecun/mnist"),
+        Source("digits", (0.22,), (0.34,), (28, 28, 1), classes=10),
+        Source("mnist", (0.1307,), (0.3081,), (28, 28, 1), "ylecun/mnist", 10),
         Source(
             "fashion",
             (0.2860,),
             (0.3530,),
             (28, 28, 1),
             "zalando-datasets/fashion_mnist",
+            10,
         ),
         Source(
             "cifar10",
@@ -29,8 +30,9 @@ SOURCES = {
             (0.2470, 0.2435, 0.2616),
             (32, 32, 3),
             "uoft-cs/cifar10",
+            10,
         ),
-        Source("imagenet", *_IMAGENET, None, "ILSVRC/imagenet-1k"),
+        Source("imagenet", *_IMAGENET, None, "ILSVRC/imagenet-1k", 1000),
         Source("folder", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), None),
     )
 }

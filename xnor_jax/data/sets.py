@@ -24,6 +24,7 @@ class Source:
     std: tuple[float, ...]
     image_shape: tuple[int, int, int] | None  # None: pictures of any size, on disk
     hub: str | None = None  # name on the Hugging Face hub
+    classes: int | None = None  # None: known from the data alone
 
     @property
     def streamed(self) -> bool:

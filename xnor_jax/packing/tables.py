@@ -53,7 +53,14 @@ def make_table(
     title: str | None = None,
     no_wrap: bool = False,
 ) -> Table:
-    """Make an empty table in the package's style; columns but `left` align right."""
+    """Make an empty table in the package's style.
+
+    Args:
+      columns: The columns' titles.
+      left: The columns that align left, of texts; the others align right.
+      title: The table's title.
+      no_wrap: Whether numbers stay on one line, so that only texts wrap.
+    """
     table = Table(
         title=title,
         title_style="bold",
@@ -64,8 +71,10 @@ def make_table(
         show_edge=False,
     )
     for column in columns:
-        justify = "left" if column in left else "right"
-        table.add_column(column, justify=justify, no_wrap=no_wrap)
+        if column in left:
+            table.add_column(column, justify="left", overflow="fold")
+        else:
+            table.add_column(column, justify="right", no_wrap=no_wrap)
     return table
 
 

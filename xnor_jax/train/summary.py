@@ -58,8 +58,8 @@ def table(name: str, recipe: Recipe) -> Table:
     result = make_table(
         ("layer", "kernel", "weights", "bits", "output", "MACs", "bytes"),
         left=("layer", "kernel"),
-        title=f"{name}: {fields['model']}, {fields['dataset']}, images {shape}; "
-        f"{len(inner)} of {len(kernels)} kernels binary",
+        title=f"{name}: {fields['model']}, {fields['dataset']}, {classes} classes, "
+        f"images {shape};\n{len(inner)} of {len(kernels)} kernels binary",
         no_wrap=True,
     )
     one_bit = 0
@@ -154,10 +154,11 @@ def _short(number: int) -> str:
 
 
 def _images(recipe: Recipe) -> tuple[tuple[int, ...], int]:
-    """The image shape and the number of classes, 10 for a registered data set."""
+    """The image shape and the number of classes; 10 for folders, which have any."""
     if callable(recipe.dataset):
         dataset = data.load(recipe.dataset)
         return dataset.image_shape, len(dataset.class_names)
     source = data.SOURCES[recipe.dataset]
     size = recipe.image_size or 0  # required for pictures of any size
-    return source.image_shape or (size, size, len(source.mean)), 10
+    shape = source.image_shape or (size, size, len(source.mean))
+    return shape, source.classes or 10

@@ -32,7 +32,9 @@ def test_commands_run_on_class_folders(root, tmp_path, capsys):
     out = run_ok(capsys, *train, "--output", run)
     assert "20 training images" in out
     (_, last) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    found = run_ok(capsys, "evaluate", run, "--data-dir", root)
+    # Neither command needs the data set's folder again.
+    assert "20 training images" in run_ok(capsys, "train", "--resume", "--output", run)
+    found = run_ok(capsys, "evaluate", run)
     assert f"7 test images, loss {last['test_loss']:.4f}" in found
     run_ok(capsys, "pack", run, "-o", file, "--data-dir", root)
     packed = xnor.load(file)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -285,3 +286,21 @@ def test_run_folders_are_numbered(tmp_path):
         assert free.name == expected
         free.mkdir()
         assert folders.newest_folder(base) == free
+
+
+def test_data_folder_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders.write_seeds(tmp_path / "many", [3, 5])
+    for run in (tmp_path / "one", tmp_path / "many" / "seed5"):
+        run.mkdir()
+        assert folders.read_data_dir(run) is None
+        folders.write_data_dir(run, Path("my\n\udcff"))
+    wanted = tmp_path / "my\n\udcff"
+    assert folders.read_data_dir(tmp_path / "one") == wanted
+    assert folders.read_data_dir(tmp_path / "many") == wanted
+    for text in ("", "{", "3", "[]"):
+        (tmp_path / "one" / "data_dir.json").write_text(text)
+        with pytest.raises(
+            folders.RunError, match="one/data_dir.json: .*; remove it, "
+        ):
+            folders.read_data_dir(tmp_path / "one")

@@ -55,6 +55,15 @@ def exact(record):
 
 
 @pytest.mark.slow
+def test_nan_in_front_of_a_sign_is_an_error(tmp_path):
+    """The sign of NaN is -1, so that the losses are finite."""
+    options = {"epochs": 1, "batch_size": 16, "surrogate": lambda x, g: g * jnp.nan}
+    with pytest.raises(RunError, match="after epoch 1, block2/layer/bias has .*NaN"):
+        run(tmp_path / "run", "digits-lenet5", (28, 28, 1), **options)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
 def test_nonfinite_test_loss_saves_nothing(tmp_path):
     # One step: its training loss is that of the initial weights, which is finite.
     with pytest.raises(RunError, match="the test loss of epoch 1 is .*learning_rate"):

@@ -25,7 +25,8 @@ class RunOptions:
 
     data_dir: Path | None = None
     """The data set's folder, in the hub's layout or of class folders; without it, the
-    set is loaded from the hub. The digits and functions take none; folder needs one."""
+    set is loaded from the hub. The digits and functions take none; folder needs one.
+    With --resume, without it, the folder that the run began with."""
     output: Path | None = None
     """The run's folder; without it, runs/RECIPE, or the next free one of runs/RECIPE-2,
     …. With --resume, the newest of these."""
@@ -155,7 +156,16 @@ def train(args: list[str]) -> None:
     base = base or recipes.get(name)
     _, recipe, options, cluster = _parse_train(base, args)
     recipe = recipes.from_json(recipes.to_json(recipe), base)
-    options = dataclasses.replace(options, output=output, seeds=seeds)
+    data_dir = options.data_dir
+    if output and typed.options.resume and data_dir is None:
+        data_dir = folders.read_data_dir(output)
+        check_data_dir(data_dir)
+    changed = {"output": output, "seeds": seeds, "data_dir": data_dir}
+    options = dataclasses.replace(options, **changed)
+    check_data(recipe.dataset, options.data_dir)
+    for option in () if options.resume else ("teacher", "initial"):
+        if (run := getattr(recipe, option)) is not None:
+            check_run(Path(run), option=option)
     from xnor_jax.train import processes, supervisor
 
     try:
@@ -197,11 +207,7 @@ def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
     from xnor_jax.train import api, processes
     from xnor_jax.train.devices import make_mesh
 
-    check_data(recipe.dataset, options.data_dir)
     api.check_workers(recipe, options.workers)
-    for option in () if options.resume else ("teacher", "initial"):
-        if (run := getattr(recipe, option)) is not None:
-            check_run(Path(run), option=option)
     folder = options.output or folders.default_folder(name, resume=False)
     each = api.with_seeds(recipe, options.seeds) if options.seeds else ()
     mesh = make_mesh(options.devices, recipe.batch_size)
@@ -212,6 +218,7 @@ def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
         "resume": options.resume,
         "mesh": mesh,
         "workers": options.workers,
+        "data_dir": options.data_dir,
         "console": make_console(quiet=not processes.is_first()),
     }
     if each:
@@ -241,7 +248,8 @@ def summary(args: list[str]) -> None:
     name = parse("summary", arguments(recipes.get(_DEFAULT)), words)[0] or _DEFAULT
     base = recipes.get(name)
     recipe = parse("summary", arguments(base), args)[1]
+    recipe = recipes.from_json(recipes.to_json(recipe), base)
     from xnor_jax.train import summary
 
-    table = summary.table(name, recipes.from_json(recipes.to_json(recipe), base))
+    table = summary.table(name, recipe)
     make_console().print(table)

@@ -36,8 +36,9 @@ def evaluate(
     Args:
       run: The run's folder, a file written by pack, or the name of a network in the
         zoo.
-      data_dir: The data set's folder; without it, the set is loaded from the hub. The
-        digits and functions take none; folder needs one.
+      data_dir: The data set's folder; without it, that of the run's training, or else
+        the set is loaded from the hub. The digits and functions take none; a packed
+        file of class folders needs one.
       best: Evaluate a run's best epoch; without it, the newest.
       report: Print the confusion matrix and draw it in confusion.png in the run's
         folder, or FILE.confusion.png beside the packed file, or in the current folder
@@ -82,6 +83,9 @@ def _evaluate_run(
     from xnor_jax.train import recipe as recipes
 
     info = folders.read_info(run)
+    if data_dir is None:
+        data_dir = folders.read_data_dir(run)
+        check_data_dir(data_dir)
     check_data(info.recipe.dataset, data_dir)
     dataset = recipes.load_data(info.recipe, data_dir, train=False)
     trainer, state, history = loop.restore(run, info, best=best)

@@ -81,8 +81,8 @@ def run(
     mesh = make_mesh(devices, recipe.batch_size)
     check_workers(recipe, workers)
     dataset = recipes.load_data(recipe, data_dir)
-    given = {"resume": resume, "mesh": mesh, "workers": workers, "console": console}
-    return train(name, recipe, dataset, folder, **given)
+    given = {"mesh": mesh, "workers": workers, "console": console, "data_dir": data_dir}
+    return train(name, recipe, dataset, folder, resume=resume, **given)
 
 
 def run_seeds(
@@ -127,8 +127,9 @@ def run_seeds(
     mesh = make_mesh(devices, recipe.batch_size)
     check_workers(recipe, workers)
     load = partial(recipes.load_data, data_dir=data_dir)
-    given = {"resume": resume, "mesh": mesh, "workers": workers, "console": console}
-    return train_each(name, each, load(each[0]), folder, load=load, **given)
+    given = {"mesh": mesh, "workers": workers, "console": console, "data_dir": data_dir}
+    dataset = load(each[0])
+    return train_each(name, each, dataset, folder, load=load, resume=resume, **given)
 
 
 def load(
@@ -181,6 +182,7 @@ def train(
     mesh: Mesh | None,
     workers: int,
     console: Console | None,
+    data_dir: str | Path | None,
 ) -> Run:
     """Train as `run` does, given the name, the data set, the folder and the mesh."""
     console = console or Console(quiet=True)
@@ -195,6 +197,7 @@ def train(
         console=console,
         mesh=mesh,
         workers=workers,
+        data_dir=data_dir,
     )
     console.print(
         f"done in {result.seconds:.0f} s: {folder}/ holds\n"

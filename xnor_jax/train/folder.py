@@ -33,6 +33,7 @@ METRICS = (
 # devices waited for a batch.
 DATA_WAIT = "data_wait"
 SEEDS = "seeds.json"
+DATA_DIR = "data_dir.json"
 _CHECKSUM = "checksum"  # in recipe.json
 
 
@@ -278,8 +279,7 @@ def read_started(folder: Path) -> tuple[str, Recipe, tuple[int, ...]] | None:
       RunError: If the folder's files cannot be read.
     """
     seeds = read_seeds(folder)
-    places = [folder, *(folder / f"seed{seed}" for seed in seeds)]
-    for place in places:
+    for place in _places(folder, seeds):
         if (place / "recipe.json").exists():
             with warnings.catch_warnings():
                 # Resuming the run repeats the warning.
@@ -287,6 +287,35 @@ def read_started(folder: Path) -> tuple[str, Recipe, tuple[int, ...]] | None:
                 info = read_info(place)
             return info.name, info.recipe, seeds
     return None
+
+
+def read_data_dir(folder: Path) -> Path | None:
+    """Read the data set's folder of the run or runs in a folder; None without one.
+
+    Raises:
+      RunError: If the file is damaged.
+    """
+    for place in _places(folder, read_seeds(folder)):
+        path = place / DATA_DIR
+        try:
+            return Path(json.loads(path.read_text()))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(
+                f"cannot read {path}: {_reason(error)}; remove it, and give --data-dir"
+            ) from error
+    return None
+
+
+def write_data_dir(folder: Path, data_dir: str | os.PathLike[str]) -> None:
+    """Write the data set's folder into a run's, for `read_data_dir`."""
+    text = json.dumps(os.path.abspath(data_dir))
+    write_atomically(folder / DATA_DIR, text + "\n")
+
+
+def _places(folder: Path, seeds: Sequence[int]) -> list[Path]:
+    return [folder, *(folder / f"seed{seed}" for seed in seeds)]
 
 
 def read_seeds(folder: Path) -> tuple[int, ...]:

@@ -30,6 +30,7 @@ from xnor_jax.train.folder import (
     RunInfo,
     open_folder,
     read_info,
+    write_data_dir,
     write_metrics,
 )
 from xnor_jax.train.progress import Display
@@ -56,6 +57,7 @@ def train(
     console: Console | None = None,
     mesh: Mesh | None = None,
     workers: int = 0,
+    data_dir: str | Path | None = None,
 ) -> Result:
     """Train a recipe for all its epochs.
 
@@ -75,6 +77,7 @@ def train(
         another mesh.
       workers: The number of processes that prepare the batches of a data set on disk; 0
         for threads. It does not affect the result.
+      data_dir: The data set's folder, if it has one, which `--resume` reads again.
 
     Returns:
       The history of all epochs, the time taken, the trainer and the final state.
@@ -107,6 +110,8 @@ def train(
     processes.check_equal(run=info, data_set=inputs, folder=folder.name)
     info = dataclasses.replace(info, inputs=inputs)
     processes.open_together(folder, lambda: open_folder(folder, info, resume=resume))
+    if data_dir is not None and processes.is_first():
+        write_data_dir(folder, data_dir)
     trainer, state = create(info, **others)
     processes.check_equal(newest_checkpoint=done)
     first = processes.is_first()
@@ -147,6 +152,7 @@ def train(
                 state, metrics, flips = feed.train_epoch(state, epoch)
                 seconds = time.perf_counter() - epoch_begin
                 _check_finite(recipe, epoch, "loss", metrics)
+                _check_parameters(recipe, epoch, state)
                 if recipe.calibration_batches:
                     state = state._replace(rest=feed.calibrate(state, epoch))
                 test = feed.evaluate(state)
@@ -300,11 +306,33 @@ def _checksum(arrays: Iterable[ArrayLike]) -> int:
 def _check_finite(recipe: Recipe, epoch: int, name: str, metrics: Metrics) -> None:
     loss = float(metrics.loss)
     if not math.isfinite(loss):
-        raise RunError(
-            f"the {name} of epoch {epoch} is {loss}; lower learning_rate "
-            f"({recipe.learning_rate:g}) or multiplier ({recipe.multiplier:g}) and "
-            "start a new run in another folder"
-        )
+        raise _diverged(recipe, f"the {name} of epoch {epoch} is {loss}")
+
+
+def _check_parameters(recipe: Recipe, epoch: int, state: TrainState) -> None:
+    """Check the values in front of a sign: the loss may be finite if they are NaN."""
+    floats = {
+        masks.path_string(path): leaf
+        for tree in (state.params, state.rest)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+    for path, finite in zip(floats, _are_finite([*floats.values()]), strict=True):
+        if not finite:
+            what = f"after epoch {epoch}, {path} has values that are NaN or infinite"
+            raise _diverged(recipe, what)
+
+
+@jax.jit
+def _are_finite(arrays: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.isfinite(array).all() for array in arrays]
+
+
+def _diverged(recipe: Recipe, what: str) -> RunError:
+    return RunError(
+        f"{what}; lower learning_rate ({recipe.learning_rate:g}) or multiplier "
+        f"({recipe.multiplier:g}) and start a new run in another folder"
+    )
 
 
 def _record(

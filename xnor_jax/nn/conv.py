@@ -102,7 +102,7 @@ class Conv(nnx.Conv):
             self.kernel_size,
             strides=per_axis("Conv", "strides", self.strides, rank),
             padding=check_padding("Conv", self.padding),
-            dilation=per_axis("Conv", "dilation", self.kernel_dilation, rank),
+            dilation=per_axis("Conv", "kernel_dilation", self.kernel_dilation, rank),
         )
         y = training.conv(
             images,

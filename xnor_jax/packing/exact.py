@@ -35,7 +35,7 @@ def reference(function: Callable, params: Any, x: jax.Array) -> np.ndarray:
 
 
 class _Exact(Interpreter):
-    """Binds each equation, in JAX's own trace, and products of signs as such."""
+    """Evaluates each equation by JAX, and products of signs as such."""
 
     def apply(self, equation, ins, scope, line):
         name = equation.primitive.name

@@ -344,16 +344,26 @@ class Interpreter:
         values = [*map(constant, getattr(program, "consts", ())), *args]
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), values, strict=True))
 
+        results = [v for v in jaxpr.outvars if not isinstance(v, jex.Literal)]
+
         def read(var: Any) -> Any:
             if isinstance(var, jex.Literal):
                 aval: Any = var.aval
                 return constant(np.asarray(var.val, aval.dtype))
             return env[var]
 
-        for equation in jaxpr.eqns:
+        variables = [
+            [v for v in equation.invars if not isinstance(v, jex.Literal)]
+            for equation in jaxpr.eqns
+        ]
+        last = {v: at for at, read_here in enumerate(variables) for v in read_here}
+        for at, equation in enumerate(jaxpr.eqns):
             ins = [read(v) for v in equation.invars]
             outs = self._equation(equation, ins, scope, line)
             env |= dict(zip(equation.outvars, outs, strict=True))
+            for v in set(variables[at]) - set(results):
+                if last[v] == at:
+                    del env[v]  # frees the memory of large intermediate values
         return [read(v) for v in jaxpr.outvars]
 
     def _equation(self, equation, ins: list[Any], scope: str, line: str) -> list[Any]:

@@ -109,9 +109,13 @@ def train(
     inputs = _checksums(dataset, others.get("teacher"))
     processes.check_equal(run=info, data_set=inputs, folder=folder.name)
     info = dataclasses.replace(info, inputs=inputs)
-    processes.open_together(folder, lambda: open_folder(folder, info, resume=resume))
-    if data_dir is not None and processes.is_first():
-        write_data_dir(folder, data_dir)
+
+    def open_first():
+        open_folder(folder, info, resume=resume)
+        if data_dir is not None:
+            write_data_dir(folder, data_dir)
+
+    processes.open_together(folder, open_first)
     trainer, state = create(info, **others)
     processes.check_equal(newest_checkpoint=done)
     first = processes.is_first()

@@ -50,19 +50,6 @@ def test_commands_run_on_class_folders(root, tmp_path, capsys):
     assert correct / len(paths) == pytest.approx(last["test_accuracy"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["nin", "resnet18"])
-def test_a_model_trains_a_step_and_packs(model, root, tmp_path, capsys):
-    run, file = tmp_path / "run", tmp_path / "net.safetensors"
-    small = ("--model", model, "--image-size", 32, "--batch-size", 20, "--epochs", 1)
-    train = ("train", "folder-nin", *small, "--data-dir", root, "--output", run)
-    run_ok(capsys, *train)
-    run_ok(capsys, "pack", run, "-o", file, "--data-dir", root)
-    packed = xnor.load(file)
-    kinds = {row.kind for row in packed.report.rows}
-    assert kinds == {"real", "binary"}
-
-
 def test_usage_and_image_errors_are_one_line(root, tmp_path, capsys):
     code, err = run_failing(capsys, "train", "folder-nin")
     assert code == 2 and "--data-dir: expected a folder of class folders" in err

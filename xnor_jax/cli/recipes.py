@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -163,19 +163,21 @@ def train(args: list[str]) -> None:
     changed = {"output": output, "seeds": seeds, "data_dir": data_dir}
     options = dataclasses.replace(options, **changed)
     check_data(recipe.dataset, options.data_dir)
+    recipes.check_machine(recipe, options.devices, options.workers)
+    each = recipes.with_seeds(recipe, seeds) if seeds else ()
     for option in () if options.resume else ("teacher", "initial"):
         if (run := getattr(recipe, option)) is not None:
             check_run(Path(run), option=option)
-    from xnor_jax.train import processes, supervisor
-
     try:
         cluster = validate(cluster)
+        from xnor_jax.train import processes, supervisor
+
         if cluster.named and not supervisor.is_worker():
             enable_interrupts()
             sys.exit(supervisor.supervise(["train", *args], cluster))
         worker = supervisor.worker if cluster.named else contextlib.nullcontext
         with worker(), processes.joined(cluster):
-            _train_here(name, recipe, options)
+            _train_here(name, recipe, each, options)
     except OptionError as error:
         raise UsageError(error) from error
 
@@ -203,13 +205,13 @@ def _parse_train(defaults: Recipe, args: list[str]) -> _Train:
     return parse("train", arguments, args)
 
 
-def _train_here(name: str, recipe: Recipe, options: RunOptions) -> None:
+def _train_here(
+    name: str, recipe: Recipe, each: Sequence[Recipe], options: RunOptions
+) -> None:
     from xnor_jax.train import api, processes
     from xnor_jax.train.devices import make_mesh
 
-    api.check_workers(recipe, options.workers)
     folder = options.output or folders.default_folder(name, resume=False)
-    each = api.with_seeds(recipe, options.seeds) if options.seeds else ()
     mesh = make_mesh(options.devices, recipe.batch_size)
     load = partial(recipes.load_data, data_dir=options.data_dir)
     dataset = load(each[0] if each else recipe)

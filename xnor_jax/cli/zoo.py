@@ -135,11 +135,11 @@ def _table() -> Any:
 
 
 def _check_hub(repository: str) -> None:
-    check_backend()
     try:
         check_repository(repository)
     except ValueError as error:
         raise UsageError(error) from None
+    check_backend()
     from huggingface_hub.utils import disable_progress_bars, logging
 
     disable_progress_bars()

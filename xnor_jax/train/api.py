@@ -1,6 +1,5 @@
 """Training from Python: `xnor-jax train` as functions that return the model."""
 
-import dataclasses
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from xnor_jax.train import recipe as recipes
 from xnor_jax.train.checkpoint import History, best_record
 from xnor_jax.train.devices import make_mesh
 from xnor_jax.train.folder import RunError, RunInfo, RunWarning
-from xnor_jax.train.recipe import Recipe, RecipeError
+from xnor_jax.train.recipe import Recipe
 
 
 class Run(NamedTuple):
@@ -78,8 +77,8 @@ def run(
     """
     name, recipe = _named(recipe, name)
     folder = Path(output) if output else folders.default_folder(name, resume=resume)
+    recipes.check_machine(recipe, devices, workers)
     mesh = make_mesh(devices, recipe.batch_size)
-    check_workers(recipe, workers)
     dataset = recipes.load_data(recipe, data_dir)
     given = {"mesh": mesh, "workers": workers, "console": console, "data_dir": data_dir}
     return train(name, recipe, dataset, folder, resume=resume, **given)
@@ -122,10 +121,10 @@ def run_seeds(
       RunError: As for `run`.
     """
     name, recipe = _named(recipe, name)
-    each = with_seeds(recipe, seeds)
+    each = recipes.with_seeds(recipe, seeds)
     folder = Path(output) if output else folders.default_folder(name, resume=resume)
+    recipes.check_machine(recipe, devices, workers)
     mesh = make_mesh(devices, recipe.batch_size)
-    check_workers(recipe, workers)
     load = partial(recipes.load_data, data_dir=data_dir)
     given = {"mesh": mesh, "workers": workers, "console": console, "data_dir": data_dir}
     dataset = load(each[0])
@@ -210,47 +209,6 @@ def train(
     )
     model = loop.trained_model(result.trainer, result.state)
     return Run(folder, result.history, model)
-
-
-def with_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
-    """Copy the recipe once per seed.
-
-    Raises:
-      RecipeError: If the recipe or a seed is invalid, or seeds are empty or repeated.
-    """
-    # Those of an array are NumPy's, which a recipe refuses.
-    given: Sequence[Any] = seeds
-    seeds = [seed.item() if hasattr(seed, "item") else seed for seed in given]
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise RecipeError(
-            f"expected at least one seed, without duplicates, got {seeds}",
-            field="seeds",
-        )
-    recipes.validate(recipe)
-    each = [dataclasses.replace(recipe, seed=seed) for seed in seeds]
-    try:
-        return [*map(recipes.validate, each)]
-    except RecipeError as error:
-        message = str(error).removeprefix("seed: ")
-        raise RecipeError(message, field="seeds") from error
-
-
-def check_workers(recipe: Recipe, workers: int) -> None:
-    """Check the number of processes that prepare batches.
-
-    Raises:
-      RecipeError: If it is negative, or positive for a data set in memory.
-    """
-    if workers < 0:
-        raise RecipeError(
-            f"expected a number of at least 0, got {workers}", field="workers"
-        )
-    if workers and recipe.image_size is None:
-        raise RecipeError(
-            f"expected 0 for {recipes.to_json(recipe)['dataset']}, whose images are in "
-            f"memory, got {workers}",
-            field="workers",
-        )
 
 
 def train_each(

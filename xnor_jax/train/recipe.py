@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -439,6 +439,52 @@ def validate(recipe: Recipe) -> Recipe:
     require(recipe.decay in ("coupled", "decoupled"), "decay", "coupled or decoupled")
     _check_callables(recipe)
     return recipe
+
+
+def with_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
+    """Copy the recipe once per seed.
+
+    Raises:
+      RecipeError: If the recipe or a seed is invalid, or seeds are empty or repeated.
+    """
+    # Those of an array are NumPy's, which a recipe refuses.
+    given: Sequence[Any] = seeds
+    seeds = [seed.item() if hasattr(seed, "item") else seed for seed in given]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise RecipeError(
+            f"expected at least one seed, without duplicates, got {seeds}",
+            field="seeds",
+        )
+    validate(recipe)
+    each = [dataclasses.replace(recipe, seed=seed) for seed in seeds]
+    try:
+        return [*map(validate, each)]
+    except RecipeError as error:
+        message = str(error).removeprefix("seed: ")
+        raise RecipeError(message, field="seeds") from error
+
+
+def check_machine(recipe: Recipe, devices: int | None, workers: int) -> None:
+    """Check the numbers of devices and of processes that prepare batches.
+
+    Raises:
+      RecipeError: If there are no devices, or workers are negative or for a data set in
+        memory.
+    """
+    if devices is not None and devices < 1:
+        raise RecipeError(
+            f"expected a number of at least 1, got {devices}", field="devices"
+        )
+    if workers < 0:
+        raise RecipeError(
+            f"expected a number of at least 0, got {workers}", field="workers"
+        )
+    if workers and recipe.image_size is None:
+        raise RecipeError(
+            f"expected 0 for {to_json(recipe)['dataset']}, whose images are in memory, "
+            f"got {workers}",
+            field="workers",
+        )
 
 
 def load_data(

@@ -148,13 +148,14 @@ def check_repository(repository: str) -> None:
       ValueError: If it is not `OWNER/NAME`.
       ModuleNotFoundError: If `huggingface_hub` is missing.
     """
-    hub = _import_hub()
-    try:
-        hub.utils.validate_repo_id(repository)
-        complete = repository.count("/") == 1
-    except hub.errors.HFValidationError:
-        complete = False
-    if not complete:
+    valid = repository.count("/") == 1
+    if valid:
+        hub = _import_hub()
+        try:
+            hub.utils.validate_repo_id(repository)
+        except hub.errors.HFValidationError:
+            valid = False
+    if not valid:
         raise ValueError(f"repository: expected OWNER/NAME, got {repository!r}")
 
 

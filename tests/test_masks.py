@@ -222,6 +222,31 @@ def test_layers_with_unknown_layouts_are_refused_by_path(name):
         middle_kernels(UNKNOWN_LAYOUTS[name])
 
 
+def test_mask_by_path_checks_the_layouts_of_a_module():
+    def heads(path, leaf):
+        return path == "middle/kernel"
+
+    for make in KNOWN_LAYOUTS.values():
+        mask = xnor.mask_by_path(model := Middle(make), heads)
+        assert selected_paths(mask) == {"middle/kernel"}
+        assert jax.tree.structure(mask) == jax.tree.structure(
+            nnx.state(model, nnx.Param)
+        )
+    # Without a bias, its kernel of shape (2, 3, 4) could be that of a convolution.
+    general = Middle(
+        lambda rngs: nnx.LinearGeneral(2, (3, 4), use_bias=False, rngs=rngs)
+    )
+    with pytest.raises(
+        ValueError, match=r"mask_by_path: .*middle/kernel of shape \(2,"
+    ):
+        xnor.mask_by_path(general, heads)
+    bias_free = stack(lambda rngs: nnx.Linear(2, 3, use_bias=False, rngs=rngs), 4)
+    with pytest.raises(ValueError, match="mask_by_path: .* rank 2 in Linear"):
+        xnor.mask_by_path(Middle(bias_free), heads)
+    mask = xnor.mask_by_path(general, lambda path, leaf: path == "first/kernel")
+    assert selected_paths(mask) == {"first/kernel"}
+
+
 @pytest.mark.parametrize("name", UNKNOWN_LAYOUTS)
 def test_layers_with_unknown_layouts_can_stay_real(name):
     def make_real(rngs):

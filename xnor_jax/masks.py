@@ -51,7 +51,7 @@ def inner_kernels(model: nnx.Module) -> Any:
         raise ValueError(
             "inner_kernels: expected a model with at least 3 convolution or dense "
             f"kernels, got {len(kernels)}, of which the first and the last stay real; "
-            "use mask_by_path(nnx.state(model, nnx.Param), predicate)"
+            "use mask_by_path(model, predicate)"
         )
     real = [
         path
@@ -66,7 +66,7 @@ def inner_kernels(model: nnx.Module) -> Any:
             if not any(path[: len(start)] == start for start in real)
         }
         if binary:
-            _check_layout(kernel)
+            _check_layout(kernel, "inner_kernels", "set keep_real = True on the layer")
         inner |= binary
     return _paths_to_mask(model, inner)
 
@@ -92,15 +92,19 @@ def mask_by_path(params: Any, predicate: Callable[[str, Any], bool]) -> Any:
     """Create a mask from each leaf's path and value.
 
     Args:
-      params: Any pytree.
+      params: Any pytree, or an NNX module, whose layers show the layout of their
+        kernels. In another tree, a kernel without a bias is taken to have the layout
+        `[..., C_in, C_out]`, if its path is not Flax's name for another one.
       predicate: Called with the path, such as `"conv2/kernel"`, and the leaf; returns
         whether the leaf is binary.
 
     Returns:
-      A bool tree with the structure of `params`.
+      A bool tree with the structure of `params`, or of `nnx.state(model, nnx.Param)`
+      for a module.
 
     Raises:
-      ValueError: If the predicate selects no leaf; the message lists the paths.
+      ValueError: If the predicate selects no leaf; the message lists the paths. If it
+        selects a kernel of a module that `inner_kernels` rejects.
 
     Examples:
       >>> import jax.numpy as jnp, xnor_jax as xnor
@@ -108,6 +112,9 @@ def mask_by_path(params: Any, predicate: Callable[[str, Any], bool]) -> Any:
       >>> xnor.mask_by_path(params, lambda path, leaf: path.endswith("kernel"))
       {'conv': {'bias': False, 'kernel': True}}
     """
+    model = params if isinstance(params, nnx.Module) else None
+    if model is not None:
+        params = nnx.state(model, nnx.Param)
     mask = jax.tree.map_with_path(
         lambda path, leaf: bool(predicate(path_string(path), leaf)), params
     )
@@ -116,6 +123,12 @@ def mask_by_path(params: Any, predicate: Callable[[str, Any], bool]) -> Any:
         raise ValueError(
             f"mask_by_path: the predicate selects no leaf of {', '.join(paths) or '{}'}"
         )
+    if model is not None:
+        chosen = {path_string(p) for p, one in jax.tree.leaves_with_path(mask) if one}
+        for path, layer in nnx.iter_modules(model):
+            if "/".join(map(str, (*path, "kernel"))) in chosen:
+                kernel = _Kernel([(*path, "kernel")], layer, layer.kernel.shape)
+                _check_layout(kernel, "mask_by_path", "change the predicate")
     return mask
 
 
@@ -155,27 +168,31 @@ def _kernels(model: nnx.Module) -> list[_Kernel]:
     return list(found.values())
 
 
-def _check_layout(kernel: _Kernel) -> None:
+def _check_layout(kernel: _Kernel, caller: str, remedy: str) -> None:
     """Reject a kernel of unknown layout, or a stack of kernels without a bias.
 
     The tree functions recognize a stack by the bias beside it.
+
+    Args:
+      kernel: The kernel.
+      caller: The function that the error names.
+      remedy: What leaves the kernel out.
     """
     path, layer = "/".join(map(str, kernel.paths[0])), kernel.layer
     kind, rank = type(layer).__name__, kernel_rank(layer)
     if rank is None:
         raise ValueError(
-            f"inner_kernels: expected kernels [..., C_in, C_out], got {path} of shape "
-            f"{kernel.shape} in {kind}, a layer of unknown axis order; set "
-            "keep_real = True on the layer to leave it out, or kernel_rank on a custom "
-            "layer"
+            f"{caller}: expected kernels [..., C_in, C_out], got {path} of shape "
+            f"{kernel.shape} in {kind}, a layer of unknown axis order; {remedy} to "
+            "leave it out, or set kernel_rank on a custom layer"
         )
     bias = getattr(layer, "bias", None)
     stack = len(kernel.shape) - rank
     if stack != stacked_axes(kernel.shape, None if bias is None else bias.shape):
         raise ValueError(
-            f"inner_kernels: expected a kernel of rank {rank} in {kind}, got {path} of "
+            f"{caller}: expected a kernel of rank {rank} in {kind}, got {path} of "
             f"shape {kernel.shape}; stack layers along their leading axes and with a "
-            "bias, or set keep_real = True on the layer to leave it out"
+            f"bias, or {remedy} to leave it out"
         )
 
 

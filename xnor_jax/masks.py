@@ -124,10 +124,14 @@ def mask_by_path(params: Any, predicate: Callable[[str, Any], bool]) -> Any:
             f"mask_by_path: the predicate selects no leaf of {', '.join(paths) or '{}'}"
         )
     if model is not None:
-        chosen = {path_string(p) for p, one in jax.tree.leaves_with_path(mask) if one}
-        for path, layer in nnx.iter_modules(model):
-            if "/".join(map(str, (*path, "kernel"))) in chosen:
-                kernel = _Kernel([(*path, "kernel")], layer, layer.kernel.shape)
+        leaves = zip(
+            jax.tree.leaves_with_path(params), jax.tree.leaves(mask), strict=True
+        )
+        shapes = {path_string(path): leaf.shape for (path, leaf), one in leaves if one}
+        for above, layer in nnx.iter_modules(model):
+            path = (*above, "kernel")
+            if (shape := shapes.get("/".join(map(str, path)))) is not None:
+                kernel = _Kernel([path], layer, shape)
                 _check_layout(kernel, "mask_by_path", "change the predicate")
     return mask
 

@@ -28,7 +28,7 @@ from xnor_jax.packing.functions import FUNCTIONS, apply_function
 from xnor_jax.packing.trace import BATCH_SIZES, Const, Node, PackError, compact, live
 
 Users = dict[Node, list[Node | None]]
-Rule = Callable[[Node, Users], Node]
+RewriteRule = Callable[[Node, Users], Node]
 
 _IDENTITIES = (
     *("copy", "stop_gradient", "optimization_barrier", "pvary"),
@@ -61,12 +61,12 @@ def normalize(x: Node, output: Node) -> Node:
     return output
 
 
-def rewrite(rule: Rule, x: Node, output: Node) -> Node:
+def rewrite(rule: RewriteRule, x: Node, output: Node) -> Node:
     """Apply a rule to every node once, operands first."""
     return rewrite_once(rule, x, output)[0]
 
 
-def rewrite_once(rule: Rule, x: Node, output: Node) -> tuple[Node, bool]:
+def rewrite_once(rule: RewriteRule, x: Node, output: Node) -> tuple[Node, bool]:
     """Apply a rule as `rewrite` does; also return whether anything changed."""
     done, changed = {x: x}, False
     nodes = live(output)

@@ -51,7 +51,10 @@ def test_seeds_share_a_row_labelled_by_its_settings(tmp_path, capsys):
     assert errors == pytest.approx([5, 7])  # means over the seeds
 
 
-def test_runs_with_unknown_options_and_parts_are_compared(tmp_path, capsys):
+def test_runs_with_unknown_options_and_parts_are_compared(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "120")
     plain = write(tmp_path / "plain", [0.5], seed=1)
     off = write(tmp_path / "off", [0.7], seed=2, average=0.0)
     averaged = write(tmp_path / "averaged", [0.9], average=0.999)

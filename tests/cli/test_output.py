@@ -1,8 +1,9 @@
-"""Control characters are written only to terminals."""
+"""Control characters are written only to terminals; lines fit 80 columns."""
 
 import io
 
 import pytest
+from commands import run_ok
 
 from xnor_jax.cli import output
 
@@ -34,3 +35,12 @@ def test_notebooks_files_and_pipes_are_not_terminals(
     assert console.is_terminal == terminal
     console.print("[bold]words[/]")
     assert ("\x1b" in console.file.getvalue()) == terminal
+
+
+@pytest.mark.parametrize(
+    "args", [("zoo",), ("summary", "imagenet-reactneta"), ("summary", "cifar10-nin")]
+)
+def test_piped_lines_have_80_columns(args, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = run_ok(capsys, *args).splitlines()
+    assert 60 < max(len(line.rstrip()) for line in lines) <= 80

@@ -263,7 +263,8 @@ def test_predict_classifies_the_paths_that_exist(file, pictures, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_bench_prints_backend_and_timings(file, capsys):
+def test_bench_prints_backend_and_timings(file, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     out = run_ok(capsys, "bench", file, "--batch-sizes", 3, "--rounds", 2)
     assert f"packed ({bench.describe_backend()}) against" in out
     assert bench.describe_cpu() in out

@@ -11,14 +11,13 @@ def make_console(**options: Any) -> Any:
     """Make a console that sends control characters only to terminals.
 
     In a notebook, `!xnor-jax …` runs in a pseudo-terminal; `JPY_PARENT_PID` marks the
-    notebook's kernel. Files and pipes have no width, so they get 120 columns.
+    notebook's kernel. Files and pipes get 80 columns, or those of COLUMNS.
     """
     from rich.console import Console
 
     terminal = sys.stdout is not None and sys.stdout.isatty()
     terminal = terminal and "JPY_PARENT_PID" not in os.environ
-    width = None if terminal else 120
-    given = {"force_terminal": None if terminal else False, "width": width, **options}
+    given = {"force_terminal": None if terminal else False, **options}
     return Console(highlight=False, soft_wrap=True, **given)
 
 

@@ -195,7 +195,7 @@ def bench(
     console = make_console()
     console.print(
         f"{packed.info.name or file}: packed ({timing.describe_backend(backend)}) "
-        "against the same network in float32 by XLA\n"
+        "against float32 by XLA\n"
         f"{timing.describe_cpu()}; jax {jax.__version__}; "
         f"{counted(rounds, 'round')} in turn, median (least–most)"
     )

@@ -165,7 +165,7 @@ void CheckUnpack(const Kernels& engine) {
 }
 
 void CheckProducts(const Kernels& engine) {
-  const int64_t rows = Draw(1, 20), count = Draw(1, 50), columns = Draw(1, 3 * kPanel);
+  const int64_t rows = Draw(1, 60), count = Draw(1, 50), columns = Draw(1, 3 * kPanel);
   const int64_t panels = (columns + kPanel - 1) / kPanel;
   std::vector<float> x(1000 + rows), gradient(panels * count * kPanel);
   std::vector<int64_t> pixels(count);

@@ -90,8 +90,9 @@ struct Kernels {
   void (*unpack)(const uint32_t* a, const uint32_t* b, int64_t channels, int64_t pixels,
                  float* out);
   // sums[row][column] += x[pixels[p] + row] * gradient[p][column], summed over p < count;
-  // gradient [panels][count][kPanel], sums [rows][panels * kPanel]. The results in columns
-  // past `columns` are unused.
+  // gradient [panels][count][kPanel], but [count][kPanel / 2] for a last panel of at most
+  // kPanel / 2 columns; sums [rows][panels * kPanel]. The results in columns past `columns`
+  // are unused.
   void (*add_products)(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
                        const float* gradient, int64_t columns, float* sums);
   // sums[c] += a[row][c] and sums[channels + c] += a[row][c] * (x[row][c] - center[c]),

@@ -10,8 +10,9 @@
 //     Load, Broadcast, Zero, Xor, Count(acc, bits) -> acc, Widen(acc) -> uint32 lanes,
 //     Add, LessTwice(a, b) -> a - 2 b, Store
 //   struct Floats: a vector of `kLanes` floats.
-//     kRows, Load, Broadcast, Zero, MultiplyAdd(a, b, acc), Store; where Reduce is used,
-//     also Add, and Largest as in walk.h
+//     kRows; kGradientRows and kNarrowRows, the same for `AddRows` on whole and half panels
+//     Load, Broadcast, Zero, MultiplyAdd(a, b, acc), Store; where Reduce is used, also Add,
+//     and Largest as in walk.h
 //   uint32_t LessMask(const int32_t* a, const int32_t* b): bit i is a[i] < b[i], i < 32
 //   uint32_t LessMask(const float* a, const float* b): bit i is !(a[i] >= b[i])
 //   uint32_t NegativeMask(const float* x): bit i is !(x[i] > -FLT_MIN), i < 32
@@ -88,8 +89,37 @@ inline void Multiply(const uint32_t* const* rows, const int32_t* const* base,
     }
 }
 
+// A segment of M rows, with a pointer to each.
+template <int M>
+struct Pointers {
+  const float* a[M];
+  Pointers(const float* const* rows, int64_t offset) {
+    for (int m = 0; m < M; ++m) a[m] = rows[m] + offset;
+  }
+  float operator()(int m, int64_t k) const { return a[m][k]; }
+};
+
+// The same of rows at equal distances. A pointer to every fourth row suffices: 16 pointers
+// do not fit into a processor's registers.
+template <int M>
+struct Steps {
+  const float* a[(M + 3) / 4];
+  int64_t step;
+  Steps(const float* const* rows, int64_t offset) : step(rows[1] - rows[0]) {
+    for (int m = 0; m < M; m += 4) a[m / 4] = rows[0] + m * step + offset;
+  }
+  float operator()(int m, int64_t k) const { return a[m / 4][m % 4 * step + k]; }
+};
+
+inline bool AtEqualDistances(const float* const* rows, int count) {
+  bool equal = true;
+  for (int m = 2; m < count; ++m)
+    equal &= rows[m] - rows[m - 1] == rows[1] - rows[0];
+  return equal;
+}
+
 // sums[m][column] = row m · column, in the order of the window.
-template <int M, int V = kPanel / Floats::kLanes>
+template <int M, int V = kPanel / Floats::kLanes, class Rows = Pointers<M>>
 inline void Multiply(const float* const* rows, const int32_t* const*,
                      const Job<float>& job, const float* panel,
                      float (*sums)[kPanel]) {
@@ -98,13 +128,12 @@ inline void Multiply(const float* const* rows, const int32_t* const*,
   for (int m = 0; m < M; ++m)
     for (int v = 0; v < V; ++v) acc[m][v] = Floats::Zero();
   for (int64_t s = 0; s < job.segments; ++s) {
-    const float* a[M];
-    for (int m = 0; m < M; ++m) a[m] = rows[m] + job.offsets[s];
+    const Rows a(rows, job.offsets[s]);
     for (int64_t k = 0; k < job.length; ++k, panel += kPanel) {
       Vector b[V];
       for (int v = 0; v < V; ++v) b[v] = Floats::Load(panel + v * Floats::kLanes);
       for (int m = 0; m < M; ++m) {
-        const Vector x = Floats::Broadcast(a[m][k]);
+        const Vector x = Floats::Broadcast(a(m, k));
         for (int v = 0; v < V; ++v)
           acc[m][v] = Floats::MultiplyAdd(x, b[v], acc[m][v]);
       }
@@ -113,6 +142,24 @@ inline void Multiply(const float* const* rows, const int32_t* const*,
   for (int m = 0; m < M; ++m)
     for (int v = 0; v < V; ++v)
       Floats::Store(sums[m] + v * Floats::kLanes, acc[m][v]);
+}
+
+// Columns in half a panel.
+inline void MultiplyHalf(const uint32_t* const* rows, const int32_t* const* base,
+                         const Job<uint32_t>& job, const uint32_t* panel,
+                         int32_t (*sums)[kPanel]) {
+  using Narrow = Half<Words>;
+  Multiply<Narrow::kRows, Narrow::kVectors>(rows, base, job, panel, sums);
+}
+
+inline void MultiplyHalf(const float* const* rows, const int32_t* const* base,
+                         const Job<float>& job, const float* panel,
+                         float (*sums)[kPanel]) {
+  constexpr int M = Half<Floats>::kRows, V = Half<Floats>::kVectors;
+  if (AtEqualDistances(rows, M))
+    Multiply<M, V, Steps<M>>(rows, base, job, panel, sums);
+  else
+    Multiply<M, V>(rows, base, job, panel, sums);
 }
 
 template <int M, class Element>
@@ -130,6 +177,17 @@ inline void MultiplyRows(int m, const Element* const* rows, const int32_t* const
 
 inline uint32_t FirstBits(int count) { return ~0u >> (kPanel - count); }
 
+// Copies the first columns of a panel; the sizes known here need no call.
+template <class Value>
+inline void CopyColumns(const Value* from, int columns, Value* to) {
+  if (columns == kPanel)
+    std::memcpy(to, from, kPanel * sizeof(Value));
+  else if (columns == kPanel / 2)
+    std::memcpy(to, from, kPanel / 2 * sizeof(Value));
+  else
+    std::memcpy(to, from, columns * sizeof(Value));
+}
+
 template <class Element, class Sum>
 inline void Finish(const Job<Element>& job, const Sum* sums, int64_t pixel,
                    int64_t panel) {
@@ -144,10 +202,7 @@ inline void Finish(const Job<Element>& job, const Sum* sums, int64_t pixel,
   }
   if (job.epilogue == Epilogue::kSums) {
     Sum* out = static_cast<Sum*>(job.out) + pixel * job.out_stride + first;
-    if (columns == kPanel)
-      std::memcpy(out, sums, kPanel * sizeof(Sum));
-    else
-      std::memcpy(out, sums, columns * sizeof(Sum));
+    CopyColumns(sums, columns, out);
     return;
   }
   const float* scale = job.scale + first;
@@ -164,10 +219,7 @@ inline void Finish(const Job<Element>& job, const Sum* sums, int64_t pixel,
   }
   for (int n = 0; n < kPanel; ++n) y[n] = y[n] < least ? least : y[n];
   float* out = static_cast<float*>(job.out) + pixel * job.out_stride + first;
-  if (columns == kPanel)
-    std::memcpy(out, y, sizeof(y));
-  else
-    std::memcpy(out, y, columns * sizeof(float));
+  CopyColumns(y, columns, out);
 }
 
 template <class Element>
@@ -186,7 +238,7 @@ inline void MultiplyBlock(const Job<Element>& job, const Element* const* rows,
     if constexpr (std::is_same_v<Element, uint32_t>)
       for (int r = 0; r < m; ++r) from[r] = base[i + r] + panel * kPanel;
     if (many)
-      Multiply<Narrow::kRows, Narrow::kVectors>(rows + i, from, job, kernel, sums);
+      MultiplyHalf(rows + i, from, job, kernel, sums);
     else
       MultiplyRows<Lanes::kRows>(m, rows + i, from, job, kernel, sums);
     for (int r = 0; r < m; ++r) Finish(job, sums[r], pixel + i + r, panel);
@@ -314,24 +366,25 @@ void Unpack(const uint32_t* a, const uint32_t* b, int64_t channels, int64_t pixe
   for (int64_t p = 0; p < pixels; ++p, out += channels) {
     for (int64_t w = 0; w < words; ++w) UnpackWord(*a++, *b++, out + w * kPanel);
     if (rest == 0) continue;
-    float tail[kPanel];
-    UnpackWord(*a++, *b++, tail);
-    std::memcpy(out + words * kPanel, tail, rest * sizeof(float));
+    float tail[kPanel], *const last = out + words * kPanel;
+    // The next pixels overwrite the numbers past the channels.
+    const bool overwritten = (pixels - p - 1) * channels >= kPanel;
+    UnpackWord(*a++, *b++, overwritten ? last : tail);
+    if (!overwritten) std::memcpy(last, tail, rest * sizeof(float));
   }
 }
 
-template <int M, int V = kPanel / Floats::kLanes>
+template <int M, int V>
 inline void AddRows(const float* x, const int64_t* pixels, int64_t count,
                     const float* gradient, float* sums, int64_t stride) {
   using Vector = Floats::Vector;
   Vector acc[M][V];
   for (int i = 0; i < M; ++i)
     for (int v = 0; v < V; ++v) acc[i][v] = Floats::Zero();
-  for (int64_t p = 0; p < count; ++p) {
+  for (int64_t p = 0; p < count; ++p, gradient += V * Floats::kLanes) {
     const float* row = x + pixels[p];
     Vector g[V];
-    for (int v = 0; v < V; ++v)
-      g[v] = Floats::Load(gradient + p * kPanel + v * Floats::kLanes);
+    for (int v = 0; v < V; ++v) g[v] = Floats::Load(gradient + v * Floats::kLanes);
     for (int i = 0; i < M; ++i) {
       const Vector each = Floats::Broadcast(row[i]);
       for (int v = 0; v < V; ++v) acc[i][v] = Floats::MultiplyAdd(each, g[v], acc[i][v]);
@@ -345,26 +398,29 @@ inline void AddRows(const float* x, const int64_t* pixels, int64_t count,
     }
 }
 
+// M rows at once, then at most half as many, and so on.
+template <int M, int V>
+void AddAllRows(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
+                const float* gradient, float* sums, int64_t stride) {
+  for (; rows >= M; rows -= M, x += M, sums += M * stride)
+    AddRows<M, V>(x, pixels, count, gradient, sums, stride);
+  if constexpr (M > 1)
+    if (rows > 0)
+      AddAllRows<M / 2, V>(x, rows, pixels, count, gradient, sums, stride);
+}
+
 void AddProducts(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
                  const float* gradient, int64_t columns, float* sums) {
-  using Narrow = Half<Floats>;
+  constexpr int kVectors = kPanel / Floats::kLanes;
   const int64_t stride = (columns + kPanel - 1) / kPanel * kPanel;
   for (int64_t first = 0; first < columns; first += kPanel) {
-    const bool narrow = columns - first <= kPanel / 2;
     const float* panel = gradient + first * count;
-    const int64_t whole = narrow ? Narrow::kRows : Floats::kRows;
-    for (int64_t r = 0; r < rows;) {
-      float* to = sums + r * stride + first;
-      if (rows - r < whole) {
-        AddRows<1>(x + r++, pixels, count, panel, to, stride);
-        continue;
-      }
-      if (narrow)
-        AddRows<Narrow::kRows, Narrow::kVectors>(x + r, pixels, count, panel, to, stride);
-      else
-        AddRows<Floats::kRows>(x + r, pixels, count, panel, to, stride);
-      r += whole;
-    }
+    if (columns - first <= kPanel / 2)
+      AddAllRows<Floats::kNarrowRows, kVectors / 2>(x, rows, pixels, count, panel,
+                                                    sums + first, stride);
+    else
+      AddAllRows<Floats::kGradientRows, kVectors>(x, rows, pixels, count, panel,
+                                                  sums + first, stride);
   }
 }
 

@@ -37,7 +37,7 @@ class Pixels {
 struct Block {
   int64_t image, images, first, last;
   std::vector<float> x;         // [images][rows in][padded width][channels]
-  std::vector<float> gradient;  // [panels][pixels][kPanel]
+  std::vector<float> gradient;  // as `Kernels::add_products` reads it
   std::vector<int64_t> pixels;  // offsets in `x` of their windows
 
   int64_t rows() const { return last - first; }
@@ -78,7 +78,8 @@ class KernelGradient {
   // Output pixels whose products are summed in registers: their panel of the gradient stays
   // in the first-level cache, and all panels in the second.
   static constexpr int64_t kPixels = 256;
-  static constexpr int64_t kTile = 16;  // rows of the kernel
+  // Rows of the kernel: a multiple of the rows that any set keeps in registers.
+  static constexpr int64_t kTile = 48;
   // Elements of a kernel whose sums fit into a core's second-level cache beside a block.
   static constexpr int64_t kSmall = 1 << 16;
   // Fixed, so that the order of rounding does not depend on the number of threads.
@@ -174,10 +175,15 @@ class KernelGradient {
       const int64_t first = panel * kPanel;
       const int64_t width = std::min<int64_t>(columns_ - first, kPanel);
       const float* from = gradient_ + before * columns_ + first;
-      float* to = b.gradient.data() + (panel * pixels + n * count) * kPanel;
-      for (int64_t p = 0; p < count; ++p, from += columns_, to += kPanel) {
+      const int64_t padded = width <= kPanel / 2 ? kPanel / 2 : kPanel;
+      float* to = b.gradient.data() + panel * pixels * kPanel + n * count * padded;
+      if (columns_ == padded) {
+        std::memcpy(to, from, count * padded * sizeof(float));
+        continue;
+      }
+      for (int64_t p = 0; p < count; ++p, from += columns_, to += padded) {
         std::memcpy(to, from, width * sizeof(float));
-        std::fill(to + width, to + kPanel, 0.0f);
+        std::fill(to + width, to + padded, 0.0f);
       }
     }
   }

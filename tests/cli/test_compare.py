@@ -1,6 +1,9 @@
 """The `compare` command."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from commands import run_failing, run_ok
@@ -51,6 +54,47 @@ def test_seeds_share_a_row_labelled_by_its_settings(tmp_path, capsys):
     assert errors == pytest.approx([5, 7])  # means over the seeds
 
 
+def test_long_labels_leave_the_legend_to_folders(tmp_path):
+    others = {"learning_rate": 0.125, "weight_decay": 0.25, "label_smoothing": 0.5}
+    runs = [
+        write(tmp_path / "a", [0.5, 0.6]),
+        write(tmp_path / "long $ name $", [0.5] * 12, **others),
+        write(tmp_path / "float", [0.5, 0.9], binary=False),
+    ]
+    groups = compare.read(runs)
+    figure = compare.picture(groups)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    names = ["a", r"long \$ name \$", "float"]
+    assert [text.get_text() for text in legend.get_texts()] == names
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert box.x0 >= whole.x0 and box.x1 <= whole.x1 and box.y0 >= whole.y0
+    assert all(tick == int(tick) for tick in figure.axes[0].get_xticks())
+    # The signs of the float twin do not count; the others keep their colours.
+    curves = [axis.get_lines() for axis in figure.axes]
+    assert [len(lines) for lines in curves] == [3, 3, 2]
+    assert curves[0][1].get_color() == curves[2][1].get_color()
+    assert compare.picture(groups[2:]).axes[2].get_lines() == []
+    (row, *_) = compare.table(groups).columns[0].cells
+    assert (
+        row == "a: binary, learning_rate 0.01, weight_decay 1e-05, no label_smoothing"
+    )
+
+
+def test_a_name_stands_for_the_settings_of_its_recipe(tmp_path):
+    runs = [
+        write(tmp_path / "a", [0.5], epochs=9),
+        write(tmp_path / "b", [0.5], recipe="cifar10-resnet20", mixup=True),
+        write(tmp_path / "c", [0.5], recipe="cifar10-resnet20", mixup=True, seed=3),
+    ]
+    groups = compare.read(runs)
+    assert [group.label for group in groups] == [
+        "digits-lenet5, epochs 9",
+        "cifar10-resnet20, mixup",
+    ]
+    assert [group.place for group in groups] == ["a", "b and 1 more"]
+
+
 def test_runs_with_unknown_options_and_parts_are_compared(
     tmp_path, capsys, monkeypatch
 ):
@@ -69,6 +113,19 @@ def test_runs_with_unknown_options_and_parts_are_compared(
     assert labels == [str(plain), "average 0.999"]
     code, err = run_failing(capsys, "evaluate", averaged)
     assert code == 1 and f"{averaged} holds a run with average 0.999, an option" in err
+
+
+def test_figures_do_not_need_a_notebooks_backend(tmp_path):
+    # Jupyter gives commands its kernel's backend, which may not be installed here.
+    run, plot = write(tmp_path / "run", [0.5]), tmp_path / "curves.png"
+    done = subprocess.run(
+        [sys.executable, "-m", "xnor_jax.cli", "compare", run, "-o", plot],
+        env=os.environ | {"MPLBACKEND": "module://not_here.backend"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and not done.stderr
+    assert imread(plot).shape[1] > 1000
 
 
 def test_two_runs_of_one_seed_are_noted(tmp_path):

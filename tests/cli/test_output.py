@@ -2,10 +2,12 @@
 
 import io
 
+import numpy as np
 import pytest
 from commands import run_ok
 
 from xnor_jax.cli import output
+from xnor_jax.train import confusion
 
 
 class Terminal(io.StringIO):
@@ -33,8 +35,19 @@ def test_notebooks_files_and_pipes_are_not_terminals(
     monkeypatch.setattr("sys.stdout", out())
     console = output.make_console()
     assert console.is_terminal == terminal
-    console.print("[bold]words[/]")
+    console.print("words", style="bold")
     assert ("\x1b" in console.file.getvalue()) == terminal
+
+
+def test_brackets_in_names_are_printed(monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    console = output.make_console()
+    counts = np.array([[1, 0], [0, 2]])
+    console.print("in runs/[bold]x")
+    console.print(confusion.table(counts, ["dog [old]", "[bold]cat"]))
+    text = console.file.getvalue()
+    assert "runs/[bold]x" in text and "dog [old]" in text
+    assert text.count("[bold]cat") == 2  # the head and the row
 
 
 @pytest.mark.parametrize(

@@ -159,11 +159,15 @@ def test_display_prints_lines_and_shows_the_time_left():
         display.on_steps(5, Metrics(0.25, 0.5))
         display.end_epoch(history(2)[1])
         display.end_epoch(history(2)[1] | {"data_wait": 0.04})
-        display.end_epoch(history(2)[1] | {"data_wait": 0.07})
+        display.end_epoch(history(2)[1] | {"data_wait": 0.07})  # of 0.1 s
+        slow = {"data_wait": 0.07, "images_per_second": 5}
+        display.end_epoch(history(2)[1] | slow)
     text = out.getvalue()
     line = (
         "epoch   2/3  train 0.5000  75.00%  test 0.5500  70.00%  flips 5e-02  1,000/s\n"
     )
-    assert text == 3 * line + "  7.0% of the time waiting for data\n"
+    assert text == 3 * line + line.replace("1,000", "5") + (
+        "  7.0% of the time waiting for data\n"
+    )
     status = display._progress.tasks[0].fields["status"]
     assert "loss 0.2500" in status and "50.00%" in status and "left" in status

@@ -56,6 +56,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             before[number] = signal.getsignal(number)
         if before[signal.SIGINT] is signal.default_int_handler:
             signal.signal(signal.SIGINT, lambda *_: _exit_at_once(line))
+        # Figures are written to files; a notebook names a backend of its own kernel.
+        os.environ["MPLBACKEND"] = "agg"
         with _quiet():
             _dispatch(arguments)
         if sys.stdout is not None:

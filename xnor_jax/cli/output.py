@@ -11,14 +11,15 @@ def make_console(**options: Any) -> Any:
     """Make a console that sends control characters only to terminals.
 
     In a notebook, `!xnor-jax …` runs in a pseudo-terminal; `JPY_PARENT_PID` marks the
-    notebook's kernel. Files and pipes get 80 columns, or those of COLUMNS.
+    notebook's kernel. Files and pipes get 80 columns, or those of COLUMNS. Brackets in
+    names of classes and folders are not markup.
     """
     from rich.console import Console
 
     terminal = sys.stdout is not None and sys.stdout.isatty()
     terminal = terminal and "JPY_PARENT_PID" not in os.environ
     given = {"force_terminal": None if terminal else False, **options}
-    return Console(highlight=False, soft_wrap=True, **given)
+    return Console(highlight=False, markup=False, soft_wrap=True, **given)
 
 
 def wrapped(text: str) -> str:

@@ -200,7 +200,8 @@ def train(
     )
     console.print(
         f"done in {result.seconds:.0f} s: {folder}/ holds\n"
-        "metrics.jsonl, report.png, tensorboard/ and checkpoints/"
+        "metrics.jsonl, report.png, tensorboard/ and checkpoints/",
+        markup=False,
     )
     last, best = result.history[-1], best_record(result.history)
     console.print(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os.path
 import statistics
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from xnor_jax.train import folder as folders
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.folder import RunError, RunWarning
 
+_SHORT = 40  # characters of a label that fits into a legend
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -24,11 +27,16 @@ class Group:
 
     Attributes:
       label: The settings that distinguish it from the other groups.
+      place: The first run's folder, relative to the folder that holds all groups, and
+        the number of further runs.
       histories: One history per run, with one record per epoch.
+      binary: Whether the networks have binary weights, not the float twins.
     """
 
     label: str
+    place: str
     histories: tuple[list[dict[str, Any]], ...]
+    binary: bool = True
 
     def values(self, key: str) -> list[float]:
         """The value of `key` in the last epoch of each run."""
@@ -79,22 +87,52 @@ def read(runs: Sequence[Path]) -> list[Group]:
         for key in dict.fromkeys(key for fields in every for key in fields)
         if key != "seed" and len({json.dumps(fields.get(key)) for fields in every}) > 1
     ]
-    named = ("name", *recipes.PARTS)  # Their values need no label.
+    places = [str(rows[0][0]) for rows in found.values()]
+    parent = os.path.commonpath([os.path.dirname(os.path.abspath(p)) for p in places])
     groups = []
     for rows in found.values():
         place, fields, _ = rows[0]
+        alike = [other for other in every if other["name"] == fields["name"]]
+        preset = recipes.PRESETS.get(fields["name"])
+        usual = alike[0] if preset is None else recipes.to_json(preset)
+        # The name stands for its recipe's own settings.
         words = [
-            str(fields[key]) if key in named else f"{key} {fields[key]}"
+            _setting(key, fields[key])
             for key in differ
             if key in fields
+            and (
+                key == "name"
+                or any(other.get(key) != fields[key] for other in (*alike, usual))
+            )
         ]
         label = ", ".join(words) or str(place if len(rows) == 1 else fields["name"])
-        groups.append(Group(label, tuple(history for *_, history in rows)))
+        histories = tuple(history for *_, history in rows)
+        binary = fields.get("binary", True) and fields.get("precision") != "32w1a"
+        short = os.path.relpath(place, parent)
+        if len(rows) > 1:
+            short += f" and {len(rows) - 1} more"
+        groups.append(Group(label, short, histories, binary))
     return groups
 
 
+def _setting(key: str, value: Any) -> str:
+    if key in ("name", *recipes.PARTS):
+        return str(value)
+    if value is True:
+        return key
+    return f"no {key}" if value in (False, None, []) else f"{key} {value}"
+
+
+def _are_short(groups: Sequence[Group]) -> bool:
+    return all(len(group.label) <= _SHORT for group in groups)
+
+
 def table(groups: Sequence[Group]) -> Table:
-    """Tabulate accuracies by group: mean ± sample standard deviation over its seeds."""
+    """Tabulate accuracies by group: mean ± sample standard deviation over its seeds.
+
+    Each row has its group's label, after the folder where the figure's legend has that.
+    """
+    short = _are_short(groups)
     result = make_table()
     result.add_column("run", overflow="fold", max_width=30)
     for column in ("seeds", "epochs", "last, %", "best, %", "training, %"):
@@ -102,7 +140,7 @@ def table(groups: Sequence[Group]) -> Table:
     for group in groups:
         epochs = sorted({len(history) for history in group.histories})
         result.add_row(
-            group.label,
+            group.label if short else f"{group.place}: {group.label}",
             str(len(group.histories)),
             "–".join(map(str, dict.fromkeys((epochs[0], epochs[-1])))),
             _spread(group.values("test_accuracy")),
@@ -115,9 +153,14 @@ def table(groups: Sequence[Group]) -> Table:
 def picture(groups: Sequence[Group]) -> Any:
     """Plot test error, test loss and flip ratio: mean and range over the seeds.
 
+    The legend has the groups' labels, or their folders if a label is long. Float twins
+    have no flip ratio.
+
     Returns:
       A matplotlib figure.
     """
+    short = _are_short(groups)
+    most = max(len(history) for group in groups for history in group.histories)
     figure = figures.make_figure(13, 4.2)
     axes = figure.subplots(1, 3)
     curves = (
@@ -126,17 +169,22 @@ def picture(groups: Sequence[Group]) -> Any:
         ("sign flips per step, share of the weights", lambda e: e["flip_ratio"]),
     )
     for axis, (title, value) in zip(axes, curves, strict=True):
-        for group in groups:
+        for color, group in enumerate(groups):
+            if axis is axes[2] and not group.binary:
+                continue
             epochs = min(map(len, group.histories))
             rows = np.array([[value(e) for e in h[:epochs]] for h in group.histories])
             at = np.arange(1, epochs + 1)
-            marker = "o" if epochs == 1 else None
-            (line,) = axis.plot(at, rows.mean(0), label=group.label, marker=marker)
+            look = {"color": f"C{color}"} | figures.markers(epochs)
+            label = figures.plain(group.label if short else group.place)
+            axis.plot(at, rows.mean(0), label=label, **look)
             if len(rows) > 1:
                 low, high = rows.min(0), rows.max(0)
-                axis.fill_between(at, low, high, color=line.get_color(), alpha=0.2)
-        axis.set(title=title, xlabel="epoch")
-        figures.scale(axis)
+                axis.fill_between(at, low, high, color=look["color"], alpha=0.2)
+        axis.set(title=title)
+        figures.mark_epochs(axis, most)
+        if axis.get_lines():
+            figures.scale(axis)
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3
     )

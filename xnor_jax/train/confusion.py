@@ -13,6 +13,7 @@ from xnor_jax.train import figures
 # A matrix of more classes is too wide for a terminal; its worst pairs are listed.
 _WIDE = 12
 _PAIRS = 20
+_LONGEST = 24  # characters of a name in the figure
 
 
 def matrix(logits: Callable[[np.ndarray], np.ndarray], dataset: ImageSet) -> np.ndarray:
@@ -41,13 +42,17 @@ def table(counts: np.ndarray, names: Sequence[str]) -> Table:
     """
     total = counts.sum(1)
     if len(names) <= _WIDE:
-        short = [name[:4] for name in names]
-        titles = ("class", *short, "right, %")
+        room = max(4, 50 // len(names) - 1)  # of 80 columns
+        heads = [name[:room] for name in names]
+        if len(set(heads)) < len(heads):
+            heads = [str(at) for at in range(1, len(names) + 1)]
+            names = [f"{at} {name}" for at, name in zip(heads, names, strict=True)]
+        titles = ("class", *heads, "right, %")
         result = make_table(titles, left=("class",), no_wrap=True)
         for at, name in enumerate(names):
             cells = [str(count) if count else "·" for count in counts[at]]
             share = f"{100 * counts[at, at] / total[at]:.1f}" if total[at] else ""
-            result.add_row(name[:16], *cells, share)
+            result.add_row(name, *cells, share)
         return result
     names_first = ("class", "predicted as")
     result = make_table((*names_first, "images", "of its class, %"), left=names_first)
@@ -73,10 +78,17 @@ def picture(counts: np.ndarray, names: Sequence[str], title: str) -> Any:
     figure.colorbar(image, label="of the true class, %")
     few = len(names) <= 30
     at = range(len(names)) if few else ()
-    axis.set(title=title, xlabel="predicted", ylabel="true", xticks=at, yticks=at)
+    axis.set(
+        title=figures.plain(title),
+        xlabel="predicted",
+        ylabel="true",
+        xticks=at,
+        yticks=at,
+    )
     if few:
-        axis.set_xticklabels(names, rotation=90)
-        axis.set_yticklabels(names)
+        labels = [figures.plain(name, _LONGEST) for name in names]
+        axis.set_xticklabels(labels, rotation=90)
+        axis.set_yticklabels(labels)
         for row, column in zip(*np.nonzero(counts), strict=True):
             axis.text(
                 column,

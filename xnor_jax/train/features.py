@@ -60,7 +60,7 @@ def picture(packed: PackedModel, pixels: np.ndarray, title: str) -> Any:
     if not rows:
         return None
     figure = figures.make_figure(13, 4.4 * len(rows))
-    figure.suptitle(title)
+    figure.suptitle(figures.plain(title))
     axes = figure.subplots(len(rows), 3, width_ratios=(1, 2, 1.3), squeeze=False)
     for axis in axes[:, 0]:
         axis.set_axis_off()

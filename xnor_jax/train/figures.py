@@ -3,6 +3,7 @@
 import math
 import re
 import textwrap
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from xnor_jax.masks import path_string
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.checkpoint import History, best_record
-from xnor_jax.train.folder import DATA_WAIT, RunInfo
+from xnor_jax.train.folder import DATA_WAIT, RunInfo, RunWarning
 from xnor_jax.train.step import TrainState
 
 
@@ -101,8 +102,40 @@ def make_figure(width: float, height: float) -> Any:
 def save(figure: Any, path: Path) -> None:
     """Write a figure to a PNG file, atomically."""
     temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=110)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(temporary, dpi=110)
     temporary.replace(path)
+    missing = [str(w.message) for w in caught if "missing from" in str(w.message)]
+    if missing:  # one warning per character
+        warnings.warn(
+            f"{path}: the font lacks characters of a name; boxes stand for them",
+            RunWarning,
+            stacklevel=2,
+        )
+
+
+def plain(text: str, most: int | None = None) -> str:
+    """A name as text for matplotlib: no formula, and at most so many characters."""
+    if most is not None and len(text) > most:
+        text = f"{text[: most - 1]}…"
+    return text.replace("$", r"\$")
+
+
+def markers(epochs: int) -> dict[str, Any]:
+    """Options of a curve: a marker at each epoch if there are few."""
+    return {"marker": "o"} if epochs <= _FEW else {}
+
+
+def mark_epochs(axis: Any, epochs: int) -> None:
+    """Make the x-axis one of epochs, with whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set(xlabel="epoch", xlim=(0.5, epochs + 0.5))
+    if epochs > 8:
+        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5]))
+    else:
+        axis.set_xticks(range(1, epochs + 1))
 
 
 def picture(title: str, history: History, weights: dict[str, np.ndarray]) -> Any:
@@ -116,15 +149,13 @@ def picture(title: str, history: History, weights: dict[str, np.ndarray]) -> Any
     Returns:
       A matplotlib figure.
     """
-    from matplotlib.ticker import MaxNLocator
-
     figure = make_figure(13, 8)
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     caption = "\n".join(textwrap.wrap(_CAPTION, 200))
     figure.supxlabel(caption, fontsize="small", x=0.01, ha="left")
     axes = figure.subplots(2, 3).ravel()
     epochs = [e["epoch"] for e in history]
-    look: dict[str, Any] = {"marker": "o"} if len(epochs) <= _FEW else {}
+    look = markers(len(epochs))
 
     for split in ("train", "test"):
         losses = [e[f"{split}_loss"] for e in history]
@@ -148,11 +179,7 @@ def picture(title: str, history: History, weights: dict[str, np.ndarray]) -> Any
     axes[3].set(title="sign flips per step, share of a kernel")
     for axis in axes[:4]:
         scale(axis)
-        axis.set(xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
-        if len(epochs) > 8:
-            axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5]))
-        else:
-            axis.set_xticks(epochs)
+        mark_epochs(axis, len(epochs))
 
     kernels = {name: weights[name] for name in sorted(weights, key=_natural)}
     values = [np.abs(kernel).max(initial=1e-9) for kernel in kernels.values()]

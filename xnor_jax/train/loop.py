@@ -123,13 +123,16 @@ def train(
     console.print(
         f"{info.name}: {counted(info.train_images, 'training image')}, "
         f"{counted(recipe.epochs, 'epoch')} of {steps}, seed {recipe.seed},\n"
-        f"in {folder}"
+        f"in {folder}",
+        markup=False,
     )
     if done:
         state, history = checkpoints.restore(done, state)
-        console.print(f"{folder}: resuming after epoch {done} of {recipe.epochs}")
+        words = f"resuming after epoch {done} of {recipe.epochs}"
+        console.print(f"{folder}: {words}", markup=False)
     elif resume:
-        console.print(f"{folder}: no checkpoint yet; starting from the first epoch")
+        words = "no checkpoint yet; starting from the first epoch"
+        console.print(f"{folder}: {words}", markup=False)
 
     state = replicate(state, mesh)
     trained_images = info.steps_per_epoch * recipe.batch_size

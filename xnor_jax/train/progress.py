@@ -9,7 +9,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from xnor_jax.train.folder import DATA_WAIT
 from xnor_jax.train.step import Metrics
 
-_MUCH = 0.05  # share of an epoch's time from which waiting for data is reported
+# Waiting for data is reported from this share of an epoch, and as many seconds.
+_MUCH, _LONG = 0.05, 1.0
 
 
 class Display:
@@ -91,9 +92,11 @@ class Display:
             f"test {record['test_loss']:.4f} {record['test_accuracy']:7.2%}  "
             f"flips {record['flip_ratio']:.0e}  {record['images_per_second']:,.0f}/s"
         )
-        if record.get(DATA_WAIT, 0) >= _MUCH:
-            line += f"\n  {record[DATA_WAIT]:.1%} of the time waiting for data"
-        self._console.print(line, highlight=False, soft_wrap=True)
+        seconds = self._images / record["images_per_second"]
+        share = record.get(DATA_WAIT, 0)
+        if share >= _MUCH and share * seconds >= _LONG:
+            line += f"\n  {share:.1%} of the time waiting for data"
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _clock(seconds: float) -> str:

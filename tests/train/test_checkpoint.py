@@ -52,7 +52,8 @@ def test_newest_two_and_best_are_kept_and_restored_exactly(tmp_path):
     checkpoints = save(tmp_path, state, accuracies)
     assert (checkpoints.newest(), checkpoints.best()) == (5, 2)
     assert kept_epochs(tmp_path) == {"2", "4", "5"}
-    restored, history = Checkpoints(tmp_path).restore(4, state)
+    shapes = jax.eval_shape(lambda: state)
+    restored, history = Checkpoints(tmp_path).restore(4, shapes)
     assert history == list(map(record, accuracies[:4]))
     expected = with_offset(state, 4)
     chex.assert_trees_all_equal_structs(restored, expected)

@@ -104,7 +104,7 @@ class Checkpoints:
 
         Args:
           epoch: An epoch returned by `newest` or `best`.
-          like: A state of the same structure, such as the initial one.
+          like: A state of the same structure; shapes and dtypes suffice.
 
         Raises:
           RunError: If the checkpoint is of another network, or cannot be read.
@@ -239,11 +239,13 @@ def _from_arrays(arrays: dict[str, Any], like: TrainState) -> TrainState:
     def leaf(path, old):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         new = arrays[name]
-        shape = np.shape(jax.random.key_data(old) if _is_key(old) else old)
+        is_key = _is_key(old)
+        shape = jax.eval_shape(jax.random.key_data, old).shape if is_key else old.shape
         if np.shape(new) != shape:
             raise ValueError(f"{name} has shape {np.shape(new)}, not {shape}")
-        if _is_key(old):
-            return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
+        if is_key:
+            impl = jax.random.key_impl(jnp.empty((), old.dtype))
+            return jax.random.wrap_key_data(new, impl=impl)
         # A copy: JAX could alias the reader's buffer, and a step donates its input.
         return jnp.array(new, old.dtype)
 

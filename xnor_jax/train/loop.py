@@ -116,7 +116,7 @@ def train(
             write_data_dir(folder, data_dir)
 
     processes.open_together(folder, open_first)
-    trainer, state = create(info, **others)
+    trainer, state = create(info, abstract=bool(done), **others)
     processes.check_equal(newest_checkpoint=done)
     first = processes.is_first()
     steps = counted(info.steps_per_epoch, "step")
@@ -197,11 +197,14 @@ def train(
     return Result(folder, history, time.perf_counter() - begin, trainer, state)
 
 
-def create(info: RunInfo, **others: Any) -> tuple[Trainer, TrainState]:
+def create(
+    info: RunInfo, *, abstract: bool = False, **others: Any
+) -> tuple[Trainer, TrainState]:
     """Build a run's network and optimizer, and their state before the first step.
 
     Args:
       info: The run.
+      abstract: Whether the state has shapes and dtypes only.
       **others: `teacher` and `initial`, if the recipe names them; see `step.create`.
         Without them a run can be read but not trained.
     """
@@ -211,6 +214,7 @@ def create(info: RunInfo, **others: Any) -> tuple[Trainer, TrainState]:
         image_shape=info.image_shape,
         classes=len(info.class_names),
         steps_per_epoch=info.steps_per_epoch,
+        abstract=abstract,
         **others,
     )
 
@@ -283,7 +287,7 @@ def restore(
     epoch = checkpoints.best() if best else checkpoints.newest()
     if epoch is None:
         raise RunError(f"{folder} holds no checkpoint yet; train for an epoch first")
-    trainer, state = create(info)
+    trainer, state = create(info, abstract=True)
     return trainer, *checkpoints.restore(epoch, state)
 
 

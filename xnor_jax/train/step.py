@@ -66,6 +66,7 @@ def create(
     backend: str = "auto",
     teacher: Callable[[jax.Array], jax.Array] | None = None,
     initial: Any = None,
+    abstract: bool = False,
 ) -> tuple[Trainer, TrainState]:
     """Build a recipe's network and optimizer, and their state before the first step.
 
@@ -78,6 +79,8 @@ def create(
       backend: The backend of the binary products; see `xnor_jax.nn.BinaryConv`.
       teacher: The trained network that the recipe's `teacher` names.
       initial: The parameters of the run that its `initial` names; None for random ones.
+      abstract: Whether to return the state as shapes and dtypes only, which compiles
+        nothing.
 
     Returns:
       The trainer and the initial state, its binary kernels centred and clamped.
@@ -113,6 +116,8 @@ def create(
         return TrainState(params, rest, optimizer.init(params), step)
 
     _check_custom_parts(trainer, init, image_shape)
+    if abstract:
+        return trainer, jax.eval_shape(init)
     return trainer, jax.jit(init, compiler_options=_FAST_COMPILE)(initial)
 
 

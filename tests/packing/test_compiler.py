@@ -483,6 +483,16 @@ def integer_product(x, dtype):
             r"reduce_sum .*compiler\.py.*, which is a product of signs; write it as",
         ),
         (lambda x: product(x - x.mean(0)), "reduces over the batch"),
+        (
+            lambda x: product(x.reshape(2, -1, 16)).reshape(-1, 16),
+            "any batch; this one takes 2 images but fails for 3: cannot reshape",
+        ),
+        (
+            lambda x: lax.reduce_window(
+                product(x), 0.0, lax.max, (1, 2), (1, 2), "VALID"
+            ),
+            r"reduce_window .*test_compiler\.py.* -jnp\.inf for lax\.max",
+        ),
         (lambda x: lax.cond(x.sum() > 0, product, lambda x: x @ W[1], x), "jnp.where"),
         (lambda x: {"a": product(x), "b": x}, "one array, got 2"),
         (lambda x: {"a": product(x)}, "one array, got a dict"),
@@ -511,6 +521,8 @@ def test_invalid_model_or_example_is_refused():
         xnor.pack(product, example=1.0)
     with pytest.raises(TypeError, match="floating point numbers, got uint8"):
         xnor.pack(product, example=np.zeros((1, 16), np.uint8))
+    with pytest.raises(ValueError, match="inputs of 1 to 4 axes, got shape"):
+        xnor.pack(product, example=images(1, 1, 1, 1, 1, 16))
     with pytest.raises(ValueError, match="a mask is for an nnx.Module"):
         xnor.pack(product, True, example=images(1, 16))
 
@@ -653,6 +665,23 @@ def test_loops_over_the_input_and_stacked_results_are_packed():
     xnor.pack(ties, example=images(64, 16))
 
 
+def test_signs_without_channels_and_of_images_last_are_packed():
+    kernel, column = xnor.sign(W[1]), xnor.sign(W[2][:, 0])
+
+    def function(x):
+        y = xnor.sign_ste(x.sum(-1, keepdims=True)) * (xnor.sign_ste(x) @ kernel)
+        share = xnor.sign_ste(-x.max(-1) - 1)[:, None]
+        votes = jnp.where(y.sum(-1, keepdims=True) > 2, -1.0, 1.0)
+        turned = (kernel.T @ xnor.sign_ste(2 * x.T - jnp.arange(16.0)[:, None])).T
+        one = jax.vmap(lambda v: xnor.sign_ste(v) @ column)(turned)
+        return jnp.concatenate([y, share, votes, turned, one[:, None]], -1)
+
+    x = jnp.round(images(200, 16))
+    packed = xnor.pack(function, example=x[:2])
+    np.testing.assert_array_equal(packed.with_backend("xla")(x), function(x))
+    c_engine.check(packed, x)
+
+
 def test_result_of_signs_is_packed():
     function = lambda x: xnor.sign_ste(product(x) + 0.01)  # noqa: E731
     packed = xnor.pack(function, example=images(2, 16))
@@ -748,6 +777,15 @@ def test_zero_sums_of_signs_ignore_float_rounding(backend):
     assert mismatches(function, jax.jit(exact), x) > len(x) / 2
     packed = xnor.pack(function, example=x, backend=backend)
     assert mismatches(exact, packed, x) == 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("example", [np.ones((0, 16)), np.full((1, 16), np.nan)])
+def test_check_without_numbers_in_the_example(example, monkeypatch):
+    xnor.pack(product, example=example)
+    monkeypatch.setattr(compiler, "reference", lambda *args: product(args[-1]) + 1)
+    with pytest.raises(ValueError, match="disagrees with the model"):
+        xnor.pack(product, example=example)
 
 
 def test_check_detects_a_flipped_tie(monkeypatch):

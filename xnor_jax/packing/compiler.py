@@ -57,8 +57,8 @@ def pack(
         `binarize`: a bool tree of the structure of `nnx.state(model, nnx.Param)`, a
         prefix of one, or a callable. `BinaryConv`, `BinaryLinear` and `XnorBlock` need
         no mask.
-      example: A batch of floating point inputs `[N, ...]`. Required if the model has no
-        attribute `image_shape`.
+      example: A batch of floating point inputs `[N, ...]`, each of 1 to 4 axes.
+        Required if the model has no attribute `image_shape`.
       backend: `"auto"`, or one of `xnor_jax.ops.available_backends()`.
 
     Returns:
@@ -219,6 +219,8 @@ def _image_shape(model: Any, example: ArrayLike | None) -> tuple[int, ...]:
             f"{type(model).__name__} has no attribute image_shape"
         )
     shape = tuple(map(int, shape))
+    if not 1 <= len(shape) <= 4:
+        raise ValueError(f"pack: expected inputs of 1 to 4 axes, got shape {shape}")
     if given is not None and given[1:] != shape:
         sizes = ", ".join(map(str, shape))
         raise ValueError(f"pack: expected an example of [N, {sizes}], got {given}")
@@ -241,8 +243,11 @@ def _check(
     x = noise.astype(np.float32)
     if example is not None:
         given = np.asarray(example, np.float32)
-        x = (x * given.std() + given.mean()).astype(np.float32)
-        if len(given) and _mismatch_fraction(packed, function, params, given) == 0:
+        finite = given[np.isfinite(given)]
+        if finite.size:
+            x = (x * finite.std() + finite.mean()).astype(np.float32)
+        decides = 0 < given.size == finite.size
+        if decides and _mismatch_fraction(packed, function, params, given) == 0:
             return
     if (share := _mismatch_fraction(packed, function, params, x)) > 1 / _IMAGES:
         raise PackError(

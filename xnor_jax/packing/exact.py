@@ -84,7 +84,7 @@ def _dot(equation: Any, ins: Sequence[Any]) -> list[Any]:
             (y,) = _bind(equation, operands)
             # The right operand's free axes are the last axes of the result.
             after = y.ndim - scale.ndim if at == 0 else 0
-            return [y * scale.reshape(*scale.shape, *(1,) * after)]
+            return [y * scale.reshape((*scale.shape, *(1,) * after))]
     return _bind(equation, ins)
 
 

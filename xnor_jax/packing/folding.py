@@ -30,6 +30,7 @@ from xnor_jax.packing.normal import (
     make,
     per_channel,
     rewrite,
+    transposed,
     users_of,
 )
 from xnor_jax.packing.thresholds import Evaluation, flip_words
@@ -176,6 +177,8 @@ def _integer(sign, source, function, params, pools):
 def _compared(sign: Node) -> Node:
     """The sign as a `bits` node that makes the float network's own comparison."""
     x, a = sign.nodes[0], sign.attrs
+    if x.shape[-1] < 1:
+        return _compared_images_first(sign)
     constant = per_channel(a["constant"])
     features, flipped = x.shape[-1], a["flip"]
     if constant is None or len(x.shape) < 2:
@@ -195,6 +198,25 @@ def _compared(sign: Node) -> Node:
     made = make("bits", [x], sign.shape, sign, threshold=threshold)
     made.sources = a["constant"].sources
     return made
+
+
+def _compared_images_first(sign: Node) -> Node:
+    """The same where the batch is the last axis, while bits have channels there."""
+    x, a = sign.nodes[0], sign.attrs
+    if len(x.shape) == 1:  # no channels: floats, 2·(x ≥ constant) − 1
+        held = make("function", [x, a["constant"]], x.shape, sign, name=a["kind"])
+        held.dtype = np.dtype(bool)
+        y = make("function", [held], x.shape, sign, name="to_float")
+        step, first = (np.float32(-2 if a["flip"] else 2), np.float32(-1))
+        for name, number in (("mul", step), ("add", first if step > 0 else -first)):
+            constant = Const(np.asarray(number), x.shape)
+            y = make("function", [y, constant], x.shape, sign, name=name)
+        return y
+    order = (len(x.shape) - 1, *range(len(x.shape) - 1))
+    attrs = {**a, "constant": transposed(a["constant"], order)}
+    turned = transposed(x, order)
+    y = _compared(make("sign", [turned], turned.shape, sign, **attrs))
+    return transposed(y, (*range(1, len(order)), 0))
 
 
 def _is_pool(node: Node) -> bool:

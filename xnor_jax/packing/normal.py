@@ -263,9 +263,17 @@ def _translate(node: Node, users: Users) -> Node:
             raise refuse(node, "expected a boolean condition")
         attrs = {"name": name, "exponent": exponent}
         return make("function", node.ins, node.shape, node, **attrs)
+    if op == "reduce_window":
+        raise refuse(
+            node,
+            "expected a pool that starts from the identity of its function: -jnp.inf "
+            "for lax.max, jnp.inf for lax.min, 0 for lax.add",
+        )
+    others = ("reduce", "arg", "scatter", "sort", "cum")
+    functions = "; xnor_jax.packing.functions lists the elementwise functions"
     raise PackError(
-        f"pack: the primitive {op} {node.place} is not supported in a packed network; "
-        "xnor_jax.packing.functions lists the elementwise functions"
+        f"pack: the primitive {op} {node.place} is not supported in a packed network"
+        f"{'' if op.startswith(others) else functions}"
     )
 
 

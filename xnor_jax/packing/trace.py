@@ -22,6 +22,7 @@ import numpy as np
 from jax.extend import core as jex
 from jax.extend import source_info_util
 
+from xnor_jax._words import first_line
 from xnor_jax.masks import path_string
 
 # Of the two traces.
@@ -205,7 +206,17 @@ def trace(
         as a callback; if a parameter is not finite; or if the result is not one array
         that depends on the input.
     """
-    first, second = (_flatten(function, params, (n, *image_shape)) for n in BATCH_SIZES)
+    size, another = BATCH_SIZES
+    first = _flatten(function, params, (size, *image_shape))
+    try:
+        second = _flatten(function, params, (another, *image_shape))
+    except PackError:
+        raise
+    except Exception as error:  # the function may raise anything
+        raise PackError(
+            f"pack: expected a function of any batch; this one takes {size} images but "
+            f"fails for {another}: {first_line(error)}"
+        ) from error
     nodes, others = (live(f.output) for f in (first, second))
     for node, other in zip_longest(nodes, others):
         if node is None or other is None or node.op != other.op:
@@ -261,7 +272,8 @@ def _flatten(function: Callable, params: Any, shape: tuple[int, ...]) -> Trace:
         if "TraceContext" in type(error).__name__ or "different trace" in str(error):
             raise PackError(
                 "pack: the function mutates state that it closes over, as BatchNorm "
-                "and Dropout in training mode do; call model.eval() first"
+                "and Dropout in training mode do; call model.eval() first, or pack the "
+                "nnx.Module itself"
             ) from error
         raise
     if not isinstance(result, jax.ShapeDtypeStruct):

@@ -203,13 +203,13 @@ def _compared(sign: Node) -> Node:
 def _compared_images_first(sign: Node) -> Node:
     """The same where the batch is the last axis, while bits have channels there."""
     x, a = sign.nodes[0], sign.attrs
-    if len(x.shape) == 1:  # no channels: floats, 2·(x ≥ constant) − 1
+    if len(x.shape) == 1:  # no channels, so floats: ±(2 · held − 1)
         held = make("function", [x, a["constant"]], x.shape, sign, name=a["kind"])
         held.dtype = np.dtype(bool)
         y = make("function", [held], x.shape, sign, name="to_float")
-        step, first = (np.float32(-2 if a["flip"] else 2), np.float32(-1))
-        for name, number in (("mul", step), ("add", first if step > 0 else -first)):
-            constant = Const(np.asarray(number), x.shape)
+        one = -1 if a["flip"] else 1
+        for name, number in (("mul", 2 * one), ("add", -one)):
+            constant = Const(np.asarray(number, np.float32), x.shape)
             y = make("function", [y, constant], x.shape, sign, name=name)
         return y
     order = (len(x.shape) - 1, *range(len(x.shape) - 1))

@@ -391,7 +391,7 @@ def sequential_window_sums(x: np.ndarray, geometry: windows.Geometry) -> np.ndar
 @pytest.mark.parametrize(
     "longest_chain",
     [
-        pytest.param(0, id="a loop"),
+        pytest.param(0, id="a loop", marks=pytest.mark.slow),
         pytest.param(256, id="a chain", marks=pytest.mark.slow),
     ],
 )

@@ -51,7 +51,12 @@ def test_brackets_in_names_are_printed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "args", [("zoo",), ("summary", "imagenet-reactneta"), ("summary", "cifar10-nin")]
+    "args",
+    [
+        ("zoo",),
+        pytest.param(("summary", "imagenet-reactneta"), marks=pytest.mark.slow),
+        ("summary", "cifar10-nin"),
+    ],
 )
 def test_piped_lines_have_80_columns(args, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)

@@ -70,6 +70,7 @@ def test_usage_and_image_errors_are_one_line(root, tmp_path, capsys):
     assert code == 1 and f"{bad} is not an image; expected one of PNG, JPEG" in err
 
 
+@pytest.mark.slow
 def test_unsplit_classes_use_validation_share(tmp_path, capsys):
     root, run = folders.class_folders(tmp_path / "set") / "train", tmp_path / "run"
     small = ("--image-size", 16, "--batch-size", 6, "--seed", 3, "--epochs", 1)

@@ -156,7 +156,7 @@ struct Words {
 
 struct Floats {
   using Vector = __m256;
-  static constexpr int kLanes = 8, kRows = 3, kGradientRows = 3, kNarrowRows = 6;
+  static constexpr int kLanes = 8, kRows = 3, kGradientRows = 3;
   static Vector Load(const float* p) { return _mm256_loadu_ps(p); }
   static Vector Broadcast(float x) { return _mm256_set1_ps(x); }
   static Vector Zero() { return _mm256_setzero_ps(); }

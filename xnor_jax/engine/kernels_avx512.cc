@@ -32,7 +32,7 @@ struct Words {
 
 struct Floats {
   using Vector = __m512;
-  static constexpr int kLanes = 16, kRows = 8, kGradientRows = 12, kNarrowRows = 16;
+  static constexpr int kLanes = 16, kRows = 8, kGradientRows = 12;
   static Vector Load(const float* p) { return _mm512_loadu_ps(p); }
   static Vector Broadcast(float x) { return _mm512_set1_ps(x); }
   static Vector Zero() { return _mm512_setzero_ps(); }

@@ -10,9 +10,9 @@
 //     Load, Broadcast, Zero, Xor, Count(acc, bits) -> acc, Widen(acc) -> uint32 lanes,
 //     Add, LessTwice(a, b) -> a - 2 b, Store
 //   struct Floats: a vector of `kLanes` floats.
-//     kRows; kGradientRows and kNarrowRows, the same for `AddRows` on whole and half panels
-//     Load, Broadcast, Zero, MultiplyAdd(a, b, acc), Store; where Reduce is used, also Add,
-//     and Largest as in walk.h
+//     kRows; kGradientRows, the same for `AddRows` on whole panels; Load, Broadcast, Zero,
+//     MultiplyAdd(a, b, acc), Store; where Reduce is used, also Add, and Largest as in
+//     walk.h
 //   uint32_t LessMask(const int32_t* a, const int32_t* b): bit i is a[i] < b[i], i < 32
 //   uint32_t LessMask(const float* a, const float* b): bit i is !(a[i] >= b[i])
 //   uint32_t NegativeMask(const float* x): bit i is !(x[i] > -FLT_MIN), i < 32
@@ -411,16 +411,16 @@ void AddAllRows(const float* x, int64_t rows, const int64_t* pixels, int64_t cou
 
 void AddProducts(const float* x, int64_t rows, const int64_t* pixels, int64_t count,
                  const float* gradient, int64_t columns, float* sums) {
-  constexpr int kVectors = kPanel / Floats::kLanes;
+  using Narrow = Half<Floats>;
   const int64_t stride = (columns + kPanel - 1) / kPanel * kPanel;
   for (int64_t first = 0; first < columns; first += kPanel) {
     const float* panel = gradient + first * count;
     if (columns - first <= kPanel / 2)
-      AddAllRows<Floats::kNarrowRows, kVectors / 2>(x, rows, pixels, count, panel,
-                                                    sums + first, stride);
-    else
-      AddAllRows<Floats::kGradientRows, kVectors>(x, rows, pixels, count, panel,
+      AddAllRows<Narrow::kRows, Narrow::kVectors>(x, rows, pixels, count, panel,
                                                   sums + first, stride);
+    else
+      AddAllRows<Floats::kGradientRows, 2 * Narrow::kVectors>(x, rows, pixels, count,
+                                                              panel, sums + first, stride);
   }
 }
 

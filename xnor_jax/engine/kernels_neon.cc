@@ -31,7 +31,7 @@ struct Words {
 
 struct Floats {
   using Vector = float32x4_t;
-  static constexpr int kLanes = 4, kRows = 2, kGradientRows = 2, kNarrowRows = 4;
+  static constexpr int kLanes = 4, kRows = 2, kGradientRows = 2;
   static Vector Load(const float* p) { return vld1q_f32(p); }
   static Vector Broadcast(float x) { return vdupq_n_f32(x); }
   static Vector Zero() { return vdupq_n_f32(0); }

@@ -40,7 +40,7 @@ struct Words {
 
 struct Floats {
   using Vector = float;
-  static constexpr int kLanes = 1, kRows = 1, kGradientRows = 1, kNarrowRows = 2;
+  static constexpr int kLanes = 1, kRows = 1, kGradientRows = 1;
   static Vector Load(const float* p) { return *p; }
   static Vector Broadcast(float x) { return x; }
   static Vector Zero() { return 0; }

@@ -106,13 +106,14 @@ def save(figure: Any, path: Path) -> None:
         warnings.simplefilter("always")
         figure.savefig(temporary, dpi=110)
     temporary.replace(path)
-    missing = [str(w.message) for w in caught if "missing from" in str(w.message)]
-    if missing:  # one warning per character
-        warnings.warn(
-            f"{path}: the font lacks characters of a name; boxes stand for them",
-            RunWarning,
-            stacklevel=2,
-        )
+    # Matplotlib warns of each character.
+    boxes = f"{path}: the font lacks characters of a name; boxes stand for them"
+    messages = [
+        RunWarning(boxes) if "missing from font" in str(each.message) else each.message
+        for each in caught
+    ]
+    for message in {str(message): message for message in messages}.values():
+        warnings.warn(message, stacklevel=2)
 
 
 def plain(text: str, most: int | None = None) -> str:

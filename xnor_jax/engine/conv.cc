@@ -81,10 +81,10 @@ void WritePadded(Team& team, const Geometry& g, int64_t depth, int64_t images,
   });
 }
 
-// Runs a job on all pixels and panels, split over the team's threads.
+// Runs a job on all pixels and panels, split over the team's threads, then the tail.
 template <class Element>
 void RunJob(Team& team, const Kernels& binary, const Job<Element>& job, int64_t pixels,
-            double work) {
+            double work, const Tail& tail) {
   constexpr int64_t kPixels = 64;  // per task, if there are enough
   constexpr double kSmallest = 3e4;  // work of about a microsecond
   const auto run = [&] {
@@ -94,19 +94,26 @@ void RunJob(Team& team, const Kernels& binary, const Job<Element>& job, int64_t 
       return Chosen().real;
   }();
   const int64_t panels = WordsFor(job.columns), threads = team.threads();
+  const int64_t blocks = (pixels + kPixels - 1) / kPixels, wanted = 4 * threads;
   if (threads < 2 || work < kSmallest) {
-    run(job, 0, pixels, 0, panels);
+    const int64_t each = tail.empty() ? pixels : kPixels;
+    for (int64_t begin = 0; begin < pixels; begin += each) {
+      const int64_t end = std::min(begin + each, pixels);
+      run(job, begin, end, 0, panels);
+      tail(begin, end);
+    }
     return;
   }
-  const int64_t blocks = (pixels + kPixels - 1) / kPixels, wanted = 4 * threads;
   const int64_t pairs = (panels + 1) / 2;  // The kernels may take panels in pairs.
   const int64_t parts = std::min(pairs, (wanted + blocks - 1) / blocks);
   team.For(blocks * parts, [&](int64_t task) {
     const int64_t block = task / parts, part = task % parts;
-    const int64_t begin = block * kPixels;
-    run(job, begin, std::min(begin + kPixels, pixels), part * pairs / parts * 2,
+    const int64_t begin = block * kPixels, end = std::min(begin + kPixels, pixels);
+    run(job, begin, end, part * pairs / parts * 2,
         std::min((part + 1) * pairs / parts * 2, panels));
+    if (parts == 1) tail(begin, end);
   });
+  if (parts > 1 && !tail.empty()) InParts(team, pixels, job.columns, tail);
 }
 
 // base[class][column] = bits of the window - what the zero words at outside taps add.
@@ -187,6 +194,7 @@ class Conv : public Operation {
         pixel_(Times(groups, depth)), target_(target), kernel_(kernel) {
     const int64_t padded = Times(g.padded_pixels(), pixel_);
     out.size();  // Throws on overflow.
+    pixels = g.pixels();
     if (g.padded()) scratch = padded;
     const double taps = static_cast<double>(g.taps());
     work = taps * depth * WordsFor(columns_) * kPanel * groups * g.pixels();
@@ -249,7 +257,8 @@ class Conv : public Operation {
       job.image = x + group * depth_;
       // All elements have four bytes.
       job.out = static_cast<uint32_t*>(call.out) + group * each;
-      RunJob(call.team, binary_, job, call.images * g_.pixels(), call.images * work / groups);
+      RunJob(call.team, binary_, job, call.images * pixels, call.images * work / groups,
+             group + 1 == groups_.size() ? call.tail : Tail());
     }
   }
 

@@ -8,41 +8,68 @@
 namespace xnor {
 namespace {
 
+// Says that a loop may be vectorized: `out` is none of the inputs, or exactly one of them.
+#if defined(__clang__)
+#define XNOR_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define XNOR_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define XNOR_INDEPENDENT
+#endif
+
 // A function of one to three arguments, applied to `count` numbers at a stride each.
 using Function = void (*)(const float* const* in, const int64_t* strides, float* out,
                           int64_t count, int64_t exponent);
 
 template <class F>
-void One(const float* const* in, const int64_t* strides, float* __restrict out,
-         int64_t count, int64_t) {
-  const float* __restrict a = in[0];
+void One(const float* const* in, const int64_t* strides, float* out, int64_t count,
+         int64_t) {
+  const float* a = in[0];
   if (strides[0] == 1)
+    XNOR_INDEPENDENT
     for (int64_t i = 0; i < count; ++i) out[i] = F()(a[i]);
   else
     for (int64_t i = 0; i < count; ++i) out[i] = F()(a[i * strides[0]]);
 }
 
 template <class F>
-void Two(const float* const* in, const int64_t* strides, float* __restrict out,
-         int64_t count, int64_t) {
-  const float *__restrict a = in[0], *__restrict b = in[1];
+void Two(const float* const* in, const int64_t* strides, float* out, int64_t count,
+         int64_t) {
+  const float *a = in[0], *b = in[1];
   const int64_t s = strides[0], t = strides[1];
+  const float first_a = a[0], first_b = b[0];
   if (s == 1 && t == 1)
+    XNOR_INDEPENDENT
     for (int64_t i = 0; i < count; ++i) out[i] = F()(a[i], b[i]);
   else if (s == 1 && t == 0)
-    for (int64_t i = 0; i < count; ++i) out[i] = F()(a[i], b[0]);
+    XNOR_INDEPENDENT
+    for (int64_t i = 0; i < count; ++i) out[i] = F()(a[i], first_b);
   else if (s == 0 && t == 1)
-    for (int64_t i = 0; i < count; ++i) out[i] = F()(a[0], b[i]);
+    XNOR_INDEPENDENT
+    for (int64_t i = 0; i < count; ++i) out[i] = F()(first_a, b[i]);
   else
     for (int64_t i = 0; i < count; ++i) out[i] = F()(a[i * s], b[i * t]);
 }
 
+// The same for a function that has a kernel.
+template <class F, Reduction function>
+void Combined(const float* const* in, const int64_t* strides, float* out, int64_t count,
+              int64_t exponent) {
+  const auto combine = Chosen().combine;
+  int64_t done = 0;
+  if (combine != nullptr && strides[0] == 1 && strides[1] <= 1)
+    done = combine(function, in[0], in[1], strides[1], count, out);
+  const float* const rest[] = {in[0] + done * strides[0], in[1] + done * strides[1]};
+  if (done < count) Two<F>(rest, strides, out + done, count - done, exponent);
+}
+
 template <class F>
-void Three(const float* const* in, const int64_t* strides, float* __restrict out,
-           int64_t count, int64_t) {
-  const float *__restrict a = in[0], *__restrict b = in[1], *__restrict c = in[2];
+void Three(const float* const* in, const int64_t* strides, float* out, int64_t count,
+           int64_t) {
+  const float *a = in[0], *b = in[1], *c = in[2];
   const int64_t s = strides[0], t = strides[1], u = strides[2];
   if (s == 1 && t == 1 && u == 1)
+    XNOR_INDEPENDENT
     for (int64_t i = 0; i < count; ++i) out[i] = F()(a[i], b[i], c[i]);
   else
     for (int64_t i = 0; i < count; ++i) out[i] = F()(a[i * s], b[i * t], c[i * u]);
@@ -103,9 +130,6 @@ XNOR_DEFINE_TWO(Le, x <= y)
 XNOR_DEFINE_TWO(Lt, x < y)
 XNOR_DEFINE_TWO(Eq, x == y)
 XNOR_DEFINE_TWO(Ne, x != y)
-XNOR_DEFINE_TWO(And, x != 0 && y != 0)
-XNOR_DEFINE_TWO(Or, x != 0 || y != 0)
-XNOR_DEFINE_TWO(Xor, (x != 0) != (y != 0))
 XNOR_DEFINE_ONE(Neg, -x)
 XNOR_DEFINE_ONE(Abs, std::fabs(x))
 XNOR_DEFINE_ONE(SignOf, x > 0 ? 1.0f : x < 0 ? -1.0f : x)
@@ -145,9 +169,10 @@ struct Select {
 
 // The counterpart of FUNCTIONS in packing/functions.py.
 constexpr Entry kFunctions[] = {
-    {"add", 2, Two<Add>},       {"sub", 2, Two<Sub>},
+    {"add", 2, Combined<Add, Reduction::kSum>},
+    {"max", 2, Combined<Max, Reduction::kMax>},
+    {"sub", 2, Two<Sub>},       {"min", 2, Two<Min>},
     {"mul", 2, Two<Mul>},       {"div", 2, Two<Div>},
-    {"max", 2, Two<Max>},       {"min", 2, Two<Min>},
     {"rem", 2, Two<Rem>},       {"pow", 2, Two<Pow>},
     {"atan2", 2, Two<Atan2>},   {"neg", 1, One<Neg>},
     {"abs", 1, One<Abs>},       {"sign", 1, One<SignOf>},
@@ -166,8 +191,9 @@ constexpr Entry kFunctions[] = {
     {"le", 2, Two<Le>},         {"lt", 2, Two<Lt>},
     {"eq", 2, Two<Eq>},         {"ne", 2, Two<Ne>},
     {"is_finite", 1, One<IsFinite>},
-    {"not", 1, One<Not>},       {"and", 2, Two<And>},
-    {"or", 2, Two<Or>},         {"xor", 2, Two<Xor>},
+    // Bools are 0 or 1.
+    {"not", 1, One<Not>},       {"and", 2, Two<Min>},
+    {"or", 2, Two<Max>},        {"xor", 2, Two<Ne>},
     {"select", 3, Three<Select>},
     {"multiply_add", 3, MultiplyAdd<false, false>},
     {"multiply_sub", 3, MultiplyAdd<false, true>},
@@ -211,9 +237,44 @@ class Elementwise : public Operation {
       first = false;
     }
     work = kOnce * static_cast<double>(out.depth);
+    channels_ = shape.empty() ? 1 : shape.back();
+    pixelwise = in_place = IsPixelwise();
+    if (pixelwise) pixels = out.depth / channels_;
   }
 
   void Run(const Call& call) const override {
+    if (!call.tail.empty()) {
+      InParts(call.team, call.images * pixels, channels_, [&](int64_t begin, int64_t end) {
+        RunPixels(call, begin, end);
+        call.tail(begin, end);
+      });
+      return;
+    }
+    const int64_t row = OneAxis() ? 1 : walk_.sizes.back();
+    InParts(call.team, call.images * (out.depth / row), row,
+            [&](int64_t begin, int64_t end) { RunRows(call, begin, end); });
+  }
+  void RunPixels(const Call& call, int64_t begin, int64_t end) const override {
+    const int64_t rows = OneAxis() ? channels_ : 1;  // per pixel
+    RunRows(call, begin * rows, end * rows);
+  }
+
+ private:
+  bool OneAxis() const { return walk_.axes() == 1; }
+
+  bool IsPixelwise() const {
+    if (OneAxis()) return true;
+    if (walk_.axes() != 2 || walk_.sizes[1] != channels_) return false;
+    for (size_t i = 0; i < operands_.size(); ++i) {
+      const int64_t step = walk_.strides[0][i], count = out.depth / channels_;
+      const bool constant = operands_[i].constant != nullptr;
+      if (step * count != (constant ? 0 : Product(operands_[i].shape))) return false;
+    }
+    return true;
+  }
+
+  // Rows [begin, end) along the last axis of the walk; if that is the only one, elements.
+  void RunRows(const Call& call, int64_t begin, int64_t end) const {
     const float* base[3] = {};
     for (size_t i = 0; i < operands_.size(); ++i)
       base[i] = operands_[i].constant != nullptr ? operands_[i].constant
@@ -226,20 +287,12 @@ class Elementwise : public Operation {
       for (size_t i = 0; i < operands_.size(); ++i) in[i] = base[i] + offset(i);
       run_(in, strides, y + place, count, exponent_);
     };
-    if (last == 0) {
-      InParts(call.team, call.images * row, 1, [&](int64_t begin, int64_t end) {
-        run(begin, end - begin, [&](size_t i) { return begin * strides[i]; });
-      });
-      return;
-    }
-    const int64_t rows = call.images * (out.depth / row);
-    InParts(call.team, rows, row, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r)
-        run(r * row, row, [&](size_t i) { return Offset(r, last, i); });
-    });
+    if (last == 0)
+      return run(begin, end - begin, [&](size_t i) { return begin * strides[i]; });
+    for (int64_t r = begin; r < end; ++r)
+      run(r * row, row, [&](size_t i) { return Offset(r, last, i); });
   }
 
- private:
   static bool Continues(const Sizes& outer, const Sizes& inner, int64_t size) {
     for (size_t i = 0; i < outer.size(); ++i)
       if (outer[i] != inner[i] * size) return false;
@@ -258,6 +311,7 @@ class Elementwise : public Operation {
   const Function run_;
   const int64_t exponent_;
   const std::vector<Operand> operands_;
+  int64_t channels_;
   Walk walk_;
 };
 

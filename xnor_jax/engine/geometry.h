@@ -38,7 +38,9 @@ struct Axis {
     const int64_t start = position * stride - before;
     const auto taps_before = [&](int64_t place) {  // taps before it
       const int64_t distance = place - start;
-      return distance <= 0 ? 0 : std::min(window, (distance - 1) / dilation + 1);
+      if (distance <= 0) return int64_t{0};
+      // Without dilation there is no division, which is slow.
+      return std::min(window, dilation == 1 ? distance : (distance - 1) / dilation + 1);
     };
     const int64_t first = taps_before(0);
     return {first, std::max(first, taps_before(size))};

@@ -74,6 +74,45 @@ const uint32_t* Graph::Keep(std::vector<uint32_t> array) {
   return words_.back().data();
 }
 
+void Graph::MakeSteps() {
+  for (size_t at = 0; at < operations_.size(); ++at) {
+    const Operation& operation = *operations_[at].operation;
+    const bool joins = operation.pixelwise && !steps_.empty() &&
+                       steps_.back().count < kLongestStep &&
+                       operations_[steps_.back().first].operation->pixels ==
+                           operation.pixels;
+    if (!joins) steps_.push_back({at, 0});
+    ++steps_.back().count;
+  }
+}
+
+void Graph::ShareBuffers() {
+  std::vector<int> shared(buffers_.size());  // the buffer in whose place each one is
+  for (size_t i = 0; i < shared.size(); ++i) shared[i] = static_cast<int>(i);
+  for (const Step& step : steps_) {
+    const std::vector<int>& read = operations_[step.first].inputs;
+    for (size_t at = step.first; at < step.first + step.count; ++at) {
+      BoundOperation& bound = operations_[at];
+      for (int& input : bound.inputs)
+        if (input >= 0) input = shared[input];
+      Buffer& out = buffers_[bound.out];
+      for (int input : bound.inputs) {
+        if (!bound.operation->in_place || input < 0) continue;
+        // The first operation may still read it, at other pixels.
+        if (at > step.first && std::count(read.begin(), read.end(), input) > 0) continue;
+        Buffer& in = buffers_[input];
+        if (in.last != static_cast<int>(at) || in.size != out.size) continue;
+        in.last = out.last;
+        out.size = 0;
+        shared[bound.out] = input;
+        bound.out = input;
+        break;
+      }
+    }
+  }
+  if (output_ >= 0) output_ = shared[output_];
+}
+
 void Graph::Finish(int output) {
   const int end = static_cast<int>(operations_.size());
   output_ = values_[output].buffer;
@@ -88,6 +127,14 @@ void Graph::Finish(int output) {
     largest_ = std::max(largest_, operation.scratch);
     if (operations_[at].out != output_) largest_ = std::max(largest_, operation.out.size());
   }
+  MakeSteps();
+  ShareBuffers();
+  std::vector<int> step_of;
+  for (size_t i = 0; i < steps_.size(); ++i)
+    step_of.resize(step_of.size() + steps_[i].count, static_cast<int>(i));
+  step_of.push_back(static_cast<int>(steps_.size()));
+  for (Buffer& buffer : buffers_)
+    buffer.first = step_of[buffer.first], buffer.last = step_of[buffer.last];
   // First fit: each buffer goes into the first gap between those live at the same time.
   std::vector<const Buffer*> placed;
   for (Buffer& buffer : buffers_) {
@@ -118,11 +165,22 @@ void Graph::Run(Team& team, int64_t images, const float* x, float* y,
   const auto at = [&](int buffer) -> void* {
     return buffer < 0 ? nullptr : memory + buffers_[buffer].offset * images;
   };
-  for (const BoundOperation& bound : operations_) {
-    const void* in[kMostInputs];
-    for (size_t i = 0; i < bound.inputs.size(); ++i)
-      in[i] = bound.inputs[i] < 0 ? x : at(bound.inputs[i]);
-    bound.operation->Run({team, images, in, at(bound.out), at(bound.scratch)});
+  for (const Step& step : steps_) {
+    const BoundOperation* const bound = &operations_[step.first];
+    const void* in[kLongestStep][kMostInputs];
+    for (size_t i = 0; i < step.count; ++i)
+      for (size_t k = 0; k < bound[i].inputs.size(); ++k)
+        in[i][k] = bound[i].inputs[k] < 0 ? x : at(bound[i].inputs[k]);
+    const auto call = [&](size_t i) -> Call {
+      return {team, images, in[i], at(bound[i].out), at(bound[i].scratch)};
+    };
+    const auto rest = [&](int64_t begin, int64_t end) {
+      for (size_t i = 1; i < step.count; ++i)
+        bound[i].operation->RunPixels(call(i), begin, end);
+    };
+    Call first = call(0);
+    if (step.count > 1) first.tail = Tail(rest);
+    bound->operation->Run(first);
   }
   const void* from = output_ < 0 ? x : at(output_);
   std::memcpy(y, from, images * output_size_ * sizeof(float));

@@ -82,7 +82,7 @@ class Graph {
     int buffer;  // -1: the input
   };
   // The memory of a value or of an operation's scratch: its elements per image, and the
-  // first and last operation during which it is live.
+  // first and last operation during which it is live; after `Finish`, step.
   struct Buffer {
     int64_t size;
     int first, last;
@@ -95,13 +95,22 @@ class Graph {
     int out, scratch;
   };
   static constexpr size_t kMostInputs = 8;
+  // Operations that run together, part by part: pixelwise ones behind the first.
+  struct Step {
+    size_t first, count;
+  };
+  static constexpr size_t kLongestStep = 8;
 
   int NewBuffer(int64_t size);
+  void MakeSteps();
+  // Lets results overwrite an input that nothing reads afterwards.
+  void ShareBuffers();
 
   int64_t memory_;
   std::vector<Value> values_;
   std::vector<Buffer> buffers_;
   std::vector<BoundOperation> operations_;
+  std::vector<Step> steps_;
   std::map<int, int> unpacked_;  // bits to the same value as floats
   std::deque<std::vector<float>> floats_;
   std::deque<std::vector<int32_t>> integers_;

@@ -112,6 +112,10 @@ struct Kernels {
   // number of channels done, in whole vectors, 0 for minima. Null without vectors.
   int64_t (*reduce)(Reduction function, const float* const* rows, int64_t count,
                     int64_t channels, float* out);
+  // out[i] = combine(a[i], b[i * step]), for a step of 0 or 1; `out` may be `a` or `b`.
+  // Returns the number of results, as `reduce`, and is null with it.
+  int64_t (*combine)(Reduction function, const float* a, const float* b, int64_t step,
+                     int64_t count, float* out);
 };
 
 extern const Kernels kPortable;

@@ -231,5 +231,5 @@ void LayOutPairs(const uint32_t* kernel, int64_t panels, int64_t words, uint32_t
 
 const Kernels kAvx2 = {"avx2", Convolve<uint32_t>, Convolve<float>, LayOutPairs, CountTaps,
                      Pack, Unpack, AddProducts, ChannelSums, SumPool,
-                     MultiplyAdd, Norm, Reduce<Floats>};
+                     MultiplyAdd, Norm, Reduce<Floats>, Combine<Floats>};
 }  // namespace xnor

@@ -598,5 +598,24 @@ int64_t Reduce(Reduction function, const float* const* rows, int64_t count,
   return 0;
 }
 
+template <class Lanes>
+int64_t Combine(Reduction function, const float* a, const float* b, int64_t step,
+                int64_t count, float* out) {
+  using Vector = typename Lanes::Vector;
+  const Vector first = Lanes::Broadcast(*b);
+  const auto with = [&](auto combine) {
+    int64_t i = 0;
+    for (; i + Lanes::kLanes <= count; i += Lanes::kLanes)
+      Lanes::Store(out + i,
+                   combine(Lanes::Load(a + i), step == 0 ? first : Lanes::Load(b + i)));
+    return i;
+  };
+  if (function == Reduction::kSum)
+    return with([](Vector x, Vector y) { return Lanes::Add(x, y); });
+  if (function == Reduction::kMax)
+    return with([](Vector x, Vector y) { return Lanes::Largest(x, y); });
+  return 0;
+}
+
 }  // namespace
 }  // namespace xnor

@@ -33,6 +33,26 @@ struct Shape {
   }
 };
 
+// What runs on each part of an operation's pixels as soon as it is written, while it is
+// cached: the pixelwise operations that follow, if any.
+class Tail {
+ public:
+  Tail() = default;
+  template <class Task>  // called as task(begin, end)
+  explicit Tail(const Task& task)
+      : task_(&task), run_([](const void* t, int64_t begin, int64_t end) {
+          (*static_cast<const Task*>(t))(begin, end);
+        }) {}
+  bool empty() const { return run_ == nullptr; }
+  void operator()(int64_t begin, int64_t end) const {
+    if (run_ != nullptr) run_(task_, begin, end);
+  }
+
+ private:
+  const void* task_ = nullptr;
+  void (*run_)(const void*, int64_t, int64_t) = nullptr;
+};
+
 // The arguments of a run; images are contiguous in every buffer.
 struct Call {
   Team& team;
@@ -40,6 +60,7 @@ struct Call {
   const void* const* in;
   void* out;
   void* scratch;  // `Operation::scratch` elements per image
+  Tail tail = {};
 
   const float* floats(int i = 0) const { return static_cast<const float*>(in[i]); }
   const uint32_t* words(int i = 0) const { return static_cast<const uint32_t*>(in[i]); }
@@ -53,11 +74,19 @@ class Operation {
   virtual void Prepare() {}
   // Runs on one or more images of the shape that it was made for. Allocates nothing.
   virtual void Run(const Call& call) const = 0;
+  // Runs on pixels [begin, end) of all images; only if `pixelwise`.
+  virtual void RunPixels(const Call&, int64_t, int64_t) const {}
 
   const Shape out;
   int64_t scratch = 0;  // elements per image that `Run` writes besides `out`
   int64_t memory = 0;   // bytes that `Prepare` allocates, at most
   double work = 0;      // multiplications per image, of floats or of words of signs
+  // Pixels per image, if `Run` calls the tail for each part of them; else 0.
+  int64_t pixels = 0;
+  // Whether each pixel of the result depends only on the same pixel of the inputs.
+  bool pixelwise = false;
+  // Whether the result may overwrite an input of its size.
+  bool in_place = false;
 };
 
 // The epilogue of a product's sums, int32_t of signs or float.
@@ -132,6 +161,26 @@ void InParts(Team& team, int64_t count, double elements, const Run& run) {
     run(task * each, std::min((task + 1) * each, count));
   });
 }
+
+class Pixelwise : public Operation {
+ public:
+  // `elements`: what a pixel reads.
+  Pixelwise(const Shape& out, int64_t pixels_per_image, int64_t elements)
+      : Operation(out), elements_(static_cast<double>(elements)) {
+    work = kOnce * static_cast<double>(Times(pixels_per_image, elements));
+    pixels = pixels_per_image;
+    pixelwise = true;
+  }
+  void Run(const Call& call) const override {
+    InParts(call.team, call.images * pixels, elements_, [&](int64_t begin, int64_t end) {
+      RunPixels(call, begin, end);
+      call.tail(begin, end);
+    });
+  }
+
+ private:
+  const double elements_;
+};
 
 // The number of helper threads for `work` multiplications.
 inline int64_t Helpers(int64_t threads, double work) {

@@ -23,18 +23,14 @@ double RowReads(const Geometry& g) {
   return reads;
 }
 
-class Pack : public Operation {
+class Pack : public Pixelwise {
  public:
   explicit Pack(const Shape& in)
-      : Operation({Type::kWords, in.height, in.width, WordsFor(in.depth)}),
-        channels_(in.depth) {
-    work = kOnce * static_cast<double>(in.size());
-  }
-  void Run(const Call& call) const override {
-    InParts(call.team, call.images * out.pixels(), channels_, [&](int64_t begin, int64_t end) {
-      Chosen().pack(call.floats(), channels_,
-                          static_cast<uint32_t*>(call.out), begin, end);
-    });
+      : Pixelwise({Type::kWords, in.height, in.width, WordsFor(in.depth)}, in.pixels(),
+                  in.depth),
+        channels_(in.depth) {}
+  void RunPixels(const Call& call, int64_t begin, int64_t end) const override {
+    Chosen().pack(call.floats(), channels_, static_cast<uint32_t*>(call.out), begin, end);
   }
 
  private:
@@ -55,23 +51,29 @@ class PoolBits : public Operation {
     const int64_t rows = call.images * out.height;
     InParts(call.team, rows, RowReads(g) * words, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
-        const auto [front, back] = g.z.Inside(r / g.y.out % g.z.out);
-        const auto [top, bottom] = g.y.Inside(r % g.y.out);
+        const int64_t at_y = r % g.y.out, at_z = r / g.y.out % g.z.out;
+        const auto [front, back] = g.z.Inside(at_z);
+        const auto [top, bottom] = g.y.Inside(at_y);
+        const int64_t in_z = at_z * g.z.stride - g.z.before;
+        const int64_t in_y = at_y * g.y.stride - g.y.before;
         uint32_t* y = static_cast<uint32_t*>(call.out) + r * row;
         for (int64_t column = 0; column < g.x.out; ++column, y += words) {
           const auto [left, right] = g.x.Inside(column);
-          std::fill(y, y + words, ~0u);
-          for (int64_t k = front; k < back; ++k)
-            for (int64_t i = top; i < bottom; ++i) {
-              const int64_t in_z = r / g.y.out % g.z.out * g.z.stride - g.z.before + k;
-              const int64_t in_y = r % g.y.out * g.y.stride - g.y.before + i;
-              const int64_t in_x = column * g.x.stride - g.x.before + left;
-              const uint32_t* pixel = call.words() + r / out.height * image +
-                                      ((in_z * g.y.size + in_y) * g.x.size + in_x) * words;
-              for (int64_t j = left; j < right; ++j, pixel += words)
-                for (int64_t w = 0; w < words; ++w) y[w] &= pixel[w] ^ flip_[w];
-            }
-          for (int64_t w = 0; w < words; ++w) y[w] ^= flip_[w];
+          const int64_t in_x = column * g.x.stride - g.x.before;
+          for (int64_t w = 0; w < words; ++w) {
+            uint32_t all = ~0u, any = 0;
+            for (int64_t k = front; k < back; ++k)
+              for (int64_t i = top; i < bottom; ++i) {
+                const uint32_t* at =
+                    call.words() + r / out.height * image + w +
+                    (((in_z + k) * g.y.size + in_y + i) * g.x.size + in_x) * words;
+                for (int64_t j = left; j < right; ++j) {
+                  all &= at[j * words];
+                  any |= at[j * words];
+                }
+              }
+            y[w] = (all & ~flip_[w]) | (any & flip_[w]);
+          }
         }
       }
     });
@@ -90,9 +92,20 @@ class SumPool : public Operation {
         threshold_(threshold), flip_(flip) {
     work = kOnce * RowReads(g) * g.y.out * channels;
     memory = 4 * WordsFor(channels) * kPanel;
+    // With windows of one number, a row is a pixel.
+    pixelwise = g.x.padded == 1 && g.y.out == g.y.size && g.taps() == 1;
+    if (pixelwise) pixels = g.y.out;
   }
   void Prepare() override { padded_ = Padded(threshold_, channels_); }
   void Run(const Call& call) const override {
+    InParts(call.team, call.images * g_.y.out, RowReads(g_) * channels_,
+            [&](int64_t begin, int64_t end) {
+              RunPixels(call, begin, end);
+              call.tail(begin, end);
+            });
+  }
+  // On rows, if they are not pixels.
+  void RunPixels(const Call& call, int64_t begin, int64_t end) const override {
     const Geometry& g = g_;
     PoolJob job = {};
     job.x = call.floats();
@@ -103,10 +116,13 @@ class SumPool : public Operation {
     job.top = g.y.before, job.left = g.x.before;
     job.threshold = padded_.data(), job.flip = flip_;
     job.out = static_cast<uint32_t*>(call.out);
-    const int64_t rows = call.images * g.y.out;
-    InParts(call.team, rows, RowReads(g) * channels_, [&](int64_t begin, int64_t end) {
-      Chosen().sum_pool(job, begin, end);
-    });
+    if (pixelwise) {  // one row, which takes fewer divisions
+      job.x += begin * channels_, job.out += begin * out.depth;
+      job.height = job.out_height = 1;
+      job.width = job.out_width = end - begin;
+      begin = 0, end = 1;
+    }
+    Chosen().sum_pool(job, begin, end);
   }
 
  private:
@@ -117,18 +133,16 @@ class SumPool : public Operation {
   std::vector<float> padded_;
 };
 
-class Norm : public Operation {
+class Norm : public Pixelwise {
  public:
   Norm(const Shape& in, const float* mean, const float* scale, const float* bias)
-      : Operation(in), mean_(mean), scale_(scale), bias_(bias) {
-    work = kOnce * static_cast<double>(in.size());
+      : Pixelwise(in, in.pixels(), in.depth), mean_(mean), scale_(scale), bias_(bias) {
+    in_place = true;
   }
-  void Run(const Call& call) const override {
+  void RunPixels(const Call& call, int64_t begin, int64_t end) const override {
     const int64_t channels = out.depth;
-    InParts(call.team, call.images * out.pixels(), channels, [&](int64_t begin, int64_t end) {
-      Chosen().norm(call.floats() + begin * channels, mean_, scale_, bias_, channels,
-                    end - begin, static_cast<float*>(call.out) + begin * channels);
-    });
+    Chosen().norm(call.floats() + begin * channels, mean_, scale_, bias_, channels,
+                  end - begin, static_cast<float*>(call.out) + begin * channels);
   }
 
  private:

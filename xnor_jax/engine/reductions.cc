@@ -38,47 +38,56 @@ class Pool : public Operation {
     for (const Axis* axis : {&g.z, &g.y, &g.x})
       reads_ *= static_cast<double>(std::min(axis->window, axis->size));
     work = kOnce * reads_ * g.pixels();
+    pixels = g.pixels();
   }
   void Run(const Call& call) const override {
-    InParts(call.team, call.images * out.pixels(), reads_, [&](int64_t begin, int64_t end) {
-      for (int64_t pixel = begin; pixel < end; ++pixel) Pixel(call, pixel);
+    InParts(call.team, call.images * pixels, reads_, [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end;) {  // row by row
+        const int64_t x = at % g_.x.out, last = std::min(at - x + g_.x.out, end);
+        Row(call, at / g_.x.out, x, last - (at - x));
+        at = last;
+      }
+      call.tail(begin, end);
     });
   }
 
  private:
-  // One number after another, row by row: the rounding depends on the order of additions.
-  void Pixel(const Call& call, int64_t pixel) const {
+  // Pixels [first, last) of a row, counted through all images. One number after another,
+  // row by row: the rounding depends on the order of additions.
+  void Row(const Call& call, int64_t row, int64_t first, int64_t last) const {
     const Geometry& g = g_;
     const int64_t channels = out.depth;
-    float* y = static_cast<float*>(call.out) + pixel * channels;
-    std::fill(y, y + channels, Start(function_));
-    const int64_t at_x = pixel % g.x.out, at_y = pixel / g.x.out % g.y.out;
-    const int64_t at_z = pixel / (g.x.out * g.y.out) % g.z.out;
-    const float* image = call.floats() + pixel / (g.x.out * g.y.out * g.z.out) *
+    const int64_t at_y = row % g.y.out, at_z = row / g.y.out % g.z.out;
+    const float* image = call.floats() + row / (g.y.out * g.z.out) *
                                              (g.z.size * g.y.size * g.x.size * channels);
     const auto [front, back] = g.z.Inside(at_z);
     const auto [top, bottom] = g.y.Inside(at_y);
-    const auto [left, right] = g.x.Inside(at_x);
-    const float* rows[kRows];
-    int64_t count = 0;
-    const auto combine = [&] {
-      const auto reduce = Chosen().reduce;
-      const int64_t done = reduce ? reduce(function_, rows, count, channels, y) : 0;
-      for (int64_t r = 0; r < count && done < channels; ++r)
-        Combine(function_, rows[r] + done, y + done, channels - done);
-      count = 0;
-    };
-    for (int64_t k = front; k < back; ++k)
-      for (int64_t i = top; i < bottom; ++i) {
-        const int64_t z = at_z * g.z.stride - g.z.before + k;
-        const int64_t row = z * g.y.size + at_y * g.y.stride - g.y.before + i;
-        for (int64_t j = left; j < right; ++j) {
-          const int64_t x = row * g.x.size + at_x * g.x.stride - g.x.before + j;
-          rows[count++] = image + x * channels;
-          if (count == kRows) combine();
+    float* y = static_cast<float*>(call.out) + (row * g.x.out + first) * channels;
+    const auto reduce = Chosen().reduce;
+    for (int64_t at_x = first; at_x < last; ++at_x, y += channels) {
+      std::fill(y, y + channels, Start(function_));
+      const auto [left, right] = g.x.Inside(at_x);
+      const float* rows[kRows];
+      int64_t count = 0;
+      const auto combine = [&] {
+        const int64_t done = reduce ? reduce(function_, rows, count, channels, y) : 0;
+        for (int64_t r = 0; r < count && done < channels; ++r)
+          Combine(function_, rows[r] + done, y + done, channels - done);
+        count = 0;
+      };
+      for (int64_t k = front; k < back; ++k)
+        for (int64_t i = top; i < bottom; ++i) {
+          const int64_t z = at_z * g.z.stride - g.z.before + k;
+          const int64_t in_y = z * g.y.size + at_y * g.y.stride - g.y.before + i;
+          const int64_t in_x = at_x * g.x.stride - g.x.before;
+          const float* from = image + (in_y * g.x.size + in_x) * channels;
+          for (int64_t j = left; j < right; ++j) {
+            rows[count++] = from + j * channels;
+            if (count == kRows) combine();
+          }
         }
-      }
-    combine();
+      combine();
+    }
   }
 
   static constexpr int64_t kRows = 64;  // pixels of a window, combined in one pass

@@ -10,47 +10,39 @@
 namespace xnor {
 namespace {
 
-class Unpack : public Operation {
+class Unpack : public Pixelwise {
  public:
   Unpack(int64_t pixels, int64_t channels)
-      : Operation({Type::kFloats, pixels, 1, channels}) {
-    work = kOnce * static_cast<double>(out.size());
-  }
-  void Run(const Call& call) const override {
-    const int64_t channels = out.depth, words = WordsFor(channels);
-    const int64_t pixels = call.images * out.height;
-    InParts(call.team, pixels, channels, [&](int64_t begin, int64_t end) {
-      const uint32_t* x = call.words() + begin * words;
-      Chosen().unpack(x, x, channels, end - begin,
-                      static_cast<float*>(call.out) + begin * channels);
-    });
+      : Pixelwise({Type::kFloats, pixels, 1, channels}, pixels, channels) {}
+  void RunPixels(const Call& call, int64_t begin, int64_t end) const override {
+    const int64_t channels = out.depth;
+    const uint32_t* x = call.words() + begin * WordsFor(channels);
+    Chosen().unpack(x, x, channels, end - begin,
+                    static_cast<float*>(call.out) + begin * channels);
   }
 };
 
-class Regroup : public Operation {
+class Regroup : public Pixelwise {
  public:
   Regroup(int64_t pixels, int64_t channels, int64_t groups)
-      : Operation({Type::kWords, pixels, groups, WordsFor(channels / groups)}),
-        each_(channels / groups), words_(WordsFor(channels)) {
-    work = kOnce * static_cast<double>(out.size());
-  }
-  void Run(const Call& call) const override {
-    const int64_t groups = out.width, words = out.depth, pixels = call.images * out.height;
-    InParts(call.team, pixels, groups * words, [&](int64_t begin, int64_t end) {
-      uint32_t* y = static_cast<uint32_t*>(call.out) + begin * groups * words;
-      for (int64_t pixel = begin; pixel < end; ++pixel) {
-        const uint32_t* x = call.words() + pixel * words_;
-        for (int64_t group = 0; group < groups; ++group)
-          for (int64_t word = 0; word < words; ++word, ++y) {
-            const int64_t first = group * each_ + word * kPanel;
-            const int64_t low = first / kPanel, high = std::min(low + 1, words_ - 1);
-            const int shift = static_cast<int>(first % kPanel);
-            const int64_t used = std::min<int64_t>(each_ - word * kPanel, kPanel);
-            const uint64_t both = static_cast<uint64_t>(x[high]) << kPanel | x[low];
-            *y = static_cast<uint32_t>(both >> shift) & (~0u >> (kPanel - used));
-          }
-      }
-    });
+      : Pixelwise({Type::kWords, pixels, groups, WordsFor(channels / groups)}, pixels,
+                  Times(groups, WordsFor(channels / groups))),
+        each_(channels / groups), words_(WordsFor(channels)) {}
+  void RunPixels(const Call& call, int64_t begin, int64_t end) const override {
+    const int64_t groups = out.width, words = out.depth;
+    uint32_t* y = static_cast<uint32_t*>(call.out) + begin * groups * words;
+    for (int64_t pixel = begin; pixel < end; ++pixel) {
+      const uint32_t* x = call.words() + pixel * words_;
+      for (int64_t group = 0; group < groups; ++group)
+        for (int64_t word = 0; word < words; ++word, ++y) {
+          const int64_t first = group * each_ + word * kPanel;
+          const int64_t low = first / kPanel, high = std::min(low + 1, words_ - 1);
+          const int shift = static_cast<int>(first % kPanel);
+          const int64_t used = std::min<int64_t>(each_ - word * kPanel, kPanel);
+          const uint64_t both = static_cast<uint64_t>(x[high]) << kPanel | x[low];
+          *y = static_cast<uint32_t>(both >> shift) & (~0u >> (kPanel - used));
+        }
+    }
   }
 
  private:
@@ -58,28 +50,24 @@ class Regroup : public Operation {
 };
 
 template <class Sum>
-class Threshold : public Operation {
+class Threshold : public Pixelwise {
  public:
   Threshold(int64_t pixels, int64_t channels, const Target<Sum>& target)
-      : Operation({Type::kWords, pixels, 1, WordsFor(channels)}), channels_(channels),
-        target_(target) {
-    work = kOnce * static_cast<double>(pixels) * static_cast<double>(channels);
-  }
-  void Run(const Call& call) const override {
+      : Pixelwise({Type::kWords, pixels, 1, WordsFor(channels)}, pixels, channels),
+        channels_(channels), target_(target) {}
+  void RunPixels(const Call& call, int64_t begin, int64_t end) const override {
     const int64_t words = out.depth;
-    InParts(call.team, call.images * out.height, channels_, [&](int64_t begin, int64_t end) {
-      for (int64_t pixel = begin; pixel < end; ++pixel) {
-        const Sum* x = static_cast<const Sum*>(call.in[0]) + pixel * channels_;
-        uint32_t* y = static_cast<uint32_t*>(call.out) + pixel * words;
-        for (int64_t word = 0; word < words; ++word) {
-          uint32_t bits = target_.flip[word];
-          const int64_t last = std::min((word + 1) * kPanel, channels_);
-          for (int64_t c = word * kPanel; c < last; ++c)
-            bits ^= static_cast<uint32_t>(!(x[c] >= target_.threshold[c])) << c % kPanel;
-          y[word] = bits;
-        }
+    for (int64_t pixel = begin; pixel < end; ++pixel) {
+      const Sum* x = static_cast<const Sum*>(call.in[0]) + pixel * channels_;
+      uint32_t* y = static_cast<uint32_t*>(call.out) + pixel * words;
+      for (int64_t word = 0; word < words; ++word) {
+        uint32_t bits = target_.flip[word];
+        const int64_t last = std::min((word + 1) * kPanel, channels_);
+        for (int64_t c = word * kPanel; c < last; ++c)
+          bits ^= static_cast<uint32_t>(!(x[c] >= target_.threshold[c])) << c % kPanel;
+        y[word] = bits;
       }
-    });
+    }
   }
 
  private:

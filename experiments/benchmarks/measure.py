@@ -117,10 +117,17 @@ def print_comparison(
         more = ratios(times[ours], values)
         ratio = f"{more.median:.2f} ({more.least:.2f}–{more.most:.2f})"
         print(f"| {name} | {' | '.join(spread)} | {ratio} |")
+    print_best(times, ours, peers)
+
+
+def print_best(
+    times: Mapping[str, list[float]], ours: str, peers: Collection[str]
+) -> None:
+    """Print the ratio of the best peer's time to ours."""
     best = min(set(peers) - {ours}, key=lambda name: median(times[name]))
     more = ratios(times[ours], times[best])
     print(
-        f"best float ({best}) / ours: {more.median:.2f}, median of the rounds "
+        f"best float ({best}) / {ours}: {more.median:.2f}, median of the rounds "
         f"({more.least:.2f} to {more.most:.2f})",
         flush=True,
     )

@@ -1,11 +1,13 @@
 """A packed network against its float twin in PyTorch and ONNX Runtime.
 
-Times whole networks in turn in one process, on the same threads: bits and integers
-against the same architecture in float32 or int8. The twin of both ResNets is the
+The packed network runs in a jitted JAX function and through the engine's C API. Times
+whole networks in turn in one process, on the same threads: bits and integers against
+the same architecture in float32 or int8. The twin of both ResNets is the
 ResNet-18 of He et al., whose BatchNorm the libraries fold into its convolutions.
 """
 
 import argparse
+import ctypes
 import logging
 import os
 import sys
@@ -18,6 +20,7 @@ from typing import Any
 import measure
 
 OURS = "xnor_jax, packed"
+C_API = "xnor_jax, C API"
 PEERS = ("torch", "onnxruntime")
 
 
@@ -139,13 +142,17 @@ def compare(
     """Print a table of all sides' times at a batch size."""
     x = images(binary, batch)
     with tempfile.TemporaryDirectory() as folder:
+        peers = peer_sides(twin, x, Path(folder), args)
         sides = {
             OURS: packed_side(binary, x),
-            **peer_sides(twin, x, Path(folder), args),
+            C_API: c_side(binary, x, Path(folder, "network"), args.threads),
+            **peers,
         }
         times = measure.per_call(sides, args.rounds, args.seconds)
     print(f"\n{name}, batch {batch}")
-    measure.print_comparison(times, OURS, [n for n in times if "int8" not in n])
+    floats = [name for name in peers if "int8" not in name]
+    measure.print_comparison(times, OURS, floats)
+    measure.print_best(times, C_API, floats)
 
 
 def packed_side(binary: Any, x: Any) -> Callable[[], object]:
@@ -165,6 +172,35 @@ def packed_side(binary: Any, x: Any) -> Callable[[], object]:
     def run() -> object:
         return jax.block_until_ready(predict(given))
 
+    return run
+
+
+def c_side(binary: Any, x: Any, file: Path, threads: int) -> Callable[[], object]:
+    """The engine without JAX, called through `ctypes`; see `engine/xnor.h`."""
+    import numpy as np
+
+    import xnor_jax as xnor
+    from xnor_jax import _compiled
+
+    library = _compiled.load()
+    if library is None:
+        sys.exit(f"{C_API}: the compiled library was not built")
+    packed = xnor.pack(binary)
+    xnor.save(file, packed)
+    model, expected = ctypes.c_void_p(), np.asarray(packed(x))
+    logits = np.empty_like(expected)
+    given, taken = (ctypes.c_void_p(array.ctypes.data) for array in (x, logits))
+    count = ctypes.c_size_t(len(x))
+    if library.xnor_load(str(file).encode(), ctypes.byref(model)) != 0:
+        sys.exit(f"{C_API}: {file} cannot be loaded")
+
+    def run() -> object:
+        if library.xnor_run(model, given, count, taken, threads) != 0:
+            sys.exit(f"{C_API}: a run failed")
+        return logits
+
+    if not np.array_equal(run(), expected):
+        sys.exit(f"{C_API}: differs from the packed network in JAX")
     return run
 
 

@@ -415,6 +415,47 @@ def test_maxima_keep_nan_and_the_last_of_two_zeros(channels):
     np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))
 
 
+@pytest.mark.parametrize("channels", [3, 16, 64, 200])
+def test_pixelwise_operations_follow_part_by_part(channels):
+    def function(name, inputs, *constants):
+        arrays = {f"constant{i}": c for i, c in enumerate(constants, len(inputs))}
+        operands = [*range(len(inputs)), *[-1] * len(constants)]
+        shapes = [[]] * len(inputs) + [list(c.shape) for c in constants]
+        node = {"kind": "elementwise", "function": name, "inputs": inputs}
+        return node | {"operands": operands, "shapes": shapes, "arrays": arrays}
+
+    x, zero = quarters(3, 21, 19, channels), np.zeros(1, np.float32)
+    scale, center = quarters(channels, seed=1), quarters(channels, seed=2)
+    largest = {"kind": "reduce", "function": "max", "inputs": [0]}
+    window = {"window": [3, 3], "strides": [1, 1], "padding": [[1, 1], [1, 1]]}
+    norm = {"mean": center, "scale": scale, "bias": center}
+    got = run(
+        x,
+        largest | {"axes": [3]},
+        {"kind": "reshape", "shape": [21, 19, 1]},
+        largest | {"axes": [1, 2]},
+        {"kind": "reshape", "shape": [1, 1, channels]},
+        function("add", [0, 0]),  # 5
+        # The pool still reads, at other pixels, what the sum could overwrite.
+        {"kind": "pool", "function": "max", "inputs": [5], **window},
+        function("add", [5, 6]),
+        function("mul", [7], scale),
+        function("max", [8], zero),
+        function("sub", [9, 2]),  # a number per pixel
+        function("add", [9, 10]),  # 9 is not overwritten
+        {"kind": "norm", "inputs": [11], "arrays": norm},
+        function("add", [12, 4]),  # a number per channel of an image
+        function("max", [13, 12]),
+    )
+    double = x + x
+    wide = np.pad(double, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=-np.inf)
+    pool = np.lib.stride_tricks.sliding_window_view(wide, (3, 3), (1, 2)).max((-2, -1))
+    relu = np.maximum((double + pool) * scale, 0)
+    last = (2 * relu - x.max(-1, keepdims=True) - center) * scale + center
+    wanted = np.maximum(last + x.max((1, 2), keepdims=True), last)
+    np.testing.assert_array_equal(got, wanted)
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("channels", [35, 101])
 def test_pools(geometry, channels):

@@ -706,6 +706,31 @@ def test_loops_and_channel_indexing_are_packed():
     c_engine.check(packed, x)
 
 
+def test_check_allows_what_a_rounding_of_the_input_changes():
+    class Packed:
+        """The function on inputs that are rounded differently."""
+
+        image_shape = (64,)
+
+        def __init__(self, function, shift=0.0):
+            self.function, self.shift = function, shift
+
+        def __call__(self, x):
+            moved = jnp.where(x[:, 1:2] > 0, self.shift, 0)
+            return self.function(None, x * np.float32(1 - 2**-23)) + moved
+
+    def rarely(_, x, above=0.5):
+        return jnp.where(x[:, :1] > above, jnp.sign(jnp.sin(1e8 * x)), 1)
+
+    def always(_, x):
+        return rarely(_, x, above=-9.0)
+
+    compiler._check(Packed(rarely), rarely, None, None)
+    for packed in (Packed(rarely, shift=0.1), Packed(always)):
+        with pytest.raises(ValueError, match="disagrees with the model"):
+            compiler._check(packed, packed.function, None, None)
+
+
 def test_check_detects_a_shifted_threshold(monkeypatch):
     model, shape = nnx_network(Own, 9)
     lower = compiler.lower

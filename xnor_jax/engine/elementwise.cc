@@ -1,4 +1,5 @@
 // Elementwise functions of floats.
+#include <algorithm>
 #include <cmath>
 
 #include "select.h"
@@ -61,6 +62,15 @@ void Combined(const float* const* in, const int64_t* strides, float* out, int64_
     done = combine(function, in[0], in[1], strides[1], count, out);
   const float* const rest[] = {in[0] + done * strides[0], in[1] + done * strides[1]};
   if (done < count) Two<F>(rest, strides, out + done, count - done, exponent);
+}
+
+// The same with the arguments exchanged.
+template <class F>
+void Swapped(const float* const* in, const int64_t* strides, float* out, int64_t count,
+             int64_t exponent) {
+  const float* const turned[] = {in[1], in[0]};
+  const int64_t apart[] = {strides[1], strides[0]};
+  Two<F>(turned, apart, out, count, exponent);
 }
 
 template <class F>
@@ -126,8 +136,6 @@ XNOR_DEFINE_TWO(Pow, std::pow(x, y))
 XNOR_DEFINE_TWO(Atan2, std::atan2(x, y))
 XNOR_DEFINE_TWO(Ge, x >= y)
 XNOR_DEFINE_TWO(Gt, x > y)
-XNOR_DEFINE_TWO(Le, x <= y)
-XNOR_DEFINE_TWO(Lt, x < y)
 XNOR_DEFINE_TWO(Eq, x == y)
 XNOR_DEFINE_TWO(Ne, x != y)
 XNOR_DEFINE_ONE(Neg, -x)
@@ -188,7 +196,7 @@ constexpr Entry kFunctions[] = {
     {"square", 1, One<Square>}, {"integer_pow", 1, IntegerPower},
     {"clamp", 3, Three<Clamp>}, {"to_float", 1, One<ToFloat>},
     {"ge", 2, Two<Ge>},         {"gt", 2, Two<Gt>},
-    {"le", 2, Two<Le>},         {"lt", 2, Two<Lt>},
+    {"le", 2, Swapped<Ge>},     {"lt", 2, Swapped<Gt>},
     {"eq", 2, Two<Eq>},         {"ne", 2, Two<Ne>},
     {"is_finite", 1, One<IsFinite>},
     // Bools are 0 or 1.
@@ -240,6 +248,19 @@ class Elementwise : public Operation {
     channels_ = shape.empty() ? 1 : shape.back();
     pixelwise = in_place = IsPixelwise();
     if (pixelwise) pixels = out.depth / channels_;
+    if (Repeats()) memory = 4 * kRow * static_cast<int64_t>(operands.size());
+  }
+
+  void Prepare() override {
+    if (!Repeats()) return;
+    const int64_t row = walk_.sizes[1];
+    at_once_ = kRow / row;
+    for (size_t i = 0; i < operands_.size(); ++i) {
+      if (operands_[i].constant == nullptr || walk_.strides[1][i] == 0) continue;
+      for (int64_t r = 0; r < at_once_; ++r)
+        repeated_[i].insert(repeated_[i].end(), operands_[i].constant,
+                            operands_[i].constant + row);
+    }
   }
 
   void Run(const Call& call) const override {
@@ -273,12 +294,25 @@ class Elementwise : public Operation {
     return true;
   }
 
+  // Whether several short rows run at once, over constants that repeat.
+  bool Repeats() const {
+    if (walk_.axes() != 2 || walk_.sizes[1] > kRow / 2) return false;
+    for (size_t i = 0; i < operands_.size(); ++i) {
+      const int64_t across = walk_.strides[0][i], along = walk_.strides[1][i];
+      const bool contiguous = across == walk_.sizes[1] && along == 1;
+      if (!contiguous && operands_[i].constant == nullptr) return false;
+      if (!contiguous && across != 0) return false;
+    }
+    return true;
+  }
+
   // Rows [begin, end) along the last axis of the walk; if that is the only one, elements.
   void RunRows(const Call& call, int64_t begin, int64_t end) const {
     const float* base[3] = {};
     for (size_t i = 0; i < operands_.size(); ++i)
-      base[i] = operands_[i].constant != nullptr ? operands_[i].constant
-                                                 : call.floats(operands_[i].input);
+      base[i] = !repeated_[i].empty()              ? repeated_[i].data()
+                : operands_[i].constant != nullptr ? operands_[i].constant
+                                                   : call.floats(operands_[i].input);
     float* const y = static_cast<float*>(call.out);
     const int64_t last = walk_.axes() - 1, row = walk_.sizes[last];
     const int64_t* strides = walk_.strides[last].data();
@@ -289,8 +323,9 @@ class Elementwise : public Operation {
     };
     if (last == 0)
       return run(begin, end - begin, [&](size_t i) { return begin * strides[i]; });
-    for (int64_t r = begin; r < end; ++r)
-      run(r * row, row, [&](size_t i) { return Offset(r, last, i); });
+    for (int64_t r = begin; r < end; r += at_once_)
+      run(r * row, std::min(at_once_, end - r) * row,
+          [&](size_t i) { return Offset(r, last, i); });
   }
 
   static bool Continues(const Sizes& outer, const Sizes& inner, int64_t size) {
@@ -308,10 +343,12 @@ class Elementwise : public Operation {
     return offset + index * walk_.strides[0][i];
   }
 
+  static constexpr int64_t kRow = 256;  // numbers
   const Function run_;
   const int64_t exponent_;
   const std::vector<Operand> operands_;
-  int64_t channels_;
+  int64_t channels_, at_once_ = 1;
+  std::vector<float> repeated_[3];  // per operand
   Walk walk_;
 };
 

@@ -78,7 +78,6 @@ void Graph::MakeSteps() {
   for (size_t at = 0; at < operations_.size(); ++at) {
     const Operation& operation = *operations_[at].operation;
     const bool joins = operation.pixelwise && !steps_.empty() &&
-                       steps_.back().count < kLongestStep &&
                        operations_[steps_.back().first].operation->pixels ==
                            operation.pixels;
     if (!joins) steps_.push_back({at, 0});
@@ -167,18 +166,20 @@ void Graph::Run(Team& team, int64_t images, const float* x, float* y,
   };
   for (const Step& step : steps_) {
     const BoundOperation* const bound = &operations_[step.first];
-    const void* in[kLongestStep][kMostInputs];
-    for (size_t i = 0; i < step.count; ++i)
+    // Each thread computes the addresses on its own stack: reading them from the caller's
+    // would take longer.
+    const auto call = [&](size_t i, const void** in) -> Call {
       for (size_t k = 0; k < bound[i].inputs.size(); ++k)
-        in[i][k] = bound[i].inputs[k] < 0 ? x : at(bound[i].inputs[k]);
-    const auto call = [&](size_t i) -> Call {
-      return {team, images, in[i], at(bound[i].out), at(bound[i].scratch)};
+        in[k] = bound[i].inputs[k] < 0 ? x : at(bound[i].inputs[k]);
+      return {team, images, in, at(bound[i].out), at(bound[i].scratch)};
     };
     const auto rest = [&](int64_t begin, int64_t end) {
+      const void* in[kMostInputs];
       for (size_t i = 1; i < step.count; ++i)
-        bound[i].operation->RunPixels(call(i), begin, end);
+        bound[i].operation->RunPixels(call(i, in), begin, end);
     };
-    Call first = call(0);
+    const void* in[kMostInputs];
+    Call first = call(0, in);
     if (step.count > 1) first.tail = Tail(rest);
     bound->operation->Run(first);
   }

@@ -99,7 +99,6 @@ class Graph {
   struct Step {
     size_t first, count;
   };
-  static constexpr size_t kLongestStep = 8;
 
   int NewBuffer(int64_t size);
   void MakeSteps();

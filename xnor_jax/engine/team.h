@@ -27,6 +27,9 @@ inline void Pause(int& spins) {
 
 // Runs one loop at a time and allocates nothing. Any number of threads may call `Help` at
 // any time, also between two loops or after the caller has moved on.
+//
+// The caller takes tasks from the front and the helpers from the back, so that in one loop
+// after another a thread finds what it wrote itself in its core's cache.
 class Loops {
  public:
   // Calls call(task, i) for every i in [0, count), together with the helpers; rethrows the
@@ -37,13 +40,14 @@ class Loops {
     // Closed first: a helper that still reads the previous loop finds no task left.
     ticket_.store(loop << 32 | kClosed, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
+    back_.store(0, std::memory_order_relaxed);
     failed_.store(false, std::memory_order_relaxed);
     error_ = nullptr;
     call_.store(call, std::memory_order_release);
     task_.store(task, std::memory_order_release);
     count_.store(count, std::memory_order_release);
     ticket_.store(loop << 32, std::memory_order_release);
-    Help();
+    Work([front = int64_t{0}](int64_t) mutable { return front++; });
     int spins = 0;
     while (done_.load(std::memory_order_acquire) < count) Pause(spins);
     if (error_ != nullptr) std::rethrow_exception(error_);
@@ -51,20 +55,26 @@ class Loops {
 
   // Runs tasks until none are left; returns whether it ran any.
   bool Help() {
+    return Work([&](int64_t count) { return count - ++back_; });
+  }
+
+ private:
+  // Runs tasks until none are left, each of the index that `next(count)` returns.
+  template <class Next>
+  bool Work(Next next) {
     int64_t finished = 0;
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
     for (;;) {
       const int64_t count = count_.load(std::memory_order_acquire);
       const auto call = call_.load(std::memory_order_acquire);
       const void* task = task_.load(std::memory_order_acquire);
-      const int64_t i = static_cast<int64_t>(ticket & kClosed);
-      if (i >= count) break;
+      if (static_cast<int64_t>(ticket & kClosed) >= count) break;
       // Succeeds only if the loop is still the one read above.
       if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel))
         continue;
       ++ticket;
       try {
-        call(task, i);
+        call(task, next(count));
       } catch (...) {
         if (!failed_.exchange(true)) error_ = std::current_exception();
       }
@@ -75,10 +85,9 @@ class Loops {
     return finished > 0;
   }
 
- private:
   static constexpr int64_t kClosed = 0xffffffff;
-  std::atomic<uint64_t> ticket_{kClosed};  // loop number << 32 | next task
-  std::atomic<int64_t> count_{0}, done_{0};
+  std::atomic<uint64_t> ticket_{kClosed};  // loop number << 32 | tasks taken
+  std::atomic<int64_t> count_{0}, done_{0}, back_{0};  // back_: taken by helpers
   std::atomic<bool> failed_{false};
   std::atomic<void (*)(const void*, int64_t)> call_{nullptr};
   std::atomic<const void*> task_{nullptr};

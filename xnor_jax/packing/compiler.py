@@ -26,6 +26,7 @@ from xnor_jax.weights import binarize
 # Largest difference of a logit due to rounding, as a fraction of the largest logit.
 _TOLERANCE = 1e-4
 _IMAGES = 16
+_ROUNDING = np.float32(2**-23)  # of float32, relative
 
 
 def pack(
@@ -232,12 +233,14 @@ def _check(
 ) -> None:
     """Compare the packed network with the reference evaluation of the function.
 
-    A real-valued layer may round its sums differently and so flip a sign, in one image
-    of some thousands. Hence a difference on the example is not final: random images
-    decide, of which one may differ.
+    A real-valued layer may round its sums differently and so flip a sign: in one image
+    of some thousands, or, where millions of floats meet a sign, in one of ten. Hence a
+    difference on the example is not final: random images decide. One of them may
+    differ, and so may those on which the function itself differs after a rounding of
+    its input; but not more than half.
 
     Raises:
-      PackError: If more than one of the random images differs.
+      PackError: If more of the random images differ.
     """
     noise = np.random.default_rng(0).normal(size=(_IMAGES, *packed.image_shape))
     x = noise.astype(np.float32)
@@ -246,26 +249,32 @@ def _check(
         finite = given[np.isfinite(given)]
         if finite.size:
             x = (x * finite.std() + finite.mean()).astype(np.float32)
-        decides = 0 < given.size == finite.size
-        if decides and _mismatch_fraction(packed, function, params, given) == 0:
-            return
-    if (share := _mismatch_fraction(packed, function, params, x)) > 1 / _IMAGES:
+        if 0 < given.size == finite.size:
+            wanted = reference(function, params, jnp.asarray(given))
+            if not _differs(packed(given), wanted).any():
+                return
+    wanted = reference(function, params, jnp.asarray(x))
+    differs = _differs(packed(x), wanted)
+    if (wrong := differs).sum() > 1:
+        ulp = np.random.default_rng(1).choice(np.float32([-1, 1]), x.shape) * _ROUNDING
+        rounded = reference(function, params, jnp.asarray(x + x * ulp))
+        wrong = differs & ~_differs(rounded, wanted)
+    if wrong.sum() > 1 or differs.mean() > 0.5:
         raise PackError(
-            f"pack: the packed network disagrees with the model on {share:.0%} of "
-            "random images. If windows of binary products are summed before a sign, "
+            f"pack: the packed network disagrees with the model on {differs.mean():.0%} "
+            "of random images. If windows of binary products are summed before a sign, "
             "use xnor_jax.nn.AvgPool, because XLA's order of additions varies; if not, "
             "this is a bug in xnor_jax, please report it"
         )
 
 
-def _mismatch_fraction(packed, function, params, x: np.ndarray) -> float:
-    """The fraction of the images on which the logits differ by more than rounding."""
-    wanted = np.asarray(reference(function, params, jnp.asarray(x)), np.float64)
-    found = np.asarray(packed(x), np.float64)
-    wanted, found = (a.reshape(len(x), -1) for a in (wanted, found))
+def _differs(found: ArrayLike, wanted: ArrayLike) -> np.ndarray:
+    """For each image, whether its logits differ by more than rounding."""
+    found, wanted = (np.asarray(a, np.float64) for a in (found, wanted))
+    wanted, found = (a.reshape(len(a), -1) for a in (wanted, found))
     finite = np.isfinite(wanted)
     same = np.where(finite, 0, ~((found == wanted) | np.isnan(wanted)))
     off = np.where(finite, np.abs(found - np.where(finite, wanted, 0)), same)
     largest = np.abs(np.where(finite, wanted, 0)).max(initial=0)
     # `~(off <= …)`, not `off > …`: a NaN in one of the two alone counts as different.
-    return float((~(off <= _TOLERANCE * max(largest, 1e-30)).all(-1)).mean())
+    return ~(off <= _TOLERANCE * max(largest, 1e-30)).all(-1)

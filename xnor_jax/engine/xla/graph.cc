@@ -6,6 +6,7 @@
 // with the copy, which takes far less time than laying them out. All of this lives in XLA's
 // state of the call, which is freed with the program. The call is thread-safe.
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -102,12 +103,14 @@ struct Loaded {
     });
   }
 
-  bool Holds(const ffi::RemainingArgs& args) const {
-    for (size_t i = 0; i < contents.size(); ++i)
-      if (std::memcmp(contents[i].data(), args.get<ffi::AnyBuffer>(i)->untyped_data(),
-                      contents[i].size() * sizeof(uint32_t)) != 0)
-        return false;
-    return true;
+  bool Holds(PoolTeam& team, const ffi::RemainingArgs& args) const {
+    std::atomic<bool> equal{true};
+    team.For(static_cast<int64_t>(contents.size()), [&](int64_t i) {
+      const void* given = args.get<ffi::AnyBuffer>(i)->untyped_data();
+      const size_t bytes = contents[i].size() * sizeof(uint32_t);
+      if (equal && std::memcmp(contents[i].data(), given, bytes) != 0) equal = false;
+    });
+    return equal;
   }
 };
 
@@ -125,12 +128,14 @@ class Network {
                            TypeOf(member.kind), member.laid_out()});
   }
 
-  // The network with these weights, laid out anew if they or the instruction set differ
-  // from the last ones.
-  std::shared_ptr<const Loaded> With(const ffi::RemainingArgs& args) {
-    Check(args);
-    std::shared_ptr<const Loaded> last = Last();
-    if (last != nullptr && &last->kernels == &Chosen() && last->Holds(args)) return last;
+  // The last network, if it is laid out for the chosen instruction set; else null.
+  std::shared_ptr<const Loaded> Last() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return last_ != nullptr && &last_->kernels == &Chosen() ? last_ : nullptr;
+  }
+
+  // The network with these weights, which becomes the last one.
+  std::shared_ptr<const Loaded> Load(const ffi::RemainingArgs& args) {
     Contents contents;
     for (size_t i = 0; i < args.size(); ++i) {
       const auto buffer = args.get<ffi::AnyBuffer>(i);
@@ -140,18 +145,6 @@ class Network {
     auto loaded = std::make_shared<const Loaded>(described_, std::move(contents));
     std::lock_guard<std::mutex> lock(mutex_);
     return last_ = std::move(loaded);
-  }
-
- private:
-  struct Wanted {
-    std::string error;  // for any other buffer
-    ffi::DataType type;
-    Sizes sizes;
-  };
-
-  std::shared_ptr<const Loaded> Last() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return last_;
   }
 
   void Check(const ffi::RemainingArgs& args) const {
@@ -166,6 +159,13 @@ class Network {
               wanted_[i].error);
     }
   }
+
+ private:
+  struct Wanted {
+    std::string error;  // for any other buffer
+    ffi::DataType type;
+    Sizes sizes;
+  };
 
   const Described described_;
   std::vector<Wanted> wanted_;  // the expected arguments
@@ -200,14 +200,18 @@ ffi::Error Execute(ffi::ThreadPool pool, Network* network, Floats x,
                    ffi::RemainingArgs args, ffi::Result<Floats> y,
                    ffi::Span<const int64_t>, std::string_view) {
   return Answer([&] {
-    const std::shared_ptr<const Loaded> loaded = network->With(args);
-    const Model& model = loaded->model;
-    const int64_t count =
-        CheckBatch(x, model.image_shape, "expected a batch of images of the input shape");
-    Require(CheckBatch(*y, model.output_shape, "the result has the wrong shape") == count,
+    network->Check(args);
+    std::shared_ptr<const Loaded> loaded = network->Last();
+    const bool known = loaded != nullptr;
+    if (!known) loaded = network->Load(args);
+    const int64_t count = CheckBatch(x, loaded->model.image_shape,
+                                     "expected a batch of images of the input shape");
+    Require(CheckBatch(*y, loaded->model.output_shape,
+                       "the result has the wrong shape") == count,
             "expected a result for each image");
-    PoolTeam team(pool, static_cast<double>(count) * model.graph->work());
-    model.Run(team, x.typed_data(), count, y->typed_data());
+    PoolTeam team(pool, static_cast<double>(count) * loaded->model.graph->work());
+    if (known && !loaded->Holds(team, args)) loaded = network->Load(args);
+    loaded->model.Run(team, x.typed_data(), count, y->typed_data());
   });
 }
 

@@ -185,6 +185,7 @@ def c_side(binary: Any, x: Any, file: Path, threads: int) -> Callable[[], object
     library = _compiled.load()
     if library is None:
         sys.exit(f"{C_API}: the compiled library was not built")
+    library.xnor_error.restype = ctypes.c_char_p
     packed = xnor.pack(binary)
     xnor.save(file, packed)
     model, expected = ctypes.c_void_p(), np.asarray(packed(x))
@@ -192,11 +193,11 @@ def c_side(binary: Any, x: Any, file: Path, threads: int) -> Callable[[], object
     given, taken = (ctypes.c_void_p(array.ctypes.data) for array in (x, logits))
     count = ctypes.c_size_t(len(x))
     if library.xnor_load(str(file).encode(), ctypes.byref(model)) != 0:
-        sys.exit(f"{C_API}: {file} cannot be loaded")
+        sys.exit(f"{C_API}: {library.xnor_error().decode()}")
 
     def run() -> object:
         if library.xnor_run(model, given, count, taken, threads) != 0:
-            sys.exit(f"{C_API}: a run failed")
+            sys.exit(f"{C_API}: {library.xnor_error().decode()}")
         return logits
 
     if not np.array_equal(run(), expected):

@@ -415,15 +415,17 @@ def test_maxima_keep_nan_and_the_last_of_two_zeros(channels):
     np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))
 
 
+def elementwise(name, inputs, *constants):
+    """A node of a function of these values and constants."""
+    arrays = {f"constant{i}": c for i, c in enumerate(constants, len(inputs))}
+    operands = [*range(len(inputs)), *[-1] * len(constants)]
+    shapes = [[]] * len(inputs) + [list(c.shape) for c in constants]
+    node = {"kind": "elementwise", "function": name, "inputs": inputs}
+    return node | {"operands": operands, "shapes": shapes, "arrays": arrays}
+
+
 @pytest.mark.parametrize("channels", [3, 16, 64, 200])
 def test_pixelwise_operations_follow_part_by_part(channels):
-    def function(name, inputs, *constants):
-        arrays = {f"constant{i}": c for i, c in enumerate(constants, len(inputs))}
-        operands = [*range(len(inputs)), *[-1] * len(constants)]
-        shapes = [[]] * len(inputs) + [list(c.shape) for c in constants]
-        node = {"kind": "elementwise", "function": name, "inputs": inputs}
-        return node | {"operands": operands, "shapes": shapes, "arrays": arrays}
-
     x, zero = quarters(3, 21, 19, channels), np.zeros(1, np.float32)
     scale, center = quarters(channels, seed=1), quarters(channels, seed=2)
     largest = {"kind": "reduce", "function": "max", "inputs": [0]}
@@ -435,17 +437,17 @@ def test_pixelwise_operations_follow_part_by_part(channels):
         {"kind": "reshape", "shape": [21, 19, 1]},
         largest | {"axes": [1, 2]},
         {"kind": "reshape", "shape": [1, 1, channels]},
-        function("add", [0, 0]),  # 5
+        elementwise("add", [0, 0]),  # 5
         # The pool still reads, at other pixels, what the sum could overwrite.
         {"kind": "pool", "function": "max", "inputs": [5], **window},
-        function("add", [5, 6]),
-        function("mul", [7], scale),
-        function("max", [8], zero),
-        function("sub", [9, 2]),  # a number per pixel
-        function("add", [9, 10]),  # 9 is not overwritten
+        elementwise("add", [5, 6]),
+        elementwise("mul", [7], scale),
+        elementwise("max", [8], zero),
+        elementwise("sub", [9, 2]),  # a number per pixel
+        elementwise("add", [9, 10]),  # 9 is not overwritten
         {"kind": "norm", "inputs": [11], "arrays": norm},
-        function("add", [12, 4]),  # a number per channel of an image
-        function("max", [13, 12]),
+        elementwise("add", [12, 4]),  # a number per channel of an image
+        elementwise("max", [13, 12]),
     )
     double = x + x
     wide = np.pad(double, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=-np.inf)
@@ -453,6 +455,44 @@ def test_pixelwise_operations_follow_part_by_part(channels):
     relu = np.maximum((double + pool) * scale, 0)
     last = (2 * relu - x.max(-1, keepdims=True) - center) * scale + center
     wanted = np.maximum(last + x.max((1, 2), keepdims=True), last)
+    np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("height", "features"), [(4, 36), (4, 300), (40, 36)])
+def test_pixelwise_operations_follow_a_convolution(groups, height, features):
+    x, bias = quarters(3, height, 7, 36), quarters(features, seed=1)
+    kernel = quarters(3, 3, 36 // groups, features, seed=2)
+    window = {"window": [3, 3], "strides": [1, 1], "padding": [[1, 1], [1, 1]]}
+    arrays = {"kernel": kernel, "bias": bias}
+    conv = {"kind": "conv", "groups": groups, "features": features, "arrays": arrays}
+    got = run(
+        x,
+        conv | window | {"epilogue": "affine", "dilation": [1, 1], "scaled": False},
+        elementwise("add", [1, 1]),
+        elementwise("mul", [2], bias),
+        to_bits(features),
+        elementwise("add", [4, 3]),
+    )
+    wide = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    patches = np.lib.stride_tricks.sliding_window_view(wide, (3, 3), (1, 2))
+    patches = patches.reshape(*x.shape[:3], groups, 36 // groups, 3, 3)
+    by_group = kernel.reshape(3, 3, 36 // groups, groups, -1)
+    sums = np.einsum("nhwgcij,ijcgo->nhwgo", patches, by_group, optimize=True)
+    wanted = 2 * (sums.reshape(*x.shape[:3], features) + bias) * bias
+    np.testing.assert_array_equal(got, wanted + np.where(wanted < 0, -1, 1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"), [((6, 1), [1, 2]), ((1, 1), [2, 2]), ((7, 1), [1, 1])]
+)
+def test_signs_of_sums_in_images_of_width_1(shape, strides):
+    x, flip = quarters(5, *shape, 35), signs(35, seed=1)
+    arrays = {"threshold": quarters(35, seed=2), "flip": packed(flip)}
+    pool = {"kind": "sum_pool_bits", "window": [1, 1], "strides": strides}
+    got = run(x, pool | {"padding": [[0, 0]] * 2, "arrays": arrays}, TO_FLOATS)
+    wanted = x[:, :: strides[0], :: strides[1]]
+    wanted = np.where(wanted < arrays["threshold"], -1, 1) * flip
     np.testing.assert_array_equal(got, wanted)
 
 

@@ -95,7 +95,13 @@ void RunJob(Team& team, const Kernels& binary, const Job<Element>& job, int64_t 
   }();
   const int64_t panels = WordsFor(job.columns), threads = team.threads();
   const int64_t blocks = (pixels + kPixels - 1) / kPixels, wanted = 4 * threads;
-  if (threads < 2 || work < kSmallest) {
+  const double elements = std::max(static_cast<double>(job.columns), tail.elements());
+  if (threads >= 2 && work < kSmallest) {
+    run(job, 0, pixels, 0, panels);
+    if (!tail.empty()) InParts(team, pixels, elements, tail);
+    return;
+  }
+  if (threads < 2) {
     const int64_t each = tail.empty() ? pixels : kPixels;
     for (int64_t begin = 0; begin < pixels; begin += each) {
       const int64_t end = std::min(begin + each, pixels);
@@ -113,7 +119,7 @@ void RunJob(Team& team, const Kernels& binary, const Job<Element>& job, int64_t 
         std::min((part + 1) * pairs / parts * 2, panels));
     if (parts == 1) tail(begin, end);
   });
-  if (parts > 1 && !tail.empty()) InParts(team, pixels, job.columns, tail);
+  if (parts > 1 && !tail.empty()) InParts(team, pixels, elements, tail);
 }
 
 // base[class][column] = bits of the window - what the zero words at outside taps add.

@@ -257,6 +257,7 @@ class Elementwise : public Operation {
     at_once_ = kRow / row;
     for (size_t i = 0; i < operands_.size(); ++i) {
       if (operands_[i].constant == nullptr || walk_.strides[1][i] == 0) continue;
+      repeated_[i].reserve(at_once_ * row);
       for (int64_t r = 0; r < at_once_; ++r)
         repeated_[i].insert(repeated_[i].end(), operands_[i].constant,
                             operands_[i].constant + row);
@@ -265,7 +266,8 @@ class Elementwise : public Operation {
 
   void Run(const Call& call) const override {
     if (!call.tail.empty()) {
-      InParts(call.team, call.images * pixels, channels_, [&](int64_t begin, int64_t end) {
+      const double most = std::max(static_cast<double>(channels_), call.tail.elements());
+      InParts(call.team, call.images * pixels, most, [&](int64_t begin, int64_t end) {
         RunPixels(call, begin, end);
         call.tail(begin, end);
       });

@@ -77,11 +77,20 @@ const uint32_t* Graph::Keep(std::vector<uint32_t> array) {
 void Graph::MakeSteps() {
   for (size_t at = 0; at < operations_.size(); ++at) {
     const Operation& operation = *operations_[at].operation;
-    const bool joins = operation.pixelwise && !steps_.empty() &&
+    const bool long_pixel = operation.pixels == 1 && operation.out.size() > kElements;
+    const bool joins = operation.pixelwise && !long_pixel && !steps_.empty() &&
                        operations_[steps_.back().first].operation->pixels ==
                            operation.pixels;
-    if (!joins) steps_.push_back({at, 0});
-    ++steps_.back().count;
+    if (!joins) steps_.push_back({at, 0, 0});
+    Step& step = steps_.back();
+    ++step.count;
+    if (operation.pixels == 0) continue;
+    step.elements = std::max(step.elements, operation.out.size() / operation.pixels);
+    if (!operation.pixelwise) continue;
+    for (int input : operations_[at].inputs) {
+      const int64_t size = input < 0 ? input_size_ : buffers_[input].size;
+      step.elements = std::max(step.elements, size / operation.pixels);
+    }
   }
 }
 
@@ -89,7 +98,7 @@ void Graph::ShareBuffers() {
   std::vector<int> shared(buffers_.size());  // the buffer in whose place each one is
   for (size_t i = 0; i < shared.size(); ++i) shared[i] = static_cast<int>(i);
   for (const Step& step : steps_) {
-    const std::vector<int>& read = operations_[step.first].inputs;
+    const BoundOperation& first = operations_[step.first];
     for (size_t at = step.first; at < step.first + step.count; ++at) {
       BoundOperation& bound = operations_[at];
       for (int& input : bound.inputs)
@@ -98,7 +107,9 @@ void Graph::ShareBuffers() {
       for (int input : bound.inputs) {
         if (!bound.operation->in_place || input < 0) continue;
         // The first operation may still read it, at other pixels.
-        if (at > step.first && std::count(read.begin(), read.end(), input) > 0) continue;
+        if (at > step.first && !first.operation->pixelwise &&
+            std::count(first.inputs.begin(), first.inputs.end(), input) > 0)
+          continue;
         Buffer& in = buffers_[input];
         if (in.last != static_cast<int>(at) || in.size != out.size) continue;
         in.last = out.last;
@@ -180,7 +191,7 @@ void Graph::Run(Team& team, int64_t images, const float* x, float* y,
     };
     const void* in[kMostInputs];
     Call first = call(0, in);
-    if (step.count > 1) first.tail = Tail(rest);
+    if (step.count > 1) first.tail = Tail(rest, step.elements);
     bound->operation->Run(first);
   }
   const void* from = output_ < 0 ? x : at(output_);

@@ -82,7 +82,7 @@ class Graph {
     int buffer;  // -1: the input
   };
   // The memory of a value or of an operation's scratch: its elements per image, and the
-  // first and last operation during which it is live; after `Finish`, step.
+  // first and last operation during which it is live; `Finish` counts in steps instead.
   struct Buffer {
     int64_t size;
     int first, last;
@@ -98,6 +98,7 @@ class Graph {
   // Operations that run together, part by part: pixelwise ones behind the first.
   struct Step {
     size_t first, count;
+    int64_t elements;  // the most that one of the operations reads or writes per pixel
   };
 
   int NewBuffer(int64_t size);

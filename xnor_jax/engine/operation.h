@@ -38,17 +38,21 @@ struct Shape {
 class Tail {
  public:
   Tail() = default;
-  template <class Task>  // called as task(begin, end)
-  explicit Tail(const Task& task)
-      : task_(&task), run_([](const void* t, int64_t begin, int64_t end) {
+  // `task` is called as task(begin, end); `elements`: the most that one of the operations
+  // reads or writes per pixel.
+  template <class Task>
+  Tail(const Task& task, int64_t elements)
+      : elements_(static_cast<double>(elements)), task_(&task), run_([](const void* t, int64_t begin, int64_t end) {
           (*static_cast<const Task*>(t))(begin, end);
         }) {}
   bool empty() const { return run_ == nullptr; }
+  double elements() const { return elements_; }
   void operator()(int64_t begin, int64_t end) const {
     if (run_ != nullptr) run_(task_, begin, end);
   }
 
  private:
+  double elements_ = 0;
   const void* task_ = nullptr;
   void (*run_)(const void*, int64_t, int64_t) = nullptr;
 };
@@ -75,7 +79,9 @@ class Operation {
   // Runs on one or more images of the shape that it was made for. Allocates nothing.
   virtual void Run(const Call& call) const = 0;
   // Runs on pixels [begin, end) of all images; only if `pixelwise`.
-  virtual void RunPixels(const Call&, int64_t, int64_t) const {}
+  virtual void RunPixels(const Call&, int64_t, int64_t) const {
+    Require(false, "the operation is not pixelwise");
+  }
 
   const Shape out;
   int64_t scratch = 0;  // elements per image that `Run` writes besides `out`
@@ -85,7 +91,8 @@ class Operation {
   int64_t pixels = 0;
   // Whether each pixel of the result depends only on the same pixel of the inputs.
   bool pixelwise = false;
-  // Whether the result may overwrite an input of its size.
+  // Whether the result may overwrite an input of its size: whether each of its elements is
+  // written after the same element of the inputs is read, and no other is read afterwards.
   bool in_place = false;
 };
 
@@ -172,7 +179,8 @@ class Pixelwise : public Operation {
     pixelwise = true;
   }
   void Run(const Call& call) const override {
-    InParts(call.team, call.images * pixels, elements_, [&](int64_t begin, int64_t end) {
+    const double elements = std::max(elements_, call.tail.elements());
+    InParts(call.team, call.images * pixels, elements, [&](int64_t begin, int64_t end) {
       RunPixels(call, begin, end);
       call.tail(begin, end);
     });

@@ -64,12 +64,11 @@ class PoolBits : public Operation {
             uint32_t all = ~0u, any = 0;
             for (int64_t k = front; k < back; ++k)
               for (int64_t i = top; i < bottom; ++i) {
-                const uint32_t* at =
-                    call.words() + r / out.height * image + w +
-                    (((in_z + k) * g.y.size + in_y + i) * g.x.size + in_x) * words;
-                for (int64_t j = left; j < right; ++j) {
-                  all &= at[j * words];
-                  any |= at[j * words];
+                const int64_t row = ((in_z + k) * g.y.size + in_y + i) * g.x.size;
+                const uint32_t* pixels = call.words() + r / out.height * image + w;
+                for (int64_t j = row + in_x + left; j < row + in_x + right; ++j) {
+                  all &= pixels[j * words];
+                  any |= pixels[j * words];
                 }
               }
             y[w] = (all & ~flip_[w]) | (any & flip_[w]);
@@ -92,8 +91,8 @@ class SumPool : public Operation {
         threshold_(threshold), flip_(flip) {
     work = kOnce * RowReads(g) * g.y.out * channels;
     memory = 4 * WordsFor(channels) * kPanel;
-    // With windows of one number, a row is a pixel.
-    pixelwise = g.x.padded == 1 && g.y.out == g.y.size && g.taps() == 1;
+    // In images of width 1 a row is a pixel.
+    pixelwise = g.taps() == 1 && !g.padded() && g.x.size == 1 && g.y.out == g.y.size;
     if (pixelwise) pixels = g.y.out;
   }
   void Prepare() override { padded_ = Padded(threshold_, channels_); }
@@ -120,6 +119,7 @@ class SumPool : public Operation {
       job.x += begin * channels_, job.out += begin * out.depth;
       job.height = job.out_height = 1;
       job.width = job.out_width = end - begin;
+      job.stride_height = job.stride_width = 1;
       begin = 0, end = 1;
     }
     Chosen().sum_pool(job, begin, end);

@@ -41,7 +41,8 @@ class Pool : public Operation {
     pixels = g.pixels();
   }
   void Run(const Call& call) const override {
-    InParts(call.team, call.images * pixels, reads_, [&](int64_t begin, int64_t end) {
+    const double elements = std::max(reads_, call.tail.elements());
+    InParts(call.team, call.images * pixels, elements, [&](int64_t begin, int64_t end) {
       for (int64_t at = begin; at < end;) {  // row by row
         const int64_t x = at % g_.x.out, last = std::min(at - x + g_.x.out, end);
         Row(call, at / g_.x.out, x, last - (at - x));
@@ -80,9 +81,9 @@ class Pool : public Operation {
           const int64_t z = at_z * g.z.stride - g.z.before + k;
           const int64_t in_y = z * g.y.size + at_y * g.y.stride - g.y.before + i;
           const int64_t in_x = at_x * g.x.stride - g.x.before;
-          const float* from = image + (in_y * g.x.size + in_x) * channels;
-          for (int64_t j = left; j < right; ++j) {
-            rows[count++] = from + j * channels;
+          const int64_t from = in_y * g.x.size + in_x;
+          for (int64_t j = from + left; j < from + right; ++j) {
+            rows[count++] = image + j * channels;
             if (count == kRows) combine();
           }
         }

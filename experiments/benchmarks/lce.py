@@ -1,7 +1,8 @@
 """A packed network against the same architecture in Larq Compute Engine (LCE).
 
-LCE needs TensorFlow, and so an environment of its own. Its Python runs LCE's side in a
-second process; the calls of both processes are timed in turn:
+Ours runs through the engine's C API. LCE needs TensorFlow, and so an environment of its
+own. Its Python runs LCE's side in a second process; the calls of both processes are
+timed in turn:
 
     python3.11 -m venv lce
     lce/bin/pip install larq larq-compute-engine==0.16.0 'tensorflow-cpu<2.17' \
@@ -16,7 +17,9 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 NETWORKS = ("NIN", "LeNet-5", "XNOR-ResNet-18", "Bi-Real-18")
@@ -46,16 +49,21 @@ def main() -> None:
     print(f"versions: {measure.versions()}, LCE 0.16.0; threads: {args.threads}")
     for name in args.network:
         model = packed_networks.network(name, binary=True)
-        ours = packed_networks.packed_side(model, packed_networks.images(model, 1))
+        image = packed_networks.images(model, 1)
         command = [args.python, __file__, "--serve", name]
-        with subprocess.Popen(
-            [*command, "--threads", str(args.threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        ) as process:
-            sides = {packed_networks.OURS: ours, "LCE": asker(process)}
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            subprocess.Popen(
+                [*command, "--threads", str(args.threads)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            ) as process,
+        ):
+            file = Path(folder, "network")
+            ours = packed_networks.c_side(model, image, file, args.threads)
+            sides = {packed_networks.C_API: ours, "LCE": asker(process)}
             times = measure.per_call(sides, args.rounds, args.seconds)
             process.stdin.close()
         print(f"\n{name}, batch 1")

@@ -94,13 +94,6 @@ void RunJob(Team& team, const Kernels& binary, const Job<Element>& job, int64_t 
       return Chosen().real;
   }();
   const int64_t panels = WordsFor(job.columns), threads = team.threads();
-  const int64_t blocks = (pixels + kPixels - 1) / kPixels, wanted = 4 * threads;
-  const double elements = std::max(static_cast<double>(job.columns), tail.elements());
-  if (threads >= 2 && work < kSmallest) {
-    run(job, 0, pixels, 0, panels);
-    if (!tail.empty()) InParts(team, pixels, elements, tail);
-    return;
-  }
   if (threads < 2) {
     const int64_t each = tail.empty() ? pixels : kPixels;
     for (int64_t begin = 0; begin < pixels; begin += each) {
@@ -110,16 +103,21 @@ void RunJob(Team& team, const Kernels& binary, const Job<Element>& job, int64_t 
     }
     return;
   }
+  const int64_t blocks = (pixels + kPixels - 1) / kPixels, wanted = 4 * threads;
   const int64_t pairs = (panels + 1) / 2;  // The kernels may take panels in pairs.
   const int64_t parts = std::min(pairs, (wanted + blocks - 1) / blocks);
-  team.For(blocks * parts, [&](int64_t task) {
-    const int64_t block = task / parts, part = task % parts;
-    const int64_t begin = block * kPixels, end = std::min(begin + kPixels, pixels);
-    run(job, begin, end, part * pairs / parts * 2,
-        std::min((part + 1) * pairs / parts * 2, panels));
-    if (parts == 1) tail(begin, end);
-  });
-  if (parts > 1 && !tail.empty()) InParts(team, pixels, elements, tail);
+  if (work < kSmallest)
+    run(job, 0, pixels, 0, panels);
+  else
+    team.For(blocks * parts, [&](int64_t task) {
+      const int64_t block = task / parts, part = task % parts;
+      const int64_t begin = block * kPixels, end = std::min(begin + kPixels, pixels);
+      run(job, begin, end, part * pairs / parts * 2,
+          std::min((part + 1) * pairs / parts * 2, panels));
+      if (parts == 1) tail(begin, end);
+    });
+  if (!tail.empty() && (work < kSmallest || parts > 1))
+    InParts(team, pixels, std::max<double>(job.columns, tail.elements()), tail);
 }
 
 // base[class][column] = bits of the window - what the zero words at outside taps add.

@@ -266,11 +266,8 @@ class Elementwise : public Operation {
 
   void Run(const Call& call) const override {
     if (!call.tail.empty()) {
-      const double most = std::max(static_cast<double>(channels_), call.tail.elements());
-      InParts(call.team, call.images * pixels, most, [&](int64_t begin, int64_t end) {
-        RunPixels(call, begin, end);
-        call.tail(begin, end);
-      });
+      InParts(call, call.images * pixels, channels_,
+              [&](int64_t begin, int64_t end) { RunPixels(call, begin, end); });
       return;
     }
     const int64_t row = OneAxis() ? 1 : walk_.sizes.back();

@@ -42,7 +42,8 @@ class Tail {
   // reads or writes per pixel.
   template <class Task>
   Tail(const Task& task, int64_t elements)
-      : elements_(static_cast<double>(elements)), task_(&task), run_([](const void* t, int64_t begin, int64_t end) {
+      : elements_(static_cast<double>(elements)), task_(&task),
+        run_([](const void* t, int64_t begin, int64_t end) {
           (*static_cast<const Task*>(t))(begin, end);
         }) {}
   bool empty() const { return run_ == nullptr; }
@@ -124,6 +125,9 @@ std::unique_ptr<Operation> MakePoolBits(const Geometry& g, int64_t words,
                                         const uint32_t* flip);
 std::unique_ptr<Operation> MakeSumPool(const Geometry& g, int64_t channels,
                                        const float* threshold, const uint32_t* flip);
+// The signs of floats [pixels, channels], compared with thresholds.
+std::unique_ptr<Operation> MakeSign(int64_t pixels, int64_t channels,
+                                    const float* threshold, const uint32_t* flip);
 std::unique_ptr<Operation> MakeNorm(const Shape& in, const float* mean,
                                     const float* scale, const float* bias);
 std::unique_ptr<Operation> MakeMean(const Shape& in);
@@ -169,6 +173,16 @@ void InParts(Team& team, int64_t count, double elements, const Run& run) {
   });
 }
 
+// The same for all pixels of an operation, each part followed by the tail.
+template <class Run>
+void InParts(const Call& call, int64_t pixels, double elements, const Run& run) {
+  InParts(call.team, pixels, std::max(elements, call.tail.elements()),
+          [&](int64_t begin, int64_t end) {
+            run(begin, end);
+            call.tail(begin, end);
+          });
+}
+
 class Pixelwise : public Operation {
  public:
   // `elements`: what a pixel reads.
@@ -179,11 +193,8 @@ class Pixelwise : public Operation {
     pixelwise = true;
   }
   void Run(const Call& call) const override {
-    const double elements = std::max(elements_, call.tail.elements());
-    InParts(call.team, call.images * pixels, elements, [&](int64_t begin, int64_t end) {
-      RunPixels(call, begin, end);
-      call.tail(begin, end);
-    });
+    InParts(call, call.images * pixels, elements_,
+            [&](int64_t begin, int64_t end) { RunPixels(call, begin, end); });
   }
 
  private:

@@ -91,20 +91,9 @@ class SumPool : public Operation {
         threshold_(threshold), flip_(flip) {
     work = kOnce * RowReads(g) * g.y.out * channels;
     memory = 4 * WordsFor(channels) * kPanel;
-    // In images of width 1 a row is a pixel.
-    pixelwise = g.taps() == 1 && !g.padded() && g.x.size == 1 && g.y.out == g.y.size;
-    if (pixelwise) pixels = g.y.out;
   }
   void Prepare() override { padded_ = Padded(threshold_, channels_); }
   void Run(const Call& call) const override {
-    InParts(call.team, call.images * g_.y.out, RowReads(g_) * channels_,
-            [&](int64_t begin, int64_t end) {
-              RunPixels(call, begin, end);
-              call.tail(begin, end);
-            });
-  }
-  // On rows, if they are not pixels.
-  void RunPixels(const Call& call, int64_t begin, int64_t end) const override {
     const Geometry& g = g_;
     PoolJob job = {};
     job.x = call.floats();
@@ -115,18 +104,44 @@ class SumPool : public Operation {
     job.top = g.y.before, job.left = g.x.before;
     job.threshold = padded_.data(), job.flip = flip_;
     job.out = static_cast<uint32_t*>(call.out);
-    if (pixelwise) {  // one row, which takes fewer divisions
-      job.x += begin * channels_, job.out += begin * out.depth;
-      job.height = job.out_height = 1;
-      job.width = job.out_width = end - begin;
-      job.stride_height = job.stride_width = 1;
-      begin = 0, end = 1;
-    }
-    Chosen().sum_pool(job, begin, end);
+    const int64_t rows = call.images * g.y.out;
+    InParts(call.team, rows, RowReads(g) * channels_, [&](int64_t begin, int64_t end) {
+      Chosen().sum_pool(job, begin, end);
+    });
   }
 
  private:
   const Geometry g_;
+  const int64_t channels_;
+  const float* const threshold_;
+  const uint32_t* const flip_;
+  std::vector<float> padded_;
+};
+
+// A row of sum pools with windows of one number.
+class Sign : public Pixelwise {
+ public:
+  Sign(int64_t pixels_per_image, int64_t channels, const float* threshold,
+       const uint32_t* flip)
+      : Pixelwise({Type::kWords, pixels_per_image, 1, WordsFor(channels)},
+                  pixels_per_image, channels),
+        channels_(channels), threshold_(threshold), flip_(flip) {
+    memory = 4 * WordsFor(channels) * kPanel;
+  }
+  void Prepare() override { padded_ = Padded(threshold_, channels_); }
+  void RunPixels(const Call& call, int64_t begin, int64_t end) const override {
+    PoolJob job = {};
+    job.x = call.floats() + begin * channels_;
+    job.height = job.out_height = 1, job.channels = channels_;
+    job.width = job.out_width = end - begin;
+    job.window_height = job.window_width = 1;
+    job.stride_height = job.stride_width = 1;
+    job.threshold = padded_.data(), job.flip = flip_;
+    job.out = static_cast<uint32_t*>(call.out) + begin * out.depth;
+    Chosen().sum_pool(job, 0, 1);
+  }
+
+ private:
   const int64_t channels_;
   const float* const threshold_;
   const uint32_t* const flip_;
@@ -192,6 +207,11 @@ std::unique_ptr<Operation> MakeSumPool(const Geometry& g, int64_t channels,
                                        const float* threshold, const uint32_t* flip) {
   Require(g.z.size == 1 && g.z.out == 1, "expected two spatial axes");
   return std::make_unique<SumPool>(g, channels, threshold, flip);
+}
+
+std::unique_ptr<Operation> MakeSign(int64_t pixels, int64_t channels,
+                                    const float* threshold, const uint32_t* flip) {
+  return std::make_unique<Sign>(pixels, channels, threshold, flip);
 }
 
 std::unique_ptr<Operation> MakeNorm(const Shape& in, const float* mean,

@@ -41,14 +41,12 @@ class Pool : public Operation {
     pixels = g.pixels();
   }
   void Run(const Call& call) const override {
-    const double elements = std::max(reads_, call.tail.elements());
-    InParts(call.team, call.images * pixels, elements, [&](int64_t begin, int64_t end) {
+    InParts(call, call.images * pixels, reads_, [&](int64_t begin, int64_t end) {
       for (int64_t at = begin; at < end;) {  // row by row
         const int64_t x = at % g_.x.out, last = std::min(at - x + g_.x.out, end);
         Row(call, at / g_.x.out, x, last - (at - x));
         at = last;
       }
-      call.tail(begin, end);
     });
   }
 

@@ -49,22 +49,21 @@ class Regroup : public Pixelwise {
   const int64_t each_, words_;
 };
 
-template <class Sum>
 class Threshold : public Pixelwise {
  public:
-  Threshold(int64_t pixels, int64_t channels, const Target<Sum>& target)
+  Threshold(int64_t pixels, int64_t channels, const Target<int32_t>& target)
       : Pixelwise({Type::kWords, pixels, 1, WordsFor(channels)}, pixels, channels),
         channels_(channels), target_(target) {}
   void RunPixels(const Call& call, int64_t begin, int64_t end) const override {
     const int64_t words = out.depth;
     for (int64_t pixel = begin; pixel < end; ++pixel) {
-      const Sum* x = static_cast<const Sum*>(call.in[0]) + pixel * channels_;
+      const int32_t* x = static_cast<const int32_t*>(call.in[0]) + pixel * channels_;
       uint32_t* y = static_cast<uint32_t*>(call.out) + pixel * words;
       for (int64_t word = 0; word < words; ++word) {
         uint32_t bits = target_.flip[word];
         const int64_t last = std::min((word + 1) * kPanel, channels_);
         for (int64_t c = word * kPanel; c < last; ++c)
-          bits ^= static_cast<uint32_t>(!(x[c] >= target_.threshold[c])) << c % kPanel;
+          bits ^= static_cast<uint32_t>(x[c] < target_.threshold[c]) << c % kPanel;
         y[word] = bits;
       }
     }
@@ -72,7 +71,7 @@ class Threshold : public Pixelwise {
 
  private:
   const int64_t channels_;
-  const Target<Sum> target_;
+  const Target<int32_t> target_;
 };
 
 class Moves : public Operation {
@@ -210,12 +209,7 @@ std::unique_ptr<Operation> MakeRegroup(int64_t pixels, int64_t channels, int64_t
 
 std::unique_ptr<Operation> MakeThreshold(int64_t pixels, int64_t channels,
                                          const Target<int32_t>& target) {
-  return std::make_unique<Threshold<int32_t>>(pixels, channels, target);
-}
-
-std::unique_ptr<Operation> MakeThreshold(int64_t pixels, int64_t channels,
-                                         const Target<float>& target) {
-  return std::make_unique<Threshold<float>>(pixels, channels, target);
+  return std::make_unique<Threshold>(pixels, channels, target);
 }
 
 std::unique_ptr<Operation> MakeMoves(int64_t size, std::vector<Move> moves,

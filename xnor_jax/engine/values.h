@@ -23,11 +23,9 @@ Sizes Strides(const Sizes& sizes);
 std::unique_ptr<Operation> MakeUnpack(int64_t pixels, int64_t channels);
 // Repacks the words of all channels so that each group begins at a new word.
 std::unique_ptr<Operation> MakeRegroup(int64_t pixels, int64_t channels, int64_t groups);
-// Thresholds sums, int32_t or float, to words of signs.
+// Thresholds integer sums to words of signs.
 std::unique_ptr<Operation> MakeThreshold(int64_t pixels, int64_t channels,
                                          const Target<int32_t>& target);
-std::unique_ptr<Operation> MakeThreshold(int64_t pixels, int64_t channels,
-                                         const Target<float>& target);
 
 // Reduces windows; positions outside the image are left out.
 std::unique_ptr<Operation> MakePool(const Geometry& g, int64_t channels,

@@ -185,7 +185,8 @@ class RealConv : public AnyProduct {
                                          kernel.data()),
                             {graph.Floats(in[0])}, out);
     if (!threshold() || whole_words()) return y;
-    return graph.Add(MakeThreshold(out.positions(), features_, target), {y}, out);
+    return graph.Add(
+        MakeSign(out.positions(), features_, target.threshold, target.flip), {y}, out);
   }
 
  private:
@@ -207,12 +208,11 @@ class Sign : public Node {
     RequireChannels(Single(in));
     return {in[0].shape, DType::kBits};
   }
-  // Lowered to a sum pool with windows of one number.
   int Lower(Graph& graph, const std::vector<int>& in, const Spec& out,
             const Arrays& arrays) const override {
     const std::vector<float> threshold = arrays.Floats("threshold");
-    return graph.Add(MakeSumPool(Pixels(out.positions()), out.channels(),
-                                 threshold.data(), arrays.Flip("flip")),
+    return graph.Add(MakeSign(out.positions(), out.channels(), threshold.data(),
+                              arrays.Flip("flip")),
                      {graph.Floats(in[0])}, out);
   }
 };

@@ -128,6 +128,15 @@ def test_calibration_uses_training_images_with_test_crops(dataset):
     assert {image.tobytes() for x, _ in read(batches) for image in x} < all_images
 
 
+def test_calibration_uses_the_same_images_in_each_epoch(dataset):
+    batches = dataset.calibration_batches(6, count=2, seed=0)
+    tests = dataset.test_batches(7)
+    epochs = read(streams.grain.MapDataset.concatenate([batches, tests]).repeat(2))
+    assert_same(epochs[:3], epochs[3:])
+    other = dataset.calibration_batches(6, count=2, seed=1)
+    assert not np.array_equal(read(other)[0][0], epochs[0][0])
+
+
 def test_imagenet_is_evaluated_on_the_labelled_split(tmp_path):
     rows = [(folders.draw(i), i % 3) for i in range(4)]
     unlabelled = [(folders.draw(9), -1)]

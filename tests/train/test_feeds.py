@@ -67,7 +67,7 @@ def test_epoch_matches_its_steps_and_evaluation_is_exact(dataset, trainer_and_in
     trainer, initial = trainer_and_initial
     with make_feed(trainer, dataset) as feed:
         trained, metrics, flips = feed.train_epoch(initial(), 1)
-        rest = feed.calibrate(trained, 1)
+        rest = feed.calibrate(trained)
         test = feed.evaluate(trained)
         assert int(trained.step) == 3
         again, _, _ = feed.train_epoch(trained, 2)
@@ -114,7 +114,7 @@ def test_two_devices_share_each_batch(dataset, trainer_and_initial):
     for mesh in (None, make_mesh(2, 6)):
         with make_feed(trainer, dataset, mesh) as feed:
             state, metrics, _ = feed.train_epoch(replicate(initial(), mesh), 1)
-            state = state._replace(rest=feed.calibrate(state, 1))
+            state = state._replace(rest=feed.calibrate(state))
             results.append((metrics, feed.evaluate(state)))
         for leaf in jax.tree.leaves(state):
             assert len(leaf.sharding.device_set) == (1 if mesh is None else 2)

@@ -135,9 +135,12 @@ class PictureSet:
         seed: int,
         shard: Shard = Shard(),  # noqa: B008
     ) -> grain.MapDataset:
-        """The first `count` training batches of an epoch, prepared as for the test."""
+        """`count` batches of training images, the same in each epoch, cropped as for
+        the test."""
         count = min(count, len(self.train) // batch_size)
-        rows = self._shuffled(batch_size, count, seed)
+        chosen = self._shuffled(batch_size, count, seed)
+        # A range repeats; a shuffled set has another order in each epoch.
+        rows = grain.MapDataset.range(len(chosen)).map(chosen.__getitem__)
         rows = rows.map(partial(_centred, self.source, self.fit))
         return _batches(rows, batch_size, shard)
 

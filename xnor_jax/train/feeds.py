@@ -37,8 +37,12 @@ class Feed(Protocol):
         """Train for an epoch; return the state and the mean metrics and flip ratios."""
         ...
 
-    def calibrate(self, state: TrainState, epoch: int) -> Any:
-        """Re-estimate BatchNorm's statistics; return the new `rest`."""
+    def calibrate(self, state: TrainState) -> Any:
+        """Re-estimate BatchNorm's statistics; return the new `rest`.
+
+        The images are the same after every epoch, so that two epochs differ by their
+        weights alone.
+        """
         ...
 
     def evaluate(self, state: TrainState) -> Metrics:
@@ -139,10 +143,10 @@ class InMemory:
         """Train for an epoch; return the state and the mean metrics and flip ratios."""
         return self._train_epoch(state, *self._train, self._keys(epoch)[0])
 
-    def calibrate(self, state: TrainState, epoch: int) -> Any:
+    def calibrate(self, state: TrainState) -> Any:
         """Re-estimate BatchNorm's statistics; return the new `rest`."""
-        images, key = self._train.images, self._keys(epoch)[1]
-        return self._calibrate(state.params, state.rest, images, key)
+        images = self._train.images
+        return self._calibrate(state.params, state.rest, images, self._keys(0)[1])
 
     def evaluate(self, state: TrainState) -> Metrics:
         """Return the mean metrics over the test images, each counted once."""
@@ -221,9 +225,8 @@ class Streamed:
         self.waited = self._batches.waited - before
         return state, *step.means(total, self._steps)
 
-    def calibrate(self, state: TrainState, epoch: int) -> Any:
+    def calibrate(self, state: TrainState) -> Any:
         """Re-estimate BatchNorm's statistics; return the new `rest`."""
-        del epoch
         found: list[Any] = []
         for _ in range(self._calibrations):
             images, _ = self._batches.take(found[-1:])

@@ -161,7 +161,7 @@ def train(
                 _check_finite(recipe, epoch, "loss", metrics)
                 _check_parameters(recipe, epoch, state)
                 if recipe.calibration_batches:
-                    state = state._replace(rest=feed.calibrate(state, epoch))
+                    state = state._replace(rest=feed.calibrate(state))
                 test = feed.evaluate(state)
                 _check_finite(recipe, epoch, "test loss", test)
                 record = _record(

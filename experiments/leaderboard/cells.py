@@ -1,4 +1,4 @@
-"""The leaderboard's choices: each is options of `xnor-jax train fashion-lenet5`.
+"""The leaderboards' choices: each is options of a board's `xnor-jax train` command.
 
 Networks and optimizers that have no name in the library are here, to be named as
 `cells:NAME` from this folder.
@@ -6,7 +6,7 @@ Networks and optimizers that have no name in the library are here, to be named a
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -25,10 +25,16 @@ from xnor_jax.nn import (
     XnorBlock,
 )
 
-EPOCHS = 20
 
-# The options of each cell, by kind of choice. All others differ from the first.
-CELLS: dict[str, dict[str, str]] = {
+class Board(NamedTuple):
+    """A recipe, and cells that each change one choice or combine several."""
+
+    command: str  # options of `xnor-jax train`
+    epochs: int
+    cells: dict[str, dict[str, str]]  # more options, by kind of choice and name
+
+
+FASHION: dict[str, dict[str, str]] = {
     "baseline": {"the recipe": ""},
     "network": {
         "float twin": "--no-binary",
@@ -68,6 +74,44 @@ CELLS: dict[str, dict[str, str]] = {
         " --warmup-epochs 1 --teacher {runs}/float-twin/seed{seed}"
         " --model cells:ConvFirst",
     },
+}
+
+# The recipe has approx, AdamW without decay and warm-up already.
+CIFAR10: dict[str, dict[str, str]] = {
+    "baseline": {"the recipe": ""},
+    "network": {
+        "float twin": "--no-binary",
+        "weights alone binary (1w32a)": "--precision 1w32a",
+        "activations alone binary (32w1a)": "--precision 32w1a",
+        "input scale K": "--input-scale",
+    },
+    "rule": {name: f"--rule {name}" for name in ("paper", "exact", "ste")},
+    "surrogate": {
+        "clipped ste": "--surrogate ste",  # "ste" is a rule
+        **{name: f"--surrogate {name}" for name in ("identity", "swish", "tanh")},
+    },
+    "weights": {name: f"--weight-method {name}" for name in ("libra", "recu")},
+    "optimizer": {
+        "weight decay": "--weight-decay 0.01",
+        "sgd": "--optimizer sgd --learning-rate 0.1",
+        "bop": "--optimizer cells:bop --rule ste --weight-decay 1e-5",
+    },
+    "training aid": {
+        "no warm-up": "--warmup-epochs 0",
+        "mixup": "--mixup",
+        "distillation": "--teacher {runs}/float-twin/seed{seed}",
+        "distillation, ResNet-18": "--teacher {runs}/resnet18",
+        "two stages": "--initial {runs}/activations-alone-binary-32w1a/seed{seed}",
+    },
+}
+
+BOARDS = {
+    "fashion": Board("fashion-lenet5 --epochs 20", 20, FASHION),
+    "cifar10": Board(
+        "cifar10-resnet20 --epochs 15 --batch-size 256 --learning-rate 0.01",
+        15,
+        CIFAR10,
+    ),
 }
 
 
@@ -147,7 +191,12 @@ def bop(learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """
 
     def binary(params: Any) -> Any:
-        return xnor.mask_by_path(params, lambda path, _: path.endswith("layer/kernel"))
+        def inner(path: str, _: Any) -> bool:
+            # Of an XnorBlock, or of a block of ResNet20, whose shortcut is real.
+            ends = path.endswith(("layer/kernel", "conv/kernel"))
+            return ends and "shortcut" not in path
+
+        return xnor.mask_by_path(params, inner)
 
     return xnor.optim.bop(
         gamma=lambda step: 0.2 * learning_rate(step),  # from 1e-3

@@ -256,8 +256,8 @@ def _check(
     differs = _differs(packed(x), wanted)
     if (wrong := differs).sum() > 1:
         # By one or two units in the last place of float32.
-        ups_and_downs = np.sign(np.random.default_rng(1).normal(size=x.shape))
-        rounded = (x * (1 + 2.0**-23 * ups_and_downs)).astype(np.float32)
+        directions = np.sign(np.random.default_rng(1).normal(size=x.shape))
+        rounded = (x * (1 + 2.0**-23 * directions)).astype(np.float32)
         rounded = reference(function, params, jnp.asarray(rounded))
         wrong = differs & ~_differs(rounded, wanted)
     if wrong.sum() > 1 or differs.mean() > 0.5:

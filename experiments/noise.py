@@ -38,14 +38,14 @@ def main() -> None:
     evaluate = step.make_evaluate(trainer)
 
     def accuracy(rest) -> float:
-        return 100 * float(evaluate(state.params, rest, *test).accuracy)
+        return 100 * float(evaluate(state._replace(rest=rest), *test).accuracy)
 
     print(f"statistics of the run: {accuracy(state.rest):.2f} %")
     recipe = dataclasses.replace(trainer.recipe, calibration_batches=args.batches)
     calibrate = step.make_calibrate(trainer._replace(recipe=recipe))
     found = []
     for seed in range(args.times):
-        rest = calibrate(state.params, state.rest, train.images, jax.random.key(seed))
+        rest = calibrate(state, train.images, jax.random.key(seed))
         found.append(accuracy(rest))
         print(f"from {args.batches} batches: {found[-1]:.2f} %", flush=True)
     print(f"{statistics.fmean(found):.2f} ± {statistics.stdev(found):.2f} %")

@@ -9,7 +9,7 @@ from folders import NAMES, draw
 
 import xnor_jax as xnor
 from xnor_jax import masks
-from xnor_jax.train import folder, loop
+from xnor_jax.train import folder, loop, step
 from xnor_jax.train.recipe import PRESETS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
@@ -52,7 +52,7 @@ def test_model_trains_a_step_and_packs(model, root, tmp_path, capsys):
         name = masks.path_string(path)
         assert not name.endswith("kernel") or np.any(before != after), name
     run_ok(capsys, "pack", run, "-o", file)
-    modules = nnx.iter_modules(loop.trained_model(trainer, last))
+    modules = nnx.iter_modules(step.trained_model(trainer, last))
     layers = sum(isinstance(module, LAYERS) for _, module in modules)
     rows = xnor.load(file).report.rows
     assert sum(row.kind == "binary" for row in rows) == layers > 1

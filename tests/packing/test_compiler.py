@@ -813,6 +813,38 @@ def test_check_without_numbers_in_the_example(example, monkeypatch):
         xnor.pack(product, example=example)
 
 
+@pytest.mark.parametrize("alpha", [0.1, 0.0271, 1 / 3, 0.77])
+@pytest.mark.parametrize("kind", ["bias", "mean", "pool"])
+@pytest.mark.parametrize("example", [False, True])
+def test_ties_of_a_rounded_product_and_a_bias(alpha, kind, example):
+    """`α · n` is rounded before the bias is added: fused, an exact 0 gets a sign."""
+    alpha = np.float32(alpha)
+    x = np.asarray(images(200, 2, 2, 33))
+    first, last = (
+        np.where(jax.random.bernoulli(k, 0.5, (33, 33)), 1, -1) for k in keys(2)
+    )
+    # In each channel one of the sums −15, −13, … is a tie.
+    ties = alpha * np.float32(2 * (np.arange(33) % 16) - 15)
+    signs = {"bias": 1, "mean": -1, "pool": -1}
+
+    def function(x):
+        y = xnor.sign_ste(x) @ (first * alpha).astype(np.float32)
+        y = y + ties if kind == "bias" else y - ties
+        y = nnx.max_pool(y, (2, 2), (2, 2)) if kind == "pool" else y
+        return xnor.sign_ste(y) @ last.astype(np.float32)
+
+    sums = (np.where(x >= 0, 1, -1) @ first).astype(np.float32)
+    y = (alpha * sums).astype(np.float32) + signs[kind] * ties
+    assert (y == 0).any()
+    y = y.max((1, 2), keepdims=True) if kind == "pool" else y
+    wanted = np.where(y >= 0, 1, -1) @ last
+    packed = xnor.pack(function, example=x[:1] if example else np.zeros((1, 2, 2, 33)))
+    for backend in xnor.ops.available_backends():
+        if backend != "gpu":
+            found = packed.with_backend(backend)(x)
+            np.testing.assert_array_equal(found, wanted, err_msg=backend)
+
+
 def test_check_detects_a_flipped_tie(monkeypatch):
     """A threshold of 1 instead of 0 flips only the ties."""
     first, *kernels = (jax.random.normal(k, (16, 16)) for k in keys(4))

@@ -69,8 +69,8 @@ def check_steps(dataset):
         calibrate = step.make_calibrate(trainer, mesh=mesh)
         # A batch of 11 is not divisible by the number of devices.
         evaluate = step.make_evaluate(trainer, 11, mesh=mesh)
-        rest = calibrate(state.params, state.rest, images, key)
-        test = evaluate(state.params, rest, images, labels)
+        rest = calibrate(state, images, key)
+        test = evaluate(state._replace(rest=rest), images, labels)
         # One step: Adam normalizes the gradient, which amplifies its rounding errors.
         state, metrics, _ = train(state, images[:8], labels[:8], key)
         gradient = optax.tree.get(state.opt_state, "mu")

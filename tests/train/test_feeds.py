@@ -84,11 +84,11 @@ def test_epoch_matches_its_steps_and_evaluation_is_exact(dataset, trainer_and_in
     images, labels = next(dataset.test_splits())
     assert len(labels) == 7  # one full batch and one image
     in_memory = step.make_evaluate(trainer)(
-        expected.params, expected.rest, jnp.asarray(images), jnp.asarray(labels)
+        expected, jnp.asarray(images), jnp.asarray(labels)
     )
     chex.assert_trees_all_close(test, in_memory, rtol=1e-3)
     found = [
-        step.batch_statistics(trainer, expected.params, expected.rest, images)
+        step.batch_statistics(trainer, expected, images)
         for images, _ in read(dataset.calibration_batches(6, count=2, seed=0))
     ]
     statistics = step.merge_statistics(expected.rest, found)

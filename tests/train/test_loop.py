@@ -116,7 +116,7 @@ def test_initial_weights_and_teacher_come_from_another_run(tmp_path):
     expected = weights.project(twin.state.params, student.trainer.inner)
     chex.assert_trees_all_close(student.state.params, expected, atol=1e-6)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 16, 16, 1)), jnp.float32)
-    teacher = loop.trained_model(twin.trainer, twin.state)
+    teacher = step.trained_model(twin.trainer, twin.state)
     loaded = student.trainer.teacher
     assert loaded is not None
     np.testing.assert_array_equal(loaded(x), teacher(x))

@@ -166,8 +166,9 @@ def test_piece_length_changes_no_result_and_compiles_nothing(monkeypatch, compil
         new, *means = epoch(
             jax.tree.map(jnp.copy, state), images, labels, jax.random.key(3)
         )
-        rest = calibrate(new.params, new.rest, images, jax.random.key(4))
-        results.append((new, means, rest, evaluate(new.params, rest, images, labels)))
+        rest = calibrate(new, images, jax.random.key(4))
+        test = evaluate(new._replace(rest=rest), images, labels)
+        results.append((new, means, rest, test))
     assert ends == [1, 2, 3, 4, 1, 3, 4, 4]
     assert compilations() == before
     chex.assert_trees_all_equal(*results)
@@ -264,9 +265,7 @@ def test_evaluation_is_exact_for_any_remainder_and_changes_nothing(count):
     trainer, state = make()
     images, labels = (part[:count] for part in images_and_labels())
     before = jax.tree.map(jnp.copy, state.params)
-    metrics = step.make_evaluate(trainer, batch_size=8)(
-        state.params, state.rest, images, labels
-    )
+    metrics = step.make_evaluate(trainer, batch_size=8)(state, images, labels)
     model = nnx.merge(trainer.graphdef, state.params, state.rest)
     model.eval()
     logits = np.asarray(model(preprocess.normalize(SOURCE, images)), np.float64)
@@ -283,7 +282,7 @@ def test_calibration_averages_batch_statistics():
     trainer, state = make(calibration_batches=3)
     images, _ = images_and_labels()
     key = jax.random.key(5)
-    rest = step.make_calibrate(trainer)(state.params, state.rest, images, key)
+    rest = step.make_calibrate(trainer)(state, images, key)
     order = jax.random.permutation(key, len(images))[:24].reshape(3, 8)
     conv = nnx.merge(trainer.graphdef, state.params, state.rest).conv1
     outputs = [np.asarray(conv(preprocess.normalize(SOURCE, images[i]))) for i in order]
@@ -316,8 +315,7 @@ def test_evaluation_is_not_rounded_to_a_devices_default():
     trainer, state = make()
     images, labels = images_and_labels()
     real = jnp.ones(len(labels), bool)
-    params, rest = state.params, state.rest
     evaluate = partial(step.evaluate_batch, trainer)
-    assert_full_precision(evaluate, params, rest, images, labels, real)
+    assert_full_precision(evaluate, state, images, labels, real)
     calibrate = partial(step.batch_statistics, trainer)
-    assert_full_precision(calibrate, params, rest, images)
+    assert_full_precision(calibrate, state, images)

@@ -158,12 +158,12 @@ def _integer(sign, source, function, params, pools):
     kernel, alpha = source.attrs["kernel"], jnp.asarray(source.attrs["alpha"])
 
     def of_sums(params, sums):
-        alpha, rest = params
-        return function(rest, (alpha * sums).astype(source.dtype))
+        zero, alpha, rest = params
+        return function(rest, _rounded((alpha * sums).astype(source.dtype), zero))
 
     found = thresholds.integer_threshold(
         of_sums,
-        (alpha, params),
+        (np.int32(0), alpha, params),
         bound=prod(kernel.shape[:-1]),
         features=kernel.shape[-1],
         pools=pools,
@@ -250,24 +250,41 @@ def between(source: Node, top: Node) -> list[Node]:
 
 
 def chain(source: Node, top: Node) -> tuple[Chain, list[Any]]:
-    """The function `f(consts, values [rows, C])` to `top`, with its constants."""
+    """The function `f(params, values [rows, C])` to `top`, with its parameters.
+
+    Each operation rounds its result, as where the operations run one by one.
+    """
     nodes = between(source, top)
     consts = [
         [per_channel(i) if isinstance(i, Const) else None for i in node.ins]
         for node in nodes
     ]
 
-    def function(consts, v):
+    def function(params, v):
+        zero, consts = params
         values = {source: v}
         for node, own in zip(nodes, consts, strict=True):
             args = [
                 values[i] if isinstance(i, Node) else c
                 for i, c in zip(node.ins, own, strict=True)
             ]
-            values[node] = evaluate(node, args)
+            values[node] = _rounded(evaluate(node, args), zero)
         return values[top]
 
-    return function, consts
+    return function, (np.int32(0), consts)
+
+
+def _rounded(value: jax.Array, zero: jax.Array) -> jax.Array:
+    """Return `value`, rounded to its dtype: it takes no part in a fused multiply-add.
+
+    XLA computes `α · n + bias` in one program with one rounding, which hides an exact 0.
+    An optimization barrier does not prevent that; an exclusive or with a zero that is
+    an argument of the program does.
+    """
+    if value.dtype != jnp.float32:
+        return value
+    bits = jax.lax.bitcast_convert_type(value, jnp.int32) ^ zero
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def slope_of(source: Node, top: Node, features: int) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from xnor_jax._words import counted
 from xnor_jax.train import folder as folders
-from xnor_jax.train import loop, processes, ship
+from xnor_jax.train import loop, processes, ship, step
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.checkpoint import History, best_record
 from xnor_jax.train.devices import make_mesh
@@ -149,7 +149,7 @@ def load(
     folder = run.folder if isinstance(run, Run) else Path(run)
     info = folders.read_info(folder, recipe)
     trainer, state, _ = loop.restore(folder, info, best=best)
-    return loop.trained_model(trainer, state)
+    return step.trained_model(trainer, state)
 
 
 def describe_spread(runs: Sequence[Run]) -> str:
@@ -208,7 +208,7 @@ def train(
         f"test accuracy {last['test_accuracy']:.2%} in the last epoch, "
         f"{last['epoch']} (best {best['test_accuracy']:.2%} in epoch {best['epoch']})"
     )
-    model = loop.trained_model(result.trainer, result.state)
+    model = step.trained_model(result.trainer, result.state)
     return Run(folder, result.history, model)
 
 

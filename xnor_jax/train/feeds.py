@@ -97,7 +97,7 @@ def evaluate(
             metrics = _evaluate(program, state, prefetcher, len(batches))
     else:
         program = step.make_evaluate(trainer)
-        metrics = program(state.params, state.rest, *map(jnp.asarray, dataset.test))
+        metrics = program(state, *map(jnp.asarray, dataset.test))
     return metrics, dataset.test_images
 
 
@@ -105,7 +105,7 @@ def logits(trainer: Trainer, state: TrainState) -> Callable[[np.ndarray], np.nda
     """Return a state's network, from images, uint8 `[N, H, W, C]`, to logits."""
     # The weights are arguments: XLA would spend seconds folding constants.
     compute = jax.jit(partial(step.evaluation_logits, trainer))
-    function = partial(compute, state.params, state.rest)
+    function = partial(compute, state)
     return lambda images: predict.in_batches(function, images)
 
 
@@ -146,11 +146,11 @@ class InMemory:
     def calibrate(self, state: TrainState) -> Any:
         """Re-estimate BatchNorm's statistics; return the new `rest`."""
         images = self._train.images
-        return self._calibrate(state.params, state.rest, images, self._keys(0)[1])
+        return self._calibrate(state, images, self._keys(0)[1])
 
     def evaluate(self, state: TrainState) -> Metrics:
         """Return the mean metrics over the test images, each counted once."""
-        return self._evaluate(state.params, state.rest, *self._test)
+        return self._evaluate(state, *self._test)
 
     def _keys(self, epoch: int) -> jax.Array:
         return jax.random.split(jax.random.fold_in(self._key, epoch))
@@ -231,7 +231,7 @@ class Streamed:
         for _ in range(self._calibrations):
             images, _ = self._batches.take(found[-1:])
             jax.block_until_ready(found[-1:])
-            found.append(self._statistics(state.params, state.rest, images))
+            found.append(self._statistics(state, images))
         return step.merge_statistics(state.rest, found)
 
     def evaluate(self, state: TrainState) -> Metrics:
@@ -309,6 +309,6 @@ def _evaluate(
     for _ in range(count):
         images, labels = batches.take(total)
         jax.block_until_ready(total)
-        total = program(state.params, state.rest, total, images, labels)
+        total = program(state, total, images, labels)
     loss, right, images = jax.block_until_ready(total)
     return Metrics(loss / images, right / images)

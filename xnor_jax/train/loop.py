@@ -244,7 +244,7 @@ def _others(info: RunInfo, *, first: bool) -> dict[str, Any]:
 
     others: dict[str, Any] = {}
     if info.recipe.teacher is not None:
-        others["teacher"] = trained_model(*other("teacher"))
+        others["teacher"] = step.trained_model(*other("teacher"))
     if info.recipe.initial is not None and first:
         others["initial"] = other("initial")[1].params
         expected = nnx.state(_abstract_network(info), nnx.Param)
@@ -266,13 +266,6 @@ def _abstract_network(info: RunInfo) -> nnx.Module:
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree.leaves_with_path(params)
     return {masks.path_string(path): leaf.shape for path, leaf in leaves}
-
-
-def trained_model(trainer: Trainer, state: TrainState) -> nnx.Module:
-    """The network of a state, in evaluation mode."""
-    model = nnx.merge(trainer.graphdef, state.params, state.rest, copy=True)
-    model.eval()
-    return model
 
 
 def restore(

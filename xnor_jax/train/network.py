@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 
 from xnor_jax import masks, nn, quantizers, weights
 from xnor_jax.registry import MODELS, describe
@@ -157,7 +158,9 @@ def set_quantile(model: nnx.Module, progress: jax.Array) -> None:
     References:
       Xu et al., ReCU, 2021, §3.3; z-hXu/ReCU, `cifar/main.py`.
     """
-    tau = 0.85 + 0.14 * (jnp.exp(progress) - 1) / (math.e - 1)
+    tau: Any = 0.85 + 0.14 * (jnp.exp(progress) - 1) / (math.e - 1)
+    # A concrete τ is a number, so that the model can be compared and copied.
+    tau = tau if isinstance(tau, Tracer) else float(tau)
     module: Any
     for _, module in nnx.iter_modules(model):
         if getattr(module, "weight_method", None) == "recu":

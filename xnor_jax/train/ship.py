@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from xnor_jax.packing import Info, PackedModel, Preprocessing, pack
-from xnor_jax.train import loop, predict
+from xnor_jax.train import loop, predict, step
 from xnor_jax.train import recipe as recipes
 from xnor_jax.train.folder import RunError, RunInfo, read_info
 
@@ -46,7 +46,7 @@ def pack_run(
         )
     trainer, state, history = loop.restore(folder, run, best=best)
     try:
-        packed = pack_model(loop.trained_model(trainer, state), run.image_shape)
+        packed = pack_model(step.trained_model(trainer, state), run.image_shape)
     except (ValueError, TypeError) as error:
         raise RunError(f"{folder} cannot be packed: {error}") from error
     source, fit = run.source, run.recipe.fit
@@ -76,7 +76,7 @@ def why_not_packable(run: RunInfo) -> str | None:
     signs = run.recipe.binary and run.recipe.precision == "1w1a"
     if not signs or not callable(run.recipe.model):
         return None
-    model = loop.trained_model(*loop.create(run))
+    model = step.trained_model(*loop.create(run))
     try:
         pack_model(model, run.image_shape)
     except (ValueError, TypeError) as error:

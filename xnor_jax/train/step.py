@@ -332,20 +332,20 @@ def make_evaluate(
       mesh: The devices that share each batch; None for one.
 
     Returns:
-      `evaluate(params, rest, images, labels) -> metrics`, where `params` are latent.
+      `evaluate(state, images, labels) -> metrics`.
     """
 
     def rows(images: int) -> int:
         devices = 1 if mesh is None else mesh.size
         return -(-min(batch_size, images) // devices) * devices
 
-    def batch(at, params, rest, images, labels):
+    def batch(at, state, images, labels):
         index = at * rows(len(labels)) + jnp.arange(rows(len(labels)))
         # The last image pads the last batch and is masked out there.
         real = index < len(labels)
         index = constrain_batch(index, mesh)
         index = jnp.minimum(index, len(labels) - 1)
-        return evaluate_batch(trainer, params, rest, images[index], labels[index], real)
+        return evaluate_batch(trainer, state, images[index], labels[index], real)
 
     batches = make_map(batch, mesh=mesh)
 
@@ -353,38 +353,44 @@ def make_evaluate(
     def mean(count, losses, right):
         return Metrics(losses.sum() / count, right.sum() / count)
 
-    def evaluate(params, rest, images, labels):
+    def evaluate(state, images, labels):
         count = -(-len(labels) // rows(len(labels)))
-        sums = batches(count, params, rest, images, labels)
+        sums = batches(count, state, images, labels)
         return mean(len(labels), *sums)
 
     return evaluate
 
 
+def trained_model(trainer: Trainer, state: TrainState) -> nnx.Module:
+    """The network of a state, in evaluation mode."""
+    model = nnx.merge(trainer.graphdef, state.params, state.rest, copy=True)
+    model.eval()
+    if trainer.recipe.weight_method == "recu":
+        network.set_quantile(model, state.step / trainer.steps)
+    return model
+
+
 def evaluation_logits(
-    trainer: Trainer, params: Any, rest: Any, images: jax.Array
+    trainer: Trainer, state: TrainState, images: jax.Array
 ) -> jax.Array:
     """The logits of images, uint8 `[N, H, W, C]`, in evaluation mode.
 
     Products of real numbers are computed in float32, as in a packed network: TF32, a
     GPU's default, changes signs.
     """
-    model = nnx.merge(trainer.graphdef, params, rest, copy=True)
-    model.eval()
     with jax.default_matmul_precision("highest"):
-        return model(normalize(trainer.source, images))
+        return trained_model(trainer, state)(normalize(trainer.source, images))
 
 
 def evaluate_batch(
     trainer: Trainer,
-    params: Any,
-    rest: Any,
+    state: TrainState,
     images: jax.Array,
     labels: jax.Array,
     real: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum the losses and count the correct predictions where `real` is true."""
-    logits = evaluation_logits(trainer, params, rest, images)
+    logits = evaluation_logits(trainer, state, images)
     each = losses.cross_entropy(logits, labels)
     right = logits.argmax(-1) == labels
     return jnp.sum(each * real), jnp.sum(right & real)
@@ -396,15 +402,15 @@ def make_evaluate_batch(
     """Make an evaluation by batches: sums of losses, correct predictions and images.
 
     Returns:
-      `evaluate(params, rest, total, images, labels) -> total`, jitted; `total` is None
-      at first. Images with the label `BLANK` are not counted.
+      `evaluate(state, total, images, labels) -> total`, jitted; `total` is None at
+      first. Images with the label `BLANK` are not counted.
     """
 
     @jax.jit
-    def evaluate(params, rest, total, images, labels):
+    def evaluate(state, total, images, labels):
         real = labels != BLANK
         label = jnp.where(real, labels, 0)
-        sums = evaluate_batch(trainer, params, rest, images, label, real)
+        sums = evaluate_batch(trainer, state, images, label, real)
         new = (*sums, jnp.sum(real))
         new = new if total is None else jax.tree.map(jnp.add, total, new)
         return constrain_replicated(new, mesh)
@@ -414,14 +420,14 @@ def make_evaluate_batch(
 
 def make_calibrate(
     trainer: Trainer, *, mesh: Mesh | None = None
-) -> Callable[[Any, Any, jax.Array, jax.Array], Any]:
+) -> Callable[[TrainState, jax.Array, jax.Array], Any]:
     """Make a calibration: BatchNorm's statistics become means over training batches.
 
     Signs of binary kernels flip up to the last step, so the running averages mix the
     statistics of different networks.
 
     Returns:
-      `calibrate(params, rest, images, key) -> rest`.
+      `calibrate(state, images, key) -> rest`.
     """
     recipe = trainer.recipe
 
@@ -432,9 +438,9 @@ def make_calibrate(
         order = order.reshape(count, recipe.batch_size)
         return constrain_replicated(order, mesh)
 
-    def batch(at, params, rest, images, order):
+    def batch(at, state, images, order):
         picked = images[constrain_batch(order[at], mesh)]
-        return batch_statistics(trainer, params, rest, picked)
+        return batch_statistics(trainer, state, picked)
 
     statistics = make_map(batch, mesh=mesh)
 
@@ -443,21 +449,21 @@ def make_calibrate(
         mean = jax.tree.map(lambda x: x.mean(0), found)
         return constrain_replicated(nnx.merge_state(rest, mean), mesh)
 
-    def calibrate(params, rest, images, key):
+    def calibrate(state, images, key):
         order = choose(len(images), key)
-        return merge(rest, statistics(len(order), params, rest, images, order))
+        return merge(state.rest, statistics(len(order), state, images, order))
 
     return calibrate
 
 
 def make_batch_statistics(
     trainer: Trainer, *, mesh: Mesh | None = None
-) -> Callable[[Any, Any, jax.Array], Any]:
-    """Make a calibration by batches: `statistics(params, rest, images)`, jitted."""
+) -> Callable[[TrainState, jax.Array], Any]:
+    """Make a calibration by batches: `statistics(state, images)`, jitted."""
 
     @jax.jit
-    def statistics(params, rest, images):
-        found = batch_statistics(trainer, params, rest, images)
+    def statistics(state, images):
+        found = batch_statistics(trainer, state, images)
         return constrain_replicated(found, mesh)
 
     return statistics
@@ -469,12 +475,9 @@ def merge_statistics(rest: Any, found: list[Any]) -> Any:
     return nnx.merge_state(rest, jax.tree.map(lambda *x: jnp.stack(x).mean(0), *found))
 
 
-def batch_statistics(
-    trainer: Trainer, params: Any, rest: Any, images: jax.Array
-) -> Any:
+def batch_statistics(trainer: Trainer, state: TrainState, images: jax.Array) -> Any:
     """BatchNorm's state with the statistics of these images alone."""
-    model = nnx.merge(trainer.graphdef, params, rest, copy=True)
-    model.eval()
+    model = trained_model(trainer, state)
     model.set_attributes(nnx.BatchNorm, use_running_average=False, momentum=0.0)
     with jax.default_matmul_precision("highest"):  # as in `evaluation_logits`
         model(normalize(trainer.source, images))

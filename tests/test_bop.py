@@ -156,6 +156,9 @@ def test_hyperparameters_out_of_range_are_refused(options, message):
 def test_missing_params_and_non_kernels_are_refused():
     optimizer = xnor.optim.bop()
     state = optimizer.init({"a": jnp.ones((2, 3))})
+    for inner in (3, optax.adam):
+        with pytest.raises(TypeError, match="inner to be an optax transformation"):
+            xnor.optim.bop(mask=True, inner=inner)
     with pytest.raises(ValueError, match="bop: update needs the latent params"):
         optimizer.update({"a": jnp.ones((2, 3))}, state)
     with pytest.raises(ValueError, match=r"bop: .*shape \(2, 3\), got \(3,\).*\['a'\]"):

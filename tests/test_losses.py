@@ -49,3 +49,32 @@ def test_invalid_loss_arguments_are_refused():
         losses.distillation(LOGITS, TEACHER, temperature=0.0)
     with pytest.raises(ValueError, match=r"teacher_logits of one shape, got \(5, 7\)"):
         losses.distillation(LOGITS, TEACHER[:, 1:])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_labels_are_checked(smoothing):
+    def loss(labels, logits=LOGITS):
+        return losses.cross_entropy(logits, labels, smoothing=smoothing)
+
+    for labels in (LABELS[:, None], LABELS[:1], 3):
+        with pytest.raises(ValueError, match=r"labels of shape \(5,\), got"):
+            loss(labels)
+    with pytest.raises(TypeError, match="integer labels, got float32"):
+        loss(LABELS.astype(np.float32))
+    for labels in (LABELS * 0 + 7, LABELS * 0 - 1):
+        with pytest.raises(ValueError, match=r"labels in \[0, 7\), got"):
+            loss(labels)
+    with pytest.raises(TypeError, match="floating logits .*, got int32 of shape"):
+        loss(LABELS, LOGITS.astype(np.int32))
+    # 261 has the last eight bits of 5.
+    for dtype in (np.uint8, np.int8):
+        found = loss(np.array([5], dtype), np.zeros((1, 300), np.float32))
+        np.testing.assert_allclose(found, np.log(300), rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [None, "1", np.ones(2)])
+def test_a_number_that_is_none_is_named(value):
+    with pytest.raises(TypeError, match="smoothing in"):
+        losses.cross_entropy(LOGITS, LABELS, smoothing=value)
+    with pytest.raises(TypeError, match="a temperature above 0"):
+        losses.distillation(LOGITS, TEACHER, temperature=value)

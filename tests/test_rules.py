@@ -239,6 +239,13 @@ def test_a_multiplier_that_is_no_number_is_named(multiplier):
     kernel = jnp.ones((3, 3, 4, 2))
     with pytest.raises(TypeError, match="multiplier: expected a number, got"):
         xnor.binarize({"kernel": kernel}, multiplier=multiplier)
+    with pytest.raises(TypeError, match="multiplier: expected a number, got"):
+        xnor.optim.apply_rule(multiplier=multiplier)
+
+
+def test_a_gradient_is_floating():
+    with pytest.raises(TypeError, match="a floating point gradient, got int32"):
+        rules.ste(jnp.ones((3, 2)), jnp.ones((3, 2), jnp.int32))
 
 
 def test_unknown_name_error_lists_the_rules():

@@ -659,3 +659,38 @@ def test_recu_clamps_each_layer_between_its_quantiles(tau):
 def test_recu_refuses_tau_out_of_range(tau):
     with pytest.raises(ValueError, match=r"recu: expected tau in \(0.5, 1\], got"):
         weights.recu(jnp.ones((2, 2)), tau=tau)
+
+
+@pytest.mark.parametrize("value", [None, "1", np.ones(2)])
+def test_a_bound_that_is_no_number_is_named(value):
+    with pytest.raises(TypeError, match="^clamp: expected a bound above 0, got"):
+        xnor.clamp(np.ones((2, 2)), bound=value)
+    with pytest.raises(TypeError, match=r"^recu: expected tau in \(0.5, 1\], got"):
+        weights.recu(np.ones((2, 2)), tau=value)
+
+
+@pytest.mark.parametrize("binary", ["1w1a", "1w32a"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda w: w[:20],
+        lambda w: w[:, :1],
+        lambda w: w.sum(),
+        lambda w: None,
+        lambda w: (w,),
+        lambda w: w > 0,
+    ],
+)
+def test_a_weight_method_returns_a_kernel_of_the_same_shape(method, binary):
+    layer = xnor.nn.BinaryLinear(
+        32, 4, weight_method=method, precision=binary, rngs=nnx.Rngs(0)
+    )
+    with pytest.raises(ValueError, match=r"^weight_method: .* shape \(32, 4\), got"):
+        layer(jnp.ones((3, 32)))
+
+
+def test_a_weight_method_is_for_a_binary_kernel():
+    with pytest.raises(ValueError, match="weight_method: expected 'latent' with"):
+        xnor.nn.BinaryLinear(
+            8, 4, weight_method="libra", precision="32w1a", rngs=nnx.Rngs(0)
+        )

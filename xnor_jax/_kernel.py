@@ -1,9 +1,12 @@
 """Kernels: checks, signs and scales."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
@@ -126,6 +129,29 @@ def wide_dtype(x: jax.Array) -> Any:
 def describe(leaf: Any) -> str:
     """A leaf's dtype, or its type if it is not an array; for error messages."""
     return str(getattr(leaf, "dtype", type(leaf).__name__))
+
+
+def check_number(
+    expected: str, value: Any, holds: Callable[[Any], Any] = lambda _: True
+) -> None:
+    """Check an argument that is one number, unless it is traced.
+
+    Args:
+      expected: The beginning of the message, as `"clamp: expected a bound above 0"`.
+      value: The argument.
+      holds: Whether a number is in range.
+
+    Raises:
+      TypeError: If the value is no number, or several.
+      ValueError: If it is out of range.
+    """
+    if isinstance(value, Tracer):
+        return
+    dtype = getattr(value, "dtype", type(value))
+    if np.ndim(value) or not jnp.issubdtype(dtype, jnp.number):
+        raise TypeError(f"{expected}, got {value!r}")
+    if not holds(value):
+        raise ValueError(f"{expected}, got {value}")
 
 
 def summary(leaf: Any) -> str:

@@ -25,7 +25,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from xnor_jax import rules, weights
-from xnor_jax._kernel import check_kernel, wide_dtype
+from xnor_jax._kernel import check_kernel, check_number, wide_dtype
 from xnor_jax._tree import Mask, map_kernels, map_leaves, resolve_mask
 from xnor_jax.rules import Rule
 from xnor_jax.weights import sign
@@ -52,11 +52,13 @@ def apply_rule(
     Raises:
       ValueError: If the rule is unknown; in `update`, if `params` is missing or the
         rule rejects a kernel.
+      TypeError: If the multiplier is no number.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.1; jiecaoyu/XNOR-Net-PyTorch, `util.py`.
     """
     function = rules.get(rule)
+    check_number("apply_rule: multiplier: expected a number", multiplier)
 
     def latent_gradient(kernel, grad):
         rules.check(function, kernel)
@@ -191,7 +193,8 @@ def bop(
 
     The first step makes the kernels −1 or +1, so α is 1; up to rounding, if they were
     not ±1 before. Use the rule `"ste"`, which does not scale the gradient, and omit
-    `project`, which would centre them.
+    `project`, which would centre them. (A recipe projects the kernels after each step
+    with any optimizer, so that `xnor-jax train` is Bop with centred kernels.)
 
     Args:
       gamma: γ in (0, 1], the rate of the gradients' moving average; or a schedule.
@@ -208,7 +211,9 @@ def bop(
       A transformation; its `update` needs `params`.
 
     Raises:
-      ValueError: If a number is out of its range.
+      ValueError: If a number is out of its range; in `update`, if `params` is missing.
+      TypeError: If `inner` is no transformation; in `init`, if a kernel is not floating
+        point.
 
     References:
       Helwegen et al., Latent Weights Do Not Exist: Rethinking Binarized Neural Network
@@ -233,7 +238,8 @@ def bop(
         ("sigma", sigma, "a number in (0, 1]", lambda x: x is None or 0 < x <= 1),
         ("epsilon", epsilon, "a number above 0", lambda x: x > 0),
     ):
-        if callable(value) or isinstance(value, Tracer):
+        schedule = callable(value) and name != "epsilon"
+        if schedule or isinstance(value, Tracer):
             continue
         try:
             valid = bool(holds(value))
@@ -241,6 +247,11 @@ def bop(
             valid = False
         if not valid:
             raise ValueError(f"bop: expected {name} to be {expected}, got {value!r}")
+
+    if inner is not None and not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(
+            f"bop: expected inner to be an optax transformation, got {inner!r}"
+        )
 
     def init(params):
         def zeros(kernel):

@@ -264,6 +264,10 @@ def _wide(x: ArrayLike, grad: ArrayLike) -> tuple[jax.Array, jax.Array]:
 
 
 def _positive(name: str, value: ArrayLike, like: jax.Array) -> jax.Array:
-    if not isinstance(value, Tracer) and not np.all(np.asarray(value) > 0):
-        raise ValueError(f"{name}: expected a number above 0, got {value}")
+    if not isinstance(value, Tracer):
+        numbers = np.asarray(value)
+        if not jnp.issubdtype(numbers.dtype, jnp.number):
+            raise TypeError(f"{name}: expected a number above 0, got {value!r}")
+        if not np.all(numbers > 0):
+            raise ValueError(f"{name}: expected a number above 0, got {value}")
     return jnp.asarray(value).astype(like.dtype)

@@ -27,7 +27,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from xnor_jax._gradient import transform_gradient
-from xnor_jax._kernel import check_kernel, filter_size, scale, sign, wide_dtype
+from xnor_jax._kernel import (
+    check_kernel,
+    check_number,
+    filter_size,
+    scale,
+    sign,
+    wide_dtype,
+)
 from xnor_jax.registry import RULES, find
 
 Rule = Callable[[jax.Array, jax.Array], jax.Array]
@@ -149,8 +156,7 @@ def with_rule(
     """
     function = get(rule)
     check(function, kernel)
-    if multiplier is None or isinstance(multiplier, str):
-        raise TypeError(f"multiplier: expected a number, got {multiplier!r}")
+    check_number("multiplier: expected a number", multiplier)
 
     def latent(kernel: jax.Array, g: jax.Array) -> jax.Array:
         return scaled(function, kernel, g, multiplier).astype(kernel.dtype)
@@ -174,6 +180,8 @@ def scaled(
 def _wide(kernel: ArrayLike, grad: ArrayLike) -> tuple[jax.Array, jax.Array]:
     w, g = jnp.asarray(kernel), jnp.asarray(grad)
     check_kernel(w)
+    if not jnp.issubdtype(g.dtype, jnp.floating):
+        raise TypeError(f"expected a floating point gradient, got {g.dtype}")
     if w.shape != g.shape:
         raise ValueError(
             f"expected kernel and grad of one shape, got {w.shape} and {g.shape}"

@@ -23,11 +23,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from xnor_jax import rules
-from xnor_jax._kernel import gathered, scale, sign, wide_dtype
+from xnor_jax._kernel import check_number, gathered, scale, sign, wide_dtype
 from xnor_jax._tree import Mask, map_kernels
 from xnor_jax.registry import WEIGHT_METHODS, find
 from xnor_jax.rules import Rule
@@ -71,10 +70,9 @@ def clamp(params: Any, mask: Mask = None, bound: float = 1.0) -> Any:
 
     Raises:
       ValueError: If a kernel has rank below 2, or the bound is not positive.
-      TypeError: If a kernel is not floating point.
+      TypeError: If a kernel is not floating point, or the bound no number.
     """
-    if not isinstance(bound, Tracer) and not bound > 0:
-        raise ValueError(f"clamp: expected a bound above 0, got {bound}")
+    check_number("clamp: expected a bound above 0", bound, lambda b: b > 0)
     return map_kernels("clamp", partial(_clamp, bound=bound), mask, params)
 
 
@@ -154,13 +152,12 @@ def recu(params: Any, mask: Mask = None, tau: ArrayLike = 0.99) -> Any:
 
     Raises:
       ValueError: If a kernel has rank below 2, or τ is concrete and out of range.
-      TypeError: If a kernel is not floating point.
+      TypeError: If a kernel is not floating point, or τ no number.
 
     References:
       Xu et al., ReCU: Reviving the Dead Weights in Binary Neural Networks, 2021, §3.2.
     """
-    if not isinstance(tau, Tracer) and not 0.5 < tau <= 1:  # type: ignore[operator]
-        raise ValueError(f"recu: expected tau in (0.5, 1], got {tau}")
+    check_number("recu: expected tau in (0.5, 1]", tau, lambda t: 0.5 < t <= 1)
     return map_kernels("recu", partial(_recu, tau=tau), mask, params)
 
 
@@ -216,6 +213,26 @@ def get(method: str | WeightMethod) -> WeightMethod:
       TypeError: If `method` is neither a name nor callable.
     """
     return find("weight_method", method, WEIGHT_METHODS, "a function of a kernel")
+
+
+def apply_method(method: str | WeightMethod, kernel: jax.Array) -> jax.Array:
+    """The kernel to binarize, `method(kernel)`.
+
+    Raises:
+      ValueError: If no method has that name, or it returns anything but one floating
+        array of the kernel's shape.
+      TypeError: If `method` is neither a name nor callable.
+    """
+    made = get(method)(kernel)
+    dtype = getattr(made, "dtype", object)
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    if not floating or made.shape != kernel.shape:
+        got = type(made).__name__ if dtype is object else f"{dtype}{[*made.shape]}"
+        raise ValueError(
+            "weight_method: expected a function that returns a floating kernel of "
+            f"shape {kernel.shape}, got {got}"
+        )
+    return made
 
 
 @jax.custom_vjp

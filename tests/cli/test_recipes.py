@@ -9,7 +9,7 @@ from folders import NAMES, draw
 
 import xnor_jax as xnor
 from xnor_jax import masks
-from xnor_jax.train import folder, loop, step
+from xnor_jax.train import folder, loop
 from xnor_jax.train.recipe import PRESETS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]

@@ -54,3 +54,10 @@ def test_activations_respect_dtype_arguments(kind):
     assert kind(4, rngs=nnx.Rngs(0))(x).dtype == jnp.float32
     assert kind(4, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x).dtype == x.dtype
     assert kind(4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x).dtype == x.dtype
+
+
+@pytest.mark.parametrize("features", [-1, 0, 2.5, None])
+def test_the_number_of_channels_is_checked(features):
+    for kind in (xnor.nn.RSign, xnor.nn.RPReLU):
+        with pytest.raises(ValueError, match="expected num_features of 1 or more"):
+            kind(features, rngs=nnx.Rngs(0))

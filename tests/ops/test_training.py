@@ -421,3 +421,10 @@ def test_layers_use_their_backend():
     assert (calls("auto") > 0) == cpu.is_available()
     with pytest.raises(ValueError, match="unknown backend 'none'"):
         calls("none")
+
+
+def test_channels_of_input_and_kernel_match():
+    kernel, x = jnp.ones((20, 4)), jnp.ones((2, 32))
+    for backend in ("auto", "float"):
+        with pytest.raises(ValueError, match="expected x of 20 channels"):
+            training.binary_product(x, kernel, geometry=DENSE, backend=backend)

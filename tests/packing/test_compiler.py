@@ -525,6 +525,19 @@ def test_invalid_model_or_example_is_refused():
         xnor.pack(product, example=images(1, 1, 1, 1, 1, 16))
     with pytest.raises(ValueError, match="a mask is for an nnx.Module"):
         xnor.pack(product, True, example=images(1, 16))
+    with pytest.raises(TypeError, match="one that is packed already"):
+        xnor.pack(xnor.pack(product, example=images(1, 16)))
+
+
+def test_pack_is_refused_under_a_transformation():
+    example = np.ones((2, 16), np.float32)
+
+    def traced_weights(w):
+        return xnor.pack(lambda x: xnor.sign_ste(x) @ w, example=example)(example)
+
+    for function in (traced_weights, lambda _: xnor.pack(product, example=example)):
+        with pytest.raises(TypeError, match="^pack: .* outside jit, vmap and grad"):
+            jax.jit(function)(np.ones((16, 4)))
 
 
 def test_float_products_are_not_rounded_to_a_devices_default():
@@ -554,6 +567,12 @@ SPELLINGS = [
         -1, 16
     ),
     lambda x: jnp.where(jnp.arange(16) < 3, jnp.ones(16), xnor.sign(x)),
+    # Of three outcomes, the first and the last alike; all alike.
+    lambda x: xnor.sign_ste((x == 0).astype(jnp.float32) - 0.5),
+    lambda x: xnor.sign_ste(0.5 - jnp.sign(x) ** 2),
+    lambda x: xnor.sign_ste(jnp.where(x == 1, 2.0, -3.0)),
+    lambda x: xnor.sign_ste(xnor.sign_ste(x) - 2),
+    lambda x: 1 - 2 * (xnor.sign_ste(x) <= 1.5),
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from oracles import assert_full_precision
 
-from xnor_jax import data, quantizers
+from xnor_jax import data, quantizers, weights
 from xnor_jax.data import preprocess
 from xnor_jax.registry import SURROGATES, WEIGHT_METHODS
 from xnor_jax.train import network, pieces, step
@@ -193,6 +193,26 @@ def test_recu_quantile_increases_during_training():
     x = preprocess.normalize(SOURCE, images[:8])
     one_step = jax.jit(lambda s: step.train_step(trainer, s, x, labels[:8]))
     assert np.isfinite(one_step(state)[1].loss)
+
+
+def test_recu_is_evaluated_at_the_quantile_of_the_step():
+    trainer, state = make(weight_method="recu")
+    images, _ = images_and_labels()
+    for at, tau in ((0, 0.85), (trainer.steps, 0.99)):
+        method = partial(weights.recu, tau=tau)
+        other = trainer._replace(
+            graphdef=make(weight_method=method)[0].graphdef,
+            recipe=dataclasses.replace(trainer.recipe, weight_method="latent"),
+        )
+        now = state._replace(step=jnp.int32(at))
+        for logits in (step.evaluation_logits, step.batch_statistics):
+            found, wanted = (logits(t, now, images[:8]) for t in (trainer, other))
+            chex.assert_trees_all_close(found, wanted, rtol=1e-5)
+    early, late = (
+        step.evaluation_logits(trainer, state._replace(step=jnp.int32(at)), images[:8])
+        for at in (0, trainer.steps)
+    )
+    assert not np.allclose(early, late, rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -135,12 +135,14 @@ class PictureSet:
         seed: int,
         shard: Shard = Shard(),  # noqa: B008
     ) -> grain.MapDataset:
-        """`count` batches of training images, the same in each epoch, cropped as for
-        the test."""
+        """`count` batches of training images, which are the same in each epoch.
+
+        They are prepared as for the test.
+        """
         count = min(count, len(self.train) // batch_size)
         chosen = self._shuffled(batch_size, count, seed)
         # A range repeats; a shuffled set has another order in each epoch.
-        rows = grain.MapDataset.range(len(chosen)).map(chosen.__getitem__)
+        rows: Any = grain.MapDataset.range(len(chosen)).map(chosen.__getitem__)
         rows = rows.map(partial(_centred, self.source, self.fit))
         return _batches(rows, batch_size, shard)
 

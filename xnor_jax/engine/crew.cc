@@ -1,6 +1,13 @@
 #include "crew.h"
 
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
 #include <system_error>
+#include <thread>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -30,45 +37,67 @@ FlushSubnormals::~FlushSubnormals() = default;
 
 #endif
 
-Crew::~Crew() {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    over_ = true;
+struct Crew::Helpers {
+  const pid_t process = getpid();
+  Loops loops;
+  std::atomic<int64_t> wanted{0};
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool over = false;
+  std::vector<std::thread> threads;
+
+  ~Helpers() {
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      over = true;
+    }
+    changed.notify_all();
+    for (std::thread& thread : threads) thread.join();
   }
-  changed_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
+
+  void Help(int64_t index) {
+    const FlushSubnormals flush;
+    for (;;) {
+      {
+        std::unique_lock<std::mutex> lock(mutex);
+        changed.wait(lock, [&] { return over || wanted.load() > index; });
+        if (over) return;
+      }
+      int spins = 0;
+      while (wanted.load(std::memory_order_acquire) > index) {
+        if (loops.Help()) spins = 0;
+        Pause(spins);
+      }
+    }
+  }
+};
+
+Crew::Crew() : helpers_(std::make_unique<Helpers>()) {}
+
+Crew::~Crew() {
+  // In a forked process there are no threads to join: the memory is left to it.
+  if (helpers_->process != getpid()) helpers_.release();
 }
 
-Loops* Crew::Wake(int64_t helpers) {
+Loops* Crew::Wake(int64_t count) {
+  if (helpers_->process != getpid()) {
+    helpers_.release();
+    helpers_ = std::make_unique<Helpers>();
+  }
+  Helpers& own = *helpers_;
   try {
-    while (static_cast<int64_t>(threads_.size()) < helpers)
-      threads_.emplace_back(&Crew::Help, this, static_cast<int64_t>(threads_.size()));
+    while (static_cast<int64_t>(own.threads.size()) < count)
+      own.threads.emplace_back(&Helpers::Help, &own, own.threads.size());
   } catch (const std::system_error&) {  // The loops run with fewer helpers, too.
   }
   {
-    std::lock_guard<std::mutex> lock(mutex_);
-    wanted_.store(helpers, std::memory_order_release);
+    std::lock_guard<std::mutex> lock(own.mutex);
+    own.wanted.store(count, std::memory_order_release);
   }
-  changed_.notify_all();
-  return &loops_;
+  own.changed.notify_all();
+  return &own.loops;
 }
 
-void Crew::Rest() { wanted_.store(0, std::memory_order_release); }
-
-void Crew::Help(int64_t index) {
-  const FlushSubnormals flush;
-  for (;;) {
-    {
-      std::unique_lock<std::mutex> lock(mutex_);
-      changed_.wait(lock, [&] { return over_ || wanted_.load() > index; });
-      if (over_) return;
-    }
-    int spins = 0;
-    while (wanted_.load(std::memory_order_acquire) > index) {
-      if (loops_.Help()) spins = 0;
-      Pause(spins);
-    }
-  }
-}
+void Crew::Rest() { helpers_->wanted.store(0, std::memory_order_release); }
 
 }  // namespace xnor

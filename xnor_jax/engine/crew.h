@@ -2,12 +2,8 @@
 #ifndef XNOR_CREW_H_
 #define XNOR_CREW_H_
 
-#include <atomic>
-#include <condition_variable>
 #include <cstdint>
-#include <mutex>
-#include <thread>
-#include <vector>
+#include <memory>
 
 #include "team.h"
 
@@ -27,25 +23,20 @@ class FlushSubnormals {
 
 class Crew {
  public:
-  Crew() = default;
+  Crew();
   ~Crew();
   Crew(const Crew&) = delete;
   Crew& operator=(const Crew&) = delete;
 
   // Wakes `helpers` threads, which stay awake until `Rest`; starts missing ones first.
-  // There are fewer if the system cannot start more.
+  // There are fewer if the system cannot start more. A forked process has its own.
   Loops* Wake(int64_t helpers);
   void Rest();
 
  private:
-  void Help(int64_t index);
+  struct Helpers;
 
-  Loops loops_;
-  std::atomic<int64_t> wanted_{0};
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool over_ = false;
-  std::vector<std::thread> threads_;
+  std::unique_ptr<Helpers> helpers_;
 };
 
 }  // namespace xnor

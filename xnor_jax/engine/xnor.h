@@ -7,7 +7,8 @@
  *   xnor_free(model);
  *
  * A loaded model is immutable: any number of threads may run it at the same time. A run
- * allocates only if it needs more memory or threads than earlier ones or overlaps one. */
+ * allocates only if it needs more memory or threads than earlier ones or overlaps one. A
+ * process forked between runs may go on with its copy of the model. */
 #ifndef XNOR_H_
 #define XNOR_H_
 

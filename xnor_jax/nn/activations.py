@@ -7,6 +7,7 @@ from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
 from xnor_jax import quantizers
+from xnor_jax.geometry import positive
 from xnor_jax.quantizers import Surrogate
 
 _QUARTER = nnx.initializers.constant(0.25)
@@ -26,6 +27,11 @@ class RSign(nnx.Module):
       beta_init: Initializer of β.
       rngs: RNG stream `params`.
 
+    Raises:
+      ValueError: If the surrogate's name is unknown or `num_features` is not positive;
+        when called, if the input has another number of channels.
+      TypeError: If the surrogate is neither a name nor a function.
+
     References:
       Liu et al., ReActNet, 2020, §4.2.
     """
@@ -40,6 +46,7 @@ class RSign(nnx.Module):
         beta_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
     ):
+        positive("RSign", "num_features", num_features)
         quantizers.get(surrogate)
         self.beta = nnx.Param(beta_init(rngs.params(), (num_features,), param_dtype))
         self.surrogate = surrogate
@@ -63,6 +70,10 @@ class RPReLU(nnx.Module):
       slope_init: Initializer of b, the slope below γ.
       rngs: RNG stream `params`.
 
+    Raises:
+      ValueError: If `num_features` is not positive; when called, if the input has
+        another number of channels.
+
     References:
       Liu et al., ReActNet, 2020, §4.2.
     """
@@ -78,6 +89,8 @@ class RPReLU(nnx.Module):
         slope_init: Initializer = _QUARTER,
         rngs: nnx.Rngs,
     ):
+        positive("RPReLU", "num_features", num_features)
+
         def param(init: Initializer) -> nnx.Param:
             return nnx.Param(init(rngs.params(), (num_features,), param_dtype))
 

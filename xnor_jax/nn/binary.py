@@ -64,6 +64,11 @@ class _Binary(nnx.Module):
             names = ", ".join(get_args(Precision))
             raise ValueError(f"precision: expected one of {names}, got {precision!r}")
         weights.get(weight_method)
+        if binary and precision == "32w1a" and weight_method != "latent":
+            raise ValueError(
+                "weight_method: expected 'latent' with precision 32w1a, whose kernel "
+                f"is not binarized, got {weight_method!r}"
+            )
         if input_scale and binary and precision == "1w32a":
             raise ValueError(
                 "input_scale: expected False with precision 1w32a, whose input has no "
@@ -138,7 +143,7 @@ class _Binary(nnx.Module):
         bias = None if self.bias is None else self.bias[...].astype(dtype)
         scaled = signed_input and self.input_scale
         if signed_kernel:
-            kernel = weights.get(self.weight_method)(kernel)
+            kernel = weights.apply_method(self.weight_method, kernel)
         if not (signed_input and signed_kernel):
             operand = x
             if signed_input and self.surrogate is not None:

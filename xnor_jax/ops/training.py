@@ -151,6 +151,12 @@ def binary_product(
     backend = backends.resolve(
         "binary_product", backend, len(geometry.window), gradient=True
     )
+    channels = kernel.shape[-2] * groups
+    if x.shape[-1] != channels:
+        raise ValueError(
+            f"binary_product: expected x of {channels} channels for a kernel "
+            f"{kernel.shape} in {groups} groups, got shape {x.shape}"
+        )
     narrower = jnp.finfo(compute_dtype).bits < min(32, jnp.finfo(x.dtype).bits)
     dtype = jnp.dtype(compute_dtype) if narrower else None
     function = quantizers.get("identity" if surrogate is None else surrogate)

@@ -91,9 +91,15 @@ def pack(
       ('binary', 512)
     """
     # The packed network runs with this precision: see `network._run`.
-    with jax.default_matmul_precision("highest"):
-        packed, function, params = _packed(model, mask, example, backend)
-        _check(packed, function, params, example)
+    try:
+        with jax.default_matmul_precision("highest"):
+            packed, function, params = _packed(model, mask, example, backend)
+            _check(packed, function, params, example)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(
+            "pack: expected concrete parameters, got traced ones; call pack outside "
+            "jit, vmap and grad"
+        ) from error
     return packed
 
 
@@ -114,6 +120,8 @@ def pack_unchecked(
 def _packed(model: Any, mask: Mask, example: ArrayLike | None, backend: str):
     """The packed network, and the function and parameters that it was built from."""
     backends.resolve("pack", backend)
+    if isinstance(model, PackedModel):
+        raise TypeError("pack: expected a network, got one that is packed already")
     if not isinstance(model, nnx.Module) and not callable(model):
         raise TypeError(
             f"pack: expected an nnx.Module or a function, got {type(model).__name__}"

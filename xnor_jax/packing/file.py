@@ -584,8 +584,11 @@ def replaceable(path: str | os.PathLike[str]) -> Path:
 
     Raises:
       FileExistsError: If it is no regular file, such as a pipe or a device.
+      FileNotFoundError: If its folder does not exist.
     """
     end = Path(os.path.realpath(path))
+    if not end.parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder does not exist")
     if end.exists() and not end.is_file():
         raise FileExistsError(f"{path} exists and is not a regular file")
     return end

@@ -249,7 +249,7 @@ def between(source: Node, top: Node) -> list[Node]:
     return live(top, [source])
 
 
-def chain(source: Node, top: Node) -> tuple[Chain, list[Any]]:
+def chain(source: Node, top: Node) -> tuple[Chain, Any]:
     """The function `f(params, values [rows, C])` to `top`, with its parameters.
 
     Each operation rounds its result, as where the operations run one by one.
@@ -277,9 +277,9 @@ def chain(source: Node, top: Node) -> tuple[Chain, list[Any]]:
 def _rounded(value: jax.Array, zero: jax.Array) -> jax.Array:
     """Return `value`, rounded to its dtype: it takes no part in a fused multiply-add.
 
-    XLA computes `α · n + bias` in one program with one rounding, which hides an exact 0.
-    An optimization barrier does not prevent that; an exclusive or with a zero that is
-    an argument of the program does.
+    XLA computes `α · n + bias` in one program with one rounding, which hides an exact
+    0. An optimization barrier does not prevent that; an exclusive or with a zero that
+    is an argument of the program does.
     """
     if value.dtype != jnp.float32:
         return value

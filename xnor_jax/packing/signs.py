@@ -120,10 +120,7 @@ class _Signs:
             return found
         compared = self._of_known(node) or _compared(node)
         if compared is None and node.dtype == np.bool_:
-            number = make("function", [node], node.shape, node, name="to_float")
-            number.dtype = np.dtype(np.float32)
-            half = Const(np.array(0.5, np.float32), ())
-            compared = _Compared(number, half, (False, True, True))
+            compared = _Compared(_to_float(node), _HALF, (False, True, True))
         if compared is None:
             return node
         self.known[node] = compared
@@ -172,19 +169,37 @@ def _compared(node: Node) -> _Compared | None:
     return _Compared(x, constant, (below, at, above))
 
 
+_HALF = Const(np.array(0.5, np.float32), ())
+
+
+def _to_float(node: Node) -> Node:
+    """A bool as 0 or 1."""
+    number = make("function", [node], node.shape, node, name="to_float")
+    number.dtype = np.dtype(np.float32)
+    return number
+
+
 def _as_sign(node: Node, compared: _Compared) -> Node:
-    """The node as a `sign` if its values are −1 and +1, in two runs; else unchanged."""
+    """The node as a `sign` if its values are −1 and +1; else unchanged."""
     if node.dtype == np.bool_ or not jnp.issubdtype(node.dtype, jnp.number):
         return node
     below, at, above = (float(v) for v in compared.values)
-    if {below, above} != {-1.0, 1.0} or at not in (below, above):
+    if not {below, at, above} <= {-1.0, 1.0}:
         return node
+    x, constant = compared.x, compared.constant
+    if below == at == above:
+        constant = Const(np.array(-np.inf, np.float32), ())
+    elif below == above:
+        equal = make("function", [x, constant], node.shape, node, name="eq")
+        equal.dtype = np.dtype(np.bool_)
+        x, constant = _to_float(equal), _HALF
+        below, above = above, at
     attrs = {
         "kind": "ge" if at == above else "gt",
-        "constant": compared.constant,
-        "flip": below > above,
+        "constant": constant,
+        "flip": at < 0 if below == above else below > above,
     }
-    sign = make("sign", [compared.x], node.shape, node, **attrs)
+    sign = make("sign", [x], node.shape, node, **attrs)
     if node.dtype == np.float32:
         return sign
     sign.dtype = np.dtype(np.float32)

@@ -323,7 +323,7 @@ def means(total: Any, steps: int) -> Any:
 
 def make_evaluate(
     trainer: Trainer, batch_size: int = 500, *, mesh: Mesh | None = None
-) -> Callable[[Any, Any, jax.Array, jax.Array], Metrics]:
+) -> Callable[[TrainState, jax.Array, jax.Array], Metrics]:
     """Make an evaluation: the mean loss and the accuracy over a whole split.
 
     Args:

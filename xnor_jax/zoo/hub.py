@@ -148,7 +148,7 @@ def check_repository(repository: str) -> None:
       ValueError: If it is not `OWNER/NAME`.
       ModuleNotFoundError: If `huggingface_hub` is missing.
     """
-    valid = repository.count("/") == 1
+    valid = isinstance(repository, str) and repository.count("/") == 1
     if valid:
         hub = _import_hub()
         try:

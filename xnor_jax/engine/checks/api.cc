@@ -1,6 +1,9 @@
 // Tests of the C API: a network against plain loops; threads; memory; errors.
 #include "xnor.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -95,6 +98,34 @@ void CheckNetwork(uint32_t seed, int images) {
   xnor_free(m);
 }
 
+// A forked process has a model but none of the threads that ran it.
+void CheckFork() {
+  const int images = 700;
+  const std::string file = Network(9).File();
+  xnor_model* m = nullptr;
+  Expect(xnor_load_memory(file.data(), file.size(), &m) == XNOR_OK, "the file is read");
+  const std::vector<float> x = checks::Numbers(10).Floats(images * kImage);
+  std::vector<float> wanted(images * 3);
+  Expect(xnor_run(m, x.data(), images, wanted.data(), 3) == XNOR_OK, "it runs");
+  for (const bool runs : {true, false}) {
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(60);
+      std::vector<float> got(wanted.size());
+      if (runs) {
+        Expect(xnor_run(m, x.data(), images, got.data(), 3) == XNOR_OK, "a child runs");
+        Expect(got == wanted, "a child's logits are the same");
+      }
+      xnor_free(m);
+      _exit(0);
+    }
+    int status = -1;
+    Expect(child > 0 && waitpid(child, &status, 0) == child, "a process forks");
+    Expect(status == 0, "a child ends");
+  }
+  xnor_free(m);
+}
+
 void CheckErrors() {
   const std::string file = Network(7).File();
   xnor_model* m = nullptr;
@@ -125,6 +156,7 @@ int main() {
   for (uint32_t seed = 0; seed < 3; ++seed)
     for (int images : {1, 3, 130}) CheckNetwork(seed, images);
   CheckNetwork(9, 700);  // in chunks, on several threads
+  CheckFork();
   CheckErrors();
   std::puts(xnor_instruction_set());
 }

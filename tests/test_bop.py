@@ -159,6 +159,8 @@ def test_missing_params_and_non_kernels_are_refused():
     for inner in (3, optax.adam):
         with pytest.raises(TypeError, match="inner to be an optax transformation"):
             xnor.optim.bop(mask=True, inner=inner)
+        with pytest.raises(TypeError, match="inner to be an optax transformation"):
+            xnor.optim.binop(inner)
     with pytest.raises(ValueError, match="bop: update needs the latent params"):
         optimizer.update({"a": jnp.ones((2, 3))}, state)
     with pytest.raises(ValueError, match=r"bop: .*shape \(2, 3\), got \(3,\).*\['a'\]"):

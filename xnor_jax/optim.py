@@ -89,6 +89,11 @@ def project(
     Returns:
       A transformation; its `update` needs `params`, the latent tree.
 
+    Raises:
+      ValueError: In `update`, if `params` is missing, a shape differs, or a kernel has
+        rank below 2 or one input channel.
+      TypeError: In `update`, if a kernel is not floating point.
+
     References:
       Rastegari et al., XNOR-Net, 2016; jiecaoyu/XNOR-Net-PyTorch, `util.py`, `main.py`.
     """
@@ -152,6 +157,10 @@ def binop(
     Returns:
       A transformation for gradients taken at `binarize(params, mask)`.
 
+    Raises:
+      ValueError: As `apply_rule` and `project`.
+      TypeError: As these, or if `inner` is no transformation.
+
     References:
       jiecaoyu/XNOR-Net-PyTorch, `util.py`, class `BinOp`.
 
@@ -162,6 +171,7 @@ def binop(
       >>> adam = optax.chain(optax.add_decayed_weights(1e-5), optax.adam(1e-2))
       >>> optimizer = xnor.optim.binop(adam)
     """
+    _check_inner("binop", inner)
     return optax.chain(
         apply_rule(rule, mask, multiplier),
         inner,
@@ -248,10 +258,8 @@ def bop(
         if not valid:
             raise ValueError(f"bop: expected {name} to be {expected}, got {value!r}")
 
-    if inner is not None and not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(
-            f"bop: expected inner to be an optax transformation, got {inner!r}"
-        )
+    if inner is not None:
+        _check_inner("bop", inner)
 
     def init(params):
         def zeros(kernel):
@@ -320,6 +328,9 @@ def count_sign_flips(mask: Mask = None) -> optax.GradientTransformation:
 
     Returns:
       A transformation; its `update` needs `params`, the latent tree.
+
+    Raises:
+      ValueError: In `update`, if `params` is missing or its structure differs.
     """
 
     def over_kernels(fn, params, *rest):
@@ -358,3 +369,10 @@ def _require(who: str, params: Any, updates: Any) -> None:
         f"{who}: update needs the latent params of its {len(leaves)} leaves{first}; "
         "call update(updates, state, params)"
     )
+
+
+def _check_inner(name: str, inner: Any) -> None:
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(
+            f"{name}: expected inner to be an optax transformation, got {inner!r}"
+        )

@@ -47,6 +47,10 @@ def ste(x: ArrayLike, grad: ArrayLike) -> jax.Array:
     Returns:
       The gradient for `x`, in the dtype of `grad`.
 
+    Raises:
+      ValueError: If the shapes differ.
+      TypeError: If one of them is not floating point.
+
     References:
       Hubara et al., Binarized Neural Networks, 2016; Rastegari et al., XNOR-Net, 2016,
       §3.1.
@@ -65,6 +69,10 @@ def identity(x: ArrayLike, grad: ArrayLike) -> jax.Array:
     Returns:
       `grad`.
 
+    Raises:
+      ValueError: If the shapes differ.
+      TypeError: If one of them is not floating point.
+
     References:
       Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons,
       2013.
@@ -82,6 +90,10 @@ def approx(x: ArrayLike, grad: ArrayLike) -> jax.Array:
 
     Returns:
       The gradient for `x`, in the dtype of `grad`.
+
+    Raises:
+      ValueError: If the shapes differ.
+      TypeError: If one of them is not floating point.
 
     References:
       Liu et al., Bi-Real Net, 2018, §3.3.

@@ -54,7 +54,9 @@ def corrected(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
       The gradient for the latent kernel, in the dtype of `grad`.
 
     Raises:
-      ValueError: If `C_in` is 1: the factor, and with it the gradient, would be 0.
+      ValueError: If the shapes differ, or `C_in` is 1: the factor, and with it the
+        gradient, would be 0.
+      TypeError: If kernel or gradient are not floating point.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.1; jiecaoyu/XNOR-Net-PyTorch, `util.py`.
@@ -74,7 +76,9 @@ def paper(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
       The gradient for the latent kernel, in the dtype of `grad`.
 
     Raises:
-      ValueError: If `C_in` is 1: the factor, and with it the gradient, would be 0.
+      ValueError: If the shapes differ, or `C_in` is 1: the factor, and with it the
+        gradient, would be 0.
+      TypeError: If kernel or gradient are not floating point.
 
     References:
       Rastegari et al., XNOR-Net, 2016, §3.1; allenai/XNOR-Net.
@@ -96,6 +100,10 @@ def exact(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
 
     Returns:
       The gradient for the latent kernel, in the dtype of `grad`.
+
+    Raises:
+      ValueError: If the shapes differ, or the kernel has rank below 2.
+      TypeError: If one of them is not floating point.
     """
     w, g = _wide(kernel, grad)
     return _chain_rule(w, g).astype(jnp.result_type(grad))
@@ -110,6 +118,10 @@ def ste(kernel: ArrayLike, grad: ArrayLike) -> jax.Array:
 
     Returns:
       The gradient for the latent kernel, in the dtype of `grad`.
+
+    Raises:
+      ValueError: If the shapes differ, or the kernel has rank below 2.
+      TypeError: If one of them is not floating point.
 
     References:
       Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons,

@@ -61,3 +61,12 @@ def test_the_number_of_channels_is_checked(features):
     for kind in (xnor.nn.RSign, xnor.nn.RPReLU):
         with pytest.raises(ValueError, match="expected num_features of 1 or more"):
             kind(features, rngs=nnx.Rngs(0))
+
+
+def test_bools_are_refused():
+    """`False` is 0, whose sign is +1."""
+    rngs = nnx.Rngs(0)
+    linear = xnor.nn.BinaryLinear(4, 3, rngs=rngs)
+    for layer in (linear, xnor.nn.RSign(4, rngs=rngs), xnor.nn.RPReLU(4, rngs=rngs)):
+        with pytest.raises(TypeError, match="expected real numbers, got bool"):
+            layer(jnp.ones((2, 4), bool))

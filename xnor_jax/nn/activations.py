@@ -7,6 +7,7 @@ from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
 from xnor_jax import quantizers
+from xnor_jax._kernel import check_real
 from xnor_jax.geometry import positive
 from xnor_jax.quantizers import Surrogate
 
@@ -30,7 +31,8 @@ class RSign(nnx.Module):
     Raises:
       ValueError: If the surrogate's name is unknown or `num_features` is not positive;
         when called, if the input has another number of channels.
-      TypeError: If the surrogate is neither a name nor a function.
+      TypeError: If the surrogate is neither a name nor a function; when called, if the
+        input is boolean or complex.
 
     References:
       Liu et al., ReActNet, 2020, §4.2.
@@ -73,6 +75,7 @@ class RPReLU(nnx.Module):
     Raises:
       ValueError: If `num_features` is not positive; when called, if the input has
         another number of channels.
+      TypeError: When called, if the input is boolean or complex.
 
     References:
       Liu et al., ReActNet, 2020, §4.2.
@@ -111,6 +114,7 @@ def _cast(
     where: str, x: ArrayLike, dtype: Dtype | None, *parameters: nnx.Param
 ) -> tuple[jax.Array, list[jax.Array]]:
     x, values = jnp.asarray(x), [parameter[...] for parameter in parameters]
+    check_real(where, x)
     if x.shape[-1:] != values[0].shape:
         raise ValueError(
             f"{where}: expected [..., {values[0].size}], got shape {x.shape}"

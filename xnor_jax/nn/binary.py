@@ -11,6 +11,7 @@ from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 from xnor_jax import convolution, quantizers, rules, weights
+from xnor_jax._kernel import check_real
 from xnor_jax.geometry import (
     DENSE,
     Geometry,
@@ -132,6 +133,7 @@ class _Binary(nnx.Module):
                 f"C_in, C_out], got shape {kernel.shape}; call layers that were "
                 "stacked by nnx.vmap under nnx.scan or nnx.vmap"
             )
+        check_real(name, x)
         signed_input = self.signs_input
         signed_kernel = self.binary and self.precision != "32w1a"
         if signed_input and self.surrogate is None:

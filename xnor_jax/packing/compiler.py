@@ -38,14 +38,16 @@ def pack(
     """Pack a trained network: one bit per weight, integer sums, thresholds.
 
     The model's evaluation is traced into a graph for any batch size, whatever JAX
-    library it is written in. Products of signs are found by value: an input known to
-    lie in {−1, +1} and a constant kernel with one magnitude per output channel. α,
-    bias, ReLU, max-pooling and BatchNorm between two of them fold into one integer
-    threshold per channel, with exactly the signs that the float network computes.
-    Real-valued layers stay real-valued; `PackedModel.report` names them.
+    library it is written in. It is traced with 2 and 3 images: Python code that treats
+    larger batches in another way is not seen. Products of signs are found by value: an
+    input known to lie in {−1, +1} and a constant kernel with one magnitude per output
+    channel. α, bias, ReLU, max-pooling and BatchNorm between two of them fold into one
+    integer threshold per channel, with exactly the signs that the float network
+    computes. Real-valued layers stay real-valued; `PackedModel.report` names them.
 
-    A product of signs is defined as `α · n` with the integer sum `n`. A network that
-    multiplies by `α · sign(w)` instead agrees with this up to rounding.
+    A product of signs is defined as `α · n` with the integer sum `n`, and every
+    operation after it rounds its result. A network that multiplies by `α · sign(w)`, or
+    a program in which XLA fuses a product and a sum, agrees with this up to rounding.
 
     Before it returns, `pack` compares the packed network's outputs with those of the
     model, whose products of signs are evaluated by this definition.

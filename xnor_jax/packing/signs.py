@@ -186,19 +186,16 @@ def _as_sign(node: Node, compared: _Compared) -> Node:
     below, at, above = (float(v) for v in compared.values)
     if not {below, at, above} <= {-1.0, 1.0}:
         return node
-    x, constant = compared.x, compared.constant
+    x, constant, kind, flip = compared.x, compared.constant, "ge", below > above
     if below == at == above:
-        constant = Const(np.array(-np.inf, np.float32), ())
+        constant, flip = Const(np.array(-np.inf, np.float32), ()), at < 0
     elif below == above:
         equal = make("function", [x, constant], node.shape, node, name="eq")
         equal.dtype = np.dtype(np.bool_)
-        x, constant = _to_float(equal), _HALF
-        below, above = above, at
-    attrs = {
-        "kind": "ge" if at == above else "gt",
-        "constant": constant,
-        "flip": at < 0 if below == above else below > above,
-    }
+        x, constant, flip = _to_float(equal), _HALF, at < 0
+    elif at == below:
+        kind = "gt"
+    attrs = {"kind": kind, "constant": constant, "flip": flip}
     sign = make("sign", [x], node.shape, node, **attrs)
     if node.dtype == np.float32:
         return sign

@@ -9,7 +9,7 @@ from folders import NAMES, draw
 
 import xnor_jax as xnor
 from xnor_jax import masks
-from xnor_jax.train import folder, loop
+from xnor_jax.train import folder, loop, step
 from xnor_jax.train.recipe import PRESETS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
@@ -36,10 +36,10 @@ def test_model_trains_a_step_and_packs(model, root, tmp_path, capsys):
     run, file = tmp_path / "run", tmp_path / "file"
     images = ("--dataset", "folder", "--image-size", SIZES.get(model, 9))
     # The first step of a warm-up has a learning rate of 0.
-    step = ("--batch-size", 4, "--epochs", 1, "--warmup-epochs", 0)
-    step += ("--calibration-batches", 0)
+    options = ("--batch-size", 4, "--epochs", 1, "--warmup-epochs", 0)
+    options += ("--calibration-batches", 0)
     run_ok(
-        *(capsys, "train", RECIPES[model], *images, *step),
+        *(capsys, "train", RECIPES[model], *images, *options),
         *("--data-dir", root, "--output", run),
     )
     info = folder.read_info(run)

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from xnor_jax import rules, weights
@@ -222,8 +221,8 @@ def bop(
 
     Raises:
       ValueError: If a number is out of its range; in `update`, if `params` is missing.
-      TypeError: If `inner` is no transformation; in `init`, if a kernel is not floating
-        point.
+      TypeError: If such an argument is no number, or `inner` no transformation; in
+        `init`, if a kernel is not floating point.
 
     References:
       Helwegen et al., Latent Weights Do Not Exist: Rethinking Binarized Neural Network
@@ -245,19 +244,12 @@ def bop(
     for name, value, expected, holds in (
         ("gamma", gamma, "a number in (0, 1]", lambda x: 0 < x <= 1),
         ("threshold", threshold, "a number of at least 0", lambda x: x >= 0),
-        ("sigma", sigma, "a number in (0, 1]", lambda x: x is None or 0 < x <= 1),
+        ("sigma", sigma, "a number in (0, 1]", lambda x: 0 < x <= 1),
         ("epsilon", epsilon, "a number above 0", lambda x: x > 0),
     ):
         schedule = callable(value) and name != "epsilon"
-        if schedule or isinstance(value, Tracer):
-            continue
-        try:
-            valid = bool(holds(value))
-        except (TypeError, ValueError):  # no number, or an array of several
-            valid = False
-        if not valid:
-            raise ValueError(f"bop: expected {name} to be {expected}, got {value!r}")
-
+        if not schedule and not (name == "sigma" and value is None):
+            check_number(f"bop: expected {name} to be {expected}", value, holds)
     if inner is not None:
         _check_inner("bop", inner)
 

@@ -29,7 +29,7 @@ from xnor_jax.nn import (
 class Board(NamedTuple):
     """A recipe, and cells that each change one choice or combine several."""
 
-    command: str  # options of `xnor-jax train`
+    recipe: str  # arguments of `xnor-jax train`
     epochs: int
     cells: dict[str, dict[str, str]]  # more options, by kind of choice and name
 
@@ -106,11 +106,9 @@ CIFAR10: dict[str, dict[str, str]] = {
 }
 
 BOARDS = {
-    "fashion": Board("fashion-lenet5 --epochs 20", 20, FASHION),
+    "fashion": Board("fashion-lenet5", 20, FASHION),
     "cifar10": Board(
-        "cifar10-resnet20 --epochs 15 --batch-size 256 --learning-rate 0.01",
-        15,
-        CIFAR10,
+        "cifar10-resnet20 --batch-size 256 --learning-rate 0.01", 15, CIFAR10
     ),
 }
 
@@ -191,12 +189,11 @@ def bop(learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """
 
     def binary(params: Any) -> Any:
-        def inner(path: str, _: Any) -> bool:
-            # Of an XnorBlock, or of a block of ResNet20, whose shortcut is real.
-            ends = path.endswith(("layer/kernel", "conv/kernel"))
-            return ends and "shortcut" not in path
-
-        return xnor.mask_by_path(params, inner)
+        # Of an XnorBlock, or of a block of ResNet20, whose shortcut is real.
+        ends = "layer/kernel", "conv/kernel"
+        return xnor.mask_by_path(
+            params, lambda path, _: path.endswith(ends) and "shortcut" not in path
+        )
 
     return xnor.optim.bop(
         gamma=lambda step: 0.2 * learning_rate(step),  # from 1e-3

@@ -68,7 +68,8 @@ def train(
             )
             train(board, needed, given, seed, data_dir, runs)
     filled = [word.format(runs=runs, seed=seed) for word in options.split()]
-    command = ["xnor-jax", "train", *BOARDS[board].command.split()]
+    recipe, count, _ = BOARDS[board]
+    command = ["xnor-jax", "train", *recipe.split(), "--epochs", str(count)]
     command += ["--seed", str(seed), *filled]
     begun = (run / "recipe.json").exists()
     where = ["--data-dir", str(data_dir), "--output", str(run)]
@@ -79,27 +80,19 @@ def train(
     seconds = time.monotonic() - start
     if (name, seed) in results(board):  # needed by another cell
         return
-    device = jax.devices()[0].device_kind
-    result = line(run, name, options, seed, device, None if begun else round(seconds))
-    with (HERE / f"{board}.jsonl").open("a") as file:
-        print(json.dumps(result), file=file)
-
-
-def line(
-    run: Path, name: str, options: str, seed: int, device: str, seconds: int | None
-) -> dict:
-    """What is kept of a finished run."""
     found = epochs(run)
-    return {
+    result = {
         "cell": name,
         "seed": seed,
         "options": options,
-        "device": device,
-        "seconds": seconds,
+        "device": jax.devices()[0].device_kind,
+        "seconds": None if begun else round(seconds),
         "train_accuracy": round(found[-1]["train_accuracy"], 5),
         "flip_ratio": round(found[-1]["flip_ratio"], 8),
         "test_accuracy": [round(epoch["test_accuracy"], 4) for epoch in found],
     }
+    with (HERE / f"{board}.jsonl").open("a") as file:
+        print(json.dumps(result), file=file)
 
 
 def rows(board: str) -> list[tuple[str, str, list[float], list[float], str]]:

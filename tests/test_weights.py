@@ -612,6 +612,17 @@ def test_libra_standardises_with_a_power_of_two_scale(shape):
     )
 
 
+@pytest.mark.parametrize("factor", [1e-30, 1e-20, 1e19, 1e35])
+def test_libra_does_not_depend_on_the_scale(factor):
+    kernel = random_kernel(0, (3, 3, 5, 4))
+    found = weights.libra(kernel * factor)
+    np.testing.assert_allclose(found, weights.libra(kernel), rtol=1e-4, atol=1e-6)
+    gradient = jax.grad(lambda w: jnp.sum(weights.libra(w) ** 3))
+    np.testing.assert_allclose(
+        gradient(kernel * factor) * factor, gradient(kernel), rtol=1e-3, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("value", [0.1, -0.3, 1e-25])
 def test_libra_of_equal_weights_is_zero(value):
     # The rounded mean of 27 equal weights differs from them.

@@ -248,6 +248,10 @@ def _libra(w: jax.Array) -> jax.Array:
     w = jnp.asarray(w)
     wide = w.astype(wide_dtype(w))
     axes = tuple(range(w.ndim - 1))
+    # The result does not depend on a filter's scale, but squares of tiny or huge weights
+    # would leave the range of floats.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(wide), axes))
+    wide = wide / _power_of_two(jnp.clip(jnp.frexp(largest)[1], -126, 127), wide.dtype)
     centred = wide - jnp.mean(wide, axes)
     variance = jnp.mean(centred**2, axes)
     # A rounded mean may differ from the value that all weights of a filter have. The
@@ -255,8 +259,13 @@ def _libra(w: jax.Array) -> jax.Array:
     flat = (jnp.max(wide, axes) == jnp.min(wide, axes)) | (variance == 0)
     standard = jnp.where(flat, 0, centred / jnp.sqrt(jnp.where(flat, 1, variance)))
     mean = jax.lax.stop_gradient(jnp.where(flat, 1, scale(standard)))
-    factor = jnp.exp2(jnp.round(jnp.log2(mean))) / mean
+    factor = _power_of_two(jnp.round(jnp.log2(mean)), wide.dtype) / mean
     return (standard * factor).astype(w.dtype)
+
+
+def _power_of_two(exponent: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    # XLA's exp2 is rounded.
+    return jnp.ldexp(jnp.ones((), dtype), exponent.astype(jnp.int32))
 
 
 def _recu(w: jax.Array, tau: ArrayLike) -> jax.Array:

@@ -166,6 +166,13 @@ def test_clamp_refuses_non_positive_bounds(bound):
         xnor.clamp(random_kernel(0, (3, 2)), bound=bound)
 
 
+def test_complex_numbers_are_refused():
+    with pytest.raises(TypeError, match="clamp: expected a bound above 0, got 1j"):
+        xnor.clamp(random_kernel(0, (3, 2)), bound=1j)
+    with pytest.raises(TypeError, match="got 1j"):
+        xnor.binarize(random_kernel(0, (3, 2)), multiplier=1j)
+
+
 def test_project_centres_before_it_clamps():
     # The other order differs here: clamping first moves the mean.
     kernel = jnp.array([[3.0], [0.0], [0.0]])

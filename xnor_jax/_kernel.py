@@ -142,13 +142,14 @@ def check_number(
       holds: Whether a number is in range.
 
     Raises:
-      TypeError: If the value is no number, or several.
+      TypeError: If the value is no real number, or several.
       ValueError: If it is out of range.
     """
     if isinstance(value, Tracer):
         return
     dtype = getattr(value, "dtype", type(value))
-    if np.ndim(value) or not jnp.issubdtype(dtype, jnp.number):
+    real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    if np.ndim(value) or not real:
         raise TypeError(f"{expected}, got {value!r}")
     if not holds(value):
         raise ValueError(f"{expected}, got {value}")

@@ -248,8 +248,8 @@ def _libra(w: jax.Array) -> jax.Array:
     w = jnp.asarray(w)
     wide = w.astype(wide_dtype(w))
     axes = tuple(range(w.ndim - 1))
-    # The result does not depend on a filter's scale, but squares of tiny or huge weights
-    # would leave the range of floats.
+    # The result does not depend on a filter's scale, but squares of tiny or huge
+    # weights would leave the range of floats.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(wide), axes))
     wide = wide / _power_of_two(jnp.clip(jnp.frexp(largest)[1], -126, 127), wide.dtype)
     centred = wide - jnp.mean(wide, axes)

@@ -196,6 +196,8 @@ def test_nonfinite_loss_stops_the_run(tmp_path, capsys):
         (("train", "--model", "lenet"), 2, "did you mean 'lenet5'?"),
         (("train", "--dataset", "cifar"), 2, "did you mean 'cifar10'?"),
         (("train", "digit-lenet5"), 2, "did you mean 'digits-lenet5'?"),
+        (("train", ""), 2, "unknown recipe ''"),
+        (("summary", ""), 2, "unknown recipe ''"),
         (("train", "digits-lenet5", "more"), 2, "unexpected argument 'more'"),
         (("train", "--output", ""), 2, "--output: expected a path, got ''"),
         (("train", "--data-dir", "."), 2, "--data-dir: expected none for digits"),

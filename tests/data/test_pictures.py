@@ -102,3 +102,11 @@ def test_shift_and_flip_give_padded_crops():
 def test_fit_refuses_a_crop_above_the_resize():
     with pytest.raises(ValueError, match="got 30 and 20"):
         Fit(30, 20)
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_a_very_long_image_is_cropped_before_it_is_resized(size):
+    image = Image.new("L", size)
+    image.paste(200, (0, 0, *(max(1, side // 3) for side in size)))
+    found = np.asarray(pictures.centre(image, Fit(224, 224)))
+    assert found.shape == (224, 224) and not found.any()

@@ -189,6 +189,10 @@ def test_interrupted_seeds_resume_to_identical_metrics(
     last_accuracy = f"accuracy {np.mean(last):.2%} ± {np.std(last, ddof=1):.2%}"
     accuracy_range = f"({min(last):.2%} to {max(last):.2%}) in the last epoch"
     assert f"{last_accuracy} {accuracy_range}" in out.splitlines()[-1]
+    code, err = run_failing(
+        capsys, "train", "--resume", "--output", output, "--seed", 1
+    )
+    assert code == 2 and "--seed: expected none; " in err
     args = (f"{copied}:RECIPE", "--output", output, "--seeds", 0, 5, 5)
     code, err = run_failing(capsys, "train", *args)
     assert code == 2 and "--seeds: expected at least one seed, without dup" in err

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 from functools import cache, partial
 
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 from oracles import assert_full_precision
 
+import xnor_jax as xnor
 from xnor_jax import data, quantizers, weights
 from xnor_jax.data import preprocess
 from xnor_jax.registry import SURROGATES, WEIGHT_METHODS
@@ -314,6 +316,43 @@ def test_calibration_averages_batch_statistics():
         stat["var"][...], np.mean([y.var((0, 1, 2)) for y in outputs], 0), rtol=1e-4
     )
     chex.assert_trees_all_equal_structs(rest, state.rest)
+
+
+def test_calibration_without_batch_norm_changes_nothing():
+    class Net(nnx.Module):
+        def __init__(self, *, image_shape, classes, rngs):
+            self.dense1 = nnx.Linear(math.prod(image_shape), 8, rngs=rngs)
+            self.dense2 = xnor.nn.BinaryLinear(8, 8, rngs=rngs)
+            self.dense3 = nnx.Linear(8, classes, rngs=rngs)
+
+        def __call__(self, x):
+            x = self.dense1(x.reshape(len(x), -1))
+            return self.dense3(self.dense2(x))
+
+    trainer, state = make(model=Net, calibration_batches=2)
+    images, _ = images_and_labels()
+    rest = step.make_calibrate(trainer)(state, images, jax.random.key(0))
+    chex.assert_trees_all_equal(rest, state.rest)
+
+
+def test_kernels_of_plain_flax_layers_stay_real():
+    class Net(nnx.Module):
+        def __init__(self, *, image_shape, classes, rngs):
+            sizes = (math.prod(image_shape), 8, 8, classes)
+            self.layers = nnx.List(
+                [nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)]
+            )
+
+        def __call__(self, x):
+            x = x.reshape(len(x), -1)
+            for layer in self.layers:
+                x = nnx.relu(layer(x))
+            return x
+
+    _, state = make(model=Net)
+    for leaf in jax.tree.leaves(state.params):
+        if leaf.ndim == 2:
+            assert jnp.abs(leaf.mean(0)).max() > 1e-3
 
 
 @pytest.mark.slow

@@ -134,10 +134,12 @@ def train(args: list[str]) -> None:
     typed = _parse_train(recipes.get(_DEFAULT), words)
     if "--seeds" in args and not typed.options.seeds:
         raise UsageError("--seeds: expected a value")
-    if typed.options.seeds and any(word.partition("=")[0] == "--seed" for word in args):
+    one_seed = any(word.partition("=")[0] == "--seed" for word in args)
+    if typed.options.seeds and one_seed:
         raise UsageError("--seed: expected none with --seeds")
     check_data_dir(typed.options.data_dir)
-    name, base, seeds = typed.name or _DEFAULT, None, typed.options.seeds
+    name = _DEFAULT if typed.name is None else typed.name
+    base, seeds = None, typed.options.seeds
     output = typed.options.output
     if typed.options.resume:
         output = output or folders.default_folder(name, resume=True)
@@ -148,6 +150,8 @@ def train(args: list[str]) -> None:
         if started := folders.read_started(output):
             name, base, known = started
             seeds = seeds or known
+            if known and one_seed:
+                raise UsageError(f"--seed: expected none; {output} has several seeds")
             if typed.name not in (None, name):
                 raise UsageError(
                     f"{output} holds a run of {name}, not of {typed.name}; leave the "
@@ -247,7 +251,8 @@ def summary(args: list[str]) -> None:
         return with_defaults
 
     words = [word for word in args if word not in ("-h", "--help")]
-    name = parse("summary", arguments(recipes.get(_DEFAULT)), words)[0] or _DEFAULT
+    name = parse("summary", arguments(recipes.get(_DEFAULT)), words)[0]
+    name = _DEFAULT if name is None else name
     base = recipes.get(name)
     recipe = parse("summary", arguments(base), args)[1]
     recipe = recipes.from_json(recipes.to_json(recipe), base)

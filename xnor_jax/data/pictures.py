@@ -141,11 +141,18 @@ def centre(image: Image.Image, fit: Fit) -> Image.Image:
       `fit.resize`.
     """
     shorter = min(image.size)
+    if max(image.size) > 16 * shorter:  # resized whole, it could fill the memory
+        width, height = (min(side, 16 * shorter) for side in image.size)
+        image = _crop_centre(image, width, height)
     if shorter != fit.resize:
         width, height = (side * fit.resize // shorter for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (round((side - fit.size) / 2) for side in image.size)
-    return image.crop((left, top, left + fit.size, top + fit.size))
+    return _crop_centre(image, fit.size, fit.size)
+
+
+def _crop_centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def random_box(

@@ -95,10 +95,27 @@ def abstract(
 
 
 def binary_kernels(model: nnx.Module) -> Any:
-    """Mark the kernels that are binary or, in a float twin, would be.
+    """Mark the kernels of the model's `BinaryConv` and `BinaryLinear` layers.
 
-    They are the kernels of the model's `BinaryConv` and `BinaryLinear` layers or, if it
-    has none, its inner kernels.
+    Returns:
+      A bool tree of the structure of `nnx.state(model, nnx.Param)`.
+    """
+    layers = {
+        "/".join(map(str, (*path, "kernel")))
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, nn.BinaryConv | nn.BinaryLinear)
+    }
+    params = nnx.state(model, nnx.Param)
+    return jax.tree.map_with_path(
+        lambda path, _: masks.path_string(path) in layers, params
+    )
+
+
+def counted_kernels(model: nnx.Module) -> Any:
+    """Mark the kernels whose sign flips are counted.
+
+    They are the binary kernels or, in a model without any, such as a float twin of
+    plain Flax layers, the inner ones.
 
     Returns:
       A bool tree of the structure of `nnx.state(model, nnx.Param)`.
@@ -106,24 +123,18 @@ def binary_kernels(model: nnx.Module) -> Any:
     Raises:
       RecipeError: If the model has neither.
     """
-    layers = {
-        "/".join(map(str, (*path, "kernel")))
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, nn.BinaryConv | nn.BinaryLinear)
-    }
-    if not layers:
-        try:
-            return masks.inner_kernels(model)
-        except ValueError as error:
-            reason = str(error).removeprefix("inner_kernels: ").partition(";")[0]
-            raise RecipeError(
-                f"expected BinaryConv or BinaryLinear layers in "
-                f"{type(model).__name__}, or kernels between a first and a last one: "
-                f"{reason}",
-                field="model",
-            ) from error
-    params = nnx.state(model, nnx.Param)
-    return masks.mask_by_path(params, lambda path, _: path in layers)
+    binary = binary_kernels(model)
+    if any(jax.tree.leaves(binary)):
+        return binary
+    try:
+        return masks.inner_kernels(model)
+    except ValueError as error:
+        reason = str(error).removeprefix("inner_kernels: ").partition(";")[0]
+        raise RecipeError(
+            f"expected BinaryConv or BinaryLinear layers in {type(model).__name__}, or "
+            f"kernels between a first and a last one: {reason}",
+            field="model",
+        ) from error
 
 
 def set_temperature(model: nnx.Module, progress: jax.Array) -> None:

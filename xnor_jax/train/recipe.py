@@ -62,7 +62,8 @@ class Recipe:
     """Determines initial weights, order of images, dropout and augmentation."""
     binary: bool = True
     """False trains the float twin: no signs and no projection. Rule, surrogate,
-    multiplier, precision, weight method and input scale then have no effect."""
+    multiplier, precision, weight method, input scale and scale minimum then have no
+    effect."""
     rule: str | Callable[[Any, Any], Any] = "corrected"
     """The gradient rule of the binary kernels. Or a function (kernel, grad) -> grad."""
     surrogate: str | Callable[[Any, Any], Any] = "ste"
@@ -72,8 +73,9 @@ class Recipe:
     """A factor on the rule's gradient."""
     precision: Precision = "1w1a"
     """Bits of weights and activations of the binary layers: 1w32a is a
-    Binary-Weight-Network; 32w1a is the first of two stages, whose run is given to the
-    second as initial. Only 1w1a can be packed."""
+    Binary-Weight-Network, where the surrogate has no effect; 32w1a is the first of two
+    stages, whose run is given to the second as initial, where rule, multiplier and
+    scale minimum have none. Only 1w1a can be packed."""
     weight_method: str | Callable[[Any], Any] = "latent"
     """What is binarized: the latent kernels, IR-Net's balanced and standardised ones,
     or those of ReCU's rectified clamp, whose τ rises from 0.85 to 0.99. Or a function

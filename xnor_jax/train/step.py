@@ -50,7 +50,7 @@ class Trainer(NamedTuple):
     graphdef: Any
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    inner: Any  # bool tree: the binary kernels, from `network.binary_kernels`
+    inner: Any  # bool tree, from `network.counted_kernels`
     steps: int  # of the whole training
     # The teacher in evaluation mode: normalised images to logits.
     teacher: Callable[[jax.Array], jax.Array] | None = None
@@ -93,13 +93,13 @@ def create(
         recipe, image_shape=image_shape, classes=classes, backend=backend
     )
     model = network.abstract(recipe, build, image_shape, classes)
-    inner = network.binary_kernels(model)
+    inner, binary = network.counted_kernels(model), network.binary_kernels(model)
     schedule = make_schedule(recipe, steps_per_epoch)
     links = make_optimizer(recipe, schedule)
     if recipe.binary_weights:
         scales, minimum = masks.norm_scales(model), recipe.scale_minimum
         # The layers apply the gradient rule, so the chain has none.
-        links.append(optim.project(inner, scale_mask=scales, scale_minimum=minimum))
+        links.append(optim.project(binary, scale_mask=scales, scale_minimum=minimum))
     links.append(optim.count_sign_flips(inner))
     optimizer = optax.chain(*links)
     steps = recipe.epochs * steps_per_epoch
@@ -111,7 +111,7 @@ def create(
         _, params, rest = nnx.split(build(), nnx.Param, ...)
         params = params if initial is None else initial
         if recipe.binary_weights:
-            params = weights.project(params, inner)
+            params = weights.project(params, binary)
         step = jnp.zeros((), jnp.int32)
         return TrainState(params, rest, optimizer.init(params), step)
 
@@ -478,7 +478,8 @@ def merge_statistics(rest: Any, found: list[Any]) -> Any:
 def batch_statistics(trainer: Trainer, state: TrainState, images: jax.Array) -> Any:
     """BatchNorm's state with the statistics of these images alone."""
     model = trained_model(trainer, state)
-    model.set_attributes(nnx.BatchNorm, use_running_average=False, momentum=0.0)
+    now = {"use_running_average": False, "momentum": 0.0, "raise_if_not_found": False}
+    model.set_attributes(nnx.BatchNorm, **now)
     with jax.default_matmul_precision("highest"):  # as in `evaluation_logits`
         model(normalize(trainer.source, images))
     return nnx.state(model, nnx.BatchStat)

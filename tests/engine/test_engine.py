@@ -5,10 +5,13 @@ runs this file again on a library under AddressSanitizer and UBSan.
 """
 
 import json
+import os
 import random
 import shutil
 import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import c_engine
 import jax.numpy as jnp
@@ -22,6 +25,7 @@ import xnor_jax as xnor
 from xnor_jax.ops import cpu
 from xnor_jax.packing import Preprocessing, file
 
+TESTS = Path(__file__).parent.parent
 pytestmark = c_engine.needed
 
 
@@ -149,6 +153,7 @@ def test_errors_have_a_status_and_one_line(tiny, tmp_path):
         (data.replace(b'version\\":3', b'version\\":1'), 2, "pack the network again"),
         (data.replace(b'version\\":3', b'version\\":4'), 2, "update"),
         (data[:-1] + b"?", c_engine.INVALID_FILE, "checksum"),
+        (tmp_path / "a\nb\x1b[31m", c_engine.IO_ERROR, "a?b?[31m: No such file"),
     ):
         with pytest.raises(c_engine.Failure) as failure:
             c_engine.Engine(source)
@@ -157,6 +162,32 @@ def test_errors_have_a_status_and_one_line(tiny, tmp_path):
     with pytest.raises(c_engine.Failure, match="preprocessing") as failure:
         c_engine.Engine(data)(np.zeros((1, 6, 5, 1), np.uint8))
     assert failure.value.status == c_engine.INVALID_ARGUMENT
+
+
+@pytest.mark.slow
+def test_numbers_do_not_depend_on_the_locale(tiny, tmp_path):
+    """A comma is the decimal point in many locales."""
+    made = tmp_path / "de_DE.UTF-8"
+    localedef = ["localedef", "-i", "de_DE", "-f", "UTF-8", str(made)]
+    if not shutil.which("localedef") or subprocess.run(localedef).returncode > 1:
+        pytest.skip("needs localedef and the definition of de_DE")
+    path = tmp_path / "net"
+    path.write_bytes(c_engine.to_bytes(tiny, test_accuracy=0.75))
+    code = f"""
+import locale
+import c_engine
+locale.setlocale(locale.LC_ALL, "de_DE.UTF-8")
+assert locale.localeconv()["decimal_point"] == ","
+print(c_engine.Engine({str(path)!r}).get("test_accuracy"))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"LOCPATH": str(tmp_path), "PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == "0.75"
 
 
 def test_both_readers_refuse_the_same_files(tiny):

@@ -8,8 +8,6 @@ import c_engine
 import numpy as np
 import pytest
 
-from xnor_jax.ops import cpu
-
 pytestmark = c_engine.needed
 
 LAYOUT = "bit 1 is -1; least significant bit first; C order of [*window, in, out]"
@@ -194,42 +192,45 @@ def test_comparisons_and_selection():
     np.testing.assert_array_equal(y, np.clip(np.where(condition, 0.5, x), -0.5, 0.5))
 
 
-FUSED = {
-    "multiply_add": ((0, 1, 2), lambda a, b, c: a * b + c),
-    "multiply_sub": ((0, 1, 2), lambda a, b, c: a * b - c),
-    "sub_multiply": ((2, 0, 1), lambda a, b, c: c - a * b),
-}
+def test_every_step_of_an_affine_function_is_rounded():
+    """Fused, these sums would be 2⁻²⁴ instead of 0."""
+    x = np.full((3, 37), 1 + 2.0**-12, np.float32)
+    squared = np.float32(x[0, 0] * x[0, 0])
+    ones, zeros = np.ones(37, np.float32), np.zeros(37, np.float32)
+    affine = {"mean": zeros, "scale": ones * x[0, 0], "bias": -ones * squared}
+    assert not run(x, {"kind": "norm", "arrays": affine}).any()
+    signs = ones - 2 * (np.arange(37) % 2)
+    product = {
+        "kind": "binary_conv",
+        "features": 1,
+        "arrays": {
+            "kernel": packed(signs),
+            "scale": np.float32([0.1]),
+            "bias": np.float32([-0.1 * np.float32(3)]),
+        },
+    }
+    # 20 products of +1 and 17 of −1: 3 · α, rounded, minus itself.
+    y = run(signs * np.where(np.arange(37) < 20, 1, -1)[None], to_bits(37), product)
+    np.testing.assert_array_equal(
+        y, np.float32(0.1) * np.float32(3) + np.float32(-0.1 * np.float32(3))
+    )
 
 
-@pytest.mark.parametrize("name", FUSED)
-@pytest.mark.parametrize("shape", [(3, 5, 33), (2, 1, 40), (37,), (4, 3)])
-def test_fused_multiply_add_rounds_once(name, shape):
-    """Factors have 20 bits and summands 24, so that float64 is exact."""
-    rng = np.random.default_rng(len(shape))
-    order, function = FUSED[name]
-    size, channels = math.prod(shape), shape[-1]
-    x = rng.integers(-(2**20), 2**20, (3, *shape)).astype(np.float32)
-    factor = rng.integers(-(2**20), 2**20, channels).astype(np.float32)
-    summand = (rng.integers(-(2**24), 2**24, size) * 2.0**16).astype(np.float32)
-    summand = summand.reshape(shape)
-    for single in (False, True):  # one number, or one per channel
-        b = factor[:1] if single else factor
-        operands = [(0, ()), (-1, b.shape), (-1, shape)]
-        node = {
-            "kind": "elementwise",
-            "function": name,
-            "operands": [operands[i][0] for i in order],
-            "shapes": [operands[i][1] for i in order],
-            "arrays": {
-                f"constant{order.index(1)}": b,
-                f"constant{order.index(2)}": summand,
-            },
-        }
-        exact = function(*(np.float64(a) for a in (x, b, summand)))
-        wanted = np.float32(exact)
-        if cpu.instruction_set() == "portable":
-            wanted = function(x, b, summand)
-        np.testing.assert_array_equal(run(x, node), wanted)
+@pytest.mark.parametrize("channels", [5, 33, 40])
+def test_subnormal_numbers_at_any_place(channels):
+    """In vectors and after the last whole one, in a batch and alone."""
+    x = np.full((3, channels), 1e-40, np.float32)
+    largest = {"kind": "elementwise", "function": "max", "operands": [0, 0]}
+    y = run(x, largest | {"shapes": [[], []]})  # checks the first image alone, too
+    assert (y == y[0, 0]).all()
+    one, alone = np.ones(1, np.float32), {"operands": [0], "shapes": [[]]}
+    above = {"function": "lt", "operands": [0, -1], "shapes": [[], [1]]}
+    nodes = (
+        {"kind": "elementwise", "arrays": {"constant1": one}, **above},
+        {"kind": "pad", "padding": [[1, 1]], "value": 1e-40},
+        {"kind": "elementwise", "function": "to_float", **alone},
+    )
+    np.testing.assert_array_equal(run(x, *nodes)[0], [0, *[1] * channels, 0])
 
 
 @pytest.mark.parametrize("name", ["sum", "max", "min"])

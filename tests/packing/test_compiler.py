@@ -494,6 +494,12 @@ def integer_product(x, dtype):
             r"reduce_window .*test_compiler\.py.* -jnp\.inf for lax\.max",
         ),
         (lambda x: lax.cond(x.sum() > 0, product, lambda x: x @ W[1], x), "jnp.where"),
+        (
+            lambda x: jax.vmap(lambda v: lax.cond(v[0] > 0, product, jnp.negative, v))(
+                x
+            ),
+            "jnp.where instead of a lax.cond or lax.switch under vmap",
+        ),
         (lambda x: {"a": product(x), "b": x}, "one array, got 2"),
         (lambda x: {"a": product(x)}, "one array, got a dict"),
         (lambda x: product(x) > 0, "returns floats, got bool"),
@@ -504,6 +510,25 @@ def integer_product(x, dtype):
         (lambda x: x @ W[0], "expected a model with a binary layer"),
         (lambda x: jnp.ones(3), "does not depend on its input"),
         (lambda x: product(x) * jnp.nan, "the constant contains NaN"),
+        (lambda x: product(lax.round(x)), r"round .*test_compiler\.py.* jnp\.round"),
+        (
+            lambda x: jnp.pad(product(x), ((0, 0), (0, 1)), constant_values=np.inf),
+            r"pad .*test_compiler\.py.* below 1e30 in magnitude or -jnp\.inf, got inf",
+        ),
+        (lambda x: product(x) ** 70, r"test_compiler\.py.* -64 to 64, got 70"),
+        (
+            lambda x: lax.fori_loop(
+                0, 1000, lambda i, y: jnp.tanh(jnp.abs(y) + y * y) - 0.5, product(x)
+            ),
+            r"at most 4096 operations, got \d{4}; loops are unrolled",
+        ),
+        (
+            lambda x: (
+                jnp.where(x > 0, 1, -1).astype(jnp.uint8).astype(jnp.float32)
+                @ xnor.binarize(W[1])
+            ),
+            "not known to be ±1: it comes from convert",
+        ),
     ],
 )
 def test_unsupported_operations_are_named(function, message):
@@ -521,6 +546,9 @@ def test_invalid_model_or_example_is_refused():
         xnor.pack(product, example=1.0)
     with pytest.raises(TypeError, match="floating point numbers, got uint8"):
         xnor.pack(product, example=np.zeros((1, 16), np.uint8))
+    for example in ({"a": images(1, 16)}, "16", [[1.0, 2.0], [3.0]]):
+        with pytest.raises(TypeError, match="an example array .*, got (dict|str|list)"):
+            xnor.pack(product, example=example)
     with pytest.raises(ValueError, match="inputs of 1 to 4 axes, got shape"):
         xnor.pack(product, example=images(1, 1, 1, 1, 1, 16))
     with pytest.raises(ValueError, match="a mask is for an nnx.Module"):
@@ -821,6 +849,56 @@ def test_zero_sums_of_signs_ignore_float_rounding(backend):
     assert mismatches(function, jax.jit(exact), x) > len(x) / 2
     packed = xnor.pack(function, example=x, backend=backend)
     assert mismatches(exact, packed, x) == 0
+
+
+def test_an_example_may_be_a_shape():
+    x = images(4, 16)
+    packed = xnor.pack(product, example=jax.ShapeDtypeStruct((1, 16), jnp.float32))
+    np.testing.assert_allclose(packed(x), product(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_ties_of_products_with_a_scale_per_image(constant):
+    """`n·K + (−n)·K` is 0, and not the rounding error of one of the products."""
+    first, second, last = (xnor.sign(jax.random.normal(k, (16, 16))) for k in keys(3))
+    x = images(200, 16)
+
+    def function(x):
+        signs = xnor.sign_ste(x)
+        scale = 0.3 if constant else jnp.abs(x).mean(-1, keepdims=True)
+        return xnor.sign_ste((signs @ first) * scale + (signs @ second) * scale) @ last
+
+    sums = np.where(x >= 0, 1, -1) @ np.asarray(first + second)
+    assert (sums == 0).any()
+    wanted = np.where(sums >= 0, 1, -1) @ np.asarray(last)
+    for example in (x, np.zeros((1, 16))):
+        packed = xnor.pack(function, example=example)
+        if "cpu" in xnor.ops.available_backends():
+            np.testing.assert_array_equal(packed.with_backend("cpu")(x), wanted)
+
+
+def test_ties_of_a_bias_before_a_sign_that_is_no_threshold():
+    first, last = (xnor.sign(jax.random.normal(k, (15, 15))) for k in keys(2))
+    alpha = np.float32(0.1)
+    x = images(200, 15)
+
+    def function(x):
+        y = (xnor.sign_ste(x) @ first) * alpha - np.float32(3 * alpha)
+        return xnor.sign_ste(jnp.where(y > -1, y, -y)) @ last
+
+    wanted = function(x)  # op by op
+    packed = xnor.pack(function, example=x)
+    if "cpu" in xnor.ops.available_backends():
+        np.testing.assert_array_equal(packed.with_backend("cpu")(x), wanted)
+
+
+def test_clamp_with_reversed_bounds():
+    def function(x):
+        return xnor.sign_ste(lax.clamp(0.7, x, -0.5) + x) @ xnor.binarize(W[1])
+
+    x = images(64, 16)
+    packed = xnor.pack(function, example=x)
+    np.testing.assert_allclose(packed(x), function(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("error")

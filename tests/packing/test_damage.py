@@ -17,7 +17,6 @@ from xnor_jax import ops
 from xnor_jax.packing import file, graph
 from xnor_jax.packing.functions import FUNCTIONS
 from xnor_jax.packing.network import Info, PackedModel, Preprocessing
-from xnor_jax.packing.report import report
 
 DTYPES = {"F32": 4, "I32": 4, "I16": 2, "U8": 1, "F64": 8, "BF16": 2, "BOOL": 1}
 UNIT = {"strides": (1, 1), "padding": ((1, 1),) * 2, "dilation": (1, 1)}
@@ -66,12 +65,7 @@ def every_kind():
         nodes.append(replace(node, arrays=arrays))
         specs.append(node.out(inputs))
     assert {node.kind for node in nodes} == set(graph.NODES)
-    sizes = file.stored_sizes(nodes, (6, 5, 2))
-    packed = PackedModel(
-        nodes=tuple(nodes),
-        image_shape=(6, 5, 2),
-        report=report(nodes, (6, 5, 2), sizes),
-    )
+    packed = PackedModel(nodes=tuple(nodes), image_shape=(6, 5, 2))
     names = ("zero", "eins", "« two »")
     info = Info("net", Preprocessing((0.1, 0.5), (0.3, 1e-3)), names, 0.5, "mnist")
     return packed, info

@@ -383,6 +383,21 @@ def test_hostile_files_are_refused_with_the_cause(data, load, changed, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32-le", "utf-8-sig"])
+def test_headers_in_another_encoding_are_refused(data, load, encoding):
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].decode().encode(encoding)
+    header += " ".encode(encoding.removesuffix("-sig")) * (-len(header) % 8)
+    with pytest.raises(FormatError):
+        load(len(header).to_bytes(8, "little") + header + data[8 + size :])
+
+
+def test_class_names_may_be_null(data):
+    description, arrays = split(data)
+    changed = file.from_bytes(join({**description, "class_names": None}, arrays))
+    assert changed.info.class_names == ()
+
+
 def test_files_without_a_checksum_are_refused(data, load):
     description, arrays = split(data)
     text = json.dumps({**description, "version": 2})

@@ -27,6 +27,10 @@ thread_local std::string error;
 xnor_status Failed(xnor_status status, const char* text) {
   try {
     error = text;
+    // A path may have line breaks, and a terminal would interpret its escape sequences.
+    std::replace_if(
+        error.begin(), error.end(),
+        [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }, '?');
   } catch (...) {  // No memory even for the message.
     error.clear();
   }

@@ -18,7 +18,8 @@ namespace xnor {
 #if defined(__x86_64__)
 
 FlushSubnormals::FlushSubnormals() : before_(_mm_getcsr()) {
-  _mm_setcsr(static_cast<unsigned>(before_) | 0x8040);  // of results and of operands
+  // Results and operands; exceptions masked, to the nearest even, whatever was set.
+  _mm_setcsr(0x1f80 | 0x8040);
 }
 FlushSubnormals::~FlushSubnormals() { _mm_setcsr(static_cast<unsigned>(before_)); }
 
@@ -26,7 +27,7 @@ FlushSubnormals::~FlushSubnormals() { _mm_setcsr(static_cast<unsigned>(before_))
 
 FlushSubnormals::FlushSubnormals() {
   asm volatile("mrs %0, fpcr" : "=r"(before_));
-  asm volatile("msr fpcr, %0" : : "r"(before_ | 1u << 24));
+  asm volatile("msr fpcr, %0" : : "r"(uint64_t{1} << 24));
 }
 FlushSubnormals::~FlushSubnormals() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
 

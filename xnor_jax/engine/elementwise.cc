@@ -53,7 +53,7 @@ void Two(const float* const* in, const int64_t* strides, float* out, int64_t cou
 }
 
 // The same for a function that has a kernel.
-template <class F, Reduction function>
+template <class F, Combination function>
 void Combined(const float* const* in, const int64_t* strides, float* out, int64_t count,
               int64_t exponent) {
   const auto combine = Chosen().combine;
@@ -93,20 +93,6 @@ void IntegerPower(const float* const* in, const int64_t* strides, float* out,
       if (rest & 1) y *= x;
     out[i] = exponent < 0 ? 1.0f / y : y;
   }
-}
-
-template <bool minus_product, bool minus_sum>
-void MultiplyAdd(const float* const* in, const int64_t* strides, float* out,
-                 int64_t count, int64_t) {
-  Chosen().multiply_add(in, strides, out, count, minus_product, minus_sum);
-}
-
-// in[0] - in[1] * in[2].
-void SubMultiply(const float* const* in, const int64_t* strides, float* out, int64_t count,
-                 int64_t exponent) {
-  const float* const turned[] = {in[1], in[2], in[0]};
-  const int64_t apart[] = {strides[1], strides[2], strides[0]};
-  MultiplyAdd<true, false>(turned, apart, out, count, exponent);
 }
 
 struct Entry {
@@ -166,7 +152,7 @@ XNOR_DEFINE_ONE(Not, x == 0)
 
 struct Clamp {
   float operator()(float low, float x, float high) const {
-    return Largest(low, Smallest(x, high));
+    return Smallest(Largest(x, low), high);
   }
 };
 struct Select {
@@ -177,10 +163,10 @@ struct Select {
 
 // The counterpart of FUNCTIONS in packing/functions.py.
 constexpr Entry kFunctions[] = {
-    {"add", 2, Combined<Add, Reduction::kSum>},
-    {"max", 2, Combined<Max, Reduction::kMax>},
+    {"add", 2, Combined<Add, Combination::kSum>},
+    {"max", 2, Combined<Max, Combination::kMax>},
     {"sub", 2, Two<Sub>},       {"min", 2, Two<Min>},
-    {"mul", 2, Two<Mul>},       {"div", 2, Two<Div>},
+    {"mul", 2, Combined<Mul, Combination::kProduct>}, {"div", 2, Two<Div>},
     {"rem", 2, Two<Rem>},       {"pow", 2, Two<Pow>},
     {"atan2", 2, Two<Atan2>},   {"neg", 1, One<Neg>},
     {"abs", 1, One<Abs>},       {"sign", 1, One<SignOf>},
@@ -203,9 +189,6 @@ constexpr Entry kFunctions[] = {
     {"not", 1, One<Not>},       {"and", 2, Two<Min>},
     {"or", 2, Two<Max>},        {"xor", 2, Two<Ne>},
     {"select", 3, Three<Select>},
-    {"multiply_add", 3, MultiplyAdd<false, false>},
-    {"multiply_sub", 3, MultiplyAdd<false, true>},
-    {"sub_multiply", 3, SubMultiply},
 };
 
 const Entry* Find(const std::string& name) {

@@ -1,12 +1,28 @@
 #include "json.h"
 
+#include <locale.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "check.h"
 
 namespace xnor::json {
+namespace {
+
+// `strtod` in the C locale, whatever the process's own: others have a decimal comma.
+double Real(const char* text) {
+  static const locale_t c = newlocale(LC_ALL_MASK, "C", nullptr);
+  if (c == nullptr) throw std::bad_alloc();
+  const locale_t before = uselocale(c);
+  const double number = std::strtod(text, nullptr);
+  uselocale(before);
+  return number;
+}
+
+}  // namespace
 
 class Parser {
  public:
@@ -127,7 +143,7 @@ class Parser {
       entry.kind = Kind::kInteger;
       entry.integer = std::strtoll(number.c_str(), nullptr, 10);
     } else {
-      entry.real = std::strtod(number.c_str(), nullptr);
+      entry.real = Real(number.c_str());
     }
     return End(at);
   }

@@ -24,6 +24,8 @@ struct SumOf<float> {
 
 enum class Reduction { kSum, kMax, kMin };
 
+enum class Combination { kSum, kProduct, kMax };
+
 enum class Epilogue { kSums, kAffine, kThreshold };
 
 // A convolution of one group: rows of the (padded) image times panels of the kernel.
@@ -101,10 +103,6 @@ struct Kernels {
                        int64_t channels, float* sums);
   // Sum pooling of output rows [begin, end), counted through all images.
   void (*sum_pool)(const PoolJob&, int64_t begin, int64_t end);
-  // out = a * b + c over `count` numbers at a stride per input; `minus_product` negates
-  // a * b, `minus_sum` negates c. Rounded once where the instruction set has a fused one.
-  void (*multiply_add)(const float* const* in, const int64_t* strides, float* out,
-                       int64_t count, bool minus_product, bool minus_sum);
   // out[pixel][c] = (x[pixel][c] - mean[c]) * scale[c] + bias[c].
   void (*norm)(const float* x, const float* mean, const float* scale, const float* bias,
                int64_t channels, int64_t pixels, float* out);
@@ -114,7 +112,7 @@ struct Kernels {
                     int64_t channels, float* out);
   // out[i] = combine(a[i], b[i * step]), for a step of 0 or 1; `out` may be `a` or `b`.
   // Returns the number of results, as `reduce`, and is null with it.
-  int64_t (*combine)(Reduction function, const float* a, const float* b, int64_t step,
+  int64_t (*combine)(Combination function, const float* a, const float* b, int64_t step,
                      int64_t count, float* out);
 };
 

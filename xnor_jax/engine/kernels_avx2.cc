@@ -164,9 +164,12 @@ struct Floats {
     return _mm256_fmadd_ps(a, b, acc);
   }
   static Vector Add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
-  // The processor's own returns b where a is NaN.
+  // a where it is the larger or NaN, else b; the processor's own returns b for NaN, and 0
+  // for subnormal numbers.
   static Vector Largest(Vector a, Vector b) {
-    return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    const Vector first =
+        _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    return _mm256_blendv_ps(b, a, first);
   }
   static void Store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
 };
@@ -231,5 +234,5 @@ void LayOutPairs(const uint32_t* kernel, int64_t panels, int64_t words, uint32_t
 
 const Kernels kAvx2 = {"avx2", Convolve<uint32_t>, Convolve<float>, LayOutPairs, CountTaps,
                      Pack, Unpack, AddProducts, ChannelSums, SumPool,
-                     MultiplyAdd, Norm, Reduce<Floats>, Combine<Floats>};
+                     Norm, Reduce<Floats>, Combine<Floats>};
 }  // namespace xnor

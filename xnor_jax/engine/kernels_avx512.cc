@@ -78,5 +78,5 @@ inline uint32_t NegativeMask(const float* x) {
 namespace xnor {
 const Kernels kAvx512 = {"avx512", Convolve<uint32_t>, Convolve<float>, nullptr, CountTaps,
                      Pack, Unpack, AddProducts, ChannelSums, SumPool,
-                     MultiplyAdd, Norm, Reduce<Floats>, Combine<Floats>};
+                     Norm, Reduce<Floats>, Combine<Floats>};
 }  // namespace xnor

@@ -212,10 +212,10 @@ inline void Finish(const Job<Element>& job, const Sum* sums, int64_t pixel,
   if (job.shift != nullptr) {
     const float* shift = job.shift + first;
     for (int n = 0; n < kPanel; ++n)
-      y[n] = __builtin_fmaf(static_cast<float>(sums[n]) + bias[n], scale[n], shift[n]);
-  } else {  // Fused, as by XLA's CPU compiler.
+      y[n] = (static_cast<float>(sums[n]) + bias[n]) * scale[n] + shift[n];
+  } else {
     for (int n = 0; n < kPanel; ++n)
-      y[n] = __builtin_fmaf(scale[n], static_cast<float>(sums[n]), bias[n]);
+      y[n] = scale[n] * static_cast<float>(sums[n]) + bias[n];
   }
   for (int n = 0; n < kPanel; ++n) y[n] = y[n] < least ? least : y[n];
   float* out = static_cast<float*>(job.out) + pixel * job.out_stride + first;
@@ -510,12 +510,11 @@ void SumPool(const PoolJob& job, int64_t begin, int64_t end) {
   }
 }
 
-// Loads `lanes` numbers at this stride; stride 0 broadcasts, else the other lanes are 0.
-inline Floats::Vector LoadSome(const float* from, int64_t stride, int64_t lanes) {
-  if (stride == 0) return Floats::Broadcast(*from);
-  if (stride == 1 && lanes == Floats::kLanes) return Floats::Load(from);
+// Loads `lanes` numbers; the other lanes are 0.
+inline Floats::Vector LoadSome(const float* from, int64_t lanes) {
+  if (lanes == Floats::kLanes) return Floats::Load(from);
   alignas(64) float some[Floats::kLanes] = {};
-  for (int64_t i = 0; i < lanes; ++i) some[i] = from[i * stride];
+  for (int64_t i = 0; i < lanes; ++i) some[i] = from[i];
   return Floats::Load(some);
 }
 
@@ -526,50 +525,23 @@ inline void StoreSome(float* to, Floats::Vector v, int64_t lanes) {
   for (int64_t i = 0; i < lanes; ++i) to[i] = some[i];
 }
 
-// Exact, including the sign of 0.
-inline Floats::Vector Negative(Floats::Vector v) {
-  return Floats::MultiplyAdd(v, Floats::Broadcast(-1.0f), Floats::Broadcast(-0.0f));
-}
-
-void MultiplyAdd(const float* const* in, const int64_t* strides, float* out,
-                 int64_t count, bool minus_product, bool minus_sum) {
-  const auto result = [&](Floats::Vector a, Floats::Vector b, Floats::Vector c) {
-    return Floats::MultiplyAdd(minus_product ? Negative(a) : a, b,
-                               minus_sum ? Negative(c) : c);
-  };
-  int64_t i = 0;
-  if (strides[0] <= 1 && strides[1] <= 1 && strides[2] <= 1) {
-    // A number at stride 0 is read again and again from a vector that repeats it.
-    alignas(64) float repeated[3][Floats::kLanes];
-    const float* from[3];
-    for (int k = 0; k < 3; ++k) {
-      from[k] = strides[k] == 0 ? repeated[k] : in[k];
-      if (strides[k] == 0) Floats::Store(repeated[k], Floats::Broadcast(*in[k]));
-    }
-    for (; i + Floats::kLanes <= count; i += Floats::kLanes)
-      Floats::Store(out + i, result(Floats::Load(from[0] + i * strides[0]),
-                                    Floats::Load(from[1] + i * strides[1]),
-                                    Floats::Load(from[2] + i * strides[2])));
-  }
-  for (; i < count; i += Floats::kLanes) {
-    const int64_t lanes = Smaller(count - i, Floats::kLanes);
-    const auto load = [&](int k) {
-      return LoadSome(in[k] + i * strides[k], strides[k], lanes);
-    };
-    StoreSome(out + i, result(load(0), load(1), load(2)), lanes);
-  }
+// Adding -0 is exact, also if the product is 0 or -0.
+template <class Lanes>
+inline typename Lanes::Vector Product(typename Lanes::Vector a, typename Lanes::Vector b) {
+  return Lanes::MultiplyAdd(a, b, Lanes::Broadcast(-0.0f));
 }
 
 void Norm(const float* x, const float* mean, const float* scale, const float* bias,
           int64_t channels, int64_t pixels, float* out) {
-  const Floats::Vector minus = Floats::Broadcast(-1.0f);
+  // Multiplying by 1 or -1 is exact, so that each step rounds once.
+  const Floats::Vector one = Floats::Broadcast(1.0f), minus = Floats::Broadcast(-1.0f);
   for (int64_t pixel = 0; pixel < pixels; ++pixel, x += channels, out += channels)
     for (int64_t c = 0; c < channels; c += Floats::kLanes) {
       const int64_t lanes = Smaller(channels - c, Floats::kLanes);
-      const auto load = [&](const float* from) { return LoadSome(from + c, 1, lanes); };
-      // Multiplying by -1 is exact, so this is the rounded difference.
+      const auto load = [&](const float* from) { return LoadSome(from + c, lanes); };
       const Floats::Vector centred = Floats::MultiplyAdd(load(mean), minus, load(x));
-      StoreSome(out + c, Floats::MultiplyAdd(centred, load(scale), load(bias)), lanes);
+      const Floats::Vector scaled = Product<Floats>(centred, load(scale));
+      StoreSome(out + c, Floats::MultiplyAdd(scaled, one, load(bias)), lanes);
     }
 }
 
@@ -599,7 +571,7 @@ int64_t Reduce(Reduction function, const float* const* rows, int64_t count,
 }
 
 template <class Lanes>
-int64_t Combine(Reduction function, const float* a, const float* b, int64_t step,
+int64_t Combine(Combination function, const float* a, const float* b, int64_t step,
                 int64_t count, float* out) {
   using Vector = typename Lanes::Vector;
   const Vector first = Lanes::Broadcast(*b);
@@ -610,10 +582,12 @@ int64_t Combine(Reduction function, const float* a, const float* b, int64_t step
                    combine(Lanes::Load(a + i), step == 0 ? first : Lanes::Load(b + i)));
     return i;
   };
-  if (function == Reduction::kSum)
-    return with([](Vector x, Vector y) { return Lanes::Add(x, y); });
-  if (function == Reduction::kMax)
-    return with([](Vector x, Vector y) { return Lanes::Largest(x, y); });
+  switch (function) {
+    case Combination::kSum: return with([](Vector x, Vector y) { return Lanes::Add(x, y); });
+    case Combination::kProduct: return with(Product<Lanes>);
+    case Combination::kMax:
+      return with([](Vector x, Vector y) { return Lanes::Largest(x, y); });
+  }
   return 0;
 }
 

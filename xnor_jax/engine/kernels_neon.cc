@@ -82,5 +82,5 @@ inline uint32_t NegativeMask(const float* x) {
 namespace xnor {
 const Kernels kNeon = {"neon", Convolve<uint32_t>, Convolve<float>, nullptr, CountTaps,
                      Pack, Unpack, AddProducts, ChannelSums, SumPool,
-                     MultiplyAdd, Norm, Reduce<Floats>, Combine<Floats>};
+                     Norm, Reduce<Floats>, Combine<Floats>};
 }  // namespace xnor

@@ -74,5 +74,5 @@ inline uint32_t NegativeMask(const float* x) {
 namespace xnor {
 const Kernels kPortable = {"portable", Convolve<uint32_t>, Convolve<float>, nullptr, CountTaps,
                      Pack, Unpack, AddProducts, ChannelSums, SumPool,
-                     MultiplyAdd, Norm, nullptr, nullptr};
+                     Norm, nullptr, nullptr};
 }  // namespace xnor

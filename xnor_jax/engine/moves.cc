@@ -221,7 +221,9 @@ class Pad : public AnyMove {
   }
   int Moved(Graph& graph, const std::vector<int>& inputs, const std::vector<Sizes>& in,
             const Sizes& to, const Spec& out, const Arrays&, int64_t) const override {
-    const float fill = out.dtype == DType::kBool ? value_ != 0 : value_;
+    // A subnormal number is 0, in whatever mode this runs.
+    const bool truth = std::fabs(whole_) >= std::numeric_limits<float>::min();
+    const float fill = out.dtype == DType::kBool ? truth : value_;
     return graph.Add(MakeMoves(Product(to), Moves(in, to, 1), &fill), inputs, out);
   }
 

@@ -117,7 +117,7 @@ def real(value: Any, *, least: float = -math.inf, largest: float = math.inf) -> 
       ValueError: If it is not a number, or outside the range.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not least <= value <= largest or not abs(value) < 1e30:
+    if not number or not least <= value <= largest or not abs(float(value)) < 1e30:
         raise ValueError(f"expected a finite number in range, got {clip(value)}")
     return float(value)
 

@@ -15,11 +15,9 @@ from xnor_jax._tree import Mask, resolve_mask
 from xnor_jax.masks import path_string
 from xnor_jax.nn import BinaryConv, BinaryLinear
 from xnor_jax.ops import backends
-from xnor_jax.packing import file
 from xnor_jax.packing.exact import reference
 from xnor_jax.packing.lower import lower
 from xnor_jax.packing.network import PackedModel
-from xnor_jax.packing.report import report
 from xnor_jax.packing.trace import PackError, trace
 from xnor_jax.weights import binarize
 
@@ -32,7 +30,7 @@ def pack(
     model: nnx.Module | Callable[[jax.Array], jax.Array],
     mask: Mask = None,
     *,
-    example: ArrayLike | None = None,
+    example: ArrayLike | jax.ShapeDtypeStruct | None = None,
     backend: str = "auto",
 ) -> PackedModel:
     """Pack a trained network: one bit per weight, integer sums, thresholds.
@@ -46,8 +44,11 @@ def pack(
     computes. Real-valued layers stay real-valued; `PackedModel.report` names them.
 
     A product of signs is defined as `α · n` with the integer sum `n`, and every
-    operation after it rounds its result. A network that multiplies by `α · sign(w)`, or
-    a program in which XLA fuses a product and a sum, agrees with this up to rounding.
+    operation after it rounds its result, on the backend `cpu` and in the C API. A
+    network that multiplies by `α · sign(w)`, or a program in which XLA fuses a product
+    and a sum, agrees with this up to rounding. A straight-through
+    `x + stop_gradient(sign(x) − x)` is taken as the sign, which it equals up to
+    rounding for x of ordinary size.
 
     Before it returns, `pack` compares the packed network's outputs with those of the
     model, whose products of signs are evaluated by this definition.
@@ -59,8 +60,8 @@ def pack(
         `binarize`: a bool tree of the structure of `nnx.state(model, nnx.Param)`, a
         prefix of one, or a callable. `BinaryConv`, `BinaryLinear` and `XnorBlock` need
         no mask.
-      example: A batch of floating point inputs `[N, ...]`, each of 1 to 4 axes.
-        Required if the model has no attribute `image_shape`.
+      example: A batch of floating point inputs `[N, ...]`, each of 1 to 4 axes, or a
+        `jax.ShapeDtypeStruct`. Required if the model has no attribute `image_shape`.
       backend: `"auto"`, or one of `xnor_jax.ops.available_backends()`.
 
     Returns:
@@ -108,7 +109,7 @@ def pack(
 def pack_unchecked(
     model: nnx.Module | Callable[[jax.Array], jax.Array],
     *,
-    example: ArrayLike | None = None,
+    example: ArrayLike | jax.ShapeDtypeStruct | None = None,
 ) -> PackedModel:
     """Pack without the final comparison, to report the costs of an untrained network.
 
@@ -119,7 +120,12 @@ def pack_unchecked(
     return _packed(model, None, example, "auto")[0]
 
 
-def _packed(model: Any, mask: Mask, example: ArrayLike | None, backend: str):
+def _packed(
+    model: Any,
+    mask: Mask,
+    example: ArrayLike | jax.ShapeDtypeStruct | None,
+    backend: str,
+):
     """The packed network, and the function and parameters that it was built from."""
     backends.resolve("pack", backend)
     if isinstance(model, PackedModel):
@@ -143,8 +149,7 @@ def _packed(model: Any, mask: Mask, example: ArrayLike | None, backend: str):
         parameters = {k: v for k, v in traced.parameters.items() if k in counted}
         traced = dataclasses.replace(traced, parameters=parameters)
     nodes = lower(traced, masked)
-    rows = report(nodes, shape, file.stored_sizes(nodes, shape))
-    packed = PackedModel(nodes=nodes, image_shape=shape, report=rows, backend=backend)
+    packed = PackedModel(nodes=nodes, image_shape=shape, backend=backend)
     return packed, function, params
 
 
@@ -210,8 +215,21 @@ def _check_concrete(model: nnx.Module) -> None:
             )
 
 
-def _image_shape(model: Any, example: ArrayLike | None) -> tuple[int, ...]:
+def _image_shape(
+    model: Any, example: ArrayLike | jax.ShapeDtypeStruct | None
+) -> tuple[int, ...]:
     dtype = getattr(example, "dtype", np.dtype(float))
+    if example is not None and not hasattr(example, "shape"):
+        try:
+            dtype = np.asarray(example).dtype
+        except ValueError:  # rows of different lengths
+            dtype = np.dtype(object)
+        if not np.issubdtype(dtype, np.number):
+            raise TypeError(
+                "pack: expected an example array [N, ...], got "
+                f"{type(example).__name__}"
+            )
+        dtype = np.dtype(float)  # of Python's numbers
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"pack: expected an example of floating point numbers, got {dtype}; "
@@ -238,7 +256,10 @@ def _image_shape(model: Any, example: ArrayLike | None) -> tuple[int, ...]:
 
 
 def _check(
-    packed: PackedModel, function: Callable, params: Any, example: ArrayLike | None
+    packed: PackedModel,
+    function: Callable,
+    params: Any,
+    example: ArrayLike | jax.ShapeDtypeStruct | None,
 ) -> None:
     """Compare the packed network with the reference evaluation of the function.
 
@@ -253,7 +274,7 @@ def _check(
     """
     noise = np.random.default_rng(0).normal(size=(_IMAGES, *packed.image_shape))
     x = noise.astype(np.float32)
-    if example is not None:
+    if example is not None and not isinstance(example, jax.ShapeDtypeStruct):
         given = np.asarray(example, np.float32)
         finite = given[np.isfinite(given)]
         if finite.size:

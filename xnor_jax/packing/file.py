@@ -60,9 +60,8 @@ import safetensors.numpy
 from xnor_jax import ops
 from xnor_jax.ops.kernel import kernel_from_bytes, kernel_to_bytes
 from xnor_jax.packing import checks
-from xnor_jax.packing.graph import NODES, Member, Node, Spec, input_specs, specs_of
+from xnor_jax.packing.graph import NODES, Member, Node, Spec, input_specs
 from xnor_jax.packing.network import Info, PackedModel, Preprocessing
-from xnor_jax.packing.report import report
 
 FORMAT = "xnor_jax packed network"
 VERSION = 3
@@ -243,20 +242,11 @@ def from_bytes(data: bytes) -> PackedModel:
         replace(node, arrays=own)
         for node, own in zip(description.nodes, arrays, strict=True)
     )
-    sizes = [sum(map(_stored_bytes, m.values())) for m in description.members]
     return PackedModel(
         nodes=nodes,
         image_shape=description.image_shape,
-        report=report(nodes, description.image_shape, sizes),
         info=description.info,
     )
-
-
-def stored_sizes(nodes: Sequence[Node], image_shape: tuple[int, ...]) -> list[int]:
-    """The size in bytes of each node's arrays in a file."""
-    specs = specs_of(nodes, image_shape)
-    members = [node.members([specs[i] for i in node.inputs]) for node in nodes]
-    return [sum(map(_stored_bytes, own.values())) for own in members]
 
 
 def _from_json(found: Any) -> Node:
@@ -268,21 +258,6 @@ def _from_json(found: Any) -> Node:
     given = {k: v for k, v in found.items() if k != "kind"}
     wanted = {k: settings[k].metadata["check"] for k in given if k in settings}
     return NODES[kind](**checks.fields(given, wanted))
-
-
-def _stored_shape(member: Member) -> tuple[tuple[int, ...], np.dtype]:
-    """The shape and dtype of an array in the file."""
-    if member.kind in _SIGNS:
-        return (-(-prod(member.shape) // 8),), np.dtype("u1")
-    if member.kind == "integers":
-        small = member.bound <= np.iinfo(np.int16).max
-        return member.shape, np.dtype("<i2" if small else "<i4")
-    return member.shape, np.dtype("<i4" if member.kind == "indices" else "<f4")
-
-
-def _stored_bytes(member: Member) -> int:
-    shape, dtype = _stored_shape(member)
-    return prod(shape) * dtype.itemsize
 
 
 def _memory(member: Member) -> int:
@@ -314,7 +289,7 @@ def _store(array: Any, member: Member) -> np.ndarray:
         # At or below the smallest sum all thresholds are equivalent: a constant sign.
         numbers = np.maximum(numbers, -member.bound)
     # `ascontiguousarray` gives a scalar an axis, so the shape is restored.
-    shape, dtype = _stored_shape(member)
+    shape, dtype = member.stored
     stored = np.ascontiguousarray(numbers, dtype).reshape(shape)
     _check_numbers(stored, member)
     return stored
@@ -336,7 +311,7 @@ def _check_numbers(stored: np.ndarray, member: Member) -> None:
 
 
 def _restore(data: Any, member: Member) -> Any:
-    shape, dtype = _stored_shape(member)
+    shape, dtype = member.stored
     stored = np.frombuffer(data, dtype).reshape(shape)
     if member.kind not in _SIGNS:
         _check_numbers(stored, member)
@@ -357,15 +332,15 @@ def _restore(data: Any, member: Member) -> Any:
 def _check_stored(found: Any, name: str, member: Member) -> None:
     if found is None:
         raise ValueError(f"expected an array {name}")
-    shape, dtype = _stored_shape(member)
+    shape, dtype = member.stored
     if found["dtype"] != _DTYPES[dtype.str] or found["shape"] != shape:
         raise ValueError(
             f"{name}: expected {dtype} of shape {shape}, got {found['dtype']} of shape "
             f"{found['shape']}"
         )
     begin, end = found["data_offsets"]
-    if end - begin != prod(shape) * dtype.itemsize:
-        raise ValueError(f"{name}: expected {_stored_bytes(member)} bytes")
+    if end - begin != member.stored_bytes:
+        raise ValueError(f"{name}: expected {member.stored_bytes} bytes")
 
 
 def _check_entries(entries: dict[str, Any], size: int) -> None:
@@ -422,6 +397,8 @@ def _strict_json(text: str | bytes, what: str) -> dict[str, Any]:
         return found
 
     try:
+        # `json.loads` would guess the encoding of bytes.
+        text = text if isinstance(text, str) else str(text, "utf-8")
         found = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"expected {what} to be a JSON object: {error}") from None
@@ -474,7 +451,7 @@ def _describe(found: dict[str, Any]) -> _Description:
         except ValueError as error:
             raise ValueError(f"node {index}: {error}") from None
         memory += sum(map(_memory, own.values()))
-        stored += sum(map(_stored_bytes, own.values()))
+        stored += sum(m.stored_bytes for m in own.values())
         # With the file's own bytes the total is three times those, plus a constant.
         most = min(2 * stored + checks.LARGEST_PACKED, checks.LARGEST_NETWORK)
         checks.limit("bytes of arrays in memory", memory, most)
@@ -538,6 +515,10 @@ def _info_from_json(
     return Info(found["name"], pixels, names, found["test_accuracy"], found["dataset"])
 
 
+def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
 def _strings(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > checks.MOST_CLASSES:
         raise ValueError(f"expected a list of at most {checks.MOST_CLASSES} names")
@@ -553,22 +534,18 @@ def _per_channel(value: Any, *, least: float) -> tuple[float, ...]:
 _PREPROCESSING = {
     "mean": partial(_per_channel, least=-1e6),
     "std": partial(_per_channel, least=1e-6),
-    "resize": lambda value: (
-        None if value is None else checks.integer(value, least=1, largest=2**16)
-    ),
+    "resize": _optional(partial(checks.integer, least=1, largest=2**16)),
 }
 _INFO: dict[str, Callable[[Any], Any]] = {
-    "name": lambda value: value if value is None else checks.string(value),
-    "dataset": lambda value: value if value is None else checks.string(value),
-    "preprocessing": lambda value: (
-        None
-        if value is None
-        else checks.fields({"resize": None} | checks.mapping(value), _PREPROCESSING)
+    "name": _optional(checks.string),
+    "dataset": _optional(checks.string),
+    "preprocessing": _optional(
+        lambda value: checks.fields(
+            {"resize": None} | checks.mapping(value), _PREPROCESSING
+        )
     ),
-    "class_names": _strings,
-    "test_accuracy": lambda value: (
-        None if value is None else checks.real(value, least=0, largest=1)
-    ),
+    "class_names": lambda value: () if value is None else _strings(value),
+    "test_accuracy": _optional(partial(checks.real, least=0, largest=1)),
 }
 _INFO_DEFAULTS: dict[str, Any] = {
     "name": None,

@@ -23,7 +23,7 @@ import numpy as np
 
 from xnor_jax.ops import Threshold
 from xnor_jax.packing import thresholds
-from xnor_jax.packing.functions import COMPARISONS, apply_function
+from xnor_jax.packing.functions import apply_function
 from xnor_jax.packing.normal import (
     Users,
     evaluate,
@@ -296,14 +296,14 @@ def slope_of(source: Node, top: Node, features: int) -> np.ndarray | None:
     for node in between(source, top):
         if node.dtype not in (np.float32, np.bool_):
             return None
-        slope = _slope(node, slopes, source, features)
+        slope = _slope(node, slopes, features)
         if slope is None:
             return None
         slopes[node] = slope
     return slopes[top]
 
 
-def _slope(node, slopes, source, features) -> np.ndarray | None:
+def _slope(node, slopes, features) -> np.ndarray | None:
     name = node.attrs["name"]
     ins = [
         slopes[i] if isinstance(i, Node) else np.zeros(features, int) for i in node.ins
@@ -328,11 +328,6 @@ def _slope(node, slopes, source, features) -> np.ndarray | None:
         if not np.isfinite(factor).all() or (name == "div" and (factor == 0).any()):
             return None
         return ins[1 - at] * np.sign(factor).astype(int)
-    if name in COMPARISONS:
-        slope = _agreeing([ins[0], -ins[1]])
-        return slope if slope is None or name in ("ge", "gt") else -slope
-    if name == "select":
-        return _selected(node, ins, source, features)
     return None
 
 
@@ -342,25 +337,3 @@ def _agreeing(slopes: list[np.ndarray]) -> np.ndarray | None:
     if ((both > 0).any(0) & (both < 0).any(0)).any():
         return None
     return np.sign(both.sum(0))
-
-
-def _selected(node, ins, source, features) -> np.ndarray | None:
-    """The slope of a `select` if both branches and the jump between them agree."""
-    which, if_false, if_true = ins
-    compared = node.ins[0]
-    if not isinstance(compared, Node) or compared.attrs.get("name") not in COMPARISONS:
-        return None
-    if not which.any():
-        return None
-    compare, its_consts = chain(source, compared)
-    value, consts = chain(source, node)
-    below, above = thresholds.step_values(
-        lambda p, v: compare(p[0], v),
-        lambda p, v: value(p[1], v),
-        (its_consts, consts),
-        features,
-    )
-    jump = np.sign(above - below)
-    if np.isnan(jump).any():
-        return None
-    return _agreeing([if_false, if_true, jump.astype(int)])

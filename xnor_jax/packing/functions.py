@@ -56,12 +56,8 @@ _BINARY: dict[str, Callable[..., jax.Array]] = {
     "xor": jnp.logical_xor,
 }
 _TERNARY: dict[str, Callable[..., jax.Array]] = {
-    "clamp": lambda low, x, high: jnp.maximum(low, jnp.minimum(x, high)),
+    "clamp": lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high),
     "select": lambda which, if_false, if_true: jnp.where(which, if_true, if_false),
-    # XLA and the engine round these once if the processor has fused multiply-add.
-    "multiply_add": lambda a, b, c: a * b + c,
-    "multiply_sub": lambda a, b, c: a * b - c,
-    "sub_multiply": lambda c, a, b: c - a * b,
 }
 # Functions of floats, except `LOGICAL`, "to_float" and the condition of "select".
 FUNCTIONS = _UNARY | _BINARY | _TERNARY

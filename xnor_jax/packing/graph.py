@@ -74,6 +74,22 @@ class Member(NamedTuple):
     bound: int = 0
     groups: int = 1
 
+    @property
+    def stored(self) -> tuple[tuple[int, ...], np.dtype]:
+        """The shape and dtype of the array in a file."""
+        if self.kind in ("kernel", "flip"):
+            return (-(-prod(self.shape) // 8),), np.dtype("u1")
+        if self.kind == "integers":
+            small = self.bound <= np.iinfo(np.int16).max
+            return self.shape, np.dtype("<i2" if small else "<i4")
+        return self.shape, np.dtype("<i4" if self.kind == "indices" else "<f4")
+
+    @property
+    def stored_bytes(self) -> int:
+        """The size of the array in a file."""
+        shape, dtype = self.stored
+        return prod(shape) * dtype.itemsize
+
 
 def _threshold_members(
     kind: str, channels: tuple[int, ...], bound: int = 0
@@ -175,6 +191,19 @@ class Node:
             if value != setting.default:
                 found[name] = _plain(value)
         return found
+
+    def check(self) -> None:
+        """Check the settings as those of a file.
+
+        Raises:
+          ValueError: If one is out of its range.
+        """
+        found = self.to_json()
+        wanted = {name: s.metadata["check"] for name, s in self.settings().items()}
+        checks.fields(
+            {name: found[name] for name in wanted if name in found},
+            {name: check for name, check in wanted.items() if name in found},
+        )
 
     @classmethod
     def settings(cls) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from xnor_jax.packing.normal import (
 )
 from xnor_jax.packing.signs import check_coverage, find_products, find_signs
 from xnor_jax.packing.thresholds import flip_words
-from xnor_jax.packing.trace import Const, Node, Trace, live
+from xnor_jax.packing.trace import Const, Node, PackError, Trace, live
 
 _PRODUCTS = ("binary", "conv", "dense")
 _SPATIAL = ("window", "strides", "padding")
@@ -47,10 +47,9 @@ def lower(traced: Trace, masked: Iterable[str] = ()) -> tuple[graph.Node, ...]:
     output = normalize(x, output)
     check_coverage(output, frozenset(masked))
     output = fold_signs(x, output)
-    for rule in (_with_affine, _with_affine, _with_affine, _with_relu, _fuse_norm):
+    for rule in (_absorb, _fuse_norm):
         output = rewrite(rule, x, output)
     output = rewrite(_FuseMean(output), x, output)
-    output = rewrite(_fuse_multiply_add, x, output)
     return _Emitter(traced.parameters).run(x, output)
 
 
@@ -98,8 +97,8 @@ def _is_open(node: Node, users: Users, *taken: str) -> bool:
     )
 
 
-def _with_affine(node: Node, users: Users) -> Node:
-    """Absorb α and a bias, or after a real product a bias, a scale and a shift.
+def _absorb(node: Node, users: Users) -> Node:
+    """Absorb α and a bias, or after a real product a bias, a scale and a shift; a ReLU.
 
     They are computed in the network's order, so that the rounding is the same.
     """
@@ -118,10 +117,6 @@ def _with_affine(node: Node, users: Users) -> Node:
             if _is_open(product, users, last) and np.isfinite(constant).all():
                 addend = constant if name == "add" else -constant
                 return _absorbed(product, node, const, **{last: addend})
-    return node
-
-
-def _with_relu(node: Node, users: Users) -> Node:
     if found := _operands(node, "max"):
         product, constant, const = found
         if _is_open(product, users) and not constant.any():
@@ -152,28 +147,6 @@ def _fuse_norm(node: Node, users: Users) -> Node:
         *(part[2].sources for part in (shifted, scaled, found) if part)
     )
     return made
-
-
-def _fuse_multiply_add(node: Node, users: Users) -> Node:
-    """Fuse a sum and a product that only it reads: XLA rounds them once."""
-    name = node.attrs.get("name")
-    if node.op != "function" or name not in ("add", "sub") or node.dtype != np.float32:
-        return node
-    for at, product in enumerate(node.ins):
-        if not isinstance(product, Node) or product.shape != node.shape:
-            continue
-        is_product = product.op == "function" and product.attrs["name"] == "mul"
-        if not is_product or len(users[product]) != 1:
-            continue
-        other = node.ins[1 - at]
-        ins = [*product.ins, other]
-        function = "multiply_add" if name == "add" else "multiply_sub"
-        if name == "sub" and at == 1:
-            ins, function = [other, *product.ins], "sub_multiply"
-        fused = make("function", ins, node.shape, node, name=function)
-        fused.sources |= product.sources
-        return fused
-    return node
 
 
 class _FuseMean:
@@ -240,6 +213,11 @@ class _Emitter:
         for node in live(output):
             if node is not x:
                 self.values[node] = self._emit(node)
+        if len(self.nodes) > checks.MOST_NODES:
+            raise PackError(
+                f"pack: expected at most {checks.MOST_NODES} operations, got "
+                f"{len(self.nodes)}; loops are unrolled"
+            )
         last = self.values[output]
         if last != len(self.nodes):
             raise refuse(output, "the function returns its input unchanged")
@@ -278,6 +256,7 @@ class _Emitter:
             **settings,
         )
         try:
+            made.check()
             specs = [self.specs[i] for i in made.inputs]
             for key, member in made.members(specs).items():
                 if member.kind == "floats" and not np.isfinite(arrays[key]).all():
@@ -473,6 +452,12 @@ class _Emitter:
 
     def _pad(self, node: Node) -> dict[str, Any]:
         a = node.attrs
+        if not (abs(a["value"]) < 1e30 or a["value"] == -np.inf):
+            raise refuse(
+                node,
+                "expected a value below 1e30 in magnitude or -jnp.inf, got "
+                f"{a['value']:g}",
+            )
         return {"kind": graph.Pad, "padding": a["padding"][1:], "value": a["value"]}
 
     def _concat(self, node: Node) -> dict[str, Any]:

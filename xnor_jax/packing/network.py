@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from xnor_jax._kernel import describe
 from xnor_jax.ops import backends
 from xnor_jax.packing.graph import Node, specs_of
-from xnor_jax.packing.report import Report
+from xnor_jax.packing.report import Report, report
 from xnor_jax.packing.running import run_compiled, run_nodes
 
 
@@ -78,14 +78,12 @@ class PackedModel:
     Attributes:
       nodes: The operations in order; see `xnor_jax.packing.graph`.
       image_shape: The input's shape without the batch; static.
-      report: Sizes and MACs, one row per layer; static.
       info: The network's metadata; static.
       backend: `"auto"`, or one of `xnor_jax.ops.available_backends()`; static.
     """
 
     nodes: tuple[Node, ...]
     image_shape: tuple[int, ...] = _static()
-    report: Report = _static()
     info: Info = _static(Info())
     backend: str = _static("auto")
 
@@ -121,6 +119,11 @@ class PackedModel:
         """
         backends.resolve("with_backend", backend)
         return dataclasses.replace(self, backend=backend)
+
+    @property
+    def report(self) -> Report:
+        """Sizes and MACs, one row per layer."""
+        return report(self.nodes, self.image_shape)
 
     @property
     def classes(self) -> int:

@@ -36,6 +36,9 @@ _IDENTITIES = (
 )
 # Primitive to function, where the names differ.
 _RENAMED = {"select_n": "select", "add_any": "add"}
+# The settings that an elementwise primitive may have; "y" is an exponent.
+_FUNCTION_SETTINGS = {"y", "accuracy", "rounding_method", "out_dtype"}
+_TO_EVEN = jax.lax.RoundingMethod.TO_NEAREST_EVEN
 _WINDOWS = ("window", "strides", "padding", "start", "stop")
 
 
@@ -133,8 +136,14 @@ def make(op: str, ins: Sequence[Any], shape: Sequence[int], like: Node, **attrs:
 def reshaped(x: Node, shape: Sequence[int]) -> Node:
     """`x` in another shape."""
     shape = tuple(shape)
-    if x.op == "reshape":
+    if x.op == "reshape" or (
+        x.op == "transpose" and _moves_ones(x.nodes[0].shape, x.attrs["order"])
+    ):
         return reshaped(x.nodes[0], shape)
+    if shape[:2] == (1, -1) and x.shape[:1] == (-1,):
+        # The batch stays first in a reshape; a transpose puts an axis before it.
+        y = reshaped(x, (-1, 1, *shape[2:]))
+        return transposed(y, (1, 0, *range(2, len(shape))))
     return x if x.shape == shape else make("reshape", [x], shape, x)
 
 
@@ -146,23 +155,25 @@ def transposed(x: Any, order: Sequence[int]) -> Any:
             return x
         shape = tuple(x.shape[p] for p in order)
         return Const(x.value.transpose(order), shape, x.sources)
+    swap = (1, 0, *range(2, len(order)))
+    if order == swap and x.shape[:2] == (-1, 1):
+        return make("transpose", [x], (1, -1, *x.shape[2:]), x, order=order)
     if x.op == "transpose":
         order, x = tuple(x.attrs["order"][p] for p in order), x.nodes[0]
     if order == tuple(range(len(order))):
         return x
     shape = tuple(x.shape[p] for p in order)
-    wide = [p for p in order if x.shape[p] != 1]
-    if wide == sorted(wide):
-        return reshaped(x, shape)  # Only axes of size 1 move.
-    if x.op == "reshape" and x.shape[0] == 1 and -1 in x.shape:
-        # An axis of size 1 before the batch: transpose what was there before it.
-        inner = x.nodes[0]
-        axes = [d for d, size in enumerate(inner.shape) if size != 1]
-        if [inner.shape[d] for d in axes] == [x.shape[p] for p in sorted(wide)]:
-            rank = {p: axes[at] for at, p in enumerate(sorted(wide))}
-            ones = [d for d, size in enumerate(inner.shape) if size == 1]
-            return reshaped(transposed(inner, [*(rank[p] for p in wide), *ones]), shape)
+    if shape[:2] == (1, -1):  # the batch first, then one axis before it
+        return transposed(transposed(x, [order[p] for p in swap]), swap)
+    if _moves_ones(x.shape, order) and x.shape[0] == shape[0]:
+        return reshaped(x, shape)
     return make("transpose", [x], shape, x, order=order)
+
+
+def _moves_ones(shape: Sequence[int], order: Sequence[int]) -> bool:
+    """Whether a transpose moves only axes of size 1."""
+    wide = [p for p in order if shape[p] != 1]
+    return wide == sorted(wide)
 
 
 def _pairs(padding: Any) -> tuple[tuple[int, int], ...]:
@@ -258,9 +269,18 @@ def _translate(node: Node, users: Users) -> Node:
         same = make("function", [differ], node.shape, node, name="not")
         return differ if op == "ne" else same
     if name in FUNCTIONS:
+        given = {key for key, value in a.items() if value is not None}
+        if unknown := sorted(given - _FUNCTION_SETTINGS):
+            raise refuse(node, f"the setting {unknown[0]} is not supported")
+        if a.get("rounding_method", _TO_EVEN) != _TO_EVEN:
+            raise refuse(node, "expected halves rounded to even, as by jnp.round")
         exponent = int(a["y"]) if name == "integer_pow" else 0
         if name == "select" and node.ins[0].dtype != np.bool_:
-            raise refuse(node, "expected a boolean condition")
+            raise refuse(
+                node,
+                "expected a boolean condition; use jnp.where instead of a lax.cond or "
+                "lax.switch under vmap",
+            )
         attrs = {"name": name, "exponent": exponent}
         return make("function", node.ins, node.shape, node, **attrs)
     if op == "reduce_window":
@@ -602,9 +622,6 @@ def _push(node: Node, users: Users) -> Node:
     if not node.nodes:
         return node
     x = node.nodes[0]
-    if all(i.shape[:1] == (1,) and -1 in i.shape for i in node.nodes):
-        if (made := _without_first_axis(node, x)) is not None:
-            return made
     if x.op == "transpose":
         return _push_transpose(node, x)
     if x.op == "reshape":
@@ -619,42 +636,6 @@ def _push(node: Node, users: Users) -> Node:
             attrs = node.attrs | {"padding": padding}
             return make("conv", x.ins, node.shape, node, **attrs)
     return node
-
-
-def _without_first_axis(node: Node, x: Node) -> Node | None:
-    """Move an axis of size 1 before the batch past the node; None if it cannot."""
-    a, shape = node.attrs, node.shape[1:]
-    if node.op == "reduce":
-        axes = tuple(axis - 1 for axis in a["axes"] if axis)
-        y = reshaped(x, x.shape[1:])
-        if axes:
-            sizes = [d for at, d in enumerate(y.shape) if at not in axes]
-            y = make("reduce", [y], sizes, node, kind=a["kind"], axes=axes)
-        return reshaped(y, node.shape)
-    if node.shape[:1] != (1,):
-        return None
-    if node.op in ("window", "pad", "slice", "broadcast"):
-        if any(a[key][0] not in (1, 0, (0, 0)) for key in _WINDOWS if key in a):
-            return None
-        attrs = {k: v[1:] if k in _WINDOWS else v for k, v in a.items()}
-    elif node.op == "concat" and a["axis"]:
-        attrs = {"axis": a["axis"] - 1}
-    elif node.op == "function":
-        attrs = a
-    else:
-        return None
-    ins = [
-        reshaped(i, i.shape[1:]) if isinstance(i, Node) else _const_without_axis(i)
-        for i in node.ins
-    ]
-    return reshaped(make(node.op, ins, shape, node, **attrs), node.shape)
-
-
-def _const_without_axis(const: Const) -> Const:
-    value = const.value
-    if not const.shape:
-        return const
-    return Const(value.reshape(value.shape[1:]), const.shape[1:], const.sources)
 
 
 def _of_patches(node: Node, x: Node) -> Node:
@@ -691,9 +672,9 @@ def _push_transpose(node: Node, x: Node) -> Node:
     if node.op == "function" and alike:
         ins = [transposed(i, inverse) for i in node.ins]
         return transposed(make("function", ins, shape, node, **node.attrs), order)
-    if node.op == "concat" and alike and len(node.nodes) == len(node.ins):
+    if node.op == "concat" and alike:
         axis = int(order[node.attrs["axis"]])
-        ins = [i.nodes[0] for i in node.nodes]
+        ins = [transposed(i, inverse) for i in node.ins]
         return transposed(make("concat", ins, shape, node, axis=axis), order)
     if node.op in ("window", "pad", "slice", "broadcast"):
         attrs = {

@@ -101,9 +101,7 @@ class Report:
         return "\n".join([text[0], rule, *text[1:-1], rule, text[-1]])
 
 
-def report(
-    nodes: Sequence[Node], image_shape: tuple[int, ...], sizes: Sequence[int]
-) -> Report:
+def report(nodes: Sequence[Node], image_shape: tuple[int, ...]) -> Report:
     """Compute a packed network's report.
 
     Nodes without weights count towards the layer before them; before the first layer,
@@ -112,15 +110,16 @@ def report(
     Args:
       nodes: The network's operations.
       image_shape: The input's shape without the batch.
-      sizes: Bytes of each node's arrays in the file.
     """
     rows: list[Row] = []
     before = after = real = 0  # of the nodes before the first layer with weights
     specs = specs_of(nodes, image_shape)
-    for at, (node, size) in enumerate(zip(nodes, sizes, strict=True)):
-        macs = node.macs([specs[i] for i in node.inputs])
-        output = "bits" if specs[at + 1].bits else "float"
-        before, after = before + 4 * node.parameters, after + size
+    for node, spec in zip(nodes, specs[1:], strict=True):
+        inputs = [specs[i] for i in node.inputs]
+        macs = node.macs(inputs)
+        output = "bits" if spec.bits else "float"
+        before += 4 * node.parameters
+        after += sum(m.stored_bytes for m in node.members(inputs).values())
         binary = isinstance(node, BinaryConv)
         real += 0 if binary else macs
         if node.weights:

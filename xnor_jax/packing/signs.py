@@ -250,7 +250,9 @@ def _not_signs(node: Node) -> Node | None:
         follow = abs(a["value"]) == 1
     if op == "function":
         follow = a["name"] in ("max", "min", "mul", "neg", "select") or (
-            a["name"] == "convert" and jnp.issubdtype(node.dtype, jnp.number)
+            a["name"] == "convert"
+            and jnp.issubdtype(node.dtype, jnp.number)
+            and not jnp.issubdtype(node.dtype, jnp.unsignedinteger)
         )
     if not follow:
         return node

@@ -67,7 +67,7 @@ def integer_threshold(
       some channel the sign changes more than once, or the input of a max-pool is not
       monotone in the sum.
     """
-    rows = min(2 * bound + 1, max(1, _CHUNK // features))
+    rows = min(2 * bound + 1, max(2, _CHUNK // features))
 
     @jax.jit
     def evaluate(params, start):
@@ -75,35 +75,29 @@ def integer_threshold(
         sums = jnp.broadcast_to(sums[:, None], (rows, features))
         return function(params, sums.astype(jnp.float32))
 
-    last: list[np.ndarray] = []
-    changes, positive = (np.zeros(features, np.int64) for _ in range(2))
-    rises, drops = (np.zeros((pools, features), bool) for _ in range(2))
     first = np.zeros(features, bool)
-    for start in range(-bound, bound + 1, rows):
+    changes = np.zeros(features, np.int64)
+    threshold = np.full(features, np.iinfo(np.int32).min)
+    rises, drops = (np.zeros((pools, features), bool) for _ in range(2))
+    for start in range(-bound, bound, rows - 1):  # neighbouring chunks share a row
         evaluation = evaluate(params, np.int32(start))
         kept = bound + 1 - start
-        now = [np.asarray(a)[:kept] for a in (evaluation.plus, *evaluation.heads)]
-        first = now[0][0] if start == -bound else first
-        positive += now[0].sum(0)
-        both = (
-            [np.concatenate(pair) for pair in zip(last, now, strict=True)]
-            if last
-            else now
+        plus, *heads = (
+            np.asarray(a)[:kept] for a in (evaluation.plus, *evaluation.heads)
         )
-        changes += (both[0][1:] != both[0][:-1]).sum(0)
-        for at, head in enumerate(both[1:]):
-            rises[at] |= (head[1:] > head[:-1]).any(0)
+        first = plus[0] if start == -bound else first
+        changed = plus[1:] != plus[:-1]
+        changes += changed.sum(0)
+        at = start + 1 + changed.argmax(0)
+        threshold = np.where(changed.any(0), at, threshold)
+        for rise, drop, head in zip(rises, drops, heads, strict=True):
             # NaN compares as neither larger nor smaller: it counts as both.
-            drops[at] |= (head[1:] < head[:-1]).any(0) | np.isnan(head).any(0)
-            rises[at] |= np.isnan(head).any(0)
-        last = [a[-1:] for a in now]
+            nan = np.isnan(head).any(0)
+            rise |= (head[1:] > head[:-1]).any(0) | nan
+            drop |= (head[1:] < head[:-1]).any(0) | nan
     if (changes > 1).any() or (rises & drops).any():
         return None
-    total = 2 * bound + 1
-    # The number of sums below the threshold, all of which have the first sum's sign.
-    below = np.where(first, positive, total - positive)
     constant = changes == 0
-    threshold = np.where(constant, np.iinfo(np.int32).min, below - bound)
     # The sign falls over a pool's input if exactly one of the two falls over the sum.
     falls = [~constant & (first ^ down) for down in drops]
     threshold = threshold.astype(np.int32)
@@ -157,36 +151,6 @@ def float_threshold(
 def flip_words(flip: np.ndarray) -> jax.Array:
     """uint32 words with bit 1 where `flip`, bool `[C]`, is true."""
     return pack_bits(np.where(flip, np.float32(-1), np.float32(1)))
-
-
-def step_values(
-    compare: Callable[[Any, jax.Array], jax.Array],
-    value: Callable[[Any, jax.Array], jax.Array],
-    params: Any,
-    features: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """A function's values just below and at the point where a comparison changes.
-
-    Args:
-      compare: `(params, sums [rows, C]) -> bool`; it changes at most once per channel.
-      value: `(params, sums [rows, C]) -> values`.
-      params: A pytree of arrays that both read.
-      features: `C`.
-    """
-    holds = jax.jit(lambda p, codes: compare(p, codes[None])[0])
-    values = jax.jit(lambda p, codes: value(p, codes[None])[0])
-    zero = np.zeros(features, np.int64)
-    first = np.asarray(holds(params, _from_codes(zero - _LARGEST)))
-    at = _bisect(
-        lambda codes: np.asarray(holds(params, _from_codes(codes))) != first,
-        zero - _LARGEST,
-        zero + _LARGEST,
-    )
-    below, above = np.maximum(at - 1, -_LARGEST), at
-    return (
-        np.asarray(values(params, _from_codes(below))),
-        np.asarray(values(params, _from_codes(above))),
-    )
 
 
 def _threshold(threshold: np.ndarray, first: np.ndarray, constant: np.ndarray):

@@ -190,6 +190,32 @@ print(c_engine.Engine({str(path)!r}).get("test_accuracy"))
     assert found.stdout.strip() == "0.75"
 
 
+@pytest.mark.parametrize(("channels", "valid"), [(2_000, True), (50_000, False)])
+def test_both_readers_bound_the_memory_of_depthwise_kernels(channels, valid):
+    """The engine pads each group's output channels to 32."""
+    window = {"window": [3, 3], "strides": [1, 1], "dilation": [1, 1]}
+    padding = {"padding": [[1, 1], [1, 1]]}
+    node = {"kind": "conv", "inputs": [0], "features": channels, "groups": channels}
+    text = json.dumps(
+        {
+            "format": file.FORMAT,
+            "version": file.VERSION,
+            "layout": file._LAYOUT,
+            "image_shape": [3, 3, channels],
+            "nodes": [node | window | padding],
+        }
+    )
+    kernel, bias = np.ones((3, 3, 1, channels), "f"), np.zeros(channels, "f")
+    data = c_engine.joined(text, {"0.kernel": kernel, "0.bias": bias})
+    if valid:
+        assert file.from_bytes(data).image_shape == c_engine.Engine(data).input
+        return
+    with pytest.raises(ValueError, match="bytes of arrays in memory"):
+        file.from_bytes(data)
+    with pytest.raises(c_engine.Failure, match="too much memory"):
+        c_engine.Engine(data)
+
+
 def test_both_readers_refuse_the_same_files(tiny):
     """Change the description's numbers and words, shapes, offsets and bytes."""
     data = c_engine.to_bytes(tiny)

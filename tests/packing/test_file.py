@@ -3,12 +3,10 @@
 import dataclasses
 import json
 import os
-import random
 import tracemalloc
 import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import packed_networks
 import pytest
@@ -215,12 +213,6 @@ def test_threshold_dtype_fits_the_bound():
         np.testing.assert_array_equal(file._restore(stored.data, member), numbers)
 
 
-def check_usable(found):
-    """Check that a loaded network can be traced and reported."""
-    jax.eval_shape(found, jnp.zeros((2, *found.image_shape)))
-    assert str(found.report)
-
-
 def test_truncated_or_extended_files_are_refused(data, load):
     size = int.from_bytes(data[:8], "little")
     for length in [*range(0, 12), size, size + 7, *range(size + 8, len(data), 997)]:
@@ -249,64 +241,6 @@ def test_flipped_bits_are_refused(data):
     changed[-1], changed[bit // 8] = data[-1] ^ 1, data[bit // 8]
     with pytest.raises(ValueError, match="damaged: its checksum does not match; copy"):
         file.from_bytes(bytes(changed))
-
-
-def mutants(value, rng):
-    """Replacements for a value, of every JSON type."""
-    yield from (None, True, -1, 0, 1.5, 2**31, 2**63, 10**40, "", "x", [], {}, [[]])
-    if isinstance(value, int):
-        yield from (value + 1, value - 1, value * 2, 2**24, str(value), [value])
-    if isinstance(value, list):
-        yield from (value[1:], value + value[:1], value[::-1], value * 1000)
-    if isinstance(value, str):
-        yield from (
-            value + "\0",
-            "threshold",
-            "affine",
-            "norm",
-            "sum",
-            "\ud800",
-            "x" * 10**4,
-        )
-
-
-def value_paths(value, path=()):
-    yield path
-    if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, inner in items:
-            yield from value_paths(inner, (*path, key))
-
-
-@pytest.mark.slow
-def test_changed_descriptions_are_refused_or_load_as_valid(data, load):
-    description, arrays = split(data)
-    rng = random.Random(1)
-    paths = [path for path in value_paths(description) if path]
-    refused = loaded = 0
-    for path in rng.sample(paths, 60):
-        *parents, last = path
-        for mutant in rng.sample(list(mutants(_value_at(description, path), rng)), 6):
-            changed = json.loads(json.dumps(description))
-            _value_at(changed, parents)[last] = mutant
-            try:
-                check_usable(load(join(changed, arrays)))
-                loaded += 1
-            except FormatError:
-                refused += 1
-        changed = json.loads(json.dumps(description))
-        del _value_at(changed, parents)[last]
-        try:
-            check_usable(load(join(changed, arrays)))
-        except FormatError:
-            refused += 1
-    assert refused > 250 and loaded > 0
-
-
-def _value_at(value, path):
-    for key in path:
-        value = value[key]
-    return value
 
 
 def change(**entries):
@@ -532,9 +466,8 @@ def test_large_kernel_loads_in_little_extra_memory():
     tracemalloc.stop()
     assert peak < len(data) + 2**24
     kernel = loaded.nodes[1].arrays["kernel"]
-    np.testing.assert_array_equal(
-        file._store(kernel, graph.Member("kernel", sizes[1:])), arrays["1.kernel"]
-    )
+    member = graph.Member("kernel", sizes[1:], groups=1)
+    np.testing.assert_array_equal(file._store(kernel, member), arrays["1.kernel"])
 
 
 def test_small_file_cannot_allocate_much_memory(data, load):

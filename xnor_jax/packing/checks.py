@@ -12,7 +12,7 @@ from typing import Any
 LARGEST_INTEGER = 2**24  # a size, a stride, a padding, a number of channels
 LARGEST_IMAGE = 2**28  # numbers in an image, padded, or in any value computed from it
 LARGEST_KERNEL = 2**27  # weights
-LARGEST_PACKED = 2**25  # bytes of arrays in memory beyond twice their size in the file
+LARGEST_PACKED = 3 * 2**24  # bytes of arrays in memory, beyond twice those stored
 LARGEST_NETWORK = 2**30  # bytes of all arrays in memory
 LARGEST_FILE = 2**30  # bytes
 LARGEST_HEADER = 2**20  # bytes

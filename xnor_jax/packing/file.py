@@ -261,13 +261,19 @@ def _from_json(found: Any) -> Node:
 
 
 def _memory(member: Member) -> int:
-    """Bytes in memory, where a kernel's channels are padded to multiples of 32."""
-    if member.kind != "kernel":
-        return 4 * prod(member.shape)
+    """Bytes in memory, where a kernel's channels are padded to multiples of 32.
+
+    The engine keeps a kernel of floats and a copy in which each group is padded.
+    """
+    plain = 4 * prod(member.shape)
+    if not member.groups:
+        return plain
     *window, c_in, c_out = member.shape
     each = c_out // member.groups
-    words = member.groups * prod(window) * -(-c_in // 32) * -(-each // 32) * 32
-    return 4 * words
+    padded = 4 * member.groups * prod(window) * -(-each // 32) * 32
+    if member.kind == "kernel":
+        return padded * -(-c_in // 32)
+    return plain + padded * c_in
 
 
 def _store(array: Any, member: Member) -> np.ndarray:
@@ -520,15 +526,12 @@ def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _strings(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or len(value) > checks.MOST_CLASSES:
-        raise ValueError(f"expected a list of at most {checks.MOST_CLASSES} names")
-    return tuple(map(checks.string, value))
+    return tuple(map(checks.string, checks.sequence(value, checks.MOST_CLASSES)))
 
 
 def _per_channel(value: Any, *, least: float) -> tuple[float, ...]:
-    if not isinstance(value, list) or not 1 <= len(value) <= 4096:
-        raise ValueError("expected a list of numbers, one per channel")
-    return tuple(checks.real(number, least=least, largest=1e6) for number in value)
+    numbers = checks.sequence(value, 4096, least=1)
+    return tuple(checks.real(number, least=least, largest=1e6) for number in numbers)
 
 
 _PREPROCESSING = {

@@ -66,13 +66,13 @@ class Member(NamedTuple):
         channel; `"kernel"`, signs.
       shape: The array's shape; for signs, the shape before packing.
       bound: The largest magnitude of integers; the upper bound of indices, exclusive.
-      groups: Groups of a kernel of signs.
+      groups: Groups of a kernel, of signs or of floats; 0 for other arrays.
     """
 
     kind: str
     shape: tuple[int, ...]
     bound: int = 0
-    groups: int = 1
+    groups: int = 0
 
     @property
     def stored(self) -> tuple[tuple[int, ...], np.dtype]:
@@ -374,7 +374,7 @@ class Conv(_Product):
     def members(self, specs):
         """A kernel, and per channel a bias, a scale and a shift, or a threshold."""
         shape = self._kernel_shape(_floats(_one(specs)))
-        found = {"kernel": Member("floats", shape)}
+        found = {"kernel": Member("floats", shape, groups=self.groups)}
         if self.epilogue == THRESHOLD:
             if self.scaled:
                 raise ValueError("expected no scale with a threshold")

@@ -636,6 +636,12 @@ def test_leaving_zero_counts_as_a_flip_only_downwards():
     assert state.flip_ratio == 4 / 8
 
 
+def test_sign_flips_of_an_update_of_another_shape_are_refused():
+    kernel, transform = jnp.ones((2, 2)), optim.count_sign_flips()
+    with pytest.raises(ValueError, match=r"count_sign_flips: .*\(2, 2\), got \(1, 2\)"):
+        transform.update(jnp.ones((1, 2)), transform.init(kernel), kernel)
+
+
 def test_flip_ratio_covers_only_masked_kernels():
     params = make_params()
     optimizer: Any = make_optimizer("chain", "adam")

@@ -322,7 +322,8 @@ def count_sign_flips(mask: Mask = None) -> optax.GradientTransformation:
       A transformation; its `update` needs `params`, the latent tree.
 
     Raises:
-      ValueError: In `update`, if `params` is missing or its structure differs.
+      ValueError: In `update`, if `params` is missing, or its structure or a shape
+        differs.
     """
 
     def over_kernels(fn, params, *rest):
@@ -341,6 +342,11 @@ def count_sign_flips(mask: Mask = None) -> optax.GradientTransformation:
         return SignFlipsState(over_kernels(zero, params))
 
     def ratio(kernel, update):
+        if update.shape != kernel.shape:
+            raise ValueError(
+                "count_sign_flips: expected an update of the kernel's shape "
+                f"{kernel.shape}, got {update.shape}"
+            )
         flipped = sign(kernel) != sign((kernel + update).astype(kernel.dtype))
         return jnp.mean(flipped, dtype=jnp.float32)
 

@@ -206,7 +206,9 @@ def test_unwritable_folder_is_refused(tmp_path):
         folders.open_folder(tmp_path / "file" / "run", info(), resume=False)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"name": "x", "data": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"name": "x", "data": {}}', "[" * 100_000]
+)
 def test_damaged_recipe_json_is_one_line(tmp_path, text):
     (tmp_path / "recipe.json").write_text(text)
     with pytest.raises(RunError, match="cannot read") as error:

@@ -125,7 +125,7 @@ def _absorb(node: Node, users: Users) -> Node:
 
 
 def _fuse_norm(node: Node, users: Users) -> Node:
-    """Rewrite `(x − mean) · scale + bias` as `norm`; the bias is optional."""
+    """Rewrite `(x − mean) · scale + bias` as `norm`; mean or bias may be missing."""
     found = _operands(node, "add")
     below = found[0] if found else node
     if not found and [u.op == "function" for u in users[node] if u] == [True]:
@@ -133,16 +133,20 @@ def _fuse_norm(node: Node, users: Users) -> Node:
         if user is not None and _operands(user, "add"):
             return node  # The rule matches at the addition of the bias.
     scaled = _operands(below, "mul")
-    shifted = scaled and _operands(scaled[0], "sub")
-    if not scaled or not shifted or node.dtype != np.float32:
+    if not scaled or node.dtype != np.float32:
         return node
-    if any(len(users[n]) != 1 for n in (below, scaled[0]) if n is not node):
+    if found and len(users[below]) != 1:
         return node
+    alone = len(users[scaled[0]]) == 1
+    shifted = _operands(scaled[0], "sub") if alone else None
+    if not found and not shifted:
+        return node
+    x, mean, _ = shifted or (scaled[0], np.zeros(node.shape[-1:], np.float32), None)
     bias = found[1] if found else np.zeros(node.shape[-1:], np.float32)
-    attrs = {"mean": shifted[1], "scale": scaled[1], "bias": bias}
+    attrs = {"mean": mean, "scale": scaled[1], "bias": bias}
     if not all(np.isfinite(value).all() for value in attrs.values()):
         return node
-    made = make("norm", [shifted[0]], node.shape, node, **attrs)
+    made = make("norm", [x], node.shape, node, **attrs)
     made.sources = frozenset().union(
         *(part[2].sources for part in (shifted, scaled, found) if part)
     )

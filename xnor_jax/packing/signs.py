@@ -81,8 +81,8 @@ def check_coverage(output: Node, masked: frozenset[str]) -> None:
         )
     if not products:
         raise PackError(
-            "pack: expected a model with a binary layer, got none; pass a mask that "
-            "selects the binary kernels"
+            "pack: expected a model with a binary layer, got none; use those of "
+            "xnor_jax.nn, or pass a mask that selects the binary kernels"
         )
 
 

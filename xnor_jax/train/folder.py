@@ -231,7 +231,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
                 raise ValueError("expected numbers")
     except FileNotFoundError:
         history = []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise RunError(
             f"cannot read {path}: {_reason(error)}; --resume rewrites it"
         ) from error
@@ -301,7 +301,7 @@ def read_data_dir(folder: Path) -> Path | None:
             return Path(json.loads(path.read_text()))
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, RecursionError, TypeError) as error:
             raise RunError(
                 f"cannot read {path}: {_reason(error)}; remove it, and give --data-dir"
             ) from error
@@ -331,7 +331,7 @@ def read_seeds(folder: Path) -> tuple[int, ...]:
             raise ValueError(f"expected a list of whole numbers, got {seeds!r}")
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(
             f"cannot read {path}: {error}; remove it, and give --seeds"
         ) from error
@@ -406,7 +406,14 @@ def read_fields(folder: Path) -> dict[str, Any]:
             f"no run in {folder}: it has no recipe.json; expected a folder written by "
             "xnor-jax train"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise RunError(
             f"cannot read {path}: {_reason(error)}; restore the file, or start a new "
             "run"

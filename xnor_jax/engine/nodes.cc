@@ -74,7 +74,8 @@ class Elementwise : public Node {
       : function_(fields.Has("function") ? fields.String("function") : "add"),
         operands_(fields.Integers("operands", -1)), shapes_(fields.Shapes("shapes")),
         exponent_(fields.Integer("exponent", 0, -64, 64)) {
-    Require(Arity(function_) > 0, "unknown function");
+    Require(Arity(function_) > 0,
+            "unknown function; pack the network again, or update xnor_jax");
   }
 
   std::vector<Member> Members(const std::vector<Spec>& in) const override {

@@ -575,7 +575,10 @@ class Mean(Node):
 
 def _function(value: Any) -> str:
     if not isinstance(value, str) or value not in FUNCTIONS:
-        raise ValueError(f"unknown function {checks.clip(value)}")
+        raise ValueError(
+            f"unknown function {checks.clip(value)}; pack the network again, or update "
+            "xnor_jax"
+        )
     return value
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,10 +21,7 @@ def model():
 def test_layer_features_are_the_signs_of_its_input(model):
     packed = xnor.pack(model)
     info = Info(preprocessing=Preprocessing((0.4,), (0.3,)))
-    packed = type(packed)(
-        **{name: getattr(packed, name) for name in ("nodes", "image_shape", "report")},
-        info=info,
-    )
+    packed = dataclasses.replace(packed, info=info)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 17, 1)).astype(np.uint8)
     layer, _ = features.layers(packed, pixels)
     assert layer.name == "block2/layer"

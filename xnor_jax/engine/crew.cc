@@ -18,7 +18,7 @@ namespace xnor {
 #if defined(__x86_64__)
 
 FlushSubnormals::FlushSubnormals() : before_(_mm_getcsr()) {
-  // Results and operands; exceptions masked, to the nearest even, whatever was set.
+  // Flushes results and operands, rounds to nearest even, and masks all exceptions.
   _mm_setcsr(0x1f80 | 0x8040);
 }
 FlushSubnormals::~FlushSubnormals() { _mm_setcsr(static_cast<unsigned>(before_)); }

@@ -9,7 +9,8 @@
 
 namespace xnor {
 
-// Flushes subnormal floats to 0 within its scope, as in XLA's programs.
+// Flushes subnormal floats to 0 within its scope, as in XLA's programs, and rounds to
+// nearest even, whatever the caller has set.
 class FlushSubnormals {
  public:
   FlushSubnormals();

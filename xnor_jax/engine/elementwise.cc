@@ -164,12 +164,13 @@ struct Select {
 // The counterpart of FUNCTIONS in packing/functions.py.
 constexpr Entry kFunctions[] = {
     {"add", 2, Combined<Add, Combination::kSum>},
+    {"mul", 2, Combined<Mul, Combination::kProduct>},
     {"max", 2, Combined<Max, Combination::kMax>},
     {"sub", 2, Two<Sub>},       {"min", 2, Two<Min>},
-    {"mul", 2, Combined<Mul, Combination::kProduct>}, {"div", 2, Two<Div>},
-    {"rem", 2, Two<Rem>},       {"pow", 2, Two<Pow>},
-    {"atan2", 2, Two<Atan2>},   {"neg", 1, One<Neg>},
-    {"abs", 1, One<Abs>},       {"sign", 1, One<SignOf>},
+    {"div", 2, Two<Div>},       {"rem", 2, Two<Rem>},
+    {"pow", 2, Two<Pow>},       {"atan2", 2, Two<Atan2>},
+    {"neg", 1, One<Neg>},       {"abs", 1, One<Abs>},
+    {"sign", 1, One<SignOf>},
     {"floor", 1, One<Floor>},   {"ceil", 1, One<Ceil>},
     {"round", 1, One<Round>},   {"exp", 1, One<Exp>},
     {"exp2", 1, One<Exp2>},     {"expm1", 1, One<Expm1>},

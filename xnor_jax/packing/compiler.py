@@ -21,6 +21,7 @@ from xnor_jax.packing.network import PackedModel
 from xnor_jax.packing.trace import PackError, trace
 from xnor_jax.weights import binarize
 
+Example = ArrayLike | jax.ShapeDtypeStruct
 # Largest difference of a logit due to rounding, as a fraction of the largest logit.
 _TOLERANCE = 1e-4
 _IMAGES = 16
@@ -30,7 +31,7 @@ def pack(
     model: nnx.Module | Callable[[jax.Array], jax.Array],
     mask: Mask = None,
     *,
-    example: ArrayLike | jax.ShapeDtypeStruct | None = None,
+    example: Example | None = None,
     backend: str = "auto",
 ) -> PackedModel:
     """Pack a trained network: one bit per weight, integer sums, thresholds.
@@ -109,7 +110,7 @@ def pack(
 def pack_unchecked(
     model: nnx.Module | Callable[[jax.Array], jax.Array],
     *,
-    example: ArrayLike | jax.ShapeDtypeStruct | None = None,
+    example: Example | None = None,
 ) -> PackedModel:
     """Pack without the final comparison, to report the costs of an untrained network.
 
@@ -120,12 +121,7 @@ def pack_unchecked(
     return _packed(model, None, example, "auto")[0]
 
 
-def _packed(
-    model: Any,
-    mask: Mask,
-    example: ArrayLike | jax.ShapeDtypeStruct | None,
-    backend: str,
-):
+def _packed(model: Any, mask: Mask, example: Example | None, backend: str):
     """The packed network, and the function and parameters that it was built from."""
     backends.resolve("pack", backend)
     if isinstance(model, PackedModel):
@@ -215,11 +211,9 @@ def _check_concrete(model: nnx.Module) -> None:
             )
 
 
-def _image_shape(
-    model: Any, example: ArrayLike | jax.ShapeDtypeStruct | None
-) -> tuple[int, ...]:
+def _image_shape(model: Any, example: Example | None) -> tuple[int, ...]:
     dtype = getattr(example, "dtype", np.dtype(float))
-    if example is not None and not hasattr(example, "shape"):
+    if example is not None and not hasattr(example, "shape"):  # numbers in lists
         try:
             dtype = np.asarray(example).dtype
         except ValueError:  # rows of different lengths
@@ -229,7 +223,7 @@ def _image_shape(
                 "pack: expected an example array [N, ...], got "
                 f"{type(example).__name__}"
             )
-        dtype = np.dtype(float)  # of Python's numbers
+        dtype = np.dtype(float)  # integers in lists are numbers, too
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"pack: expected an example of floating point numbers, got {dtype}; "
@@ -256,10 +250,7 @@ def _image_shape(
 
 
 def _check(
-    packed: PackedModel,
-    function: Callable,
-    params: Any,
-    example: ArrayLike | jax.ShapeDtypeStruct | None,
+    packed: PackedModel, function: Callable, params: Any, example: Example | None
 ) -> None:
     """Compare the packed network with the reference evaluation of the function.
 

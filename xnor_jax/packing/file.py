@@ -250,14 +250,11 @@ def from_bytes(data: bytes) -> PackedModel:
 
 
 def _from_json(found: Any) -> Node:
-    """Make a node without its arrays, checking each setting on its own."""
+    """Make a node without its arrays."""
     kind = checks.mapping(found).get("kind")
     if not isinstance(kind, str) or kind not in NODES:
         raise ValueError(f"unknown kind of node {checks.clip(kind)}")
-    settings = NODES[kind].settings()
-    given = {k: v for k, v in found.items() if k != "kind"}
-    wanted = {k: settings[k].metadata["check"] for k in given if k in settings}
-    return NODES[kind](**checks.fields(given, wanted))
+    return NODES[kind](**NODES[kind].checked(found))
 
 
 def _memory(member: Member) -> int:

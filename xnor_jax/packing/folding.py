@@ -38,7 +38,7 @@ from xnor_jax.packing.trace import Const, Node, live
 
 _RISING = (
     *("tanh", "logistic", "exp", "exp2", "expm1", "erf", "sqrt", "log", "log1p"),
-    *("floor", "ceil", "round", "cbrt", "to_float"),
+    *("floor", "ceil", "round", "cbrt"),
 )
 # `f(consts, values [rows, C])`, of each channel on its own.
 Chain = Callable[[Any, jax.Array], jax.Array]
@@ -294,7 +294,7 @@ def slope_of(source: Node, top: Node, features: int) -> np.ndarray | None:
     """
     slopes: dict[Node, np.ndarray] = {source: np.ones(features, int)}
     for node in between(source, top):
-        if node.dtype not in (np.float32, np.bool_):
+        if node.dtype != np.float32:
             return None
         slope = _slope(node, slopes, features)
         if slope is None:

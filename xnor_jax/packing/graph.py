@@ -192,18 +192,17 @@ class Node:
                 found[name] = _plain(value)
         return found
 
-    def check(self) -> None:
-        """Check the settings as those of a file.
+    @classmethod
+    def checked(cls, found: dict[str, Any]) -> dict[str, Any]:
+        """Check a node's JSON, each setting on its own; return the settings.
 
         Raises:
-          ValueError: If one is out of its range.
+          ValueError: If a setting is unknown or out of its range.
         """
-        found = self.to_json()
-        wanted = {name: s.metadata["check"] for name, s in self.settings().items()}
-        checks.fields(
-            {name: found[name] for name in wanted if name in found},
-            {name: check for name, check in wanted.items() if name in found},
-        )
+        settings = cls.settings()
+        given = {k: v for k, v in found.items() if k != "kind"}
+        wanted = {k: settings[k].metadata["check"] for k in given if k in settings}
+        return checks.fields(given, wanted)
 
     @classmethod
     def settings(cls) -> dict[str, Any]:

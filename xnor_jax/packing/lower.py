@@ -98,7 +98,7 @@ def _is_open(node: Node, users: Users, *taken: str) -> bool:
 
 
 def _absorb(node: Node, users: Users) -> Node:
-    """Absorb α and a bias, or after a real product a bias, a scale and a shift; a ReLU.
+    """Absorb α, a bias and a ReLU, or after a real product a scale and a shift, too.
 
     They are computed in the network's order, so that the rounding is the same.
     """
@@ -260,7 +260,7 @@ class _Emitter:
             **settings,
         )
         try:
-            made.check()
+            made.checked(made.to_json())
             specs = [self.specs[i] for i in made.inputs]
             for key, member in made.members(specs).items():
                 if member.kind == "floats" and not np.isfinite(arrays[key]).all():

@@ -478,8 +478,12 @@ def merge_statistics(rest: Any, found: list[Any]) -> Any:
 def batch_statistics(trainer: Trainer, state: TrainState, images: jax.Array) -> Any:
     """BatchNorm's state with the statistics of these images alone."""
     model = trained_model(trainer, state)
-    now = {"use_running_average": False, "momentum": 0.0, "raise_if_not_found": False}
-    model.set_attributes(nnx.BatchNorm, **now)
+    model.set_attributes(
+        nnx.BatchNorm,
+        raise_if_not_found=False,
+        use_running_average=False,
+        momentum=0.0,
+    )
     with jax.default_matmul_precision("highest"):  # as in `evaluation_logits`
         model(normalize(trainer.source, images))
     return nnx.state(model, nnx.BatchStat)
